@@ -1,0 +1,1 @@
+"""Episodes, the datasets they are stored in, and their collection."""
