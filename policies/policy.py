@@ -1,0 +1,250 @@
+"""What acts: the Policy protocol, and policies that explore."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+
+
+class Policy(Protocol):
+    """Chooses actions for N episodes at once; row i of every array is environment i."""
+
+    def reset(self, num: int, seed: int) -> None:
+        """Start `num` new episodes; all randomness of the policy follows from `seed`."""
+
+    def act(self, obs: Array) -> Array:
+        """Observations (N, ...) -> the environment's own actions (N, *action_space.shape)."""
+
+
+class RandomPolicy:
+    """A new uniform action every step: the baseline."""
+
+    def __init__(self, space: gym.Space) -> None:
+        self.space = check_space(space)
+
+    def reset(self, num: int, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+
+    def act(self, obs: Array) -> Array:
+        return sample_actions(self.space, len(obs), self.rng)
+
+
+class HeldActions:
+    """Uniform actions, each held for a random number of steps."""
+
+    def __init__(self, space: gym.Space, min_hold: int = 1, max_hold: int = 10) -> None:
+        if not 1 <= min_hold <= max_hold:
+            raise ValueError(f"need 1 <= min_hold <= max_hold, got {min_hold} and {max_hold}")
+        self.space, self.min_hold, self.max_hold = check_space(space), min_hold, max_hold
+
+    def reset(self, num: int, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.held = sample_actions(self.space, num, self.rng)
+        self.left = self._draw_holds(num)
+
+    def act(self, obs: Array) -> Array:
+        over = self.left == 0
+        if over.any():
+            self.held[over] = sample_actions(self.space, int(over.sum()), self.rng)
+            self.left[over] = self._draw_holds(int(over.sum()))
+        self.left -= 1
+        return self.held.copy()
+
+    def _draw_holds(self, num: int) -> NDArray[np.int64]:
+        return self.rng.integers(self.min_hold, self.max_hold + 1, num)
+
+
+class OrnsteinUhlenbeck:
+    """Smooth random actions for a Box: x += theta (mean - x) dt + sigma sqrt(dt) noise, a new mean each episode.
+
+    x = 0 is rest and x = -1 and 1 are the bounds. A dimension whose low is 0 (a pedal, a thruster) rests at 0,
+    so negative x is clipped to nothing there: it is used in strokes. The first such dimension drives (its mean
+    is drawn from `drive`), any later one only comes on now and then (`oppose`), or they would cancel out:
+    gas and brake of CarRacing.
+    """
+
+    def __init__(
+        self,
+        space: gym.Space,
+        theta: float = 0.3,
+        sigma: float = 0.4,
+        dt: float = 1.0,
+        *,
+        spread: tuple[float, float] = (-0.1, 0.1),
+        drive: tuple[float, float] = (-0.2, 0.3),
+        oppose: tuple[float, float] = (-2.0, -1.0),
+    ) -> None:
+        self.space = check_box(space)
+        if not (theta > 0 and sigma >= 0 and 0 < theta * dt < 2):
+            raise ValueError(f"need theta > 0, sigma >= 0, 0 < theta * dt < 2; got {theta=}, {sigma=}, {dt=}")
+        self.theta, self.sigma, self.dt = theta, sigma, dt
+        one_sided = self.space.low.ravel() == 0
+        first = one_sided & (np.cumsum(one_sided) == 1)
+        ranges = [drive if f else oppose if o else spread for f, o in zip(first, one_sided, strict=True)]
+        self.mean_low, self.mean_high = np.array(ranges).reshape(-1, 2).T
+
+    def reset(self, num: int, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.mean = self.rng.uniform(self.mean_low, self.mean_high, (num, len(self.mean_low)))
+        self.x = np.clip(self.mean, -1, 1)
+
+    def act(self, obs: Array) -> Array:
+        noise = self.rng.standard_normal(self.x.shape)
+        self.x = self.x + self.theta * self.dt * (self.mean - self.x) + self.sigma * np.sqrt(self.dt) * noise
+        return from_unit(self.space, self.x)
+
+
+class RandomNetwork:
+    """A small random network of the observation, redrawn each episode: behaviour that depends on what is seen."""
+
+    def __init__(self, space: gym.Space, hidden: int = 32, gain: float = 2.0) -> None:
+        self.space, self.hidden, self.gain = check_space(space), hidden, gain
+
+    def reset(self, num: int, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.weights: tuple[Floats, Floats, Floats] | None = None
+
+    def act(self, obs: Array) -> Array:
+        x = features(obs)
+        if self.weights is None:
+            self.first = x
+            self.weights = self._draw_weights(len(x), x.shape[1])
+        w_in, bias, w_out = self.weights
+        hid = np.tanh(np.einsum("nf,nfh->nh", x - 0.5 * self.first, w_in) + bias)
+        return from_scores(self.space, self.gain * np.einsum("nh,nha->na", hid, w_out))
+
+    def _draw_weights(self, num: int, width: int) -> tuple[Floats, Floats, Floats]:
+        w_in = self.rng.standard_normal((num, width, self.hidden)) / np.sqrt(width)
+        bias = self.rng.standard_normal((num, self.hidden)) * 0.5
+        w_out = self.rng.standard_normal((num, self.hidden, score_dim(self.space))) / np.sqrt(self.hidden)
+        return 2 * w_in, bias, w_out
+
+
+class NoisyPolicy:
+    """A policy with exploration noise of a level drawn from `noise` for each episode.
+
+    Box: Ornstein-Uhlenbeck noise, the level its standard deviation as a share of half the range.
+    Anything else: the share of steps taken by held random actions.
+    """
+
+    def __init__(self, policy: Policy, space: gym.Space, noise: tuple[float, ...] = (0.0, 0.3, 0.6)) -> None:
+        if not noise or min(noise) < 0:
+            raise ValueError(f"noise must be one or more levels >= 0, got {noise}")
+        self.policy, self.space, self.noise = policy, check_space(space), noise
+        self.theta = 0.15
+        self.other = HeldActions(space)
+
+    def reset(self, num: int, seed: int) -> None:
+        self.policy.reset(num, seed)
+        self.rng = np.random.default_rng([seed, 1])  # Not the wrapped policy's stream.
+        self.level = self.rng.choice(self.noise, num)
+        self.x = np.zeros((num, score_dim(self.space)))
+        self.astray = np.zeros(num, bool)
+        self.other.reset(num, int(self.rng.integers(2**31)))
+
+    def act(self, obs: Array) -> Array:
+        act = self.policy.act(obs)
+        if isinstance(self.space, spaces.Box):
+            return self._shake(self.space, act)
+        return self._swap(act)
+
+    def _shake(self, space: spaces.Box, act: Array) -> Array:
+        scale = np.sqrt(1 - (1 - self.theta) ** 2)  # Keeps the standard deviation of x at 1.
+        self.x = (1 - self.theta) * self.x + scale * self.rng.standard_normal(self.x.shape)
+        half = (space.high.astype(np.float64) - space.low) / 2
+        noise = (self.level[:, None] * self.x).reshape(act.shape) * half
+        return np.clip(act + noise, space.low, space.high).astype(space.dtype)
+
+    def _swap(self, act: Array) -> Array:
+        # Astray for 5 steps on average, and for `level` of the time in all.
+        level = np.minimum(self.level, 1.0)
+        leave = np.where(level < 1, 0.2 * level / np.maximum(1 - level, 1e-9), 1.0)
+        stay = np.where(level < 1, 0.8, 1.0)
+        self.astray = self.rng.random(len(act)) < np.where(self.astray, stay, np.minimum(leave, 1.0))
+        random = self.other.act(act)
+        swapped = np.array(act)
+        swapped[self.astray] = random[self.astray]
+        return swapped
+
+
+def check_space(space: gym.Space) -> gym.Space:
+    """The action space, if we can draw from it evenly."""
+    if isinstance(space, spaces.Box):
+        return check_box(space)
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+        return space
+    raise ValueError(f"actions must be Box, Discrete, MultiDiscrete or MultiBinary, got {space}")
+
+
+def check_box(space: gym.Space) -> spaces.Box:
+    """The action space, if it is a Box with finite bounds."""
+    if not isinstance(space, spaces.Box):
+        raise ValueError(f"this policy needs Box actions, got {space}; use HeldActions for choices")
+    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        raise ValueError(f"Box actions need finite bounds, got {space}; wrap the env in RescaleAction")
+    return space
+
+
+def sample_actions(space: gym.Space, num: int, rng: np.random.Generator) -> Array:
+    """`num` uniform actions (num, *space.shape); unlike space.sample(), from a generator that is passed in."""
+    shape = (num, *(space.shape or ()))
+    if isinstance(space, spaces.Box):
+        if np.issubdtype(space.dtype, np.integer):
+            return rng.integers(space.low, space.high.astype(np.int64) + 1, shape).astype(space.dtype)
+        return rng.uniform(space.low, space.high, shape).astype(space.dtype)
+    if isinstance(space, spaces.Discrete):
+        return space.start + rng.integers(0, space.n, shape)
+    if isinstance(space, spaces.MultiDiscrete):
+        return (space.start + rng.integers(0, space.nvec, shape)).astype(space.dtype)
+    assert isinstance(space, spaces.MultiBinary), space
+    return rng.integers(0, 2, shape).astype(space.dtype)
+
+
+def from_unit(space: spaces.Box, x: Floats) -> Array:
+    """x (N, A), 0 at rest and -1 and 1 at the bounds (one-sided where low is 0) -> clipped actions."""
+    low, high = space.low.astype(np.float64).ravel(), space.high.astype(np.float64).ravel()
+    rest = np.where(low == 0, 0.0, (low + high) / 2)
+    act = np.clip(rest + x * (high - rest), low, high)
+    return act.reshape(-1, *space.shape).astype(space.dtype)
+
+
+def score_dim(space: gym.Space) -> int:
+    """How many numbers `from_scores` needs for an action."""
+    if isinstance(space, spaces.Discrete):
+        return int(space.n)
+    if isinstance(space, spaces.MultiDiscrete):
+        return int(space.nvec.sum())
+    return int(np.prod(space.shape or ()))
+
+
+def from_scores(space: gym.Space, scores: Floats) -> Array:
+    """Scores (N, score_dim) -> actions: tanh into a Box, the best of each choice, the sign of each bit."""
+    shape = (len(scores), *(space.shape or ()))
+    if isinstance(space, spaces.Box):
+        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+        unit = (np.tanh(scores.reshape(shape)) + 1) / 2
+        return np.clip(low + unit * (high - low), low, high).astype(space.dtype)
+    if isinstance(space, spaces.Discrete):
+        return space.start + scores.argmax(1)
+    if isinstance(space, spaces.MultiDiscrete):
+        parts = np.split(scores, np.cumsum(space.nvec.ravel())[:-1], axis=1)
+        best = np.stack([p.argmax(1) for p in parts], axis=1).reshape(shape)
+        return (space.start + best).astype(space.dtype)
+    return (scores.reshape(shape) > 0).astype(space.dtype)
+
+
+def features(obs: Array) -> Floats:
+    """About 200 numbers of each observation: a coarse picture in [-1, 1], or the vector with its size tamed."""
+    if obs.ndim == 4:
+        stride = (max(1, obs.shape[1] // 8), max(1, obs.shape[2] // 8))
+        small = obs[:, stride[0] // 2 :: stride[0], stride[1] // 2 :: stride[1]]
+        return small.reshape(len(obs), -1) / 127.5 - 1
+    flat = obs.reshape(len(obs), -1).astype(np.float64)
+    return np.sign(flat) * np.log1p(np.abs(flat))

@@ -1,0 +1,364 @@
+"""A directory of shards as one collection of episodes: windows, frames and whole episodes at random.
+
+    root/
+      seed-0000000.h5     whole episodes (see shard.py); files that are not shards are skipped and named
+      manifest.json       what was there when it was last written; a scan rebuilds it
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from wm_agents.data.episode import Episode
+from wm_agents.data.shard import SUFFIX, ShardError, ShardInfo, read_info, write_shard
+
+__all__ = ["Dataset", "ShardInfo", "Windows", "split_episodes", "write_manifest", "write_shard"]
+
+Array = NDArray[Any]
+Ints = NDArray[np.int64]
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+MAX_OPEN = 128
+"""Shards held open at once."""
+RUN = 8
+"""Frames that `Dataset.frames` takes side by side, to decode a chunk for more than one of them."""
+
+
+class Windows(NamedTuple):
+    """B windows of L steps, each inside one episode. `obs[:, t], act[:, t] -> rew[:, t], obs[:, t+1]`."""
+
+    obs: Array
+    """(B, L+1, ...)"""
+    act: Array
+    """(B, L, ...)"""
+    rew: NDArray[np.float32]
+    """(B, L)"""
+    term: NDArray[np.bool_]
+    """(B, L): obs[:, t+1] is terminal"""
+    first: NDArray[np.bool_]
+    """(B, L): obs[:, t] opens the episode"""
+
+
+class _Open(NamedTuple):
+    file: h5py.File
+    obs: h5py.Dataset
+    act: Array
+    rew: NDArray[np.float32]
+
+
+class Dataset:
+    """Episodes in the shards of a directory. Not for two threads at once; it can be pickled to another process.
+
+    Episodes keep their number while the object lives: `refresh` appends what is new, and an episode whose shard
+    turns out corrupt is no longer drawn.
+
+    Raises:
+        FileNotFoundError: no such directory.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        self.skipped: dict[str, str] = {}
+        """File name -> why it is not used."""
+        self.shards: list[ShardInfo] = []
+        self._open: OrderedDict[int, _Open] = OrderedDict()
+        self._bad: set[int] = set()
+        self.refresh()
+
+    def refresh(self) -> int:
+        """Take in shards that appeared since; return how many. Known episodes keep their number."""
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"no dataset at {self.root}: expected a directory of *{SUFFIX} shards")
+        known = {shard.name for shard in self.shards}
+        skipped = dict(self.skipped)
+        new = []
+        for path in sorted(self.root.glob(f"*{SUFFIX}")):
+            if path.name in known:
+                continue
+            try:
+                info = read_info(path)
+                self._check_alike((self.shards + new)[0] if self.shards or new else info, info)
+                new.append(info)
+                skipped.pop(path.name, None)
+            except ShardError as error:
+                skipped[path.name] = str(error)
+        for name in _listed(self.root) - {path.name for path in self.root.glob(f"*{SUFFIX}")}:
+            skipped[name] = f"missing: {MANIFEST} lists it"
+        fresh = {name: why for name, why in skipped.items() if name not in self.skipped}
+        if fresh:
+            log.warning("%s: skipped %d file(s): %s", self.root, len(fresh), fresh)
+        self.skipped = skipped
+        self.shards += new
+        self._index()
+        return len(new)
+
+    @staticmethod
+    def _check_alike(want: ShardInfo, got: ShardInfo) -> None:
+        for what in ("obs_shape", "obs_dtype", "act_shape", "act_dtype"):
+            if getattr(want, what) != getattr(got, what):
+                raise ShardError(f"foreign: {what} {getattr(got, what)}, but {want.name} has {getattr(want, what)}")
+
+    def _index(self) -> None:
+        """Lay out every episode: its shard, and where its frames and steps begin in it."""
+        counts = [shard.num_episodes for shard in self.shards]
+        empty = np.zeros(0, np.int64)
+        self.lengths: Ints = np.concatenate([empty, *(s.lengths for s in self.shards)])
+        self.seeds: Ints = np.concatenate([empty, *(s.seeds for s in self.shards)])
+        self.term = np.concatenate([empty, *(s.term for s in self.shards)]).astype(bool)
+        self.trunc = np.concatenate([empty, *(s.trunc for s in self.shards)]).astype(bool)
+        self._shard_of = np.repeat(np.arange(len(counts)), counts)
+        self._row = np.concatenate([empty, *(np.cumsum(s.lengths) - s.lengths for s in self.shards)])
+        self._number = np.concatenate([empty, *(np.arange(n) for n in counts)])
+        self._usable = ~np.isin(self._shard_of, list(self._bad))
+
+    @property
+    def num_episodes(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def num_steps(self) -> int:
+        return int(self.lengths.sum())
+
+    @property
+    def num_frames(self) -> int:
+        """Stored frames: one more than steps in each episode."""
+        return self.num_steps + self.num_episodes
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def obs_shape(self) -> tuple[int, ...]:
+        return self._some_shard().obs_shape
+
+    @property
+    def act_shape(self) -> tuple[int, ...]:
+        return self._some_shard().act_shape
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """How the environment was made (`RealSpec.to_dict`), as the first shard says; empty if unknown."""
+        return self._some_shard().spec
+
+    def _some_shard(self) -> ShardInfo:
+        if not self.shards:
+            raise ValueError(f"no episodes in {self.root} ({len(self.skipped)} file(s) skipped: {self.skipped})")
+        return self.shards[0]
+
+    def episode(self, i: int) -> Episode:
+        """Read episode `i` whole."""
+        shard, frames, steps = self._where(i, 0, int(self.lengths[i]))
+        held = self._opened(shard)
+        info = json.loads(held.file["info"][int(self._number[i])])
+        return Episode(
+            self._frames(shard, frames),
+            held.act[steps].copy(),
+            held.rew[steps].copy(),
+            bool(self.term[i]),
+            bool(self.trunc[i]),
+            int(self.seeds[i]),
+            info,
+        )
+
+    def steps(self, i: int) -> tuple[Array, NDArray[np.float32]]:
+        """The actions and rewards of episode `i`, (T, ...) and (T,), without reading its frames."""
+        shard, _, steps = self._where(i, 0, int(self.lengths[i]))
+        held = self._opened(shard)
+        return held.act[steps].copy(), held.rew[steps].copy()
+
+    def iter_episodes(self, episodes: Ints | None = None) -> Iterator[Episode]:
+        """Read episodes one after another; those of a shard that turns out corrupt are left out."""
+        for i in self._among(episodes):
+            if not self._usable[i]:
+                continue
+            try:
+                yield self.episode(int(i))
+            except ShardError:
+                continue  # Noted in `skipped` already.
+
+    def windows(
+        self, num: int, length: int, rng: np.random.Generator, episodes: Ints | None = None
+    ) -> Windows:
+        """Draw `num` windows of `length` steps, every place of the data as likely as every other.
+
+        Raises:
+            ValueError: no episode is as long as `length`.
+        """
+        while True:
+            i, start = self.draw_windows(num, length, rng, episodes)
+            try:
+                return self.read_windows(i, start, length)
+            except ShardError:
+                continue  # Its episodes are out of the draw now; in the end the draw itself complains.
+
+    def draw_windows(
+        self, num: int, length: int, rng: np.random.Generator, episodes: Ints | None = None
+    ) -> tuple[Ints, Ints]:
+        """Draw (episode, first step) of `num` windows without reading them."""
+        among = self._among(episodes)
+        places = np.maximum(self.lengths[among] - length + 1, 0) * self._usable[among]
+        ends = np.cumsum(places)
+        if length < 1 or len(ends) == 0 or ends[-1] == 0:
+            longest = int(self.lengths[among].max(initial=0))
+            raise ValueError(
+                f"no window of {length} steps in {self.root}: {len(among)} episodes, the longest of {longest} steps, "
+                f"{int((~self._usable[among]).sum())} in corrupt shards; ask for a shorter window or collect more"
+            )
+        place = rng.integers(0, ends[-1], num)
+        pick = np.searchsorted(ends, place, side="right")
+        return among[pick], place - (ends[pick] - places[pick])
+
+    def read_windows(self, episode: Ints, start: Ints, length: int) -> Windows:
+        """Read the windows that begin at step `start[b]` of `episode[b]`."""
+        shard = self._some_shard()
+        num = len(episode)
+        obs = np.empty((num, length + 1, *shard.obs_shape), shard.obs_dtype)
+        act = np.empty((num, length, *shard.act_shape), shard.act_dtype)
+        rew = np.empty((num, length), np.float32)
+        for b in np.lexsort((start, episode)):  # One shard after another, in the order on disk.
+            where, frames, steps = self._where(int(episode[b]), int(start[b]), length)
+            held = self._opened(where)
+            obs[b] = self._frames(where, frames)
+            act[b], rew[b] = held.act[steps], held.rew[steps]
+        at = np.asarray(start)[:, None] + np.arange(length)
+        term = (at + 1 == self.lengths[episode][:, None]) & self.term[episode][:, None]
+        return Windows(obs, act, rew, term, at == 0)
+
+    def frames(self, num: int, rng: np.random.Generator, episodes: Ints | None = None) -> Array:
+        """Draw `num` frames (num, ...) in random order, taken as short runs so that it is cheap."""
+        while True:
+            among = self._among(episodes)
+            ends = np.cumsum((self.lengths[among] + 1) * self._usable[among])
+            if len(ends) == 0 or ends[-1] == 0:
+                raise ValueError(f"no frames to draw in {self.root}: {len(among)} episodes, none usable")
+            try:
+                return self._draw_frames(num, rng, among, ends)
+            except ShardError:
+                continue
+
+    def _draw_frames(self, num: int, rng: np.random.Generator, among: Ints, ends: Ints) -> Array:
+        place = np.sort(rng.integers(0, ends[-1], -(-2 * num // RUN)))
+        runs: list[Array] = []
+        got = 0
+        while got < num:
+            for at in place:
+                pick = int(np.searchsorted(ends, at, side="right"))
+                i = int(among[pick])
+                t = int(at - (ends[pick] - self.lengths[i] - 1))
+                runs.append(self._run(i, t))
+                got += len(runs[-1])
+            place = np.sort(rng.integers(0, ends[-1], len(place)))
+        return np.concatenate(runs)[rng.permutation(got)[:num]]
+
+    def _run(self, i: int, t: int) -> Array:
+        """The aligned run of up to RUN frames around frame `t` of episode `i`; it never straddles a chunk."""
+        shard, frames, _ = self._where(i, 0, int(self.lengths[i]))
+        begin = (frames.start + t) // RUN * RUN
+        return self._frames(shard, slice(max(begin, frames.start), min(begin + RUN, frames.stop)))
+
+    def _among(self, episodes: Ints | None) -> Ints:
+        if episodes is None:
+            return np.arange(self.num_episodes)
+        return np.asarray(episodes, np.int64)
+
+    def _where(self, i: int, start: int, length: int) -> tuple[int, slice, slice]:
+        """Shard of episode `i`, and the rows of its frames and of its steps for the window at `start`."""
+        if not 0 <= start <= start + length <= self.lengths[i]:
+            raise ValueError(f"steps {start} to {start + length} are not in episode {i} of {self.lengths[i]} steps")
+        step = int(self._row[i]) + start
+        frame = step + int(self._number[i])  # Each episode before it has one frame more than steps.
+        return int(self._shard_of[i]), slice(frame, frame + length + 1), slice(step, step + length)
+
+    def _frames(self, shard: int, rows: slice) -> Array:
+        try:
+            return np.asarray(self._opened(shard).obs[rows])
+        except OSError as error:
+            raise self._give_up(shard, error) from error
+
+    def _opened(self, shard: int) -> _Open:
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard]
+        path = self.root / self.shards[shard].name
+        try:
+            # Windows are random, so a chunk cache would only cost memory.
+            file = h5py.File(path, "r", rdcc_nbytes=0)
+            held = _Open(file, file["obs"], file["act"][:], file["rew"][:])
+        except (OSError, KeyError, RuntimeError) as error:
+            raise self._give_up(shard, error) from error
+        self._open[shard] = held
+        while len(self._open) > MAX_OPEN:
+            self._open.popitem(last=False)[1].file.close()
+        return held
+
+    def _give_up(self, shard: int, error: Exception) -> ShardError:
+        name = self.shards[shard].name
+        self._bad.add(shard)
+        self._usable = ~np.isin(self._shard_of, list(self._bad))
+        self.skipped[name] = f"corrupt: {error}"
+        log.warning("%s: skipped from now on: %s", self.root / name, error)
+        return ShardError(f"{name} is corrupt: {error}; its {self.shards[shard].num_episodes} episodes are skipped")
+
+    def close(self) -> None:
+        """Close the files; reading opens them again."""
+        while self._open:
+            self._open.popitem()[1].file.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": OrderedDict()}  # Handles do not travel.
+
+
+def split_episodes(num: int, val_fraction: float, seed: int = 0) -> tuple[Ints, Ints]:
+    """Split episode numbers into training and validation, at least one of each when there are two.
+
+    Each episode draws its side by itself, so one that is in training stays there as the dataset grows.
+    """
+    if not 0 <= val_fraction < 1:
+        raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction}")
+    if num < 2 or val_fraction == 0:
+        return np.arange(num), np.arange(0)
+    draw = np.random.default_rng(seed).random(num)
+    val = draw < val_fraction
+    val[draw.argmin()] = True
+    val[draw.argmax()] = False
+    return np.flatnonzero(~val), np.flatnonzero(val)
+
+
+def write_manifest(root: Path | str) -> dict[str, Any]:
+    """Scan `root` and write what is there to manifest.json."""
+    root = Path(root)
+    (root / MANIFEST).unlink(missing_ok=True)
+    data = Dataset(root)
+    manifest = {
+        "episodes": data.num_episodes,
+        "steps": data.num_steps,
+        "bytes": data.num_bytes,
+        "spec": data.spec if data.shards else {},
+        "shards": {
+            s.name: {"episodes": s.num_episodes, "steps": s.num_steps, "bytes": s.bytes} for s in data.shards
+        },
+        "skipped": data.skipped,
+    }
+    part = root / f".{MANIFEST}.{os.getpid()}"
+    part.write_text(json.dumps(manifest, indent=1))
+    os.replace(part, root / MANIFEST)
+    return manifest
+
+
+def _listed(root: Path) -> set[str]:
+    try:
+        return set(json.loads((root / MANIFEST).read_text())["shards"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()  # A manifest is a convenience: no manifest, nothing to compare with.

@@ -1,0 +1,131 @@
+"""One episode, the unit of data: `obs[t], act[t] -> rew[t], obs[t+1]`."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policies.rollout import Transition
+
+Array = NDArray[Any]
+Scalar = str | int | float | bool | None
+
+UNKNOWN_SEED = -1
+"""The seed of an episode that was recorded without one."""
+
+
+class Episode(NamedTuple):
+    """T steps from a reset to an end. `obs[t], act[t] -> rew[t], obs[t+1]`; the last frame is kept."""
+
+    obs: Array
+    """(T+1, ...)"""
+    act: Array
+    """(T, *action shape), the environment's own actions"""
+    rew: NDArray[np.float32]
+    """(T,)"""
+    term: bool
+    trunc: bool
+    seed: int
+    info: dict[str, Scalar]
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.rew)
+
+
+def check_episode(ep: Episode) -> None:
+    """Raise ValueError unless the parts of `ep` fit together."""
+    steps = len(ep.rew)
+    if steps == 0:
+        raise ValueError(f"an episode needs at least one step, got none (seed {ep.seed})")
+    if len(ep.obs) != steps + 1 or len(ep.act) != steps:
+        raise ValueError(
+            f"an episode of {steps} rewards needs {steps + 1} obs and {steps} act, "
+            f"got {len(ep.obs)} and {len(ep.act)} (seed {ep.seed}); keep the last frame"
+        )
+    if ep.rew.ndim != 1:
+        raise ValueError(f"rew must be (T,), got {ep.rew.shape} (seed {ep.seed})")
+    if ep.obs.dtype == object or ep.act.dtype == object:
+        raise ValueError(
+            f"obs and act must be plain arrays, got {ep.obs.dtype} and {ep.act.dtype} (seed {ep.seed}); "
+            "flatten dict or tuple spaces with a wrapper"
+        )
+    if not np.isfinite(ep.rew).all():
+        raise ValueError(f"rew must be finite, got {ep.rew[~np.isfinite(ep.rew)][0]} (seed {ep.seed})")
+    if not (ep.term or ep.trunc):
+        raise ValueError(f"an episode must end: term or trunc, got neither (seed {ep.seed})")
+
+
+def collect_episode(
+    transitions: Iterable[Transition], seed: int, *, stall: int | None = None, info: dict[str, Scalar] | None = None
+) -> Episode:
+    """Gather one episode from a rollout of one row.
+
+    Args:
+        stall: cut the episode (as a truncation) after this many steps without a positive reward.
+    """
+    obs: list[Array] = []
+    act: list[Array] = []
+    rew: list[float] = []
+    term = trunc = False
+    idle = 0
+    for t in transitions:
+        if len(t.rew) != 1:
+            raise ValueError(f"an episode is gathered from a rollout of 1 row, got {len(t.rew)} rows")
+        if not obs:
+            obs.append(np.array(t.obs[0]))
+        obs.append(np.array(t.next_obs[0]))  # Copies: the env may reuse its buffers.
+        act.append(np.array(t.act[0]))
+        rew.append(float(t.rew[0]))
+        term, trunc = bool(t.term[0]), bool(t.trunc[0])
+        idle = 0 if rew[-1] > 0 else idle + 1
+        if stall is not None and idle >= stall and not term:
+            trunc = True
+        if term or trunc:
+            break
+    if isinstance(transitions, Generator):
+        transitions.close()
+    if not obs:
+        raise ValueError(f"the rollout gave no transition (seed {seed})")
+    ep = Episode(np.stack(obs), np.stack(act), np.array(rew, np.float32), term, trunc, seed, dict(info or {}))
+    check_episode(ep)
+    return ep
+
+
+def drop_autoreset_rows(
+    obs: Array, act: Array, rew: Array, term: Array, trunc: Array, *, seed: int = UNKNOWN_SEED
+) -> list[Episode]:
+    """Cut one environment's stream, recorded under NEXT_STEP autoreset, into episodes.
+
+    Under NEXT_STEP the step after an end ignores its action and returns the next episode's first frame with
+    reward 0. That row is no transition (it would teach a teleport) and is dropped. A last episode that was still
+    going is kept as truncated, with `info["cut"]`. Only the first episode can have `seed`.
+
+    Args:
+        obs: (T+1, ...), from the reset on; act (T, ...), rew, term and trunc (T,) as `step` gave them.
+    """
+    done = np.asarray(term, bool) | np.asarray(trunc, bool)
+    if len(obs) != len(done) + 1:
+        raise ValueError(f"a stream of {len(done)} steps needs {len(done) + 1} obs, got {len(obs)}")
+    stops = [int(i) + 1 for i in np.flatnonzero(done)]
+    starts = [0] + [stop + 1 for stop in stops]  # Skips the fake row at index `stop`.
+    episodes = []
+    for start, stop in zip(starts, [*stops, len(done)], strict=True):
+        if stop <= start:
+            continue
+        cut = not done[stop - 1]
+        ep = Episode(
+            np.array(obs[start : stop + 1]),
+            np.array(act[start:stop]),
+            np.asarray(rew[start:stop], np.float32),
+            bool(term[stop - 1]),
+            bool(trunc[stop - 1]) or cut,
+            seed if start == 0 else UNKNOWN_SEED,
+            {"cut": True} if cut else {},
+        )
+        check_episode(ep)
+        episodes.append(ep)
+    return episodes

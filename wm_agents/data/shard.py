@@ -1,0 +1,208 @@
+"""One shard: an immutable HDF5 file of whole episodes, written under a temporary name and renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from wm_agents.data.episode import Episode, check_episode
+
+try:
+    import hdf5plugin
+except ImportError:  # gzip then, a little larger and slower.
+    hdf5plugin = None
+
+Array = NDArray[Any]
+
+FORMAT = "wm-episodes"
+FORMAT_VERSION = 1
+CHUNK_FRAMES = 32
+SUFFIX = ".h5"
+TEMPORARY = ".part"
+ZSTD_ID = 32015
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """What a scan learns from a shard without touching its frames."""
+
+    name: str
+    bytes: int
+    lengths: NDArray[np.int64]
+    """(E,) steps of each episode; it has one frame more"""
+    term: NDArray[np.bool_]
+    trunc: NDArray[np.bool_]
+    seeds: NDArray[np.int64]
+    obs_shape: tuple[int, ...]
+    obs_dtype: str
+    act_shape: tuple[int, ...]
+    act_dtype: str
+    spec: dict[str, Any]
+    """How the environment was made (`RealSpec.to_dict`), or empty"""
+
+    @property
+    def num_episodes(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def num_steps(self) -> int:
+        return int(self.lengths.sum())
+
+
+class ShardError(ValueError):
+    """A file that is no shard we can read; the message says why."""
+
+
+def write_shard(
+    root: Path | str, name: str, episodes: Iterable[Episode], spec: Mapping[str, Any] | None = None
+) -> ShardInfo:
+    """Write `root/name.h5` from a stream of episodes, all or nothing.
+
+    The file is built compressed in memory and lands in one write, so a full disk is a plain OSError and never a
+    half shard.
+    """
+    path = Path(root) / f"{name}{SUFFIX}"
+    image = _build(episodes, dict(spec or {}), path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        with open(part, "wb") as file:
+            file.write(image)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    sync_dir(path.parent)
+    return read_info(path)
+
+
+def _build(episodes: Iterable[Episode], spec: dict[str, Any], path: Path) -> bytes:
+    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
+        frames = None
+        kept: list[Episode] = []
+        for ep in episodes:
+            check_episode(ep)
+            if frames is None:
+                frames = _create_frames(file, ep)
+            _check_alike(ep, frames, kept)
+            end = len(frames)
+            frames.resize(end + len(ep.obs), axis=0)
+            frames[end:] = ep.obs
+            kept.append(ep._replace(obs=ep.obs[:0]))  # The frames are in the file now.
+        if not kept:
+            raise ValueError(f"{path.name}: a shard needs at least one episode, got none")
+        file["act"] = np.concatenate([ep.act for ep in kept])
+        file["rew"] = np.concatenate([ep.rew for ep in kept]).astype(np.float32)
+        file["length"] = np.array([ep.num_steps for ep in kept], np.int64)
+        file["term"] = np.array([ep.term for ep in kept], bool)
+        file["trunc"] = np.array([ep.trunc for ep in kept], bool)
+        file["seed"] = np.array([ep.seed for ep in kept], np.int64)
+        file["info"] = [json.dumps(ep.info) for ep in kept]
+        file.attrs["format"] = FORMAT
+        file.attrs["format_version"] = FORMAT_VERSION
+        file.attrs["spec"] = json.dumps(spec)
+        file.flush()
+        return bytes(file.id.get_file_image())
+
+
+def _create_frames(file: h5py.File, ep: Episode) -> h5py.Dataset:
+    shape = ep.obs.shape[1:]
+    frame_bytes = max(1, ep.obs[0].nbytes)
+    chunk = max(CHUNK_FRAMES, min(1024, 65536 // frame_bytes))  # Small vectors need more rows to compress.
+    return file.create_dataset(
+        "obs",
+        (0, *shape),
+        maxshape=(None, *shape),
+        dtype=ep.obs.dtype,
+        chunks=(chunk, *shape),
+        fletcher32=True,  # A flipped bit is an error, not a strange frame.
+        **_compression(),
+    )
+
+
+def _compression() -> dict[str, Any]:
+    if hdf5plugin is None:
+        return {"compression": "gzip", "compression_opts": 4}
+    return dict(hdf5plugin.Zstd(clevel=6))
+
+
+def _check_alike(ep: Episode, frames: h5py.Dataset, kept: list[Episode]) -> None:
+    want = (frames.shape[1:], frames.dtype)
+    if (ep.obs.shape[1:], ep.obs.dtype) != want:
+        raise ValueError(f"obs of one shard must all be {want}, got {(ep.obs.shape[1:], ep.obs.dtype)}")
+    if kept and (ep.act.shape[1:], ep.act.dtype) != (kept[0].act.shape[1:], kept[0].act.dtype):
+        raise ValueError(
+            f"act of one shard must all be {(kept[0].act.shape[1:], kept[0].act.dtype)}, "
+            f"got {(ep.act.shape[1:], ep.act.dtype)}"
+        )
+
+
+def read_info(path: Path) -> ShardInfo:
+    """Read all of a shard but its frames.
+
+    Raises:
+        ShardError: truncated, corrupt, foreign or newer than this program.
+        ImportError: compressed with zstd, and hdf5plugin is not installed.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            return _read_info(file, path)
+    except (OSError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+        raise ShardError(f"truncated or corrupt: {error}") from error
+
+
+def _read_info(file: h5py.File, path: Path) -> ShardInfo:
+    if file.attrs.get("format") != FORMAT:
+        raise ShardError(f"not a shard: attribute format must be {FORMAT!r}, got {file.attrs.get('format')!r}")
+    version = int(file.attrs["format_version"])
+    if version > FORMAT_VERSION:
+        raise ShardError(f"format version {version} is newer than {FORMAT_VERSION}; update this package")
+    obs, act, lengths = file["obs"], file["act"], file["length"][:]
+    if obs.id.get_create_plist().get_nfilters() and not h5py.h5z.filter_avail(ZSTD_ID) and _uses_zstd(obs):
+        raise ImportError(f"{path} is compressed with zstd: pip install hdf5plugin")
+    steps = int(lengths.sum())
+    if len(obs) != steps + len(lengths) or len(act) != steps or len(file["rew"]) != steps:
+        raise ShardError(
+            f"corrupt: {len(lengths)} episodes of {steps} steps need {steps + len(lengths)} obs, {steps} act "
+            f"and rew, got {len(obs)}, {len(act)} and {len(file['rew'])}"
+        )
+    return ShardInfo(
+        name=path.name,
+        bytes=path.stat().st_size,
+        lengths=lengths,
+        term=file["term"][:],
+        trunc=file["trunc"][:],
+        seeds=file["seed"][:],
+        obs_shape=tuple(obs.shape[1:]),
+        obs_dtype=str(obs.dtype),
+        act_shape=tuple(act.shape[1:]),
+        act_dtype=str(act.dtype),
+        spec=json.loads(file.attrs["spec"]),
+    )
+
+
+def _uses_zstd(obs: h5py.Dataset) -> bool:
+    plist = obs.id.get_create_plist()
+    return any(plist.get_filter(i)[0] == ZSTD_ID for i in range(plist.get_nfilters()))
+
+
+def sync_dir(path: Path) -> None:
+    """Make a rename in `path` last through a power cut (a no-op where directories cannot be opened)."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
