@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm_agents.data.episode import Episode
-from wm_agents.data.shard import SUFFIX, ShardError, ShardInfo, read_info, write_shard
+from wm_agents.data.shard import SUFFIX, TEMPORARY, ShardError, ShardInfo, read_info, write_shard
 
 __all__ = ["Dataset", "ShardInfo", "Windows", "split_episodes", "write_manifest", "write_shard"]
 
@@ -115,6 +115,7 @@ class Dataset:
         empty = np.zeros(0, np.int64)
         self.lengths: Ints = np.concatenate([empty, *(s.lengths for s in self.shards)])
         self.seeds: Ints = np.concatenate([empty, *(s.seeds for s in self.shards)])
+        self.returns = np.concatenate([empty, *(s.returns for s in self.shards)]).astype(np.float64)
         self.term = np.concatenate([empty, *(s.term for s in self.shards)]).astype(bool)
         self.trunc = np.concatenate([empty, *(s.trunc for s in self.shards)]).astype(bool)
         self._shard_of = np.repeat(np.arange(len(counts)), counts)
@@ -339,7 +340,6 @@ def split_episodes(num: int, val_fraction: float, seed: int = 0) -> tuple[Ints, 
 def write_manifest(root: Path | str) -> dict[str, Any]:
     """Scan `root` and write what is there to manifest.json."""
     root = Path(root)
-    (root / MANIFEST).unlink(missing_ok=True)
     data = Dataset(root)
     manifest = {
         "episodes": data.num_episodes,
@@ -349,11 +349,14 @@ def write_manifest(root: Path | str) -> dict[str, Any]:
         "shards": {
             s.name: {"episodes": s.num_episodes, "steps": s.num_steps, "bytes": s.bytes} for s in data.shards
         },
-        "skipped": data.skipped,
+        "skipped": {name: why for name, why in data.skipped.items() if (root / name).exists()},
     }
-    part = root / f".{MANIFEST}.{os.getpid()}"
-    part.write_text(json.dumps(manifest, indent=1))
-    os.replace(part, root / MANIFEST)
+    part = root / f".{MANIFEST}.{os.getpid()}{TEMPORARY}"
+    try:
+        part.write_text(json.dumps(manifest, indent=1))
+        os.replace(part, root / MANIFEST)
+    finally:
+        part.unlink(missing_ok=True)
     return manifest
 
 

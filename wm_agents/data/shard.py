@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class ShardInfo:
     term: NDArray[np.bool_]
     trunc: NDArray[np.bool_]
     seeds: NDArray[np.int64]
+    returns: NDArray[np.float64]
     obs_shape: tuple[int, ...]
     obs_dtype: str
     act_shape: tuple[int, ...]
@@ -62,15 +63,25 @@ class ShardError(ValueError):
 
 
 def write_shard(
-    root: Path | str, name: str, episodes: Iterable[Episode], spec: Mapping[str, Any] | None = None
+    root: Path | str,
+    name: str,
+    episodes: Iterable[Episode],
+    spec: Mapping[str, Any] | None = None,
+    *,
+    admit: Callable[[int], None] | None = None,
 ) -> ShardInfo:
     """Write `root/name.h5` from a stream of episodes, all or nothing.
 
     The file is built compressed in memory and lands in one write, so a full disk is a plain OSError and never a
     half shard.
+
+    Args:
+        admit: called with the size in bytes before anything is written; what it raises, this raises.
     """
     path = Path(root) / f"{name}{SUFFIX}"
     image = _build(episodes, dict(spec or {}), path)
+    if admit is not None:
+        admit(len(image))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
@@ -183,6 +194,7 @@ def _read_info(file: h5py.File, path: Path) -> ShardInfo:
         term=file["term"][:],
         trunc=file["trunc"][:],
         seeds=file["seed"][:],
+        returns=np.add.reduceat(file["rew"][:].astype(np.float64), np.cumsum(lengths) - lengths),
         obs_shape=tuple(obs.shape[1:]),
         obs_dtype=str(obs.dtype),
         act_shape=tuple(act.shape[1:]),

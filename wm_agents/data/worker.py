@@ -1,0 +1,153 @@
+"""What a collecting process does: play a shard's worth of episodes and write them."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing as mp
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from multiprocessing.connection import wait
+from typing import TYPE_CHECKING, NamedTuple
+
+import gymnasium as gym
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from policies.policy import Policy
+from policies.rollout import Transition, rollout
+from wm_agents.data.episode import Episode, collect_episode
+from wm_agents.data.shard import ShardInfo, write_shard
+from wm_envs.real import make_real
+from wm_envs.registry import RealSpec
+
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
+    from multiprocessing.synchronize import Event
+
+EVAL_SEED = 1_000_000
+"""Environment seeds from here up are for evaluation only."""
+MakePolicy = Callable[[gym.Env], Policy]
+
+
+def check_seed(seed: int) -> None:
+    """Refuse environment seeds that are kept for evaluation."""
+    if not 0 <= seed < EVAL_SEED:
+        raise ValueError(
+            f"collection needs environment seeds from 0 to {EVAL_SEED - 1:,}, got {seed:,}; "
+            "seeds from 1,000,000 up are for evaluation only"
+        )
+
+
+def shard_name(seed: int | str) -> str:
+    """Name of the shard whose first episode has `seed`."""
+    return f"seed-{seed:07d}" if isinstance(seed, int) else f"seed-{seed}"
+
+
+class ShardTask(NamedTuple):
+    """`num` episodes of consecutive seeds, to become one shard."""
+
+    spec: RealSpec
+    out: str
+    make_policy: MakePolicy
+    seed: int
+    num: int
+    stall: int | None
+    min_free_gb: float
+
+
+class Shared(NamedTuple):
+    """What all workers and their parent look at."""
+
+    halt: Event
+    """Set: drop what you are doing"""
+    steps: Synchronized[int]
+    """Steps taken by all workers"""
+    room: Synchronized[int]
+    """Bytes that may still be written"""
+
+
+class Halted(Exception):
+    """The parent wants no more."""
+
+
+class NoRoom(Exception):
+    """A limit would be passed; the argument is its name."""
+
+
+_shared: Shared | None = None  # A pool can hand these to its workers only once, as they start.
+
+
+def start_worker(shared: Shared) -> None:
+    """Set up a process of the pool."""
+    global _shared
+    _shared = shared
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent answers it.
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    parent = mp.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def run_task(task: ShardTask) -> ShardInfo | str:
+    """`collect_shard` in a process of the pool."""
+    assert _shared is not None, "start_worker() first"
+    return collect_shard(task, _shared)
+
+
+def collect_shard(task: ShardTask, shared: Shared) -> ShardInfo | str:
+    """Play and write one shard; where it cannot land, the reason comes back and nothing is left behind."""
+    try:
+        return write_shard(
+            task.out,
+            shard_name(task.seed),
+            play(task, shared),
+            task.spec.to_dict(),
+            admit=partial(_admit, task, shared),
+        )
+    except Halted:
+        return "interrupted"
+    except NoRoom as limit:
+        return str(limit)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return "no_space"
+        raise
+
+
+def play(task: ShardTask, shared: Shared) -> Iterator[Episode]:
+    """Play the task's episodes one after another."""
+    envs = SyncVectorEnv([partial(make_real, task.spec)], autoreset_mode=AutoresetMode.DISABLED)
+    try:
+        policy = task.make_policy(envs.envs[0])
+        for seed in range(task.seed, task.seed + task.num):
+            check_seed(seed)
+            steps = _counted(rollout(envs, policy, seed=[seed], policy_seed=seed), shared)
+            yield collect_episode(steps, seed, stall=task.stall)
+    finally:
+        envs.close()
+
+
+def _counted(transitions: Iterator[Transition], shared: Shared) -> Iterator[Transition]:
+    for transition in transitions:
+        if shared.halt.is_set():
+            raise Halted
+        with shared.steps.get_lock():
+            shared.steps.value += 1
+        yield transition
+
+
+def _admit(task: ShardTask, shared: Shared, size: int) -> None:
+    """Raise unless a shard of `size` bytes keeps within every limit."""
+    if shutil.disk_usage(task.out).free - size < task.min_free_gb * 1e9:
+        raise NoRoom("free_disk")
+    with shared.room.get_lock():
+        if shared.room.value < size:
+            raise NoRoom("max_gb")
+        shared.room.value -= size
