@@ -73,13 +73,13 @@ class OrnsteinUhlenbeck:
     def __init__(
         self,
         space: gym.Space,
-        theta: float = 0.3,
-        sigma: float = 0.4,
+        theta: float = 0.5,
+        sigma: float = 0.5,
         dt: float = 1.0,
         *,
         spread: tuple[float, float] = (-0.1, 0.1),
-        drive: tuple[float, float] = (-0.2, 0.3),
-        oppose: tuple[float, float] = (-2.0, -1.0),
+        drive: tuple[float, float] = (-0.1, 0.3),
+        oppose: tuple[float, float] = (-1.5, -0.8),
     ) -> None:
         self.space = check_box(space)
         if not (theta > 0 and sigma >= 0 and 0 < theta * dt < 2):

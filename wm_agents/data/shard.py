@@ -27,6 +27,8 @@ FORMAT_VERSION = 1
 CHUNK_FRAMES = 32
 SUFFIX = ".h5"
 TEMPORARY = ".part"
+LEVEL = 12
+"""Of zstd: 5 % smaller than 6, and still a few per cent of the time that drawing a frame takes."""
 ZSTD_ID = 32015
 
 
@@ -98,7 +100,7 @@ def write_shard(
 
 
 def _build(episodes: Iterable[Episode], spec: dict[str, Any], path: Path) -> bytes:
-    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
+    with h5py.File(str(path), "w", driver="core", backing_store=False) as file:
         frames = None
         kept: list[Episode] = []
         for ep in episodes:
@@ -144,7 +146,7 @@ def _create_frames(file: h5py.File, ep: Episode) -> h5py.Dataset:
 def _compression() -> dict[str, Any]:
     if hdf5plugin is None:
         return {"compression": "gzip", "compression_opts": 4}
-    return dict(hdf5plugin.Zstd(clevel=6))
+    return dict(hdf5plugin.Zstd(clevel=LEVEL))
 
 
 def _check_alike(ep: Episode, frames: h5py.Dataset, kept: list[Episode]) -> None:
