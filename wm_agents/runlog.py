@@ -1,0 +1,208 @@
+"""The run folder: what was run on what, its metrics and its state; one process at a time.
+
+runs/<env>/<family>/<time>/
+  run.json        configuration, command, git commit, versions, seeds, hardware
+  metrics.jsonl   one JSON object a line: {"step": ..., "train/loss": ...}
+  events.*        the same for TensorBoard
+  state.json      how far the run is: what a restart continues from
+  lock            held by the process that is using the folder
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Collection, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from wm_agents.atomic import write_json, write_text
+from wm_agents.hardware import describe
+
+PACKAGES = (
+    "gymnasium", "ale-py", "Box2D", "numpy", "torch", "cma", "h5py", "safetensors", "stable-baselines3", "lightning-fabric",
+    "moviepy", "opencv-python-headless",
+)  # fmt: skip
+
+
+class FolderInUse(RuntimeError):
+    """Another live process holds the run folder."""
+
+
+class MetricsLog:
+    """Scalars by step into `metrics.jsonl` and TensorBoard."""
+
+    def __init__(self, path: Path, keep_until: int | None = None) -> None:
+        """Open the log in folder `path`. `keep_until` forgets what lies after that step, which will be logged again."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        path.mkdir(parents=True, exist_ok=True)
+        self.path = path / "metrics.jsonl"
+        if self.path.exists():
+            _trim(self.path, keep_until)
+        self._file = self.path.open("a")
+        purge = None if keep_until is None else keep_until + 1
+        self._writer = SummaryWriter(str(path), purge_step=purge)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._writer.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`; a last line that a kill cut short is left out."""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def _trim(path: Path, keep_until: int | None) -> None:
+    """Drop a line cut short and, where asked, the steps after `keep_until`."""
+    rows = [r for r in read_metrics(path) if keep_until is None or r["step"] <= keep_until]
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+class RunFolder:
+    """A locked run folder; close it, or use it in a `with`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(path / "lock")
+        self._log: MetricsLog | None = None
+        file = path / "state.json"
+        self.state: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Append scalars; names are paths such as `eval/real/return`."""
+        self._log = self._log or MetricsLog(self.path)
+        self._log.write(step, values)
+
+    def update(self, **values: Any) -> None:
+        """Put `values` (JSON) into `state` and on disk, all or nothing."""
+        state = {**self.state, **values}
+        write_json(self.path / "state.json", state)
+        self.state = state
+
+    def close(self) -> None:
+        """Give the folder back; a second call does nothing."""
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def start_run(
+    path: str | Path, config: Mapping[str, Any], seeds: Mapping[str, Any], may_change: Collection[str] = ()
+) -> RunFolder:
+    """Open or reopen the run folder `path`, and write in run.json what is run.
+
+    A folder that has a run.json is continued: its `state` is there, and this start joins the list of starts.
+    Other seeds are refused, and another configuration except in its fields `may_change`.
+    """
+    run = RunFolder(Path(path))
+    try:
+        file = run.path / "run.json"
+        wanted = json.loads(json.dumps({"config": config, "seeds": seeds}))
+        starts: list[Any] = []
+        if file.exists():
+            record = json.loads(file.read_text())
+            starts = record["starts"]
+            _check_same_run(run.path, record, wanted, may_change)
+        write_json(file, {**wanted, "starts": [*starts, provenance()]})
+    except BaseException:
+        run.close()
+        raise
+    return run
+
+
+def _check_same_run(path: Path, old: dict[str, Any], new: dict[str, Any], may_change: Collection[str]) -> None:
+    differing = [
+        f"{part}.{name} was {old[part].get(name)!r}, is {new[part].get(name)!r}"
+        for part in ("config", "seeds")
+        for name in {**old[part], **new[part]}
+        if old[part].get(name) != new[part].get(name) and not (part == "config" and name in may_change)
+    ]
+    if differing:
+        raise ValueError(
+            f"{path} holds another run: {'; '.join(differing)}. Continue it as it was, or use another folder"
+        )
+
+
+def provenance() -> dict[str, Any]:
+    """When, by which command, from which commit, with which versions, on which hardware."""
+    return {
+        "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.argv),
+        "git": git_state(),
+        "versions": versions(),
+        "hardware": describe(),
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Versions that a score depends on; None where a package is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def git_state(folder: Path = Path(__file__).parent) -> dict[str, Any] | None:
+    """Commit and whether files differ from it; None outside a checkout."""
+
+    def git(*args: str) -> str:
+        done = subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        # An installed package inside some other project's checkout is not ours to report.
+        git("ls-files", "--error-unmatch", "runlog.py")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _lock(path: Path) -> int:
+    """Hold `path` until closed. The system lets go when the process dies, so no lock is ever stale."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.read(fd, 32).decode().strip()
+        os.close(fd)
+        raise FolderInUse(
+            f"{path.parent} is in use by process {holder or '(unknown)'}; wait for it, stop it, or use another folder"
+        ) from error
+    os.ftruncate(fd, 0)
+    os.write(fd, str(os.getpid()).encode())
+    return fd

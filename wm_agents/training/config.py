@@ -1,0 +1,116 @@
+"""What a training run is told; frozen, checked, saved as JSON."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from wm_agents.atomic import write_json
+
+CHOICES = {
+    "optimizer": ("adam", "adamw", "rmsprop"),
+    "schedule": ("constant", "onecycle", "plateau"),
+    "precision": ("auto", "fp32", "bf16"),
+}
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of one `Trainer.fit`. An update is one gradient step."""
+
+    updates: int = 10_000
+    batch_size: int = 64
+    """Rows a batch: for whoever draws the batches."""
+    lr: float = 1e-3
+    """The highest learning rate: where `onecycle` peaks and `plateau` begins."""
+    optimizer: Literal["adam", "adamw", "rmsprop"] = "adam"
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "onecycle", "plateau"] = "constant"
+    plateau_patience: int = 5
+    """Validations without improvement after which `plateau` multiplies the learning rate."""
+    plateau_factor: float = 0.5
+    min_lr: float = 0.0
+    """`plateau` never goes below."""
+    grad_clip: float | None = None
+    """Largest gradient norm over all parameters together."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto` takes bfloat16 autocast where the device multiplies it natively."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    seed: int = 0
+    log_every: int = 50
+    """Updates between metrics, which are means over them."""
+    val_every: int = 500
+    save_every: int = 500
+    patience: int | None = None
+    """Validations without improvement after which training stops; None never stops early."""
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                self._fail(name, f"one of {', '.join(choices)}")
+        for name in ("updates", "batch_size", "log_every", "val_every", "save_every"):
+            self._check_number(name, int, 1)
+        for name in ("seed", "plateau_patience"):
+            self._check_number(name, int, 0)
+        for name in ("weight_decay", "min_lr"):
+            self._check_number(name, (int, float), 0)
+        self._check_number("lr", (int, float), 0)
+        if self.lr == 0:
+            self._fail("lr", "above 0")
+        if self.patience is not None:
+            self._check_number("patience", int, 1)
+        if self.grad_clip is not None:
+            self._check_number("grad_clip", (int, float), 0)
+            if self.grad_clip == 0:
+                self._fail("grad_clip", "above 0, or None for no clipping")
+        if not 0 < self.plateau_factor < 1:
+            self._fail("plateau_factor", "between 0 and 1")
+
+    def rng(self, update: int) -> np.random.Generator:
+        """The generator to draw batch `update` with: a function of the seed and the update, so that resume is exact."""
+        return np.random.default_rng((self.seed, update))
+
+    def replace(self, **changes: Any) -> TrainingConfig:
+        """The same settings with `changes`."""
+        _check_names(changes)
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainingConfig:
+        """Build from plain values; an unknown name fails and says which one is nearest."""
+        _check_names(values)
+        return cls(**values)
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON."""
+        write_json(Path(path), self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> TrainingConfig:
+        """Read what `save` wrote."""
+        return cls.from_dict(json.loads(Path(path).read_text()))
+
+    def _check_number(self, name: str, kind: type | tuple[type, ...], low: int) -> None:
+        value: Any = getattr(self, name)
+        if not isinstance(value, kind) or isinstance(value, bool) or not value >= low:
+            self._fail(name, f"{'a whole number' if kind is int else 'a number'} from {low} up")
+
+    def _fail(self, name: str, expected: str) -> None:
+        raise ValueError(f"TrainingConfig.{name} must be {expected}, got {getattr(self, name)!r}")
+
+
+def _check_names(values: dict[str, Any]) -> None:
+    known = [f.name for f in fields(TrainingConfig)]
+    for name in values:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise ValueError(f"unknown field {name!r} of TrainingConfig; did you mean {nearest!r}?")
