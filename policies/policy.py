@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+Space = spaces.Space[Any]
 Floats = NDArray[np.float64]
 
 
@@ -26,7 +26,7 @@ class Policy(Protocol):
 class RandomPolicy:
     """A new uniform action every step: the baseline."""
 
-    def __init__(self, space: gym.Space) -> None:
+    def __init__(self, space: Space) -> None:
         self.space = check_space(space)
 
     def reset(self, num: int, seed: int) -> None:
@@ -39,7 +39,7 @@ class RandomPolicy:
 class HeldActions:
     """Uniform actions, each held for a random number of steps."""
 
-    def __init__(self, space: gym.Space, min_hold: int = 1, max_hold: int = 10) -> None:
+    def __init__(self, space: Space, min_hold: int = 1, max_hold: int = 10) -> None:
         if not 1 <= min_hold <= max_hold:
             raise ValueError(f"need 1 <= min_hold <= max_hold, got {min_hold} and {max_hold}")
         self.space, self.min_hold, self.max_hold = check_space(space), min_hold, max_hold
@@ -72,7 +72,7 @@ class OrnsteinUhlenbeck:
 
     def __init__(
         self,
-        space: gym.Space,
+        space: Space,
         theta: float = 0.5,
         sigma: float = 0.5,
         dt: float = 1.0,
@@ -104,7 +104,7 @@ class OrnsteinUhlenbeck:
 class RandomNetwork:
     """A small random network of the observation, redrawn each episode: behaviour that depends on what is seen."""
 
-    def __init__(self, space: gym.Space, hidden: int = 32, gain: float = 2.0) -> None:
+    def __init__(self, space: Space, hidden: int = 32, gain: float = 2.0) -> None:
         self.space, self.hidden, self.gain = check_space(space), hidden, gain
 
     def reset(self, num: int, seed: int) -> None:
@@ -134,7 +134,7 @@ class NoisyPolicy:
     Anything else: the share of steps taken by held random actions.
     """
 
-    def __init__(self, policy: Policy, space: gym.Space, noise: tuple[float, ...] = (0.0, 0.3, 0.6)) -> None:
+    def __init__(self, policy: Policy, space: Space, noise: tuple[float, ...] = (0.0, 0.3, 0.6)) -> None:
         if not noise or min(noise) < 0:
             raise ValueError(f"noise must be one or more levels >= 0, got {noise}")
         self.policy, self.space, self.noise = policy, check_space(space), noise
@@ -174,7 +174,7 @@ class NoisyPolicy:
         return swapped
 
 
-def check_space(space: gym.Space) -> gym.Space:
+def check_space(space: Space) -> Space:
     """The action space, if we can draw from it evenly."""
     if isinstance(space, spaces.Box):
         return check_box(space)
@@ -183,7 +183,7 @@ def check_space(space: gym.Space) -> gym.Space:
     raise ValueError(f"actions must be Box, Discrete, MultiDiscrete or MultiBinary, got {space}")
 
 
-def check_box(space: gym.Space) -> spaces.Box:
+def check_box(space: Space) -> spaces.Box:
     """The action space, if it is a Box with finite bounds."""
     if not isinstance(space, spaces.Box):
         raise ValueError(f"this policy needs Box actions, got {space}; use HeldActions for choices")
@@ -192,7 +192,7 @@ def check_box(space: gym.Space) -> spaces.Box:
     return space
 
 
-def sample_actions(space: gym.Space, num: int, rng: np.random.Generator) -> Array:
+def sample_actions(space: Space, num: int, rng: np.random.Generator) -> Array:
     """`num` uniform actions (num, *space.shape); unlike space.sample(), from a generator that is passed in."""
     shape = (num, *(space.shape or ()))
     if isinstance(space, spaces.Box):
@@ -200,7 +200,7 @@ def sample_actions(space: gym.Space, num: int, rng: np.random.Generator) -> Arra
             return rng.integers(space.low, space.high.astype(np.int64) + 1, shape).astype(space.dtype)
         return rng.uniform(space.low, space.high, shape).astype(space.dtype)
     if isinstance(space, spaces.Discrete):
-        return space.start + rng.integers(0, space.n, shape)
+        return np.asarray(space.start + rng.integers(0, space.n, shape))
     if isinstance(space, spaces.MultiDiscrete):
         return (space.start + rng.integers(0, space.nvec, shape)).astype(space.dtype)
     assert isinstance(space, spaces.MultiBinary), space
@@ -215,7 +215,7 @@ def from_unit(space: spaces.Box, x: Floats) -> Array:
     return act.reshape(-1, *space.shape).astype(space.dtype)
 
 
-def score_dim(space: gym.Space) -> int:
+def score_dim(space: Space) -> int:
     """How many numbers `from_scores` needs for an action."""
     if isinstance(space, spaces.Discrete):
         return int(space.n)
@@ -224,7 +224,7 @@ def score_dim(space: gym.Space) -> int:
     return int(np.prod(space.shape or ()))
 
 
-def from_scores(space: gym.Space, scores: Floats) -> Array:
+def from_scores(space: Space, scores: Floats) -> Array:
     """Scores (N, score_dim) -> actions: tanh into a Box, the best of each choice, the sign of each bit."""
     shape = (len(scores), *(space.shape or ()))
     if isinstance(space, spaces.Box):
@@ -232,12 +232,12 @@ def from_scores(space: gym.Space, scores: Floats) -> Array:
         unit = (np.tanh(scores.reshape(shape)) + 1) / 2
         return np.clip(low + unit * (high - low), low, high).astype(space.dtype)
     if isinstance(space, spaces.Discrete):
-        return space.start + scores.argmax(1)
+        return np.asarray(space.start + scores.argmax(1))
     if isinstance(space, spaces.MultiDiscrete):
         parts = np.split(scores, np.cumsum(space.nvec.ravel())[:-1], axis=1)
         best = np.stack([p.argmax(1) for p in parts], axis=1).reshape(shape)
-        return (space.start + best).astype(space.dtype)
-    return (scores.reshape(shape) > 0).astype(space.dtype)
+        return np.asarray(space.start + best, space.dtype)
+    return np.asarray(scores.reshape(shape) > 0, space.dtype)
 
 
 def features(obs: Array) -> Floats:
@@ -245,6 +245,6 @@ def features(obs: Array) -> Floats:
     if obs.ndim == 4:
         stride = (max(1, obs.shape[1] // 8), max(1, obs.shape[2] // 8))
         small = obs[:, stride[0] // 2 :: stride[0], stride[1] // 2 :: stride[1]]
-        return small.reshape(len(obs), -1) / 127.5 - 1
+        return np.asarray(small.reshape(len(obs), -1) / 127.5 - 1)
     flat = obs.reshape(len(obs), -1).astype(np.float64)
-    return np.sign(flat) * np.log1p(np.abs(flat))
+    return np.asarray(np.sign(flat) * np.log1p(np.abs(flat)))

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
@@ -73,7 +72,7 @@ class _Draw:
         self.reward = self.env.reward  # The picture shows the score, which step() changes after drawing.
         return self.env.state
 
-    def __call__(self) -> np.ndarray:
+    def __call__(self) -> Any:
         reward, self.env.reward = self.env.reward, self.reward
         self.env.state = type(self.env)._render(self.env, "state_pixels")
         self.env.reward = reward

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CollectConfig:
+    """What to collect, where to, and when to stop."""
+
     spec: RealSpec
     out: str
     """Directory of the dataset; shards that are there already count, so calling again resumes"""
@@ -74,9 +76,7 @@ class CollectSummary(NamedTuple):
     new_steps: int
 
 
-def collect(
-    cfg: CollectConfig, make_policy: MakePolicy, *, console: Console | None = None
-) -> CollectSummary:
+def collect(cfg: CollectConfig, make_policy: MakePolicy, *, console: Console | None = None) -> CollectSummary:
     """Collect `cfg.steps` agent steps with processes that write a shard at a time.
 
     However it stops (done, a limit, a full disk, SIGINT, SIGTERM, SIGKILL), `out` holds whole shards only.
@@ -113,9 +113,7 @@ def collect(
     )
 
 
-def _work(
-    cfg: CollectConfig, make_policy: MakePolicy, plan: _Plan, stop: threading.Event, show: _Show
-) -> str:
+def _work(cfg: CollectConfig, make_policy: MakePolicy, plan: _Plan, stop: threading.Event, show: _Show) -> str:
     """Keep every process busy with a shard until `plan` has enough; the reason for stopping comes back."""
     ctx = mp.get_context("spawn")
     room = int(cfg.max_gb * 1e9) - _used(Path(cfg.out))
@@ -207,10 +205,9 @@ def _find_shards(cfg: CollectConfig) -> Iterator[tuple[int, ShardInfo]]:
             continue
         if RealSpec.from_dict(info.spec) != cfg.spec:
             raise ValueError(
-                f"{path} holds data of {info.spec}, this collector makes {cfg.spec.to_dict()}; "
-                "choose another directory"
+                f"{path} holds data of {info.spec}, this collector makes {cfg.spec.to_dict()}; choose another directory"
             )
-        yield int(info.seeds[0]), info
+        yield info.seeds[0], info
 
 
 def _used(out: Path) -> int:

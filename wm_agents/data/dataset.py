@@ -1,8 +1,8 @@
 """A directory of shards as one collection of episodes: windows, frames and whole episodes at random.
 
-    root/
-      seed-0000000.h5     whole episodes (see shard.py); files that are not shards are skipped and named
-      manifest.json       what was there when it was last written; a scan rebuilds it
+root/
+  seed-0000000.h5     whole episodes (see shard.py); files that are not shards are skipped and named
+  manifest.json       what was there when it was last written; a scan rebuilds it
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class _Open(NamedTuple):
     file: h5py.File
     obs: h5py.Dataset
     act: Array
-    rew: NDArray[np.float32]
+    rew: NDArray[np.floating]
 
 
 class Dataset:
@@ -82,7 +82,7 @@ class Dataset:
             raise FileNotFoundError(f"no dataset at {self.root}: expected a directory of *{SUFFIX} shards")
         known = {shard.name for shard in self.shards}
         skipped = dict(self.skipped)
-        new = []
+        new: list[ShardInfo] = []
         for path in sorted(self.root.glob(f"*{SUFFIX}")):
             if path.name in known:
                 continue
@@ -114,7 +114,7 @@ class Dataset:
         counts = [shard.num_episodes for shard in self.shards]
         empty = np.zeros(0, np.int64)
         self.lengths: Ints = np.concatenate([empty, *(s.lengths for s in self.shards)])
-        self.seeds: Ints = np.concatenate([empty, *(s.seeds for s in self.shards)])
+        self.seeds = [seed for s in self.shards for seed in s.seeds]
         self.returns = np.concatenate([empty, *(s.returns for s in self.shards)]).astype(np.float64)
         self.term = np.concatenate([empty, *(s.term for s in self.shards)]).astype(bool)
         self.trunc = np.concatenate([empty, *(s.trunc for s in self.shards)]).astype(bool)
@@ -169,11 +169,11 @@ class Dataset:
             held.rew[steps].copy(),
             bool(self.term[i]),
             bool(self.trunc[i]),
-            int(self.seeds[i]),
+            self.seeds[i],
             info,
         )
 
-    def steps(self, i: int) -> tuple[Array, NDArray[np.float32]]:
+    def steps(self, i: int) -> tuple[Array, NDArray[np.floating]]:
         """The actions and rewards of episode `i`, (T, ...) and (T,), without reading its frames."""
         shard, _, steps = self._where(i, 0, int(self.lengths[i]))
         held = self._opened(shard)
@@ -189,9 +189,7 @@ class Dataset:
             except ShardError:
                 continue  # Noted in `skipped` already.
 
-    def windows(
-        self, num: int, length: int, rng: np.random.Generator, episodes: Ints | None = None
-    ) -> Windows:
+    def windows(self, num: int, length: int, rng: np.random.Generator, episodes: Ints | None = None) -> Windows:
         """Draw `num` windows of `length` steps, every place of the data as likely as every other.
 
         Raises:
@@ -346,9 +344,7 @@ def write_manifest(root: Path | str) -> dict[str, Any]:
         "steps": data.num_steps,
         "bytes": data.num_bytes,
         "spec": data.spec if data.shards else {},
-        "shards": {
-            s.name: {"episodes": s.num_episodes, "steps": s.num_steps, "bytes": s.bytes} for s in data.shards
-        },
+        "shards": {s.name: {"episodes": s.num_episodes, "steps": s.num_steps, "bytes": s.bytes} for s in data.shards},
         "skipped": {name: why for name, why in data.skipped.items() if (root / name).exists()},
     }
     part = root / f".{MANIFEST}.{os.getpid()}{TEMPORARY}"

@@ -24,8 +24,8 @@ class Episode(NamedTuple):
     """(T+1, ...)"""
     act: Array
     """(T, *action shape), the environment's own actions"""
-    rew: NDArray[np.float32]
-    """(T,)"""
+    rew: NDArray[np.floating]
+    """(T,), float32 unless it was imported with more"""
     term: bool
     trunc: bool
     seed: int
@@ -46,8 +46,8 @@ def check_episode(ep: Episode) -> None:
             f"an episode of {steps} rewards needs {steps + 1} obs and {steps} act, "
             f"got {len(ep.obs)} and {len(ep.act)} (seed {ep.seed}); keep the last frame"
         )
-    if ep.rew.ndim != 1:
-        raise ValueError(f"rew must be (T,), got {ep.rew.shape} (seed {ep.seed})")
+    if ep.rew.ndim != 1 or not np.issubdtype(ep.rew.dtype, np.floating):
+        raise ValueError(f"rew must be floats (T,), got {ep.rew.dtype} {ep.rew.shape} (seed {ep.seed})")
     if ep.obs.dtype == object or ep.act.dtype == object:
         raise ValueError(
             f"obs and act must be plain arrays, got {ep.obs.dtype} and {ep.act.dtype} (seed {ep.seed}); "
@@ -116,7 +116,7 @@ def drop_autoreset_rows(
     for start, stop in zip(starts, [*stops, len(done)], strict=True):
         if stop <= start:
             continue
-        cut = not done[stop - 1]
+        cut = not bool(done[stop - 1])
         ep = Episode(
             np.array(obs[start : stop + 1]),
             np.array(act[start:stop]),

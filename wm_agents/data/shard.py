@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from wm_agents.data.episode import Episode, check_episode
 
 try:
-    import hdf5plugin
+    import hdf5plugin  # Registers zstd with HDF5, for reading as well.
 except ImportError:  # gzip then, a little larger and slower.
-    hdf5plugin = None
+    hdf5plugin = None  # type: ignore[assignment]
 
 Array = NDArray[Any]
 
@@ -42,7 +42,8 @@ class ShardInfo:
     """(E,) steps of each episode; it has one frame more"""
     term: NDArray[np.bool_]
     trunc: NDArray[np.bool_]
-    seeds: NDArray[np.int64]
+    seeds: tuple[int, ...]
+    """-1 where unknown; any size, so no array"""
     returns: NDArray[np.float64]
     obs_shape: tuple[int, ...]
     obs_dtype: str
@@ -115,11 +116,11 @@ def _build(episodes: Iterable[Episode], spec: dict[str, Any], path: Path) -> byt
         if not kept:
             raise ValueError(f"{path.name}: a shard needs at least one episode, got none")
         file["act"] = np.concatenate([ep.act for ep in kept])
-        file["rew"] = np.concatenate([ep.rew for ep in kept]).astype(np.float32)
+        file["rew"] = np.concatenate([ep.rew for ep in kept])
         file["length"] = np.array([ep.num_steps for ep in kept], np.int64)
         file["term"] = np.array([ep.term for ep in kept], bool)
         file["trunc"] = np.array([ep.trunc for ep in kept], bool)
-        file["seed"] = np.array([ep.seed for ep in kept], np.int64)
+        file["seed"] = [str(ep.seed) for ep in kept]
         file["info"] = [json.dumps(ep.info) for ep in kept]
         file.attrs["format"] = FORMAT
         file.attrs["format_version"] = FORMAT_VERSION
@@ -195,7 +196,7 @@ def _read_info(file: h5py.File, path: Path) -> ShardInfo:
         lengths=lengths,
         term=file["term"][:],
         trunc=file["trunc"][:],
-        seeds=file["seed"][:],
+        seeds=tuple(int(seed) for seed in file["seed"][:]),
         returns=np.add.reduceat(file["rew"][:].astype(np.float64), np.cumsum(lengths) - lengths),
         obs_shape=tuple(obs.shape[1:]),
         obs_dtype=str(obs.dtype),
