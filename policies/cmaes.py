@@ -1,0 +1,182 @@
+"""CMA-ES for linear controllers, in dreams (the whole population is one batch) or in the real environment.
+
+pycma does the strategy; this file turns it round to maximise, makes it resumable and feeds it returns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cma
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
+
+from policies.linear import LinearPolicy
+from policies.rollout import returns, rollout
+from wm_envs.action import act_dim
+
+Array = NDArray[Any]
+Score = Callable[[Array, int], Array]
+"""(P, D) candidates and the generation's number to their (P,) returns."""
+
+
+@dataclass(frozen=True)
+class CMAConfig:
+    """The strategy's constants; the paper has 64 x 16 and sigma 0.1."""
+
+    population: int = 64
+    rollouts: int = 16
+    """Episodes a candidate; all candidates of a generation meet the same ones."""
+    generations: int = 120
+    sigma: float = 0.1
+    seed: int = 0
+
+
+class Generation(NamedTuple):
+    """What one generation reports."""
+
+    number: int
+    mean: float
+    """Mean return of the population."""
+    best: float
+    sigma: float
+    wall_s: float
+
+
+class Evolution:
+    """Ask and tell, returns going up.
+
+    The state is the list of returns told so far: replaying them gives back cma's covariance, its path and its random
+    numbers (drawn from a generator of our own) to the last bit, with nothing to unpickle.
+    """
+
+    def __init__(self, x0: Array, cfg: CMAConfig, told: Array | None = None) -> None:
+        self.cfg = cfg
+        self.x0 = np.asarray(x0, np.float64)
+        self.told: list[Array] = []
+        rng = np.random.default_rng(cfg.seed)
+        options = {
+            "popsize": cfg.population,
+            "randn": lambda *shape: rng.standard_normal(shape),
+            "seed": np.nan,  # Its own seeding of NumPy's global generator stays off.
+            "verbose": -9,
+            "verb_log": 0,
+            "maxiter": np.inf,
+        }
+        self._es = cma.CMAEvolutionStrategy(self.x0, cfg.sigma, options)
+        for values in told if told is not None else ():
+            self.ask()
+            self.tell(values)
+
+    @property
+    def generation(self) -> int:
+        """Generations told so far."""
+        return len(self.told)
+
+    @property
+    def mean(self) -> Array:
+        """The distribution's mean (D,): what is reported and kept, never the best sample."""
+        return np.asarray(self._es.mean, np.float64)
+
+    @property
+    def sigma(self) -> float:
+        return float(self._es.sigma)
+
+    def ask(self) -> Array:
+        """Candidates (P, D)."""
+        self._asked = np.asarray(self._es.ask())
+        return self._asked
+
+    def tell(self, values: Array) -> None:
+        """Returns (P,) of the candidates last asked for; higher is better.
+
+        Raises:
+            ValueError: a return is not finite.
+        """
+        values = np.asarray(values, np.float64)
+        if values.shape != (self.cfg.population,) or not np.isfinite(values).all():
+            raise ValueError(f"returns must be ({self.cfg.population},) and finite, got {values.shape}: {values}")
+        self._es.tell(list(self._asked), list(-values))  # cma minimises.
+        self.told.append(values)
+
+    def save(self, path: Path) -> None:
+        """Write the state, whole or not at all."""
+        state = {"cfg": asdict(self.cfg), "x0": self.x0.tolist(), "told": [t.tolist() for t in self.told]}
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(state))
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: Path, cfg: CMAConfig | None = None) -> Evolution:
+        """Read a state back; `cfg` may ask for more generations, nothing else may differ."""
+        state = json.loads(path.read_text())
+        saved = CMAConfig(**state["cfg"])
+        cfg = cfg or saved
+        if asdict(cfg) | {"generations": 0} != asdict(saved) | {"generations": 0}:
+            raise ValueError(f"{path} was made with {saved}, got {cfg}; resume with the same or start afresh")
+        return cls(np.array(state["x0"]), cfg, np.array(state["told"]))
+
+
+def evolve(
+    score: Score,
+    x0: Array,
+    cfg: CMAConfig,
+    *,
+    state: Path | None = None,
+    on_generation: Callable[[Generation], None] | None = None,
+    save_every: int = 10,
+) -> Evolution:
+    """Run the generations that are left; with `state` the run goes on where it was stopped."""
+    evolution = Evolution.load(state, cfg) if state is not None and state.exists() else Evolution(x0, cfg)
+    while evolution.generation < cfg.generations:
+        began = time.perf_counter()
+        values = score(evolution.ask(), evolution.generation)
+        evolution.tell(values)
+        index = evolution.generation
+        if state is not None and (index % save_every == 0 or index == cfg.generations):
+            evolution.save(state)
+        if on_generation is not None:
+            wall_s = time.perf_counter() - began
+            on_generation(Generation(index, float(values.mean()), float(values.max()), evolution.sigma, wall_s))
+    return evolution
+
+
+def score_in_dream(
+    envs: VectorEnv[Array, Array, Array],
+    cfg: CMAConfig,
+    *,
+    squash: tuple[str, ...] | None = None,
+    start: str = "anywhere",
+) -> Score:
+    """Score a population in `envs`: population x rollouts rows, obs="latent", autoreset DISABLED.
+
+    Rollout r of every candidate has the same seed, hence the same start and the same luck.
+    """
+    want = cfg.population * cfg.rollouts
+    if envs.num_envs != want:
+        raise ValueError(f"envs must have population x rollouts = {want} rows, got {envs.num_envs}")
+    space: gym.Space[Any] = envs.single_action_space
+
+    def score(candidates: Array, generation: int) -> Array:
+        policy = LinearPolicy(space, unflatten(candidates, space), squash)
+        first = (cfg.seed * 1_000_003 + generation * cfg.rollouts) % 2**31
+        seeds: list[int | None] = [first + r for _ in range(cfg.population) for r in range(cfg.rollouts)]
+        total = returns(rollout(envs, policy, seed=seeds, options={"start": start}))
+        per_candidate: Array = total.reshape(cfg.population, cfg.rollouts).mean(1)
+        return per_candidate
+
+    return score
+
+
+def unflatten(flat: Array, space: gym.Space[Any]) -> Array:
+    """Flat parameters (..., D) as weights (..., A, F + 1)."""
+    outs = act_dim(space)
+    return flat.reshape(*flat.shape[:-1], outs, flat.shape[-1] // outs)

@@ -1,0 +1,115 @@
+"""The paper's controller: one matrix from feat to action, 867 numbers for CarRacing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from wm_envs.action import act_dim
+
+Array = NDArray[Any]
+
+SQUASHES: dict[str, Callable[[Array], Array]] = {
+    "tanh": np.tanh,
+    "sigmoid": lambda x: (np.tanh(x) + 1) / 2,
+    "clip": lambda x: np.clip(np.tanh(x), 0, 1),
+}
+
+
+class LinearPolicy:
+    """Acts by `squash(weights @ [feat, 1])`.
+
+    Box dimensions are squashed onto their range: "tanh" onto all of it, "sigmoid" (at rest in the middle) and "clip"
+    (at rest at the low end, which only half of the inputs leave) as the authors have gas and brake. Discrete and
+    MultiDiscrete take the largest output of each choice, MultiBinary what is above 0.
+
+    Args:
+        space: the single action space.
+        weights: (A, F + 1), or (P, A, F + 1) for P controllers that act on P equal blocks of rows.
+        squash: one name a Box dimension; by default "tanh" where the range spans 0 and "sigmoid" elsewhere.
+    """
+
+    def __init__(self, space: gym.Space[Any], weights: Array, squash: tuple[str, ...] | None = None) -> None:
+        self.space = space
+        self.squash = squash if squash is not None else default_squash(space)
+        outs = act_dim(space)
+        if weights.ndim not in (2, 3) or weights.shape[-2] != outs:
+            raise ValueError(f"weights must be ([P,] {outs}, F + 1) for {space}, got {weights.shape}")
+        if isinstance(space, spaces.Box) and (bad := set(self.squash) - set(SQUASHES)):
+            raise ValueError(f"squash must be of {sorted(SQUASHES)}, got {sorted(bad)}")
+        if isinstance(space, spaces.Box) and len(self.squash) != outs:
+            raise ValueError(f"squash must name {outs} dimensions of {space}, got {self.squash}")
+        self.weights = np.ascontiguousarray(weights, np.float32)
+        blocks = self.weights if weights.ndim == 3 else self.weights[None]
+        self._matrix = torch.from_numpy(blocks[..., :-1].copy()).transpose(1, 2)  # (P, F, A)
+        self._bias = torch.from_numpy(blocks[:, None, :, -1].copy())  # (P, 1, A)
+
+    def reset(self, num: int, seed: int) -> None:
+        """Nothing is carried between steps."""
+
+    def act(self, obs: Array) -> Array:
+        """feat (N, F) to actions (N, *space.shape); row n is driven by controller n // (N / P)."""
+        p, f, _ = self._matrix.shape
+        if obs.ndim != 2 or obs.shape[1] != f or len(obs) % p:
+            raise ValueError(f"obs must be (N, {f}) with N a multiple of {p}, got {obs.shape}")
+        rows = torch.from_numpy(np.ascontiguousarray(obs, np.float32)).view(p, -1, f)
+        outs = torch.baddbmm(self._bias, rows, self._matrix)
+        return to_actions(self.space, outs.flatten(0, 1).numpy(), self.squash)
+
+
+def num_params(space: gym.Space[Any], feat_dim: int) -> int:
+    """Numbers in a linear controller, the bias included."""
+    return act_dim(space) * (feat_dim + 1)
+
+
+def default_squash(space: gym.Space[Any]) -> tuple[str, ...]:
+    """ "tanh" for dimensions that span 0, "sigmoid" for one-sided ones; nothing for choices."""
+    if not isinstance(space, spaces.Box):
+        return ()
+    return tuple(
+        "tanh" if low < 0 < high else "sigmoid" for low, high in zip(space.low.ravel(), space.high.ravel(), strict=True)
+    )
+
+
+def to_actions(space: gym.Space[Any], outs: Array, squash: tuple[str, ...]) -> Array:
+    """Controller outputs (N, act_dim) as the env's own actions (N, *space.shape)."""
+    num = len(outs)
+    if isinstance(space, spaces.Box):
+        low, high = space.low.ravel(), space.high.ravel()
+        act = np.empty_like(outs)
+        for i, name in enumerate(squash):
+            unit = SQUASHES[name](outs[:, i])
+            act[:, i] = low[i] + (high[i] - low[i]) * ((unit + 1) / 2 if name == "tanh" else unit)
+        return act.astype(space.dtype).reshape(num, *space.shape)
+    if isinstance(space, spaces.Discrete):
+        choice: Array = outs.argmax(1) + int(space.start)
+        return choice
+    if isinstance(space, spaces.MultiDiscrete):
+        ends = np.cumsum(space.nvec.ravel())[:-1]
+        picks = np.stack([part.argmax(1) for part in np.split(outs, ends, axis=1)], axis=1)
+        return (picks.reshape(num, *space.shape) + space.start).astype(space.dtype)
+    if isinstance(space, spaces.MultiBinary):
+        return (outs > 0).astype(space.dtype).reshape(num, *space.shape)
+    raise ValueError(f"unsupported action space {space}")
+
+
+class Controller(nn.Module):
+    """The same matrix as a torch module: (B, Z + H) to (B, A), no squashing.
+
+    Takes the joined state, or its parts in their order: `controller(z, h)` is `controller(torch.cat([z, h], 1))`.
+    """
+
+    def __init__(self, latent_size: int, hidden_size: int, action_size: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(latent_size + hidden_size, action_size)
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        out: Tensor = self.fc(torch.cat(parts, dim=-1))
+        return out

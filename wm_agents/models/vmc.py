@@ -1,0 +1,379 @@
+"""V-M-C of Ha & Schmidhuber, "World Models" (2018): a VAE sees, an MDN-RNN remembers and dreams.
+
+`ConvVAE`, `MDRNN` and `MDRNNCell` are the parts with the usual signatures; `VMC` joins them into a `WorldModel`.
+Timing as in the paper: feat[t] = [z[t], h[t]], where h[t] has taken in (z, act) up to t - 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any, Literal, cast
+
+import gymnasium as gym
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wm_agents.training.loss import LossOutput
+from wm_envs.action import act_dim
+from wm_envs.world_model import Generator, Latent, Step, draw_normal
+
+Mixture = Literal["joint", "per_dim"]
+
+
+@dataclass(frozen=True)
+class VMCConfig:
+    """Sizes and loss weights of a V-M-C model."""
+
+    vision: Literal["small", "paper", "identity"] = "small"
+    """`small`: half width, padded, for CPUs; `paper`: 64 px only; `identity`: vector observations, normalised."""
+    z_dim: int = 32
+    hidden: int = 256
+    mixtures: int = 5
+    mixture: Mixture = "joint"
+    """`joint`: one choice of component for all of z; `per_dim`: one for each dimension, as the authors' code has it."""
+    free_bits: float = 0.5
+    """KL below free_bits * z_dim is not pressed further (kl_tolerance of the authors' code)."""
+    rew_weight: float = 2.0
+    """Weight of the squared error of the normalised reward."""
+    term_weight: float = 10.0
+    """Weight of the rare terminal steps in the cross-entropy (restart_factor of the authors' code)."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+# The paper's Doom model: twice the latent and the memory, no other change.
+DOOM = VMCConfig(vision="paper", z_dim=64, hidden=512)
+
+
+class VMC(nn.Module):
+    """The world model: latent {z (B, Z), h (B, H), c (B, H)}, feat [z, h]."""
+
+    def __init__(self, cfg: VMCConfig, obs_space: gym.Space[Any], act_space: gym.Space[Any]) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.obs_space: gym.Space[Any] = obs_space
+        self.act_space = act_space
+        self.vision = make_vision(cfg, obs_space)
+        self.z_dim = self.vision.latent_size
+        self.memory = MDRNN(self.z_dim, act_dim(act_space), cfg.hidden, cfg.mixtures, cfg.mixture)
+        self.feat_dim = self.z_dim + cfg.hidden
+        # Rewards are learned in units of their own spread, set from the first data.
+        self.rew_scale: Tensor
+        self.register_buffer("rew_scale", torch.ones(()))
+
+    @property
+    def device(self) -> torch.device:
+        return self.rew_scale.device
+
+    def initial(self, num: int) -> Latent:
+        return {
+            key: torch.zeros(num, dim, device=self.device)
+            for key, dim in [("z", self.z_dim), ("h", self.cfg.hidden), ("c", self.cfg.hidden)]
+        }
+
+    def encode(
+        self, obs: Tensor, latent: Latent | None = None, act: Tensor | None = None, first: Tensor | None = None
+    ) -> Latent:
+        """Take in a frame. z is the posterior's mean: what is seen for real carries no noise of its own."""
+        shape = tuple(self.obs_space.shape or ())
+        if tuple(obs.shape[1:]) != shape:
+            raise ValueError(f"obs must be (B, {', '.join(map(str, shape))}), got {tuple(obs.shape)}")
+        h = c = torch.zeros(len(obs), self.cfg.hidden, device=self.device)
+        if latent is not None:
+            if act is None:
+                raise ValueError("encode needs the act that led from latent to obs, got None")
+            h, c = self.memory.advance(latent["z"], act, latent["h"], latent["c"])
+        if first is not None:
+            keep = (~first).float()[:, None]
+            h, c = h * keep, c * keep
+        mu, _ = self.vision.encode(to_input(obs))
+        return {"z": mu.float(), "h": h, "c": c}
+
+    def step(self, latent: Latent, act: Tensor, *, temperature: float = 1.0, generator: Generator = None) -> Step:
+        """Dream one step; tau divides the logits and multiplies the variance (authors' doomrnn.py)."""
+        h, c = self.memory.advance(latent["z"], act, latent["h"], latent["c"])
+        head = self.memory.gmm_linear(h).float()
+        rew, term = head[:, -2] * self.rew_scale, head[:, -1]
+        z = self.memory.sample(head, temperature, generator)
+        return Step({"z": z, "h": h, "c": c}, rew, torch.sigmoid(-term))
+
+    def decode(self, latent: Latent) -> Tensor:
+        return self.vision.decode_obs(latent["z"])
+
+    def feat(self, latent: Latent) -> Tensor:
+        return torch.cat([latent["z"], latent["h"]], dim=1)
+
+    def vision_loss(self, obs: Tensor) -> LossOutput:
+        """Equation of V: squared error summed over pixels, plus KL with free bits; mean over the batch."""
+        x = to_input(obs)
+        recon, mu, logsigma = self.vision(x)
+        rec = F.mse_loss(recon.float(), x, reduction="sum") / len(x)
+        kl = kl_divergence(mu.float(), logsigma.float())
+        pressed = kl.clamp(min=self.cfg.free_bits * self.z_dim).mean()
+        return LossOutput(rec + pressed, {"rec": rec, "kl": kl.mean()}, {})
+
+    def memory_loss(
+        self, mu: Tensor, logsigma: Tensor, act: Tensor, rew: Tensor, term: Tensor, mask: Tensor
+    ) -> LossOutput:
+        """Loss of M on windows that open with an empty memory.
+
+        Args:
+            mu, logsigma: (B, T + 1, Z) posteriors; z is drawn anew at each call, as in the paper.
+            act: (B, T, A) encoded; rew, term, mask: (B, T), mask 0 behind an episode's end.
+        """
+        z = mu + logsigma.exp() * torch.randn_like(mu)
+        out = self.memory(act.transpose(0, 1), z[:, :-1].transpose(0, 1))
+        mus, sigmas, logpi, rews, terms = (x.float().transpose(0, 1) for x in out)
+        num = mask.sum().clamp(min=1)
+        nll = (gmm_loss(z[:, 1:], mus, sigmas, logpi, reduce=False) * mask).sum() / num / self.z_dim
+        rew_mse = ((rews - rew / self.rew_scale).square() * mask).sum() / num
+        weight = mask * (1 + (self.cfg.term_weight - 1) * term)
+        bce = (F.binary_cross_entropy_with_logits(terms, term, reduction="none") * weight).sum() / num
+        loss = nll + self.cfg.rew_weight * rew_mse + bce
+        return LossOutput(loss, {"nll": nll, "rew": rew_mse, "term": bce}, {})
+
+
+def to_input(obs: Tensor) -> Tensor:
+    """What V takes in: uint8 (B, H, W, 3) becomes float (B, 3, H, W) in [0, 1]; vectors become float32."""
+    if obs.dtype != torch.uint8:
+        return obs.float()
+    # The permuted view is already channels-last in memory, which is what CPU convolutions like best.
+    return obs.permute(0, 3, 1, 2).float() / 255
+
+
+def make_vision(cfg: VMCConfig, obs_space: gym.Space[Any]) -> ConvVAE | Identity:
+    """The V that fits the observations.
+
+    Raises:
+        ValueError: pixels with `identity`, vectors with a convolution, or a size that V cannot take.
+    """
+    shape = tuple(obs_space.shape or ())
+    if cfg.vision == "identity":
+        if len(shape) != 1:
+            raise ValueError(f"vision='identity' needs vector observations, got {shape}; use 'small' for pixels")
+        return Identity(shape[0])
+    if len(shape) != 3:
+        raise ValueError(f"vision={cfg.vision!r} needs (H, W, 3) pixels, got {shape}; use 'identity' for vectors")
+    return ConvVAE(shape[2], cfg.z_dim, cfg.vision, shape[0])
+
+
+class ConvVAE(nn.Module):
+    """V: images (B, C, S, S) in [0, 1] to a Gaussian posterior over z and back.
+
+    `paper` is the published net, 4,348,547 parameters at z = 32; `small` has half its width and padded convolutions.
+    """
+
+    def __init__(
+        self,
+        img_channels: int = 3,
+        latent_size: int = 32,
+        variant: Literal["paper", "small"] = "paper",
+        size: int = 64,
+    ) -> None:
+        super().__init__()
+        if variant == "paper" and size != 64:
+            raise ValueError(f"the paper's V takes 64x64 images, got {size}x{size}; use variant='small'")
+        if variant == "small" and size not in (32, 64, 96):
+            raise ValueError(f"the small V takes 32, 64 or 96 pixels, got {size}; set size in the preprocessing")
+        self.latent_size = latent_size
+        self.encoder = Encoder(img_channels, latent_size, variant, size)
+        self.decoder = Decoder(img_channels, latent_size, variant, size)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images to (recon, mu, logsigma), with z drawn from the posterior."""
+        mu, logsigma = self.encoder(x)
+        return self.decoder(mu + logsigma.exp() * torch.randn_like(mu)), mu, logsigma
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(mu, logsigma), each (B, latent_size)."""
+        return cast(tuple[Tensor, Tensor], self.encoder(x))
+
+    def decode_obs(self, z: Tensor) -> Tensor:
+        """z to uint8 frames (B, S, S, C)."""
+        frames = self.decoder(z).float().mul(255).round_().to(torch.uint8)
+        return cast(Tensor, frames.permute(0, 2, 3, 1).contiguous())
+
+
+class Encoder(nn.Module):
+    """Four convolutions of stride 2, then mu and logsigma."""
+
+    def __init__(self, img_channels: int, latent_size: int, variant: str, size: int) -> None:
+        super().__init__()
+        width, pad = (32, 0) if variant == "paper" else (16, 1)
+        dims = [img_channels, width, 2 * width, 4 * width, 8 * width]
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 4, stride=2, padding=pad) for i, o in pairwise(dims))
+        side = 2 if variant == "paper" else size // 16
+        self.fc_mu = nn.Linear(dims[-1] * side * side, latent_size)
+        self.fc_logsigma = nn.Linear(dims[-1] * side * side, latent_size)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        for conv in self.convs:
+            x = F.relu(conv(x))
+        x = x.flatten(1)
+        return self.fc_mu(x), self.fc_logsigma(x).clamp(-8, 4)
+
+
+class Decoder(nn.Module):
+    """z back to an image in [0, 1] by four transposed convolutions."""
+
+    def __init__(self, img_channels: int, latent_size: int, variant: str, size: int) -> None:
+        super().__init__()
+        if variant == "paper":
+            dims, kernels, pad, side = [1024, 128, 64, 32, img_channels], [5, 5, 6, 6], 0, 1
+        else:
+            dims, kernels, pad, side = [128, 64, 32, 16, img_channels], [4, 4, 4, 4], 1, size // 16
+        self.shape = (dims[0], side, side)
+        self.fc = nn.Linear(latent_size, dims[0] * side * side)
+        self.deconvs = nn.ModuleList(
+            nn.ConvTranspose2d(i, o, k, stride=2, padding=pad) for i, o, k in zip(dims, dims[1:], kernels, strict=False)
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = F.relu(self.fc(z)).unflatten(1, self.shape).contiguous(memory_format=torch.channels_last)
+        for deconv in self.deconvs[:-1]:
+            x = F.relu(deconv(x))
+        return torch.sigmoid(cast(Tensor, self.deconvs[-1](x)))
+
+
+class Identity(nn.Module):
+    """V for vectors: z is the observation in units of the data's spread; nothing is lost, nothing is learned."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.latent_size = dim
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(dim))
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mu = (x - self.mean) / self.std
+        return mu, torch.full_like(mu, -8.0)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mu, logsigma = self.encode(x)
+        return x, mu, logsigma
+
+    def decode_obs(self, z: Tensor) -> Tensor:
+        return z * self.std + self.mean
+
+
+class _MDRNNBase(nn.Module):
+    """What the sequence and the cell share: one linear head from the memory to a Gaussian mixture, reward and end."""
+
+    def __init__(self, latents: int, actions: int, hiddens: int, gaussians: int, mixture: Mixture = "joint") -> None:
+        super().__init__()
+        self.latents, self.actions, self.hiddens, self.gaussians = latents, actions, hiddens, gaussians
+        self.mixture = mixture
+        per_component = 2 * latents + 1 if mixture == "joint" else 3 * latents
+        self.gmm_linear = nn.Linear(hiddens, per_component * gaussians + 2)
+
+    def forward(self, *inputs: Any) -> Any:
+        raise NotImplementedError("use MDRNN for sequences or MDRNNCell for single steps")
+
+    def split(self, head: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The head's output (..., D) as mus, sigmas (..., K, Z), logpi (..., K) or (..., K, Z), rew and term (...)."""
+        k, z = self.gaussians, self.latents
+        mus = head[..., : k * z].unflatten(-1, (k, z))
+        sigmas = head[..., k * z : 2 * k * z].unflatten(-1, (k, z)).clamp(-7, 5).exp()
+        logits = head[..., 2 * k * z : -2]
+        if self.mixture == "per_dim":
+            logits = logits.unflatten(-1, (k, z))
+        logpi = logits.log_softmax(dim=-1 if self.mixture == "joint" else -2)
+        return mus, sigmas, logpi, head[..., -2], head[..., -1]
+
+    def sample(self, head: Tensor, temperature: float, generator: Generator) -> Tensor:
+        """Draw z' (B, Z) from the head's mixture at tau; 0 gives the mean of the likeliest component."""
+        b, k, z = len(head), self.gaussians, self.latents
+        logits = head[:, 2 * k * z : -2]
+        choices = 1 if self.mixture == "joint" else z
+        logits = logits.view(b, k, choices)
+        if temperature == 0:
+            noise, pick = None, logits.argmax(1)  # (B, choices)
+        else:
+            noise = draw_normal(b, choices + z, generator, head.device)
+            edges = (logits / temperature).softmax(1).cumsum(1)
+            chance = torch.special.ndtr(noise[:, None, :choices])  # A normal's own quantile is uniform.
+            pick = (edges < chance).sum(1).clamp(max=k - 1)
+        index = pick[:, None, :].expand(b, 1, z)
+        mus = head[:, : k * z].view(b, k, z).gather(1, index)[:, 0]
+        if noise is None:
+            return mus
+        sigmas = head[:, k * z : 2 * k * z].view(b, k, z).gather(1, index)[:, 0].clamp(-7, 5).exp()
+        spread: float = temperature**0.5
+        return mus + sigmas * spread * noise[:, choices:]
+
+
+class MDRNN(_MDRNNBase):
+    """M over sequences, time first: p(z[t+1], rew[t], term[t] | z[:t+1], act[:t+1])."""
+
+    def __init__(self, latents: int, actions: int, hiddens: int, gaussians: int, mixture: Mixture = "joint") -> None:
+        super().__init__(latents, actions, hiddens, gaussians, mixture)
+        self.rnn = nn.LSTM(latents + actions, hiddens)
+
+    def forward(self, actions: Tensor, latents: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """(T, B, A) and (T, B, Z) to mus, sigmas (T, B, K, Z), logpi (T, B, K), rs and ds (T, B); ds is a logit."""
+        outs, _ = self.rnn(torch.cat([actions, latents], dim=-1))
+        return self.split(self.gmm_linear(outs))
+
+    def advance(self, z: Tensor, act: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of the same LSTM as a single matrix product: (z, act) taken into (h, c), each (B, H)."""
+        rnn = self.rnn
+        weight = torch.cat([cast(Tensor, rnn.weight_ih_l0), cast(Tensor, rnn.weight_hh_l0)], dim=1)
+        bias = cast(Tensor, rnn.bias_ih_l0) + cast(Tensor, rnn.bias_hh_l0)
+        gates = F.linear(torch.cat([act, z, h], dim=1), weight, bias)
+        i, f, g, o = gates.chunk(4, dim=1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        return o.sigmoid() * c.tanh(), c
+
+
+class MDRNNCell(_MDRNNBase):
+    """M one step at a time; `load_mdrnn` copies a trained sequence model's weights."""
+
+    def __init__(self, latents: int, actions: int, hiddens: int, gaussians: int, mixture: Mixture = "joint") -> None:
+        super().__init__(latents, actions, hiddens, gaussians, mixture)
+        self.rnn = nn.LSTMCell(latents + actions, hiddens)
+
+    def forward(
+        self, action: Tensor, latent: Tensor, hidden: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """(B, A), (B, Z) and (h, c) to mus, sigmas (B, K, Z), logpi (B, K), r, d (B,) and the next (h, c)."""
+        h, c = self.rnn(torch.cat([action, latent], dim=1), hidden)
+        return (*self.split(self.gmm_linear(h)), (h, c))
+
+    def get_init_hidden(self, num: int) -> tuple[Tensor, Tensor]:
+        """An empty memory, (num, H) twice."""
+        zeros = torch.zeros(num, self.hiddens, device=self.gmm_linear.weight.device)
+        return zeros, zeros.clone()
+
+    def load_mdrnn(self, mdrnn: MDRNN) -> None:
+        """Take over the weights of `mdrnn`, exactly."""
+        self.gmm_linear.load_state_dict(mdrnn.gmm_linear.state_dict())
+        self.rnn.load_state_dict({key.removesuffix("_l0"): w for key, w in mdrnn.rnn.state_dict().items()})
+
+
+def kl_divergence(mu: Tensor, logsigma: Tensor) -> Tensor:
+    """KL from N(mu, sigma) to N(0, 1), summed over z: (B,)."""
+    return -0.5 * (1 + 2 * logsigma - mu.square() - (2 * logsigma).exp()).sum(-1)
+
+
+def conv_vae_loss(recon: Tensor, x: Tensor, mu: Tensor, logsigma: Tensor) -> Tensor:
+    """Squared error plus KL, both summed over everything: a scalar, equal to the error alone at mu = logsigma = 0."""
+    return F.mse_loss(recon, x, reduction="sum") + kl_divergence(mu, logsigma).sum()
+
+
+def gmm_loss(batch: Tensor, mus: Tensor, sigmas: Tensor, logpi: Tensor, reduce: bool = True) -> Tensor:
+    """Negative log-likelihood of `batch` (..., Z) under a mixture with mus and sigmas (..., K, Z).
+
+    logpi (..., K) is one mixture over all of z, (..., K, Z) one for each dimension; without `reduce` (...) comes back.
+    """
+    unit = (batch.unsqueeze(-2) - mus) / sigmas
+    log_prob = -0.5 * unit.square() - sigmas.log() - 0.9189385332046727  # log sqrt(2 pi)
+    if logpi.ndim == mus.ndim:
+        nll = -torch.logsumexp(logpi + log_prob, dim=-2).sum(-1)
+    else:
+        nll = -torch.logsumexp(logpi + log_prob.sum(-1), dim=-1)
+    return nll.mean() if reduce else nll

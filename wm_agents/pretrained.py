@@ -1,0 +1,161 @@
+"""Saved models by name or path, and the environments made of them: what the registered ids call."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from policies.latent import LatentPolicy
+from policies.linear import LinearPolicy
+from wm_agents.checkpoint import Artifact, load_artifact, load_weights, save_artifact
+from wm_agents.models.vmc import VMC, VMCConfig
+from wm_agents.space import space_from_dict, space_to_dict
+from wm_envs.dream import DreamEnv, DreamVectorEnv
+from wm_envs.real import LatentObservation, make_real
+from wm_envs.registry import TASKS, RealSpec
+from wm_envs.world_model import Latent, WorldModel
+
+STORE = Path(__file__).parent / "store"
+POLICY = "linear"
+
+
+def model_path(model: str) -> Path:
+    """The directory of a model: a path, the name of a shipped model, or the id of a shipped dream.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+    """
+    shipped = {task.dream_id: task.model for task in TASKS.values()}
+    for path in (Path(model), STORE / shipped.get(model, model)):
+        if (path / "config.json").is_file():
+            return path
+    names = sorted(p.name for p in STORE.iterdir() if (p / "config.json").is_file()) if STORE.is_dir() else []
+    raise FileNotFoundError(
+        f"model must be a directory with a config.json or one of {names + sorted(shipped)}, got {model!r}"
+    )
+
+
+def load_model(model: str | Path, device: str = "cpu") -> tuple[VMC, Artifact]:
+    """Load a model ready to dream, and the artifact it came from."""
+    artifact = load_artifact(model_path(str(model)))
+    cfg = artifact.config
+    if cfg["family"] != "vmc":
+        raise ValueError(f"{artifact.path}: family must be 'vmc', got {cfg['family']!r}; upgrade this package")
+    obs_space, act_space = (space_from_dict(cfg["spaces"][name]) for name in ("obs", "act"))
+    net = VMC(VMCConfig(**cfg["model"]), obs_space, act_space)
+    load_weights(net, artifact.tensors)
+    return net.to(device).eval(), artifact
+
+
+def real_spec(artifact: Artifact) -> RealSpec:
+    """How the real environment of a model is made and seen."""
+    return RealSpec.from_dict(artifact.config["real"])
+
+
+def save_model(
+    path: Path,
+    model: VMC,
+    spec: RealSpec,
+    starts: dict[str, Latent],
+    *,
+    horizon: int | None,
+    card: str,
+    policy: LinearPolicy | None = None,
+    facts: dict[str, Any] | None = None,
+    half: bool = False,
+) -> None:
+    """Write a model, where its dreams start and, if there is one, the policy that learned in them."""
+    config = {
+        "family": "vmc",
+        "model": model.cfg.to_dict(),
+        "spaces": {"obs": space_to_dict(model.obs_space), "act": space_to_dict(model.act_space)},
+        "real": spec.to_dict(),
+        "temperature": 1.0,
+        "horizon": horizon,
+        **(facts or {}),
+    }
+    flat = {f"{bank}/{key}": leaf.cpu() for bank, latent in starts.items() for key, leaf in latent.items()}
+    policies = {}
+    if policy is not None:
+        weights = {"weights": torch.from_numpy(policy.weights)}
+        policies[POLICY] = (weights, {"kind": "linear", "squash": ",".join(policy.squash)})
+    save_artifact(path, config, model.state_dict(), flat, card, policies, half=half)
+
+
+def load_starts(artifact: Artifact) -> dict[str, Latent]:
+    """The artifact's banks of latents, by name."""
+    banks: dict[str, Latent] = {}
+    for name, leaf in artifact.starts.items():
+        bank, key = name.split("/", 1)
+        banks.setdefault(bank, {})[key] = leaf.float()
+    return banks
+
+
+def load_policy(model: WorldModel, artifact: Artifact, name: str = POLICY) -> LinearPolicy:
+    """The controller on latents that the artifact carries.
+
+    Raises:
+        ValueError: it carries none of that name.
+    """
+    if name not in artifact.policies:
+        raise ValueError(f"{artifact.path}: policy must be one of {sorted(artifact.policies)}, got {name!r}")
+    tensors, about = artifact.policies[name]
+    squash = tuple(about["squash"].split(",")) if about["squash"] else ()
+    return LinearPolicy(model.act_space, tensors["weights"].float().numpy(), squash)
+
+
+@lru_cache(maxsize=2)
+def cached_model(model: str) -> tuple[VMC, Artifact]:
+    """`load_model`, kept: worker processes ask for the same model at every episode."""
+    return load_model(model)
+
+
+def frame_policy(
+    model: str, weights: NDArray[np.float32] | None = None, squash: tuple[str, ...] | None = None
+) -> LatentPolicy:
+    """A policy on real frames: the model's encoder and memory, and `weights` or else the artifact's own controller."""
+    net, artifact = cached_model(model)
+    if weights is None:
+        return LatentPolicy(net, load_policy(net, artifact))
+    return LatentPolicy(net, LinearPolicy(net.act_space, weights, squash))
+
+
+def _dream_arguments(model: str, device: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    net, artifact = load_model(model, device)
+    limit = kwargs.pop("max_episode_steps", None)
+    defaults = {
+        "temperature": artifact.config["temperature"],
+        "horizon": limit if limit is not None else artifact.config["horizon"],
+    }
+    return {"model": net, "starts": load_starts(artifact), **defaults, **kwargs}
+
+
+def make_dream_env(model: str, device: str = "cpu", **kwargs: Any) -> DreamEnv:
+    """`gym.make("Dream-...")`: see `DreamVectorEnv` for the arguments."""
+    return DreamEnv(**_dream_arguments(model, device, kwargs))
+
+
+def make_dream_vec_env(model: str, num_envs: int = 1, device: str = "cpu", **kwargs: Any) -> DreamVectorEnv:
+    """`gym.make_vec("Dream-...", num_envs=N)`: one forward pass a step; see `DreamVectorEnv` for the arguments."""
+    return DreamVectorEnv(num_envs=num_envs, **_dream_arguments(model, device, kwargs))
+
+
+def make_real_env(model: str, obs: str = "pixels", render_mode: str | None = None) -> gym.Env[Any, Any]:
+    """`gym.make("Real-...")`: the real environment in the same spaces as its dream.
+
+    Args:
+        obs: "pixels" (or the native vector), or "latent": feat of the model carried along.
+    """
+    if obs not in ("pixels", "latent"):
+        raise ValueError(f"obs must be 'pixels' or 'latent', got {obs!r}")
+    if obs == "pixels":
+        spec = next((t.real for t in TASKS.values() if t.model == model), None)
+        return make_real(spec or real_spec(load_artifact(model_path(model))), render_mode)
+    net, artifact = load_model(model)
+    return LatentObservation(make_real(real_spec(artifact), render_mode), net)

@@ -1,0 +1,67 @@
+"""Real environments as a model sees them: same preprocessing, same action repeat, same spaces as the dream."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.wrappers import ResizeObservation, TimeLimit
+
+from wm_envs.registry import RealSpec
+from wm_envs.wrappers import ActionRepeat
+
+if TYPE_CHECKING:
+    from wm_envs.world_model import WorldModel
+
+
+def make_real(spec: RealSpec, render_mode: str | None = None) -> gym.Env[Any, Any]:
+    """Make the real environment of `spec`. Needs no display.
+
+    Raises:
+        ValueError: pixels are asked for (`spec.size`) and the environment gives none.
+    """
+    if render_mode != "human":
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
+    env = gym.make(spec.id, render_mode=render_mode, disable_env_checker=True, **spec.kwargs)
+    if spec.size is not None and not is_image(env.observation_space):
+        raise ValueError(
+            f"{spec.id} must give (H, W, 3) uint8 pixels for size={spec.size}, got {env.observation_space}; "
+            "leave size out for vector observations"
+        )
+    if spec.action_repeat > 1:
+        env = ActionRepeat(env, spec.action_repeat)
+    if spec.size is not None:
+        env = ResizeObservation(env, (spec.size, spec.size))
+    if spec.max_episode_steps is not None:
+        env = TimeLimit(env, spec.max_episode_steps)
+    return env
+
+
+def is_image(space: gym.Space[Any]) -> bool:
+    """Whether observations are (H, W, 3) uint8 pixels."""
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3 and space.shape[-1] == 3
+
+
+class LatentObservation(gym.Wrapper[Any, Any, Any, Any]):
+    """Shows a model's feat (F,) float32 in place of frames, the latent carried along the episode."""
+
+    def __init__(self, env: gym.Env[Any, Any], model: WorldModel) -> None:
+        super().__init__(env)
+        # A function-level import: this module must not need torch for plain real environments.
+        from wm_envs.world_model import Observer
+
+        self.observer = Observer(model)
+        self.observation_space = spaces.Box(-np.inf, np.inf, (model.feat_dim,), np.float32)
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        obs, info = self.env.reset(**kwargs)
+        self.observer.reset()
+        return self.observer.observe(obs[None], None)[0], info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        obs, rew, term, trunc, info = self.env.step(action)
+        return self.observer.observe(obs[None], np.asarray(action)[None])[0], rew, term, trunc, info
