@@ -78,7 +78,7 @@ class OrnsteinUhlenbeck:
         dt: float = 1.0,
         *,
         spread: tuple[float, float] = (-0.1, 0.1),
-        drive: tuple[float, float] = (-0.1, 0.3),
+        drive: tuple[float, float] = (-0.4, 0.2),
         oppose: tuple[float, float] = (-1.5, -0.8),
     ) -> None:
         self.space = check_box(space)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import multiprocessing as mp
 import os
@@ -16,10 +17,10 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from wm_agents.data.dataset import write_manifest
 from wm_agents.data.shard import SUFFIX, TEMPORARY, ShardError, ShardInfo, read_info
@@ -132,30 +133,27 @@ def _work(cfg: CollectConfig, make_policy: MakePolicy, plan: _Plan, stop: thread
             if stop.is_set():
                 return "interrupted"
             for future in finished:
-                got = _result(future, running.pop(future))
+                got = future.result()
+                del running[future]
                 if isinstance(got, str):
                     stopped = stopped or got  # No room for this one: finish what runs, start nothing.
                 else:
                     plan.add(got)
             show(plan, old, shared.steps.value)
+    except BrokenProcessPool as error:
+        if stop.is_set():  # The signal reached the workers as well.
+            return "interrupted"
+        seeds = ", ".join(f"{task.seed} to {task.seed + task.num - 1}" for task in running.values())
+        raise RuntimeError(
+            f"a collecting process died (killed or crashed; out of memory?) on {cfg.spec.id}, seeds {seeds}; "
+            f"finished shards in {cfg.out} are safe, collect again to resume"
+        ) from error
     finally:
         shared.halt.set()
         pool.shutdown(wait=True, cancel_futures=True)
-        for future in running:  # Those that were on their last step have landed.
-            if future.done() and not future.cancelled() and not future.exception():
-                got = future.result()
-                if not isinstance(got, str):
-                    plan.add(got)
-
-
-def _result(future: Future[ShardInfo | str], task: ShardTask) -> ShardInfo | str:
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            f"a collecting process died (killed or crashed; out of memory?) on {task.spec.id}, seeds {task.seed} to "
-            f"{task.seed + task.num - 1}; finished shards in {task.out} are safe, collect again to resume"
-        ) from error
+        for future in running:  # A shard that was being written as the stop came has landed.
+            if not future.cancelled() and not future.exception() and not isinstance(future.result(), str):
+                plan.add(cast(ShardInfo, future.result()))
 
 
 class _Plan:
@@ -203,10 +201,9 @@ def _find_shards(cfg: CollectConfig) -> Iterator[tuple[int, ShardInfo]]:
         except ShardError as error:
             log.warning("%s: %s; its seeds are collected again when their turn comes", path, error)
             continue
-        if RealSpec.from_dict(info.spec) != cfg.spec:
-            raise ValueError(
-                f"{path} holds data of {info.spec}, this collector makes {cfg.spec.to_dict()}; choose another directory"
-            )
+        want = json.loads(json.dumps(cfg.spec.to_dict()))
+        if info.spec != want:
+            raise ValueError(f"{path} holds data of {info.spec}, this collector makes {want}; choose another directory")
         yield info.seeds[0], info
 
 
@@ -308,9 +305,8 @@ def _progress(cfg: CollectConfig, console: Console | None) -> Iterator[_Show]:
         TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
         TextColumn("{task.fields[fps]} frames/s"),
         TextColumn("{task.fields[mb]} MB"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("left"),
         console=console or Console(stderr=True),
     )
     with bar:

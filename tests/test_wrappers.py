@@ -1,0 +1,120 @@
+"""ActionRepeat: the plain loop's results with a quarter of the drawing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.envs.box2d.car_racing import CarRacing
+from gymnasium.wrappers import FrameStackObservation, TimeLimit
+
+from toy_env import Echo
+from wm_envs.wrappers import ActionRepeat, can_skip_drawing
+
+OFF_FIELD = 340.0  # PLAYFIELD is 333.
+
+
+def make_car(**kwargs: object) -> gym.Env:
+    return gym.make("CarRacing-v3", disable_env_checker=True, **kwargs)
+
+
+def play(env: ActionRepeat, seed: int, steps: int, leave_at: int = -1) -> Iterator[tuple]:
+    rng = np.random.default_rng(seed)
+    obs, _ = env.reset(seed=seed)
+    yield obs.copy(), 0.0, False, False, {}
+    for t in range(steps):
+        if t == leave_at:
+            env.unwrapped.car.hull.position = (OFF_FIELD, 0.0)
+            env.unwrapped.reward = -0.45  # The picture must say -0; after the step the score is -0.55, "-1".
+        obs, *rest = env.step(np.array([rng.uniform(-0.3, 0.3), rng.uniform(0, 0.5), 0.0], np.float32))
+        yield obs.copy(), *rest
+        if rest[1] or rest[2]:
+            return
+
+
+def both(seed: int, steps: int, leave_at: int = -1, **kwargs: object) -> list[tuple]:
+    fast, plain = ActionRepeat(make_car(**kwargs), 4), ActionRepeat(make_car(**kwargs), 4)
+    assert fast.skips_drawing
+    plain.skips_drawing = False
+    got, want = list(play(fast, seed, steps, leave_at)), list(play(plain, seed, steps, leave_at))
+    assert len(got) == len(want)
+    for a, b in zip(got, want):
+        np.testing.assert_array_equal(a[0], b[0])
+        assert a[1:] == b[1:]
+    fast.close()
+    plain.close()
+    return got
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_frames_rewards_and_ends_equal_the_plain_loop(seed: int) -> None:
+    last = both(seed, steps=15)[-1]
+    assert last[0].std() > 10  # A picture, not an empty screen.
+
+
+def test_an_end_in_a_skipped_frame_is_drawn() -> None:
+    steps = both(4, steps=10, leave_at=3)
+    assert len(steps) == 5 and steps[-1][2] and steps[-1][1] == -100
+
+
+def test_a_time_limit_in_a_skipped_frame_is_drawn() -> None:
+    steps = both(5, steps=10, max_episode_steps=6)
+    assert len(steps) == 3 and steps[-1][3] and not steps[-1][2]
+
+
+def test_a_rendered_video_does_not_change_what_is_seen() -> None:
+    env, plain = ActionRepeat(make_car(render_mode="rgb_array"), 4), ActionRepeat(make_car(), 4)
+    for a, b in zip(play(env, 6, 4), play(plain, 6, 4)):
+        np.testing.assert_array_equal(a[0], b[0])
+        assert env.render().shape == (400, 600, 3)
+
+
+def test_only_the_last_of_the_repeated_frames_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    draw = CarRacing._render
+    monkeypatch.setattr(CarRacing, "_render", lambda self, mode: drawn.append(mode) or draw(self, mode))
+    env = ActionRepeat(make_car(), 4)
+    list(play(env, 0, steps=5))
+    assert drawn == ["state_pixels"] * 6  # The reset and one for each of the 5 steps.
+    env.skips_drawing = False
+    drawn.clear()
+    list(play(env, 0, steps=5))
+    assert len(drawn) == 1 + 5 * 4
+
+
+def test_drawing_is_back_after_each_step_even_after_an_error() -> None:
+    env = ActionRepeat(make_car(), 4)
+    env.reset(seed=0)
+    with pytest.raises(AttributeError):
+        env.step("left")
+    assert "_render" not in vars(env.unwrapped)
+
+
+def test_other_environments_take_the_plain_loop() -> None:
+    class Mine(CarRacing):
+        pass
+
+    car = make_car()
+    assert can_skip_drawing(car) and can_skip_drawing(TimeLimit(car, 9))
+    assert not can_skip_drawing(Mine())
+    assert not can_skip_drawing(FrameStackObservation(car, 2))
+    assert not can_skip_drawing(gym.make("CarRacing-v3"))  # Its checker looks at every frame.
+    assert not can_skip_drawing(Echo())
+    car.unwrapped.render_mode = "human"
+    assert not can_skip_drawing(car)
+
+
+def test_rewards_add_up_and_the_repeat_stops_at_the_end() -> None:
+    env = ActionRepeat(Echo(length=6), 4)
+    assert env.reset()[0][0] == 0
+    obs, rew, term, _, _ = env.step(np.array([0.5], np.float32))
+    assert (obs[0], rew, term) == (4, 2.0, False)
+    obs, rew, term, _, _ = env.step(np.array([0.25], np.float32))
+    assert (obs[0], rew, term) == (6, 0.5, True)
+
+
+def test_a_repeat_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="repeat must be at least 1, got 0"):
+        ActionRepeat(Echo(), 0)
