@@ -28,8 +28,8 @@ from wm_agents.atomic import write_json, write_text
 from wm_agents.hardware import describe
 
 PACKAGES = (
-    "gymnasium", "ale-py", "Box2D", "numpy", "torch", "cma", "h5py", "safetensors", "stable-baselines3", "lightning-fabric",
-    "moviepy", "opencv-python-headless",
+    "gymnasium", "ale-py", "Box2D", "numpy", "torch", "cma", "h5py", "safetensors", "stable-baselines3",
+    "lightning-fabric", "moviepy", "opencv-python-headless",
 )  # fmt: skip
 
 

@@ -55,18 +55,18 @@ class TrainingConfig:
             if getattr(self, name) not in choices:
                 self._fail(name, f"one of {', '.join(choices)}")
         for name in ("updates", "batch_size", "log_every", "val_every", "save_every"):
-            self._check_number(name, int, 1)
+            self._check_number(name, 1, whole=True)
         for name in ("seed", "plateau_patience"):
-            self._check_number(name, int, 0)
+            self._check_number(name, 0, whole=True)
         for name in ("weight_decay", "min_lr"):
-            self._check_number(name, (int, float), 0)
-        self._check_number("lr", (int, float), 0)
+            self._check_number(name, 0)
+        self._check_number("lr", 0)
         if self.lr == 0:
             self._fail("lr", "above 0")
         if self.patience is not None:
-            self._check_number("patience", int, 1)
+            self._check_number("patience", 1, whole=True)
         if self.grad_clip is not None:
-            self._check_number("grad_clip", (int, float), 0)
+            self._check_number("grad_clip", 0)
             if self.grad_clip == 0:
                 self._fail("grad_clip", "above 0, or None for no clipping")
         if not 0 < self.plateau_factor < 1:
@@ -99,10 +99,11 @@ class TrainingConfig:
         """Read what `save` wrote."""
         return cls.from_dict(json.loads(Path(path).read_text()))
 
-    def _check_number(self, name: str, kind: type | tuple[type, ...], low: int) -> None:
-        value: Any = getattr(self, name)
-        if not isinstance(value, kind) or isinstance(value, bool) or not value >= low:
-            self._fail(name, f"{'a whole number' if kind is int else 'a number'} from {low} up")
+    def _check_number(self, name: str, low: int, whole: bool = False) -> None:
+        value = getattr(self, name)
+        kinds = (int,) if whole else (int, float)
+        if type(value) not in kinds or not low <= value < float("inf"):
+            self._fail(name, f"a {'whole ' if whole else ''}number from {low} up")
 
     def _fail(self, name: str, expected: str) -> None:
         raise ValueError(f"TrainingConfig.{name} must be {expected}, got {getattr(self, name)!r}")

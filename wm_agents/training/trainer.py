@@ -260,6 +260,8 @@ class Trainer:
             self._restore()
         else:
             raise FileExistsError(f"{last} is there already; pass resume=True to go on, or use another folder")
+        if self.update >= self.cfg.updates:
+            self.stop("done")
 
     def _restore(self) -> None:
         """Go back to what `save` wrote, to the bit."""
