@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from gymnasium.envs.box2d.car_racing import CarRacing
 from gymnasium.wrappers import FrameStackObservation, TimeLimit
-
 from toy_env import Echo
+
 from wm_envs.wrappers import ActionRepeat, can_skip_drawing
 
 OFF_FIELD = 340.0  # PLAYFIELD is 333.

@@ -14,7 +14,15 @@ from policies.policy import Array, RandomPolicy
 class Echo(gym.Env):
     """Ends after `length` steps (drawn from 3 to 12 at each reset when None), by `end`."""
 
-    def __init__(self, length: int | None = None, end: str = "term", pixels: bool = False, fail_at: int = -1) -> None:
+    def __init__(
+        self,
+        length: int | None = None,
+        end: str = "term",
+        pixels: bool = False,
+        fail_at: int = -1,
+        render_mode: str | None = None,
+    ) -> None:
+        self.render_mode = render_mode
         self.fixed, self.end, self.pixels, self.fail_at = length, end, pixels, fail_at
         self.action_space = spaces.Box(-1, 1, (1,), np.float32)
         self.observation_space = (

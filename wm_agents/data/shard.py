@@ -83,9 +83,9 @@ def write_shard(
     """
     path = Path(root) / f"{name}{SUFFIX}"
     image = _build(episodes, dict(spec or {}), path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     if admit is not None:
         admit(len(image))
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         with open(part, "wb") as file:

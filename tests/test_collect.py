@@ -1,0 +1,256 @@
+"""Collecting: whole shards only, however it stops, and calling again goes on from there."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing as mp
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from rich.console import Console
+from toy_env import is_aligned, make_random
+
+from policies.policy import RandomPolicy
+from wm_agents.data import collect as collecting
+from wm_agents.data import shard
+from wm_agents.data.collect import CollectConfig, CollectSummary, collect
+from wm_agents.data.dataset import Dataset
+from wm_agents.data.worker import ShardTask, Shared, collect_shard
+from wm_envs.registry import RealSpec
+
+ECHO = RealSpec("toy_env:Echo-v0")
+ENDLESS = RealSpec("toy_env:Echo-v0", kwargs={"length": 10**9})
+TESTS = Path(__file__).parent
+
+
+def run(out: Path, steps: int = 60, make: Callable = make_random, **changes: object) -> CollectSummary:
+    cfg = {"spec": ECHO, "out": str(out), "steps": steps, "seed": 0, "procs": 1, "shard_episodes": 4, **changes}
+    return collect(CollectConfig(**cfg), make, console=Console(file=io.StringIO()))
+
+
+def run_here(out: Path, seed: int = 0, num: int = 3, stall: int | None = None, spec: RealSpec = ECHO) -> ShardInfo:
+    """One shard in this process."""
+    task = ShardTask(spec, str(out), make_random, seed, num, stall, 0.0)
+    return collect_shard(task, Shared(mp.Event(), mp.Value("q", 0), mp.Value("q", 10**9)))
+
+
+def names(out: Path) -> list[str]:
+    return sorted(path.name for path in out.iterdir() if path.name != ".collect.lock")
+
+
+def test_collecting_gives_the_steps_asked_for_and_collecting_again_resumes(tmp_path: Path) -> None:
+    first = run(tmp_path, steps=60, procs=2)
+    data = Dataset(tmp_path)
+    assert first.stopped == "done" and first.steps == first.new_steps == first.frames == data.num_steps >= 60
+    assert data.seeds == list(range(first.episodes)) and first.bytes == data.num_bytes
+    assert first.returns == pytest.approx(data.returns)
+    for ep in data.iter_episodes():
+        assert is_aligned(ep.obs, ep.act, ep.rew) and ep.term and not ep.trunc
+    kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.h5")}
+
+    same = run(tmp_path, steps=60)
+    assert (same.steps, same.new_steps, same.returns) == (first.steps, 0, first.returns)
+
+    (tmp_path / "seed-0000004.h5").write_bytes(b"damaged")
+    more = run(tmp_path, steps=first.steps + 20)
+    assert more.steps >= first.steps + 20 and not Dataset(tmp_path).skipped
+    assert sorted(Dataset(tmp_path).seeds) == list(range(more.episodes))
+    untouched = [name for name in kept if (tmp_path / name).stat().st_mtime_ns == kept[name]]
+    assert sorted(untouched) == sorted(set(kept) - {"seed-0000004.h5"})
+    data.refresh()
+    assert data.num_episodes >= more.episodes - 4
+
+
+def test_the_same_seeds_give_the_same_episodes(tmp_path: Path) -> None:
+    a, b = (run_here(tmp_path / name, seed=5) for name in "ab")
+    assert a.seeds == (5, 6, 7) and a.returns.tolist() == b.returns.tolist()
+    assert run_here(tmp_path / "c", seed=8).returns.tolist() != a.returns.tolist()
+
+
+def test_a_stalled_episode_is_cut(tmp_path: Path) -> None:
+    info = run_here(tmp_path, spec=ENDLESS, stall=3)
+    assert info.trunc.all() and not info.term.any()
+    for ep in Dataset(tmp_path).iter_episodes():
+        assert (ep.rew[-3:] <= 0).all()
+
+
+def test_pixels_are_stored_as_they_are_seen(tmp_path: Path) -> None:
+    spec = RealSpec("toy_env:Echo-v0", kwargs={"pixels": True, "length": 6}, size=8, action_repeat=2)
+    info = run_here(tmp_path, spec=spec)
+    assert info.obs_shape == (8, 8, 3) and info.obs_dtype == "uint8" and info.lengths.tolist() == [3, 3, 3]
+    assert info.spec == spec.to_dict()
+    assert Dataset(tmp_path).episode(0).obs[:, 0, 0, 0].tolist() == [0, 2, 4, 6]
+
+
+def test_seeds_kept_for_evaluation_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="from 0 to 999,999, got 1,000,000; seeds from 1,000,000 up are for evalua"):
+        run(tmp_path, seed=1_000_000)
+    with pytest.raises(ValueError, match="got 1,000,001"):  # Reached on the way.
+        run(tmp_path, seed=999_998)
+    with pytest.raises(ValueError, match="got 1,000,000"):
+        run_here(tmp_path, seed=999_998)
+    with pytest.raises(ValueError, match="got -1"):
+        run(tmp_path, seed=-1)
+    assert not list(tmp_path.glob("*.h5"))
+
+
+def test_senseless_settings_are_refused(tmp_path: Path) -> None:
+    for name in ("steps", "procs", "shard_episodes", "stall"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1"):
+            run(tmp_path, **{name: 0})
+
+
+def test_data_of_another_environment_is_not_mixed_in(tmp_path: Path) -> None:
+    run_here(tmp_path)
+    with pytest.raises(ValueError, match="choose another directory"):
+        run(tmp_path, spec=ENDLESS)
+
+
+def test_two_collectors_do_not_share_a_directory(tmp_path: Path) -> None:
+    with collecting._locked(tmp_path), pytest.raises(RuntimeError, match="another collector is at work"):
+        run(tmp_path)
+
+
+def test_max_gb_is_never_passed(tmp_path: Path) -> None:
+    size = run_here(tmp_path / "one", num=4).bytes
+    summary = run(tmp_path / "many", steps=10**6, max_gb=2.5 * size / 1e9)
+    assert summary.stopped == "max_gb"
+    data = Dataset(tmp_path / "many")
+    assert 0 < data.num_bytes <= 2.5 * size and data.num_steps == summary.steps
+    again = run(tmp_path / "many", steps=10**6, max_gb=data.num_bytes / 1e9)
+    assert again.stopped == "max_gb" and again.new_steps == 0
+
+
+def test_too_little_free_disk_stops_before_it_begins_and_before_a_shard_lands(tmp_path: Path) -> None:
+    assert run(tmp_path, min_free_gb=1e9).stopped == "free_disk"
+    task = ShardTask(ECHO, str(tmp_path), make_random, 0, 3, None, 1e9)
+    assert collect_shard(task, Shared(mp.Event(), mp.Value("q", 0), mp.Value("q", 10**9))) == "free_disk"
+    assert names(tmp_path) == ["manifest.json"]
+
+
+def full_after_two(env: gym.Env) -> RandomPolicy:
+    """Make this worker's disk full once two shards are there."""
+    fsync = os.fsync
+
+    def fail_on_third(handle: int) -> None:
+        if len(list(Path(os.readlink(f"/proc/self/fd/{handle}")).parent.glob("seed-*.h5"))) >= 2:
+            raise OSError(28, "No space left on device")
+        fsync(handle)
+
+    shard.os = type("os", (), {**vars(os), "fsync": staticmethod(fail_on_third)})
+    return make_random(env)
+
+
+def test_a_full_disk_stops_cleanly_with_everything_so_far_readable(tmp_path: Path) -> None:
+    summary = run(tmp_path, steps=10**6, make=full_after_two)
+    assert summary.stopped == "no_space"
+    data = Dataset(tmp_path)
+    assert data.num_episodes == summary.episodes == 8 and not data.skipped
+    assert sum(1 for _ in data.iter_episodes()) == 8
+    assert names(tmp_path) == ["manifest.json", "seed-0000000.h5", "seed-0000004.h5"]
+
+
+class Dies(RandomPolicy):
+    def act(self, obs: np.ndarray) -> np.ndarray:
+        os._exit(3)
+
+
+def make_dies(env: gym.Env) -> Dies:
+    return Dies(env.action_space)
+
+
+def test_a_dead_worker_raises_in_the_parent(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"a collecting process died .* on toy_env:Echo-v0, seeds 0 to 3; .* resume"):
+        run(tmp_path, make=make_dies)
+    assert names(tmp_path) == ["manifest.json"]
+
+
+def test_a_workers_error_raises_in_the_parent(tmp_path: Path) -> None:
+    with pytest.raises(ArithmeticError, match="the environment broke"):
+        run(tmp_path, spec=RealSpec("toy_env:Echo-v0", kwargs={"fail_at": 2}))
+
+
+SCRIPT = """
+import sys
+from toy_env import make_random
+from wm_agents.data.collect import CollectConfig, collect
+from wm_envs.registry import RealSpec
+if __name__ == "__main__":
+    spec = RealSpec("toy_env:Echo-v0", kwargs={"length": 2000})
+    cfg = CollectConfig(spec, sys.argv[1], steps=10**7, seed=0, procs=1, shard_episodes=1)
+    print(collect(cfg, make_random).stopped)
+"""
+
+
+def start(out: Path) -> subprocess.Popen:
+    """A collector in a process group of its own, with two shards written and no end in sight."""
+    script = out.parent / "run.py"
+    script.write_text(SCRIPT)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), str(out)]
+    proc = subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while len(list(out.glob("seed-*.h5"))) < 2:
+        assert proc.poll() is None and time.monotonic() < deadline, proc.communicate()
+        time.sleep(0.02)
+    return proc
+
+
+def group_is_gone(group: int) -> bool:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("signum, whole_group", [(signal.SIGINT, True), (signal.SIGTERM, False)])
+def test_a_signal_stops_cleanly_with_everything_so_far_readable(tmp_path: Path, signum: int, whole_group: bool) -> None:
+    out = tmp_path / "data"
+    proc = start(out)
+    (os.killpg if whole_group else os.kill)(proc.pid, signum)  # Ctrl-C reaches every process of the group.
+    stdout, stderr = proc.communicate(timeout=20)
+    assert (proc.returncode, stdout) == (0, "interrupted\n"), stderr
+    assert "Traceback" not in stderr
+    data = Dataset(out)
+    assert data.num_episodes >= 2 and not data.skipped
+    assert names(out) == ["manifest.json", *(f"seed-{i:07d}.h5" for i in range(data.num_episodes))]
+    assert group_is_gone(proc.pid)
+
+
+def test_a_killed_collector_leaves_no_half_shard_and_no_orphan_and_resumes(tmp_path: Path) -> None:
+    out = tmp_path / "data"
+    proc = start(out)
+    proc.kill()
+    proc.communicate()
+    assert group_is_gone(proc.pid)
+    (out / ".seed-0000099.h5.77.part").write_bytes(b"left by a kill in mid write")
+    data = Dataset(out)
+    found = data.num_episodes
+    assert found >= 2 and not data.skipped
+    for ep in data.iter_episodes():
+        assert ep.num_steps == 2000 and is_aligned(ep.obs, ep.act, ep.rew)
+    spec = RealSpec("toy_env:Echo-v0", kwargs={"length": 2000})
+    summary = run(out, spec=spec, steps=2000 * (found + 1), shard_episodes=1)
+    assert (summary.episodes, summary.new_steps) == (found + 1, 2000)
+    assert names(out) == ["manifest.json", *(f"seed-{i:07d}.h5" for i in range(found + 1))]
+
+
+def test_progress_names_speed_size_and_time_left(tmp_path: Path) -> None:
+    screen = io.StringIO()
+    cfg = CollectConfig(ECHO, str(tmp_path), steps=30, seed=0, procs=1, shard_episodes=2)
+    collect(cfg, make_random, console=Console(file=screen, force_terminal=True, width=120))
+    assert all(part in screen.getvalue() for part in ("toy_env:Echo-v0", "steps", "frames/s", "MB", "left"))
