@@ -23,7 +23,7 @@ lint: setup
 	$(BIN)/mypy
 
 demo: setup
-	$(BIN)/python scripts/demo.py --out outputs/demo
+	$(BIN)/wm demo --out outputs/demo
 
 clean:
 	rm -rf .venv outputs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -155,10 +155,12 @@ def score_in_dream(
     *,
     squash: tuple[str, ...] | None = None,
     start: str = "anywhere",
+    widen: Callable[[Array], Array] = lambda weights: weights,
 ) -> Score:
     """Score a population in `envs`: population x rollouts rows, obs="latent", autoreset DISABLED.
 
-    Rollout r of every candidate has the same seed, hence the same start and the same luck.
+    Rollout r of every candidate has the same seed, hence the same start and the same luck. `widen` turns the evolved
+    weights into those that act, where only part of them is evolved.
     """
     want = cfg.population * cfg.rollouts
     if envs.num_envs != want:
@@ -166,7 +168,7 @@ def score_in_dream(
     space: gym.Space[Any] = envs.single_action_space
 
     def score(candidates: Array, generation: int) -> Array:
-        policy = LinearPolicy(space, unflatten(candidates, space), squash)
+        policy = LinearPolicy(space, widen(unflatten(candidates, space)), squash)
         first = (cfg.seed * 1_000_003 + generation * cfg.rollouts) % 2**31
         seeds: list[int | None] = [first + r for _ in range(cfg.population) for r in range(cfg.rollouts)]
         total = returns(rollout(envs, policy, seed=seeds, options={"start": start}))

@@ -16,32 +16,33 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from rich.console import Console
 from safetensors.torch import load_file
 
-from policies.cmaes import CMAConfig, Generation, evolve, score_in_dream, unflatten
-from policies.linear import LinearPolicy, num_params
+from policies.cmaes import CMAConfig, Generation
 from policies.policy import HeldActions, NoisyPolicy, OrnsteinUhlenbeck, Policy
-from wm_agents.checkpoint import load_weights
+from wm_agents.atomic import write_json
+from wm_agents.checkpoint import load_weights, model_card
 from wm_agents.data.collect import CollectConfig, collect
 from wm_agents.data.dataset import Dataset
-from wm_agents.evaluate import evaluate_real
-from wm_agents.hardware import has_bf16
+from wm_agents.evaluate import evaluate, evaluate_real
+from wm_agents.evolve import evolve_in_dream
+from wm_agents.hardware import describe
 from wm_agents.models.vmc import VMC, VMCConfig
 from wm_agents.pretrained import frame_policy, load_model, load_policy, load_starts, save_model
 from wm_agents.runlog import RunFolder, start_run
 from wm_agents.training.callbacks import Callback, LoggingCallback, ProgressCallback
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.vmc import encode_dataset, fit_memory, fit_vision, make_starts, set_reward_scale
-from wm_envs.dream import DreamVectorEnv
+from wm_agents.video import record
 from wm_envs.real import make_real
-from wm_envs.registry import RealSpec
+from wm_envs.registry import TASKS, RealSpec
 
 STAGES = ("collect", "vision", "memory", "evolve", "judge")
 SEEDS_A_ROUND = 20_000
 JUDGE_SEED = 900_000  # Model selection's own seeds: never collected, never the held-out ones.
+SHIPPED_STARTS = 512
 
 VISION = TrainingConfig(updates=4000, batch_size=64, lr=2e-3, schedule="onecycle")
 MEMORY = TrainingConfig(updates=3000, batch_size=64, lr=1e-3, schedule="onecycle", grad_clip=1.0)
@@ -76,7 +77,7 @@ class ImproveConfig:
     judge_episodes: int = 24
     """Real episodes that each round's controller is judged on, for choosing the round."""
     starts: int = 512
-    """Latents in each bank of the artifact."""
+    """Latents in each bank that dreams start from; a shipped model keeps the first 512."""
     seed: int = 1
     procs: int = 2
     max_gb: float = 5.0
@@ -86,6 +87,21 @@ class ImproveConfig:
         for machine_only in ("out", "procs", "rounds", "max_gb"):
             values.pop(machine_only)
         return values
+
+
+RECIPES = {
+    "CarRacing": ImproveConfig(
+        TASKS["CarRacing"].real,
+        out="runs/carracing",
+        rounds=14,
+        round_steps=25_000,
+        stall=40,
+        squash=("tanh", "sigmoid", "clip"),
+        starts=4096,
+        cma=CMAConfig(generations=100),
+    ),
+}
+"""What the shipped dreams were made with, by task."""
 
 
 class Improvement:
@@ -154,27 +170,21 @@ class Improvement:
         """Evolve the controller in the dream, from where the last round's mean stood."""
         cfg, path = self.cfg, self._dir() / "model"
         model, artifact = load_model(path)
-        envs = DreamVectorEnv(
+        starts = load_starts(artifact)
+        evolved = evolve_in_dream(
             model,
-            load_starts(artifact),
-            cfg.cma.population * cfg.cma.rollouts,
-            obs="latent",
-            temperature=cfg.temperature,
-            horizon=cfg.horizon,
-            autoreset_mode=AutoresetMode.DISABLED,
-            precision="bf16" if has_bf16(model.device) else "fp32",
-        )
-        evolution = evolve(
-            score_in_dream(envs, cfg.cma, squash=cfg.squash),
-            self._last_mean(model),
+            starts,
             cfg.cma,
+            horizon=cfg.horizon,
+            x0=self._last_mean(),
+            squash=cfg.squash,
+            temperature=cfg.temperature,
             state=self._dir() / "evolution.json",
             on_generation=self._report,
         )
-        policy = LinearPolicy(model.act_space, unflatten(evolution.mean, model.act_space), cfg.squash)
-        starts = load_starts(artifact)
-        save_model(path, model, cfg.spec, starts, horizon=cfg.spec.max_episode_steps, card="", policy=policy)
-        return {"dream": float(evolution.told[-1].mean())}
+        horizon = cfg.spec.max_episode_steps
+        save_model(path, model, cfg.spec, starts, horizon=horizon, card="", policy=evolved.policy)
+        return {"dream": evolved.dream_return}
 
     def judge(self) -> dict[str, float]:
         """Drive for real without noise, on seeds kept for choosing between rounds."""
@@ -182,8 +192,63 @@ class Improvement:
         score = evaluate_real(
             self.cfg.spec, partial(frame_policy, str(self._dir() / "model")), list(seeds), self.cfg.procs
         )
-        self.console.print(f"  real return {score.mean:.0f} ± {score.std:.0f} ({len(score.returns)} episodes)")
-        return {"real": score.mean, "std": score.std}
+        self.console.print(f"  real return {score}")
+        if self.cfg.spec.size is not None:
+            net, artifact = load_model(self._dir() / "model")
+            video = self._dir() / "real_vs_dream.mp4"
+            record(video, self.cfg.spec, net, load_policy(net, artifact), seed=JUDGE_SEED)
+        return {"real": score.mean, "std": score.std, "ci95": score.ci95}
+
+    def finish(self) -> dict[str, Any]:
+        """Choose the round with the best judged score, and score that one over 100 held-out seeds.
+
+        Leaves `model/`, the artifact in half precision with its card, and `summary.json`.
+        """
+        history = self.run.state["history"]
+        best = max(history, key=lambda index: history[index].get("judge", {}).get("real", -np.inf))
+        model, artifact = load_model(self._dir(int(best)) / "model")
+        starts = {
+            bank: {key: leaf[:SHIPPED_STARTS] for key, leaf in latent.items()}
+            for bank, latent in load_starts(artifact).items()
+        }
+        final = self.run.path / "model"
+        save = partial(
+            save_model, final, model, self.cfg.spec, starts, horizon=self.cfg.spec.max_episode_steps, half=True
+        )
+        policy = load_policy(model, artifact)
+        save(card="", policy=policy)
+        result = evaluate(str(final), procs=self.cfg.procs, console=self.console)
+        result |= {"round": int(best), **self._costs(history)}
+        save(card=self._card(result), policy=policy)
+        write_json(self.run.path / "summary.json", {**result, "rounds": history})
+        self.console.print(f"real {result['real']['mean']} ± {result['real']['std']}, dream {result['dream']['mean']}")
+        return result
+
+    def _costs(self, history: dict[str, Any]) -> dict[str, Any]:
+        stages = [stage for stages in history.values() for stage in stages.values()]
+        steps = sum(int(stage.get("steps", 0)) for stage in stages)
+        return {
+            "real_steps": steps,
+            "real_frames": steps * self.cfg.spec.action_repeat,
+            "train_wall_s": round(sum(stage["wall_s"] for stage in stages)),
+            "hardware": describe(),
+        }
+
+    def _card(self, result: dict[str, Any]) -> str:
+        real, dream, spec = result["real"], result["dream"], self.cfg.spec
+        facts = {
+            "real environment": f"{spec.id}, gymnasium {result['versions']['gymnasium']}",
+            "real score": f"{real['mean']} ± {real['std']} (95 % of the mean: ± {real['ci95']}), "
+            f"{real['episodes']} episodes, seeds from {real['seed']}",
+            "dream score": f"{dream['mean']} ± {dream['std']}, gap {result['gap']}",
+            "data": f"{result['real_steps']} agent steps, {result['real_frames']} frames, seeds from {self.cfg.seed}",
+            "training": f"{result['train_wall_s']} s of wall time over {len(self.run.state['history'])} rounds; "
+            f"round {result['round']} chosen on seeds from {JUDGE_SEED}",
+            "hardware": result["hardware"]["cpu"] + f", {result['hardware']['cores']} cores",
+            "license": "MIT",
+        }
+        text = f"The controller learned in dreams only. Scores again: `wm evaluate MODEL --seed {real['seed']}`."
+        return model_card(f"V-M-C dream of {spec.id}", facts, text)
 
     def _note(self, facts: dict[str, float]) -> None:
         """Record a stage's facts and step on."""
@@ -214,22 +279,23 @@ class Improvement:
         torch.manual_seed(self.cfg.seed)
         return VMC(self.cfg.model, obs_space, act_space)
 
-    def _last_mean(self, model: VMC) -> NDArray[np.float64]:
+    def _last_mean(self) -> NDArray[np.float64] | None:
         if self.round == 0:
-            return np.zeros(num_params(model.act_space, model.feat_dim))
-        last, artifact = load_model(self._dir(self.round - 1) / "model")
-        return load_policy(last, artifact).weights.ravel().astype(np.float64)
+            return None
+        policy = load_policy(*load_model(self._dir(self.round - 1) / "model"))
+        return policy.weights.ravel().astype(np.float64)
 
     def _callbacks(self, name: str) -> tuple[Callback, ...]:
         return LoggingCallback(), ProgressCallback(f"round {self.round} {name}", self.console)
 
 
-def improve(cfg: ImproveConfig, console: Console | None = None) -> Path:
-    """Run the loop, or what is left of it, in the folder `cfg.out`."""
+def improve(cfg: ImproveConfig, console: Console | None = None) -> dict[str, Any]:
+    """Run the loop, or what is left of it, in the folder `cfg.out`; returns the final scores."""
     console = console or Console(stderr=True)
     with start_run(cfg.out, cfg.to_dict(), {"collect": cfg.seed, "judge": JUDGE_SEED}) as run:
-        Improvement(cfg, run, console).loop()
-    return Path(cfg.out)
+        improvement = Improvement(cfg, run, console)
+        improvement.loop()
+        return improvement.finish()
 
 
 def explore(env: gym.Env[Any, Any]) -> Policy:

@@ -42,7 +42,7 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         precision: "fp32", or "bf16" for matrix products in bfloat16.
     """
 
-    metadata = {
+    metadata = {  # noqa: RUF012
         "render_modes": ["rgb_array"],
         "render_fps": 50,
         "autoreset_mode": AutoresetMode.SAME_STEP,

@@ -1,0 +1,221 @@
+"""What the commands of `wm` do: thin functions over the packages; flags are their arguments, help their docstrings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jsonargparse
+from rich.console import Console
+
+from policies.cmaes import CMAConfig, Generation
+from wm_agents.data.collect import CollectConfig
+from wm_agents.data.collect import collect as collect_episodes
+from wm_agents.demo import run_demo
+from wm_agents.evaluate import HELD_OUT
+from wm_agents.evaluate import evaluate as judge
+from wm_agents.evolve import evolve_in_dream
+from wm_agents.improve import RECIPES, ImproveConfig, explore, explore_with
+from wm_agents.improve import improve as improve_rounds
+from wm_agents.pretrained import load_model, load_policy, load_starts, real_spec, save_model
+from wm_agents.video import record
+from wm_envs.registry import TASKS, RealSpec
+
+console = Console(stderr=True)
+
+
+def improve(cfg: ImproveConfig) -> None:
+    """Collect, learn, dream and judge in rounds, in a run folder; the same command resumes.
+
+    `--task NAME` starts from the recipe of a shipped dream, `--spec.id ID` from any environment.
+    """
+    improve_rounds(cfg, console)
+
+
+def collect(
+    out: str,
+    spec: RealSpec,
+    steps: int = 10_000,
+    seed: int = 1,
+    procs: int = 2,
+    policy: str | None = None,
+    noise: tuple[float, ...] = (0.0, 0.3, 0.6),
+    stall: int | None = None,
+    max_gb: float = 5.0,
+) -> None:
+    """Record episodes of a real environment; the same command resumes.
+
+    Args:
+        out: directory of the dataset.
+        spec: the environment; `--spec.id CarRacing-v3 --spec.size 64`.
+        steps: agent steps wanted.
+        seed: environment seed of the first episode; all stay below 1,000,000.
+        procs: processes.
+        policy: a model directory whose controller drives; exploration without one.
+        noise: levels of noise on that controller, one drawn an episode.
+        stall: cut an episode after so many steps without reward.
+        max_gb: largest size of the dataset on disk.
+    """
+    cfg = CollectConfig(spec, out, steps, seed, procs, stall=stall, max_gb=max_gb)
+    make = explore if policy is None else partial(explore_with, policy, noise)
+    summary = collect_episodes(cfg, make, console=console)
+    print(json.dumps(summary._replace(returns=[])._asdict()))
+    if summary.stopped == "interrupted":
+        raise KeyboardInterrupt
+
+
+def evolve(
+    model: str,
+    out: str,
+    where: Literal["dream", "real"] = "dream",
+    cma: CMAConfig = CMAConfig(),  # noqa: B008
+    horizon: int = 150,
+    temperature: float = 1.0,
+    squash: tuple[str, ...] | None = None,
+    procs: int = 2,
+) -> None:
+    """Evolve a linear controller on a model's latents and save the model with it; the same command resumes.
+
+    Args:
+        model: a model directory, or the name of a shipped model or dream.
+        out: directory of the new artifact.
+        where: `dream` never touches the environment; `real` plays real episodes over processes.
+        cma: population, rollouts, generations, sigma, seed.
+        horizon: steps of a dream; real episodes are played to their end.
+        temperature: uncertainty of the dream.
+        squash: tanh, sigmoid or clip for each action dimension.
+        procs: processes for real episodes.
+    """
+    net, artifact = load_model(model)
+    squash = squash or task_squash(real_spec(artifact))
+    state = Path(out).with_name(Path(out).name + ".evolution.json")
+
+    def report(generation: Generation) -> None:
+        console.print(
+            f"generation {generation.number}/{cma.generations}: mean {generation.mean:.1f} "
+            f"best {generation.best:.1f} ({generation.wall_s:.2f} s)"
+        )
+
+    state.parent.mkdir(parents=True, exist_ok=True)
+    starts, spec = load_starts(artifact), real_spec(artifact)
+    if where == "dream":
+        evolved = evolve_in_dream(
+            net, starts, cma, horizon=horizon, squash=squash, temperature=temperature, state=state, on_generation=report
+        )
+    else:
+        raise ValueError("soon")
+    save_model(
+        Path(out),
+        net,
+        spec,
+        starts,
+        horizon=artifact.config["horizon"],
+        card=f"# {Path(out).name}\n\nThe model of {model} with a controller evolved in the {where}.\n",
+        policy=evolved.policy,
+    )
+    console.print(f"saved {out}; score it with `wm evaluate {out}`")
+
+
+def evaluate(model: str, episodes: int = 100, seed: int = HELD_OUT, procs: int = 2, as_json: bool = False) -> None:
+    """Score a model's policy over held-out real episodes, beside its dream score.
+
+    Args:
+        model: a model directory, or the name of a shipped model or dream.
+        episodes: real episodes, and as many dreamed ones.
+        seed: first environment seed, at least 1,000,000.
+        procs: processes.
+        as_json: one JSON object on stdout.
+    """
+    result = judge(model, episodes=episodes, seed=seed, procs=procs, console=console)
+    if as_json:
+        print(json.dumps(result))
+        return
+    for where in ("real", "dream"):
+        score = result[where]
+        print(f"{where:<6} {score['mean']:.1f} ± {score['std']:.1f} (95 % of the mean: ± {score['ci95']:.1f})")
+    print(f"gap    {result['gap']:.1f} over {episodes} episodes, seeds from {seed}; {result['wall_s']} s")
+
+
+def video(model: str, out: str = "real_vs_dream.mp4", seed: int = HELD_OUT, resync_every: int | None = 50) -> None:
+    """Film a real episode beside the dream of it, fed the same actions.
+
+    Args:
+        model: a model directory, or the name of a shipped model or dream.
+        out: the mp4.
+        seed: the real environment's seed.
+        resync_every: steps after which the dream starts again from the real moment; none to dream it all.
+    """
+    net, artifact = load_model(model)
+    frames = record(
+        Path(out), real_spec(artifact), net, load_policy(net, artifact), seed=seed, resync_every=resync_every
+    )
+    print(f"{out}: {frames} frames")
+
+
+def demo(out: str = "outputs/demo", generations: int = 120, episodes: int = 8, procs: int = 2) -> None:
+    """Train a controller in the shipped dream, drive the real car with it, film both.
+
+    Args:
+        out: where summary.json and real_vs_dream.mp4 go.
+        generations: of CMA-ES in the dream.
+        episodes: real episodes that the controller is judged on.
+        procs: processes for them.
+    """
+    summary = run_demo(Path(out), generations=generations, episodes=episodes, procs=procs, console=console)
+    print(json.dumps(summary, indent=2))
+
+
+def task_squash(spec: RealSpec) -> tuple[str, ...] | None:
+    """The squashing that the task's recipe uses, if the environment has one."""
+    return next((RECIPES[t.name].squash for t in TASKS.values() if t.real.id == spec.id), None)
+
+
+def run(name: str, args: list[str]) -> None:
+    """Parse `args` as the flags of command `name` and call it."""
+    function: Callable[..., None] = globals()[name]
+    about = (function.__doc__ or "").split("\n    Args:")[0]
+    parser = jsonargparse.ArgumentParser(prog=f"wm {name}", description=about)
+    parser.add_argument("--config", action="config", help="a file with the same names as the flags")
+    if name == "improve":
+        parser.add_argument("--task", choices=sorted(RECIPES), help="recipe of a shipped dream to start from")
+        parser.add_class_arguments(ImproveConfig, fail_untyped=True)
+        if (task := _value_of("--task", args)) in RECIPES:
+            parser.set_defaults(_flat(asdict(RECIPES[task])))
+    else:
+        parser.add_function_arguments(function, as_positional=True, fail_untyped=True, skip=set(FLAGS.get(name, {})))
+    for dest, options in FLAGS.get(name, {}).items():
+        parser.add_argument(options["flag"], dest=dest, **{k: v for k, v in options.items() if k != "flag"})
+    values = vars(parser.instantiate(parser.parse_args(args)))
+    for own in ("config", "task"):
+        values.pop(own, None)
+    function(ImproveConfig(**values)) if name == "improve" else function(**values)
+
+
+# Flags whose names Python does not take as an argument's.
+FLAGS: dict[str, dict[str, dict[str, Any]]] = {
+    "evaluate": {"as_json": {"flag": "--json", "action": "store_true", "help": "one JSON object on stdout"}},
+    "evolve": {
+        "where": {"flag": "--in", "choices": ["dream", "real"], "default": "dream", "help": "where episodes are played"}
+    },
+}
+
+
+def _value_of(flag: str, args: list[str]) -> str | None:
+    pairs = [a.partition("=") for a in args]
+    after = [args[i + 1] for i, a in enumerate(args[:-1]) if a == flag]
+    return next((value for key, _, value in pairs if key == flag and value), after[0] if after else None)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested defaults under dotted names; the free-form kwargs of an environment stay whole."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and key != "kwargs":
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
