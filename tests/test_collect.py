@@ -23,6 +23,7 @@ from wm_agents.data import collect as collecting
 from wm_agents.data import shard
 from wm_agents.data.collect import CollectConfig, CollectSummary, collect
 from wm_agents.data.dataset import Dataset
+from wm_agents.data.shard import ShardInfo
 from wm_agents.data.worker import ShardTask, Shared, collect_shard
 from wm_envs.registry import RealSpec
 
@@ -72,6 +73,7 @@ def test_collecting_gives_the_steps_asked_for_and_collecting_again_resumes(tmp_p
 def test_the_same_seeds_give_the_same_episodes(tmp_path: Path) -> None:
     a, b = (run_here(tmp_path / name, seed=5) for name in "ab")
     assert a.seeds == (5, 6, 7) and a.returns.tolist() == b.returns.tolist()
+    assert len({Dataset(tmp_path / "a").steps(i)[0][0, 0] for i in range(3)}) == 3  # The policy is seeded too.
     assert run_here(tmp_path / "c", seed=8).returns.tolist() != a.returns.tolist()
 
 
@@ -134,6 +136,13 @@ def test_too_little_free_disk_stops_before_it_begins_and_before_a_shard_lands(tm
     task = ShardTask(ECHO, str(tmp_path), make_random, 0, 3, None, 1e9)
     assert collect_shard(task, Shared(mp.Event(), mp.Value("q", 0), mp.Value("q", 10**9))) == "free_disk"
     assert names(tmp_path) == ["manifest.json"]
+
+
+def test_a_halted_worker_drops_its_shard_at_once(tmp_path: Path) -> None:
+    shared = Shared(mp.Event(), mp.Value("q", 0), mp.Value("q", 10**9))
+    shared.halt.set()
+    assert collect_shard(ShardTask(ENDLESS, str(tmp_path), make_random, 0, 1, None, 0.0), shared) == "interrupted"
+    assert names(tmp_path) == []
 
 
 def full_after_two(env: gym.Env) -> RandomPolicy:

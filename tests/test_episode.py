@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from toy_env import Echo, is_aligned
 
 from policies.policy import RandomPolicy
-from policies.rollout import rollout
+from policies.rollout import Transition, rollout
 from wm_agents.data.episode import UNKNOWN_SEED, Episode, check_episode, collect_episode, drop_autoreset_rows
 
 
@@ -68,9 +68,10 @@ def test_frames_are_copied_out_of_the_envs_buffers() -> None:
 
 
 def test_more_than_one_row_is_refused() -> None:
-    envs = SyncVectorEnv([Echo, Echo], autoreset_mode=AutoresetMode.DISABLED)
+    two, no = np.zeros((2, 1)), np.zeros(2, bool)
+    step = Transition(two, two, two[:, 0], no, no, two, ~no)
     with pytest.raises(ValueError, match="rollout of 1 row, got 2 rows"):
-        collect_episode(rollout(envs, RandomPolicy(envs.single_action_space), seed=[0, 1]), 0)
+        collect_episode([step], 0)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from wm_agents.data.episode import Episode
 from wm_agents.data.minari import export_minari, import_minari
 
 BOX = spaces.Box(-1, 1, (2,), np.float32)
-PIXELS = spaces.Box(0, 255, (16, 16, 3), np.uint8)
+PIXELS = spaces.Box(0, 255, (32, 32, 3), np.uint8)  # Anything smaller is no picture to Minari.
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def minari(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def make_episode(seed: int, steps: int, term: bool, rew: type = np.float32) -> Episode:
     rng = np.random.default_rng(abs(seed))
-    obs = rng.integers(0, 256, (steps + 1, 16, 16, 3), np.uint8)
+    obs = rng.integers(0, 256, (steps + 1, 32, 32, 3), np.uint8)
     act = rng.uniform(-1, 1, (steps, 2)).astype(np.float32)
     return Episode(obs, act, rng.normal(size=steps).astype(rew), term, not term, seed, {"level": 0.3, "tag": "é"})
 

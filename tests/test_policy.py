@@ -101,17 +101,21 @@ def test_no_noise_leaves_the_policy_alone() -> None:
         np.testing.assert_array_equal(want, run(NoisyPolicy(RandomNetwork(space), space, (0.0,)), seed=0))
 
 
-def test_noise_has_the_level_asked_for() -> None:
-    class Still:
-        def reset(self, num: int, seed: int) -> None:
-            self.num = num
+class Still:
+    """Zeros: one float for each row of width 1, else one choice."""
 
-        def act(self, obs: np.ndarray) -> np.ndarray:
-            return np.zeros((self.num, 1), np.float32) if obs.shape[1] == 1 else np.zeros(self.num, np.int64)
+    def reset(self, num: int, seed: int) -> None:
+        self.num = num
 
+    def act(self, obs: np.ndarray) -> np.ndarray:
+        return np.zeros((self.num, 1), np.float32) if obs.shape[1] == 1 else np.zeros(self.num, np.int64)
+
+
+def test_noise_is_seeded_and_has_the_level_asked_for() -> None:
     box = spaces.Box(-10, 10, (1,))
     acts = run(NoisyPolicy(Still(), box, (0.1,)), 0, num=300, steps=60, obs=np.zeros((300, 1)))
     assert acts[20:].std() == pytest.approx(1.0, rel=0.05)
+    assert not np.allclose(acts, run(NoisyPolicy(Still(), box, (0.1,)), 1, num=300, steps=60, obs=np.zeros((300, 1))))
     choices = spaces.Discrete(1000)
     acts = run(NoisyPolicy(Still(), choices, (0.3,)), 0, num=300, steps=60, obs=np.zeros((300, 2)))
     assert (acts[20:] != 0).mean() == pytest.approx(0.3, abs=0.03)
