@@ -20,7 +20,8 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from policies.linear import LinearPolicy
-from policies.rollout import returns, rollout
+from policies.play import Arena, Job
+from policies.rollout import check_seed, returns, rollout
 from wm_envs.action import act_dim
 
 Array = NDArray[Any]
@@ -55,7 +56,8 @@ class Evolution:
     """Ask and tell, returns going up.
 
     The state is the list of returns told so far: replaying them gives back cma's covariance, its path and its random
-    numbers (drawn from a generator of our own) to the last bit, with nothing to unpickle.
+    numbers (drawn from a generator of our own) to the last bit, with nothing to unpickle. The mean is kept beside it
+    and compared, for another machine's linear algebra may turn the candidates another way.
     """
 
     def __init__(self, x0: Array, cfg: CMAConfig, told: Array | None = None) -> None:
@@ -109,20 +111,35 @@ class Evolution:
 
     def save(self, path: Path) -> None:
         """Write the state, whole or not at all."""
-        state = {"cfg": asdict(self.cfg), "x0": self.x0.tolist(), "told": [t.tolist() for t in self.told]}
+        state = {
+            "cfg": asdict(self.cfg),
+            "x0": self.x0.tolist(),
+            "told": [t.tolist() for t in self.told],
+            "mean": self.mean.tolist(),
+        }
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(state))
         os.replace(temporary, path)
 
     @classmethod
     def load(cls, path: Path, cfg: CMAConfig | None = None) -> Evolution:
-        """Read a state back; `cfg` may ask for more generations, nothing else may differ."""
+        """Read a state back; `cfg` may ask for more generations, nothing else may differ.
+
+        Raises:
+            ValueError: other settings, or a machine on which the replay comes out differently.
+        """
         state = json.loads(path.read_text())
         saved = CMAConfig(**state["cfg"])
         cfg = cfg or saved
         if asdict(cfg) | {"generations": 0} != asdict(saved) | {"generations": 0}:
             raise ValueError(f"{path} was made with {saved}, got {cfg}; resume with the same or start afresh")
-        return cls(np.array(state["x0"]), cfg, np.array(state["told"]))
+        evolution = cls(np.array(state["x0"]), cfg, np.array(state["told"]))
+        if not np.allclose(evolution.mean, state["mean"], rtol=1e-6, atol=1e-9):
+            raise ValueError(
+                f"{path} does not replay here: another machine, library or number of threads made it. "
+                "Resume where it was made, or remove the file to start afresh"
+            )
+        return evolution
 
 
 def evolve(
@@ -132,16 +149,15 @@ def evolve(
     *,
     state: Path | None = None,
     on_generation: Callable[[Generation], None] | None = None,
-    save_every: int = 10,
 ) -> Evolution:
-    """Run the generations that are left; with `state` the run goes on where it was stopped."""
+    """Run the generations that are left; with `state` the run goes on where it was stopped, to the generation."""
     evolution = Evolution.load(state, cfg) if state is not None and state.exists() else Evolution(x0, cfg)
     while evolution.generation < cfg.generations:
         began = time.perf_counter()
         values = score(evolution.ask(), evolution.generation)
         evolution.tell(values)
         index = evolution.generation
-        if state is not None and (index % save_every == 0 or index == cfg.generations):
+        if state is not None:
             evolution.save(state)
         if on_generation is not None:
             wall_s = time.perf_counter() - began
@@ -169,13 +185,45 @@ def score_in_dream(
 
     def score(candidates: Array, generation: int) -> Array:
         policy = LinearPolicy(space, widen(unflatten(candidates, space)), squash)
-        first = (cfg.seed * 1_000_003 + generation * cfg.rollouts) % 2**31
-        seeds: list[int | None] = [first + r for _ in range(cfg.population) for r in range(cfg.rollouts)]
+        seeds: list[int | None] = [*rollout_seeds(cfg, generation)] * cfg.population
         total = returns(rollout(envs, policy, seed=seeds, options={"start": start}))
         per_candidate: Array = total.reshape(cfg.population, cfg.rollouts).mean(1)
         return per_candidate
 
     return score
+
+
+def score_in_real(
+    arena: Arena,
+    cfg: CMAConfig,
+    space: gym.Space[Any],
+    *,
+    widen: Callable[[Array], Array] = lambda weights: weights,
+) -> Score:
+    """Score a population in real episodes; the arena's `make_policy` is called with the weights (A, F + 1).
+
+    Rollout r of every candidate has the same seed.
+    """
+
+    def score(candidates: Array, generation: int) -> Array:
+        seeds = rollout_seeds(cfg, generation)
+        weights = widen(unflatten(candidates, space)).astype(np.float32)
+        jobs = [Job(seed, (mine,)) for mine in weights for seed in seeds]
+        total = np.empty(len(jobs))
+        for played in arena.play(jobs):
+            total[played.job] = played.ret
+        per_candidate: Array = total.reshape(cfg.population, cfg.rollouts).mean(1)
+        return per_candidate
+
+    return score
+
+
+def rollout_seeds(cfg: CMAConfig, generation: int) -> range:
+    """The seeds that all candidates of a generation meet; those for evaluation are refused."""
+    first = cfg.seed + generation * cfg.rollouts
+    check_seed(first)
+    check_seed(first + cfg.rollouts - 1)
+    return range(first, first + cfg.rollouts)
 
 
 def unflatten(flat: Array, space: gym.Space[Any]) -> Array:

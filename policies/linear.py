@@ -87,6 +87,7 @@ def to_actions(space: gym.Space[Any], outs: Array, squash: tuple[str, ...]) -> A
         for i, name in enumerate(squash):
             unit = SQUASHES[name](outs[:, i])
             act[:, i] = low[i] + (high[i] - low[i]) * ((unit + 1) / 2 if name == "tanh" else unit)
+        act = np.clip(act, low, high)  # Rounding may pass a bound by a hair.
         return act.astype(space.dtype).reshape(num, *space.shape)
     if isinstance(space, spaces.Discrete):
         choice: Array = outs.argmax(1) + int(space.start)

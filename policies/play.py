@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import multiprocessing as mp
 import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from typing import Any, NamedTuple
+from multiprocessing.connection import wait
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
@@ -15,6 +20,11 @@ from policies.policy import Policy
 from policies.rollout import rollout
 from wm_envs.real import make_real
 from wm_envs.registry import RealSpec
+
+if TYPE_CHECKING:
+    from multiprocessing.synchronize import Event
+
+MakePolicy = Callable[..., Policy]
 
 
 class Played(NamedTuple):
@@ -36,38 +46,118 @@ class Job(NamedTuple):
     args: tuple[Any, ...] = ()
 
 
-def play(spec: RealSpec, make_policy: Callable[..., Policy], jobs: Iterable[Job], procs: int = 2) -> Iterator[Played]:
-    """Play every job in a pool of processes and yield the episodes as they end.
+class Arena:
+    """Processes that play real episodes, kept from one `play` to the next; use it in a `with`, or close it.
 
-    `make_policy` must be a module-level function or a partial of one; it is called in the worker with the job's args.
-    An error in a worker, its death included, is raised here.
+    Args:
+        make_policy: called in a worker for each job, with the job's args; picklable, so a module's function, a class
+            or a `functools.partial` of one.
     """
-    if procs < 1:
-        raise ValueError(f"procs must be at least 1, got {procs}")
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(procs, mp_context=context, initializer=quiet_worker) as pool:
-        futures = [pool.submit(play_one, spec, make_policy, i, job) for i, job in enumerate(jobs)]
+
+    def __init__(self, spec: RealSpec, make_policy: MakePolicy, procs: int = 2) -> None:
+        if procs < 1:
+            raise ValueError(f"procs must be at least 1, got {procs}")
+        self.spec = spec
+        self.steps = 0
+        """Agent steps played so far."""
+        context = mp.get_context("spawn")
+        self._halt = context.Event()
+        self._pool = ProcessPoolExecutor(
+            procs, mp_context=context, initializer=start_worker, initargs=(Stage(spec, make_policy, self._halt),)
+        )
+
+    def play(self, jobs: Iterable[Job]) -> Iterator[Played]:
+        """Play every job and yield the episodes as they end.
+
+        Raises:
+            RuntimeError: a worker died. A worker's own error comes as it is.
+        """
+        futures: dict[Future[Played], Job] = {}
         try:
+            for i, job in enumerate(jobs):
+                futures[self._pool.submit(play_job, i, job)] = job
             for future in as_completed(futures):
-                yield future.result()
+                played = future.result()
+                self.steps += played.steps
+                yield played
+        except BrokenProcessPool as error:
+            lost = sorted({job.seed for future, job in futures.items() if future.cancelled() or future.exception()})
+            raise RuntimeError(
+                f"a process that played {self.spec.id} died (killed or crashed; out of memory?); "
+                f"seeds not played to the end: {lost[:8]}{' and more' if len(lost) > 8 else ''}"
+            ) from error
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for future in futures:
+                future.cancel()
+
+    def close(self) -> None:
+        """Stop the processes; an episode that is still going is dropped at its next step."""
+        self._halt.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Arena:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
-def play_one(spec: RealSpec, make_policy: Callable[..., Policy], index: int, job: Job) -> Played:
-    """Play one episode in this process."""
+def play(spec: RealSpec, make_policy: MakePolicy, jobs: Iterable[Job], procs: int = 2) -> Iterator[Played]:
+    """Play every job in processes of its own and yield the episodes as they end: `Arena`, used once."""
+    with Arena(spec, make_policy, procs) as arena:
+        yield from arena.play(jobs)
+
+
+class Stage(NamedTuple):
+    """What every job of a worker has in common."""
+
+    spec: RealSpec
+    make_policy: MakePolicy
+    halt: Event
+    """Set: drop what you are doing."""
+
+
+_stage: Stage | None = None  # A pool can hand it to its workers only once, as they start.
+
+
+def start_worker(stage: Stage) -> None:
+    """Set up a process of the pool."""
+    global _stage
+    _stage = stage
+    prepare_worker()
+
+
+def prepare_worker() -> None:
+    """One thread and no display for this process, whose life is its parent's: also a Ctrl-C is the parent's to answer.
+
+    The pool's processes share the cores already. Nothing heavy is imported here.
+    """
+    os.environ.update(SDL_VIDEODRIVER="dummy", SDL_AUDIODRIVER="dummy", OMP_NUM_THREADS="1")
+    if (torch := sys.modules.get("torch")) is not None:  # Else it reads OMP_NUM_THREADS when it is imported.
+        torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    parent = mp.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def play_job(index: int, job: Job) -> Played:
+    """Play one episode in a process of the pool."""
+    assert _stage is not None, "start_worker() first"
+    spec, make_policy, halt = _stage
     policy = make_policy(*job.args)
     envs = SyncVectorEnv([partial(make_real, spec)], autoreset_mode=AutoresetMode.DISABLED)
     ret, steps, term = 0.0, 0, False
-    for step in rollout(envs, policy, seed=job.seed, policy_seed=job.seed):
-        ret, steps, term = ret + float(step.rew[0]), steps + 1, bool(step.term[0])
-    envs.close()
+    try:
+        for step in rollout(envs, policy, seed=job.seed, policy_seed=job.seed):
+            if halt.is_set():
+                break
+            ret, steps, term = ret + float(step.rew[0]), steps + 1, bool(step.term[0])
+    finally:
+        envs.close()
     return Played(index, job.seed, ret, steps, term)
-
-
-def quiet_worker() -> None:
-    """One thread a worker and no display; the pool's processes share the cores already."""
-    os.environ.update(SDL_VIDEODRIVER="dummy", SDL_AUDIODRIVER="dummy", OMP_NUM_THREADS="1")
-    import torch
-
-    torch.set_num_threads(1)

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 from policies.policy import Policy
 
 Array = NDArray[Any]
+
+EVAL_SEED = 1_000_000
+"""Environment seeds from here up are for evaluation only."""
 
 
 class Transition(NamedTuple):
@@ -38,13 +41,20 @@ def rollout(
 ) -> Iterator[Transition]:
     """Play one episode in each row until all have ended.
 
+    Rows that have ended are stepped on, and what they give is to be ignored: a batch of dreams takes that.
+
     Raises:
-        ValueError: the envs reset ended rows by themselves; a single real env is
+        ValueError: the envs reset ended rows by themselves, or refuse to step them; a single real env is
             `SyncVectorEnv([make], autoreset_mode=AutoresetMode.DISABLED)`.
     """
     mode = envs.metadata.get("autoreset_mode")
     if mode != AutoresetMode.DISABLED:
         raise ValueError(f"rollout needs autoreset_mode=DISABLED, got {mode}")
+    if isinstance(envs, SyncVectorEnv | AsyncVectorEnv) and envs.num_envs > 1:
+        raise ValueError(
+            f"{type(envs).__name__} cannot step rows that have ended, got {envs.num_envs} rows; "
+            "play real episodes one row at a time (policies.play does, over processes)"
+        )
     policy.reset(envs.num_envs, policy_seed)
     obs, _ = envs.reset(seed=seed, options=options)  # type: ignore[arg-type]
     alive = np.ones(envs.num_envs, bool)
@@ -54,6 +64,19 @@ def rollout(
         yield Transition(obs, act, rew, term, trunc, next_obs, alive)
         alive = alive & ~(term | trunc)
         obs = next_obs
+
+
+def check_seed(seed: int) -> None:
+    """Refuse environment seeds that are kept for evaluation.
+
+    Raises:
+        ValueError: the seed is not from 0 to 999,999.
+    """
+    if not 0 <= seed < EVAL_SEED:
+        raise ValueError(
+            f"collection and training need environment seeds from 0 to {EVAL_SEED - 1:,}, got {seed:,}; "
+            "seeds from 1,000,000 up are for evaluation only"
+        )
 
 
 def returns(transitions: Iterator[Transition]) -> NDArray[np.float64]:

@@ -22,9 +22,10 @@ from typing import NamedTuple, cast
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from policies.rollout import check_seed
 from wm_agents.data.dataset import write_manifest
 from wm_agents.data.shard import SUFFIX, TEMPORARY, ShardError, ShardInfo, read_info
-from wm_agents.data.worker import MakePolicy, ShardTask, Shared, check_seed, run_task, shard_name, start_worker
+from wm_agents.data.worker import MakePolicy, ShardTask, Shared, run_task, shard_name, start_worker
 from wm_envs.registry import RealSpec
 
 __all__ = ["CollectConfig", "CollectSummary", "MakePolicy", "check_seed", "collect"]

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing as mp
-import os
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, NamedTuple
 
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from policies.play import prepare_worker
 from policies.policy import Policy
-from policies.rollout import Transition, rollout
+from policies.rollout import Transition, check_seed, rollout
 from wm_agents.data.episode import Episode, collect_episode
 from wm_agents.data.shard import ShardInfo, write_shard
 from wm_envs.real import make_real
@@ -27,18 +23,7 @@ if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
     from multiprocessing.synchronize import Event
 
-EVAL_SEED = 1_000_000
-"""Environment seeds from here up are for evaluation only."""
 MakePolicy = Callable[[gym.Env], Policy]
-
-
-def check_seed(seed: int) -> None:
-    """Refuse environment seeds that are kept for evaluation."""
-    if not 0 <= seed < EVAL_SEED:
-        raise ValueError(
-            f"collection needs environment seeds from 0 to {EVAL_SEED - 1:,}, got {seed:,}; "
-            "seeds from 1,000,000 up are for evaluation only"
-        )
 
 
 def shard_name(seed: int | str) -> str:
@@ -84,15 +69,7 @@ def start_worker(shared: Shared) -> None:
     """Set up a process of the pool."""
     global _shared
     _shared = shared
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent answers it.
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    parent = mp.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
+    prepare_worker()
 
 
 def run_task(task: ShardTask) -> ShardInfo | str:

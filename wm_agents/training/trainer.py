@@ -316,10 +316,11 @@ def make_fabric(cfg: TrainingConfig) -> Any:
 
 
 def make_optimizer(cfg: TrainingConfig, params: Any) -> torch.optim.Optimizer:
-    """The optimizer that `cfg` names over tensors or groups of them."""
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop}
-    optimizer: torch.optim.Optimizer = kinds[cfg.optimizer](params, lr=cfg.lr, weight_decay=cfg.weight_decay)
-    return optimizer
+    """The optimizer that `cfg` names over tensors or groups of them; Adam's in one fused pass."""
+    if cfg.optimizer == "rmsprop":
+        return torch.optim.RMSprop(params, lr=cfg.lr, weight_decay=cfg.weight_decay)
+    adam = torch.optim.AdamW if cfg.optimizer == "adamw" else torch.optim.Adam
+    return adam(params, lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
 
 
 def make_scheduler(

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor
 
-from wm_agents.checkpoint import load_weights
+from wm_agents.atomic import replacing
 from wm_agents.data.dataset import Dataset, split_episodes
 from wm_agents.hardware import has_bf16
-from wm_agents.models.vmc import VMC, Identity, to_input
+from wm_agents.models.vmc import VMC, ConvVAE, Identity, to_input
 from wm_agents.training.callbacks import Callback
 from wm_agents.training.config import TrainingConfig
+from wm_agents.training.loss import LossOutput
 from wm_agents.training.trainer import Trainer, TrainingResult
 from wm_envs.action import encode_action
 from wm_envs.world_model import Latent
@@ -32,7 +34,7 @@ class LatentSet(NamedTuple):
     """
 
     mu: Tensor
-    """(frames, Z) float16"""
+    """(frames, Z): float16 for images, float32 for vectors, which are to lose nothing."""
     logsigma: Tensor
     act: Tensor
     """(frames, A) float32, encoded"""
@@ -46,7 +48,12 @@ class LatentSet(NamedTuple):
 
 @torch.inference_mode()
 def encode_dataset(model: VMC, dataset: Dataset, batch_size: int = 512) -> LatentSet:
-    """See every frame once."""
+    """See every frame once.
+
+    Raises:
+        ValueError: there is no episode to see.
+    """
+    dtype = torch.float32 if isinstance(model.vision, Identity) else torch.float16
     mus, sigmas, acts, rews, terms, lengths = [], [], [], [], [], []
     for ep in dataset.iter_episodes():
         steps = len(ep.rew)
@@ -54,14 +61,16 @@ def encode_dataset(model: VMC, dataset: Dataset, batch_size: int = 512) -> Laten
             frames = torch.from_numpy(ep.obs[at : at + batch_size]).to(model.device)
             with _casting(model):
                 mu, logsigma = model.vision.encode(to_input(frames))
-            mus.append(mu.half().cpu())
-            sigmas.append(logsigma.half().cpu())
+            mus.append(mu.to("cpu", dtype))
+            sigmas.append(logsigma.to("cpu", dtype))
         act = encode_action(model.act_space, ep.act)
         acts.append(np.concatenate([act, np.zeros_like(act[:1])]))
         rews.append(np.append(ep.rew, 0.0))
-        terms.append(np.append(np.zeros(steps), 0.0))
+        terms.append(np.zeros(steps + 1))
         terms[-1][steps - 1] = float(ep.term)
         lengths.append(steps)
+    if not lengths:
+        raise ValueError(f"no episodes in {dataset.root} (skipped: {dataset.skipped}); collect some first")
     length = np.array(lengths, np.int64)
     offset = np.concatenate([[0], np.cumsum(length + 1)[:-1]])
 
@@ -85,15 +94,18 @@ class Windows(NamedTuple):
 def sample_windows(
     data: LatentSet, num: int, length: int, rng: np.random.Generator, episodes: NDArray[np.int64]
 ) -> Windows:
-    """Windows of `length` steps inside `episodes`, every step as likely as any other; short episodes are masked out
-    behind their end."""
-    weight = data.length[episodes] / data.length[episodes].sum()
-    picks = episodes[rng.choice(len(episodes), num, p=weight)]
-    room = np.maximum(data.length[picks] - length, 0)
-    start = (rng.random(num) * (room + 1)).astype(np.int64)
-    steps = np.arange(length + 1)
-    inside = start[:, None] + steps <= data.length[picks, None]
-    index = torch.from_numpy(data.offset[picks, None] + np.minimum(start[:, None] + steps, data.length[picks, None]))
+    """Windows of `length` steps inside `episodes`; short episodes are masked out behind their end.
+
+    A window may be drawn to stick out at either end and is then pushed back inside, so that the first and last steps
+    of an episode, its end among them, are seen no less often than those between.
+    """
+    places = data.length[episodes] + length - 1
+    picks = episodes[rng.choice(len(episodes), num, p=places / places.sum())]
+    steps = data.length[picks]
+    start = np.clip(rng.integers(1 - length, steps), 0, np.maximum(steps - length, 0))
+    t = start[:, None] + np.arange(length + 1)
+    inside = t <= steps[:, None]
+    index = torch.from_numpy(data.offset[picks, None] + np.minimum(t, steps[:, None]))
     mask = torch.from_numpy(inside[:, 1:].astype(np.float32))
     at = index[:, :-1]
     return Windows(
@@ -104,8 +116,11 @@ def sample_windows(
 def fit_vision(
     model: VMC, dataset: Dataset, cfg: TrainingConfig, run_dir: Path, callbacks: tuple[Callback, ...] = ()
 ) -> TrainingResult:
-    """Train V on random frames; vectors only need their mean and spread."""
-    train, val = split_episodes(dataset.num_episodes, VAL_FRACTION, cfg.seed)
+    """Train V on random frames; vectors only need their mean and spread.
+
+    Pictures of held-out frames above their reconstructions go into `run_dir`/samples.
+    """
+    train, val = _split(dataset.num_episodes, cfg.seed)
     if isinstance(model.vision, Identity):
         return _fit_normaliser(model.vision, dataset, train)
 
@@ -114,10 +129,9 @@ def fit_vision(
         return torch.from_numpy(frames)
 
     held_out = torch.from_numpy(dataset.frames(512, np.random.default_rng(cfg.seed), val))
-    trainer = Trainer(model.vision, cfg, run_dir, loss=model.vision_loss, callbacks=callbacks)
-    result = trainer.fit(batches, lambda: float(model.vision_loss(held_out.to(model.device)).loss), resume=True)
-    load_weights(model.vision, load_file(run_dir / "best.safetensors"))
-    return result
+    samples = SampleCallback(model.vision, held_out[:: len(held_out) // 8])
+    trainer = Trainer(model.vision, cfg, run_dir, loss=model.vision_loss, callbacks=(*callbacks, samples))
+    return _fit(model, trainer, batches, lambda: model.vision_loss(trainer.fabric.to_device(held_out)))
 
 
 def fit_memory(
@@ -129,16 +143,42 @@ def fit_memory(
     callbacks: tuple[Callback, ...] = (),
 ) -> TrainingResult:
     """Train M on windows of latents, z drawn anew each time."""
-    train, val = split_episodes(len(data.length), VAL_FRACTION, cfg.seed)
+    train, val = _split(len(data.length), cfg.seed)
     held_out = sample_windows(data, 256, window, np.random.default_rng(cfg.seed), val)
 
     def batches(update: int) -> Windows:
         return sample_windows(data, cfg.batch_size, window, cfg.rng(update), train)
 
     trainer = Trainer(model.memory, cfg, run_dir, loss=lambda w: model.memory_loss(*w), callbacks=callbacks)
-    result = trainer.fit(batches, lambda: float(model.memory_loss(*held_out).loss), resume=True)
-    load_weights(model.memory, load_file(run_dir / "best.safetensors"))
+    return _fit(model, trainer, batches, lambda: model.memory_loss(*trainer.fabric.to_device(held_out)))
+
+
+def _fit(
+    model: VMC, trainer: Trainer, batches: Callable[[int], Tensor | Windows], validate: Callable[[], LossOutput]
+) -> TrainingResult:
+    """Fit one part of `model` and leave it with its best weights; the rest of it moves to the same device."""
+    model.to(trainer.fabric.device)
+    result = trainer.fit(batches, lambda: float(validate().loss))
+    trainer.load_best()
     return result
+
+
+class SampleCallback(Callback):
+    """Draws frames above their reconstructions into samples/update_<n>.png, every few validations and at the end."""
+
+    def __init__(self, vision: ConvVAE, frames: Tensor, every: int = 2) -> None:
+        """`frames` are (N, S, S, 3) uint8, a column each."""
+        self.vision, self.frames, self.every = vision, frames, every
+
+    def on_validation(self, trainer: Trainer, value: float) -> None:
+        at_end = trainer.update >= trainer.cfg.updates
+        if at_end or (trainer.update // trainer.cfg.val_every) % self.every == 0:
+            frames = trainer.fabric.to_device(self.frames)
+            recon = trainer.quietly(lambda: self.vision.decode_obs(self.vision.encode(to_input(frames))[0]))
+            columns = torch.cat([frames, recon], dim=1)  # (N, 2 S, S, 3)
+            picture = torch.cat(list(columns), dim=1).cpu().numpy()
+            with replacing(trainer.run_dir / "samples" / f"update_{trainer.update:08d}.png") as tmp:
+                tmp.write_bytes(cv2.imencode(".png", picture[..., ::-1])[1].tobytes())
 
 
 @torch.inference_mode()
@@ -163,8 +203,12 @@ def make_starts(
 
 
 def set_reward_scale(model: VMC, data: LatentSet) -> None:
-    """Rewards are learned in units of their spread; set once, before M's first fit."""
-    model.rew_scale.fill_(max(float(data.rew.std()), 1e-3))
+    """Rewards are learned in units of their root mean square; set once, before M's first fit.
+
+    Not of their spread: a reward of 1 at every step has none.
+    """
+    size = float(data.rew.double().square().sum() / data.length.sum()) ** 0.5
+    model.rew_scale.fill_(size if size > 0 else 1.0)
 
 
 def _fit_normaliser(vision: Identity, dataset: Dataset, train: NDArray[np.int64]) -> TrainingResult:
@@ -172,6 +216,12 @@ def _fit_normaliser(vision: Identity, dataset: Dataset, train: NDArray[np.int64]
     vision.mean.copy_(torch.from_numpy(frames.mean(0)))
     vision.std.copy_(torch.from_numpy(frames.std(0)).clamp(min=1e-3))
     return TrainingResult(0, 0.0, 0.0, "done")
+
+
+def _split(num: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Episodes to train and to validate on; a lone one does both."""
+    train, val = split_episodes(num, VAL_FRACTION, seed)
+    return train, val if len(val) else train
 
 
 def _casting(model: VMC) -> torch.autocast:
