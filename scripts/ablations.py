@@ -2,8 +2,9 @@
 
     python scripts/ablations.py [--model Dream-CarRacing-v0] [--episodes 100] [--generations 100]
 
-Rows: random actions; a controller that sees z alone; a controller whose memory is untrained (random weights, so that its
-dreams are noise); the full model from scratch; the shipped policy, which had many rounds.
+Rows: random actions; the full model, its controller evolved from zero; a controller that sees z alone, in the same dream;
+a model whose M was never trained (its dreams, and the rewards in them, are noise); the policy that the model carries,
+which had many rounds.
 """
 
 from __future__ import annotations
@@ -12,32 +13,45 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from policies.cmaes import CMAConfig
 from policies.linear import LinearPolicy
-from wm_agents.evaluate import HELD_OUT, Score, evaluate_real, random_policy
-from wm_agents.evolve import Evolved, evolve_in_dream
+from policies.policy import Policy, RandomPolicy
+from policies.rollout import EVAL_SEED
+from wm_agents.evaluate import evaluate_real
+from wm_agents.evolve import evolve_in_dream, show_generations
 from wm_agents.hardware import describe
 from wm_agents.improve import RECIPES
 from wm_agents.models.vmc import MDRNN, VMC
 from wm_agents.pretrained import frame_policy, load_model, load_starts, real_spec, save_model
+from wm_agents.progress import Bar
+from wm_agents.runlog import versions
 from wm_envs.world_model import Latent
 
 RECIPE = RECIPES["CarRacing"]
 
 
-def evolve(model: VMC, starts: dict[str, Latent], generations: int, z_only: bool = False) -> Evolved:
-    """A controller from zero, in the model's dream."""
-    cfg = CMAConfig(generations=generations, seed=1)
-    sees = slice(0, model.z_dim) if z_only else slice(0, model.feat_dim)
-    return evolve_in_dream(model, starts, cfg, horizon=RECIPE.horizon, squash=RECIPE.squash, sees=sees)
+def evolve(model: VMC, starts: dict[str, Latent], generations: int, console: Console, sees: slice) -> LinearPolicy:
+    """A controller from zero, in the model's dream, on a part of feat."""
+    cfg = replace(RECIPE.cma, generations=generations, seed=1)
+    with Bar("dreaming, generation", generations, console) as bar:
+        return evolve_in_dream(
+            model,
+            starts,
+            cfg,
+            horizon=RECIPE.horizon,
+            squash=RECIPE.squash,
+            sees=sees,
+            temperature=RECIPE.temperature,
+            on_generation=show_generations(bar),
+        ).policy
 
 
 def forget(model: VMC) -> None:
@@ -57,35 +71,34 @@ def main() -> None:
     console = Console(stderr=True)
     model, artifact = load_model(args.model)
     starts, spec = load_starts(artifact), real_spec(artifact)
-    seeds = range(HELD_OUT, HELD_OUT + args.episodes)
-    rows: dict[str, tuple[Score, float]] = {}
+    table = Table("controller", "real return", "95 %", "wall s", title=f"{spec.id}, {args.episodes} episodes")
+    rows = {}
 
-    def judge(name: str, make_policy: partial[object], began: float) -> None:
-        score = evaluate_real(spec, make_policy, seeds, args.procs, console)  # type: ignore[arg-type]
-        rows[name] = score, time.perf_counter() - began
-        console.print(f"{name}: {score}")
+    def judge(name: str, make_policy: Callable[[], Policy], began: float) -> None:
+        seeds = range(EVAL_SEED, EVAL_SEED + args.episodes)
+        score = evaluate_real(spec, make_policy, seeds, args.procs, console)
+        wall_s = round(time.perf_counter() - began, 1)
+        rows[name] = {**score.to_dict(), "wall_s": wall_s}
+        table.add_row(name, f"{score.mean:.0f} ± {score.std:.0f}", f"± {score.ci95:.0f}", f"{wall_s:.0f}")
+        console.print(f"{name}: {score}", highlight=False)
 
-    judge("random actions", partial(random_policy, spec), time.perf_counter())
-    for name, z_only in [("full, one round in the shipped dream", False), ("z only", True)]:
+    judge("random actions", partial(RandomPolicy, model.act_space), time.perf_counter())
+    for name, sees in (("z and h", slice(None)), ("z only", slice(model.z_dim))):
         began = time.perf_counter()
-        policy: LinearPolicy = evolve(model, starts, args.generations, z_only).policy
+        policy = evolve(model, starts, args.generations, console, sees)
         judge(name, partial(frame_policy, args.model, policy.weights, policy.squash), began)
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         forget(model)
-        policy = evolve(model, starts, args.generations).policy
+        policy = evolve(model, starts, args.generations, console, slice(None))
         path = Path(folder) / "model"
-        save_model(path, model, spec, starts, horizon=spec.max_episode_steps, card="", policy=policy)
-        judge("untrained M", partial(frame_policy, str(path)), began)
-    judge("shipped policy", partial(frame_policy, args.model), time.perf_counter())
-
-    table = Table("controller", "real return", "95 %", "wall s", title=f"{spec.id}, {args.episodes} episodes")
-    for name, (score, wall_s) in rows.items():
-        table.add_row(name, f"{score.mean:.0f} ± {score.std:.0f}", f"± {score.ci95:.0f}", f"{wall_s:.0f}")
+        save_model(path, model, spec, starts, horizon=artifact.config["horizon"], card="", policy=policy)
+        judge("z and h, M untrained", partial(frame_policy, str(path)), began)
+    if artifact.policies:
+        judge("the model's own policy", partial(frame_policy, args.model), time.perf_counter())
     Console().print(table)
-    print(
-        json.dumps({"hardware": describe(), "rows": {n: s.to_dict() for n, (s, _) in rows.items()}}, default=np.asarray)
-    )
+    facts = {"model": args.model, "real_env": spec.id, "seed": EVAL_SEED, "generations": args.generations}
+    print(json.dumps({**facts, "rows": rows, "hardware": describe(), "versions": versions()}))
 
 
 if __name__ == "__main__":

@@ -1,52 +1,76 @@
 """`wm`: every command is a function, its flags are the function's arguments.
 
-Only the command that is called is imported, so `wm --help` stays quick.
+Nothing heavy is imported before there is a command to run, so `wm --help` stays quick.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 
 COMMANDS = {
-    "improve": "collect, learn, dream and judge in rounds; resumes where it was stopped",
+    "improve": "collect, learn, dream and judge in rounds",
     "collect": "record episodes of a real environment",
     "evolve": "evolve a linear controller in a model's dream, or in the real environment",
     "evaluate": "score a model's policy over held-out real episodes, beside its dream score",
     "video": "record a real episode beside the dream of it",
     "demo": "train a controller in the shipped dream, drive the real car with it, film both",
 }
-EXIT_ERROR, EXIT_INTERRUPTED = 1, 2
+RESUMABLE = ("improve", "collect", "evolve")
+EXIT_ERROR, EXIT_STOPPED = 1, 2
+CLEAR = (ValueError, OSError, RuntimeError, ArithmeticError)
+"""Errors that say in plain words what is wrong; any other is named, for it may be ours."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 is success, 1 a clear error on one line, 2 an interruption or wrong flags."""
     args = sys.argv[1:] if argv is None else argv
     if not args or args[0] in ("-h", "--help"):
-        width = max(map(len, COMMANDS))
-        rows = "\n".join(f"  {name:<{width}}  {about}" for name, about in COMMANDS.items())
-        print(f"usage: wm COMMAND [flags]\n\n{rows}\n\n`wm COMMAND --help` lists the command's flags.")
+        print(usage())
         return 0
-    name, *rest = args
+    name, *flags = args
     if name not in COMMANDS:
-        from difflib import get_close_matches
-
         near = get_close_matches(name, COMMANDS, n=1)
-        print(f"wm: unknown command {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""), file=sys.stderr)
-        return EXIT_INTERRUPTED
-    debug = "--debug" in rest
-    commands = import_module("wm_agents.commands")
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(COMMANDS)}"
+        print(f"wm: unknown command {name!r}; {hint}", file=sys.stderr)
+        return EXIT_STOPPED
+    debug = "--debug" in flags
+    # SIGTERM cleans up and ends as Ctrl-C does.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        commands.run(name, [arg for arg in rest if arg != "--debug"])
+        import_module("wm_agents.commands").run(name, [flag for flag in flags if flag != "--debug"])
     except KeyboardInterrupt:
-        print("wm: interrupted; what was done is kept, the same command goes on from there", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
+        then = "goes on from what was done" if name in RESUMABLE else "starts afresh"
+        print(f"wm {name}: interrupted; the same command {then}", file=sys.stderr)
+        return EXIT_STOPPED
+    except Exception as error:
         if debug:
             raise
-        print(f"wm {name}: {error}", file=sys.stderr)
+        print(f"wm {name}: {describe(error)}", file=sys.stderr)
         return EXIT_ERROR
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def usage() -> str:
+    """What `wm --help` prints."""
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {about}" for name, about in COMMANDS.items())
+    return (
+        f"usage: wm COMMAND [flags]\n\n{rows}\n\n"
+        f"{', '.join(RESUMABLE)}: the same command goes on where it was stopped.\n"
+        "`wm COMMAND --help` lists the command's flags; --debug shows where an error came from."
+    )
+
+
+def describe(error: Exception) -> str:
+    """The error in words."""
+    if isinstance(error, CLEAR) and str(error):
+        return str(error)
+    return f"{type(error).__name__}: {error} (--debug shows where)"
 
 
 if __name__ == "__main__":

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import jsonargparse
 from rich.console import Console
 
-from policies.cmaes import CMAConfig, Generation
+from policies.cmaes import CMAConfig
+from policies.rollout import EVAL_SEED
+from wm_agents.checkpoint import Artifact
 from wm_agents.data.collect import CollectConfig
 from wm_agents.data.collect import collect as collect_episodes
 from wm_agents.demo import run_demo
-from wm_agents.evaluate import HELD_OUT
 from wm_agents.evaluate import evaluate as judge
-from wm_agents.evolve import evolve_in_dream
+from wm_agents.evolve import evolve_artifact
 from wm_agents.improve import RECIPES, ImproveConfig, explore, explore_with
 from wm_agents.improve import improve as improve_rounds
-from wm_agents.pretrained import load_model, load_policy, load_starts, real_spec, save_model
+from wm_agents.pretrained import POLICY, load_model, load_policy, real_spec
 from wm_agents.video import record
 from wm_envs.registry import TASKS, RealSpec
 
 console = Console(stderr=True)
+jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 def improve(cfg: ImproveConfig) -> None:
@@ -56,7 +60,7 @@ def collect(
         seed: environment seed of the first episode; all stay below 1,000,000.
         procs: processes.
         policy: a model directory whose controller drives; exploration without one.
-        noise: levels of noise on that controller, one drawn an episode.
+        noise: levels of noise on that controller, one drawn an episode; `[0.0,0.3]`.
         stall: cut an episode after so many steps without reward.
         max_gb: largest size of the dataset on disk.
     """
@@ -66,6 +70,11 @@ def collect(
     print(json.dumps(summary._replace(returns=[])._asdict()))
     if summary.stopped == "interrupted":
         raise KeyboardInterrupt
+    if summary.stopped != "done":
+        raise RuntimeError(
+            f"stopped by {summary.stopped} at {summary.steps:,} of {steps:,} steps; what is in {out} can be used. "
+            "Make room or raise max_gb, and the same command goes on"
+        )
 
 
 def evolve(
@@ -74,7 +83,7 @@ def evolve(
     where: Literal["dream", "real"] = "dream",
     cma: CMAConfig = CMAConfig(),  # noqa: B008
     horizon: int = 150,
-    temperature: float = 1.0,
+    temperature: float | None = None,
     squash: tuple[str, ...] | None = None,
     procs: int = 2,
 ) -> None:
@@ -82,45 +91,30 @@ def evolve(
 
     Args:
         model: a model directory, or the name of a shipped model or dream.
-        out: directory of the new artifact.
-        where: `dream` never touches the environment; `real` plays real episodes over processes.
+        out: directory of the new artifact; `<out>.run` keeps what a stopped run goes on from.
         cma: population, rollouts, generations, sigma, seed.
         horizon: steps of a dream; real episodes are played to their end.
-        temperature: uncertainty of the dream.
-        squash: tanh, sigmoid or clip for each action dimension.
+        temperature: uncertainty of the dream; by default the model's own.
+        squash: tanh, sigmoid or clip for each action dimension, `[tanh,sigmoid]`; by default as the model's own
+            controller has it, or the recipe of its task.
         procs: processes for real episodes.
     """
-    net, artifact = load_model(model)
-    squash = squash or task_squash(real_spec(artifact))
-    state = Path(out).with_name(Path(out).name + ".evolution.json")
-
-    def report(generation: Generation) -> None:
-        console.print(
-            f"generation {generation.number}/{cma.generations}: mean {generation.mean:.1f} "
-            f"best {generation.best:.1f} ({generation.wall_s:.2f} s)"
-        )
-
-    state.parent.mkdir(parents=True, exist_ok=True)
-    starts, spec = load_starts(artifact), real_spec(artifact)
-    if where == "dream":
-        evolved = evolve_in_dream(
-            net, starts, cma, horizon=horizon, squash=squash, temperature=temperature, state=state, on_generation=report
-        )
-    else:
-        raise ValueError("soon")
-    save_model(
+    artifact = load_model(model)[1]
+    evolve_artifact(
+        model,
         Path(out),
-        net,
-        spec,
-        starts,
-        horizon=artifact.config["horizon"],
-        card=f"# {Path(out).name}\n\nThe model of {model} with a controller evolved in the {where}.\n",
-        policy=evolved.policy,
+        cma,
+        where=where,
+        horizon=horizon,
+        temperature=artifact.config["temperature"] if temperature is None else temperature,
+        squash=squash or usual_squash(artifact),
+        procs=procs,
+        console=console,
     )
     console.print(f"saved {out}; score it with `wm evaluate {out}`")
 
 
-def evaluate(model: str, episodes: int = 100, seed: int = HELD_OUT, procs: int = 2, as_json: bool = False) -> None:
+def evaluate(model: str, episodes: int = 100, seed: int = EVAL_SEED, procs: int = 2, as_json: bool = False) -> None:
     """Score a model's policy over held-out real episodes, beside its dream score.
 
     Args:
@@ -140,18 +134,24 @@ def evaluate(model: str, episodes: int = 100, seed: int = HELD_OUT, procs: int =
     print(f"gap    {result['gap']:.1f} over {episodes} episodes, seeds from {seed}; {result['wall_s']} s")
 
 
-def video(model: str, out: str = "real_vs_dream.mp4", seed: int = HELD_OUT, resync_every: int | None = 50) -> None:
+def video(model: str, out: str = "real_vs_dream.mp4", seed: int = EVAL_SEED, resync_every: int | None = 50) -> None:
     """Film a real episode beside the dream of it, fed the same actions.
 
     Args:
         model: a model directory, or the name of a shipped model or dream.
         out: the mp4.
         seed: the real environment's seed.
-        resync_every: steps after which the dream starts again from the real moment; none to dream it all.
+        resync_every: steps after which the dream starts again from the real moment; null to dream it all.
     """
     net, artifact = load_model(model)
     frames = record(
-        Path(out), real_spec(artifact), net, load_policy(net, artifact), seed=seed, resync_every=resync_every
+        Path(out),
+        real_spec(artifact),
+        net,
+        load_policy(net, artifact),
+        seed=seed,
+        resync_every=resync_every,
+        temperature=artifact.config["temperature"],
     )
     print(f"{out}: {frames} frames")
 
@@ -169,8 +169,12 @@ def demo(out: str = "outputs/demo", generations: int = 120, episodes: int = 8, p
     print(json.dumps(summary, indent=2))
 
 
-def task_squash(spec: RealSpec) -> tuple[str, ...] | None:
-    """The squashing that the task's recipe uses, if the environment has one."""
+def usual_squash(artifact: Artifact) -> tuple[str, ...] | None:
+    """The squashing of the artifact's own controller, or else of the recipe of its task."""
+    _, about = artifact.policies.get(POLICY, ({}, {}))
+    if about.get("squash"):
+        return tuple(about["squash"].split(","))
+    spec = real_spec(artifact)
     return next((RECIPES[t.name].squash for t in TASKS.values() if t.real.id == spec.id), None)
 
 
@@ -178,21 +182,26 @@ def run(name: str, args: list[str]) -> None:
     """Parse `args` as the flags of command `name` and call it."""
     function: Callable[..., None] = globals()[name]
     about = (function.__doc__ or "").split("\n    Args:")[0]
-    parser = jsonargparse.ArgumentParser(prog=f"wm {name}", description=about)
+    parser = _Parser(prog=f"wm {name}", description=about, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="a file with the same names as the flags")
     if name == "improve":
+        task = _value_of("--task", args)
         parser.add_argument("--task", choices=sorted(RECIPES), help="recipe of a shipped dream to start from")
         parser.add_class_arguments(ImproveConfig, fail_untyped=True)
-        if (task := _value_of("--task", args)) in RECIPES:
+        if task in RECIPES:
             parser.set_defaults(_flat(asdict(RECIPES[task])))
     else:
         parser.add_function_arguments(function, as_positional=True, fail_untyped=True, skip=set(FLAGS.get(name, {})))
     for dest, options in FLAGS.get(name, {}).items():
         parser.add_argument(options["flag"], dest=dest, **{k: v for k, v in options.items() if k != "flag"})
     values = vars(parser.instantiate(parser.parse_args(args)))
-    for own in ("config", "task"):
-        values.pop(own, None)
-    function(ImproveConfig(**values)) if name == "improve" else function(**values)
+    values.pop("config")
+    if name == "improve":
+        if values.pop("task") != task:
+            parser.error("task must be given as --task NAME, not in a file")
+        improve(ImproveConfig(**values))
+    else:
+        function(**values)
 
 
 # Flags whose names Python does not take as an argument's.
@@ -202,6 +211,21 @@ FLAGS: dict[str, dict[str, dict[str, Any]]] = {
         "where": {"flag": "--in", "choices": ["dream", "real"], "default": "dream", "help": "where episodes are played"}
     },
 }
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    """Answers wrong flags with one line that names the nearest right one."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # One of the parsers within the parser.
+            super().error(message, ex)
+        known = [flag for action in self._actions for flag in action.option_strings]
+        text = " ".join(message.split())
+        wrong = text.partition("unrecognized arguments: ")[2].split(" ")[0].partition("=")[0]
+        near = get_close_matches(wrong, known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        print(f"{self.prog}: {text}; {hint}`{self.prog} --help` lists the flags", file=sys.stderr)
+        raise SystemExit(2)
 
 
 def _value_of(flag: str, args: list[str]) -> str | None:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from policies.cmaes import CMAConfig, Generation
+from policies.policy import RandomPolicy
+from policies.rollout import EVAL_SEED
 from wm_agents.atomic import write_json
-from wm_agents.evaluate import HELD_OUT, evaluate_dream, evaluate_real, random_policy
-from wm_agents.evolve import evolve_in_dream
+from wm_agents.evaluate import evaluate_dream, evaluate_real
+from wm_agents.evolve import evolve_in_dream, show_generations
 from wm_agents.hardware import describe
 from wm_agents.improve import RECIPES
 from wm_agents.pretrained import frame_policy, load_model, load_starts, real_spec
+from wm_agents.progress import Bar
 from wm_agents.runlog import versions
 from wm_agents.video import record
 
@@ -25,51 +27,54 @@ DREAM = "Dream-CarRacing-v0"
 
 def run_demo(out: Path, *, generations: int, episodes: int, procs: int, console: Console) -> dict[str, Any]:
     """Leave `summary.json` and `real_vs_dream.mp4` in `out`; the controller starts from zero and sees dreams only."""
+    for name, value in (("generations", generations), ("episodes", episodes), ("procs", procs)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     began = time.perf_counter()
-    recipe = RECIPES["CarRacing"]
-    model, artifact = load_model(DREAM)
-    starts, spec = load_starts(artifact), real_spec(artifact)
-    cfg = CMAConfig(generations=generations, seed=1)
-    bar = Progress(
-        TextColumn("dreaming"),
-        BarColumn(),
-        TextColumn("generation {task.completed}/{task.total}  dream return {task.fields[mean]:.0f}"),
-        TimeRemainingColumn(),
-        console=console,
-    )
-    with bar:
-        task = bar.add_task("", total=generations, mean=0.0)
-
-        def report(generation: Generation) -> None:
-            bar.update(task, completed=generation.number, mean=generation.mean)
-
-        evolved = evolve_in_dream(
-            model, starts, cfg, horizon=recipe.horizon, squash=recipe.squash, on_generation=report
-        )
+    try:
+        model, artifact = load_model(DREAM)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"the model of {DREAM} is missing from this installation (wm_agents/store); install the package again, or "
+            "train one with scripts/reference/carracing.sh"
+        ) from error
+    starts, spec, recipe = load_starts(artifact), real_spec(artifact), RECIPES["CarRacing"]
+    cfg = replace(recipe.cma, generations=generations, seed=1)
+    with Bar("dreaming, generation", generations, console) as bar:
+        policy = evolve_in_dream(
+            model,
+            starts,
+            cfg,
+            horizon=recipe.horizon,
+            squash=recipe.squash,
+            temperature=recipe.temperature,
+            on_generation=show_generations(bar),
+        ).policy
     dreamed = time.perf_counter() - began
-    policy = evolved.policy
-    seeds = range(HELD_OUT, HELD_OUT + episodes)
-    drive = partial(frame_policy, DREAM, policy.weights, policy.squash)
-    real = evaluate_real(spec, drive, seeds, procs, console)
-    floor = evaluate_real(spec, partial(random_policy, spec), seeds, procs, console)
-    dream = evaluate_dream(
-        model, starts, policy, episodes=max(episodes, 64), seed=HELD_OUT, horizon=artifact.config["horizon"]
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    record(out / "real_vs_dream.mp4", spec, model, policy, seed=HELD_OUT)
+    seeds = range(EVAL_SEED, EVAL_SEED + episodes)
+    console.print("driving for real: the new controller, then random actions")
+    real = evaluate_real(spec, partial(frame_policy, DREAM, policy.weights, policy.squash), seeds, procs, console)
+    floor = evaluate_real(spec, partial(RandomPolicy, model.act_space), seeds, procs, console)
+    how = {"temperature": artifact.config["temperature"], "horizon": artifact.config["horizon"]}
+    dream = evaluate_dream(model, starts, policy, episodes=100, seed=EVAL_SEED, **how)
+    film = out / "real_vs_dream.mp4"
+    console.print(f"filming {film}")
+    record(film, spec, model, policy, seed=EVAL_SEED)
     summary = {
         "dream_env": DREAM,
         "real_env": spec.id,
-        "dream_steps": generations * cfg.population * cfg.rollouts * recipe.horizon,
-        "real": {"episodes": episodes, "seed": HELD_OUT, **real.to_dict()},
-        "random": floor.to_dict(),
-        "dream": {name: value for name, value in dream.to_dict().items() if name != "returns"},
+        "controller": f"linear, {policy.weights.size} parameters, evolved from zero in dreams only",
+        "dream_steps": cfg.generations * cfg.population * cfg.rollouts * recipe.horizon,
+        "real": {"episodes": episodes, "seed": EVAL_SEED, **real.to_dict()},
+        "random": {"episodes": episodes, "seed": EVAL_SEED, **floor.to_dict()},
+        "dream": {"episodes": 100, **how, **dream.to_dict()},
         "gap": round(dream.mean - real.mean, 3),
         "dreaming_s": round(dreamed, 1),
         "wall_s": round(time.perf_counter() - began, 1),
-        "video": str(out / "real_vs_dream.mp4"),
+        "video": str(film),
         "hardware": describe(),
         "versions": versions(),
     }
     write_json(out / "summary.json", summary)
+    console.print(f"real {real}\nrandom {floor}\ndream {dream}", highlight=False)
     return summary

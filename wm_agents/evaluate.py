@@ -8,24 +8,21 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
-from rich.progress import track
 
-from policies.play import Job, play
-from policies.policy import Policy, RandomPolicy
-from policies.rollout import returns, rollout
-from wm_agents.pretrained import frame_policy, load_model, load_policy, load_starts, real_spec
+from policies.play import Job, Played, play
+from policies.policy import Policy
+from policies.rollout import EVAL_SEED, returns, rollout
+from wm_agents.checkpoint import Artifact
+from wm_agents.pretrained import POLICY, frame_policy, load_model, load_policy, load_starts, real_spec
+from wm_agents.progress import Bar
 from wm_agents.runlog import versions
 from wm_envs.dream import DreamVectorEnv
 from wm_envs.real import make_real
 from wm_envs.registry import RealSpec
 from wm_envs.world_model import Latent, WorldModel
-
-HELD_OUT = 1_000_000
-"""Environment seeds from here up are for evaluation alone; the collector refuses them."""
 
 
 class Score(NamedTuple):
@@ -33,7 +30,7 @@ class Score(NamedTuple):
 
     returns: list[float]
     frames: int = 0
-    """Real environment frames played."""
+    """Frames of the real environment; the last action of an episode is counted whole."""
 
     @property
     def mean(self) -> float:
@@ -65,16 +62,13 @@ def evaluate_real(
     console: Console | None = None,
 ) -> Score:
     """Play one real episode a seed; returns are in the order of `seeds`."""
-    jobs = [Job(seed) for seed in seeds]
-    episodes = track(
-        play(spec, make_policy, jobs, procs),
-        f"real {spec.id}",
-        total=len(jobs),
-        console=console or Console(stderr=True),
-        disable=console is None,
-    )
-    played = sorted(episodes)
-    return Score([round(p.ret, 3) for p in played], sum(p.steps for p in played) * spec.action_repeat)
+    played: list[Played] = []
+    with Bar(f"real {spec.id}", len(seeds), console) as bar:
+        for episode in play(spec, make_policy, [Job(seed) for seed in seeds], procs):
+            played.append(episode)
+            bar.update(len(played), f"mean return {np.mean([p.ret for p in played]):.1f}")
+    steps = sum(p.steps for p in played)
+    return Score([round(p.ret, 3) for p in sorted(played)], steps * spec.action_repeat)
 
 
 def evaluate_dream(
@@ -89,7 +83,7 @@ def evaluate_dream(
 ) -> Score:
     """Play dreamed episodes of the policy on latents, all at once, from first frames of real episodes."""
     if horizon is None:
-        raise ValueError("horizon must be a number of steps: a dream without one may never end")
+        raise ValueError("horizon must be a number of steps, got None: a dream without one may never end")
     envs = DreamVectorEnv(
         model,
         starts,
@@ -103,30 +97,29 @@ def evaluate_dream(
 
 
 def evaluate(
-    model: str, *, episodes: int = 100, seed: int = HELD_OUT, procs: int = 2, console: Console | None = None
+    model: str, *, episodes: int = 100, seed: int = EVAL_SEED, procs: int = 2, console: Console | None = None
 ) -> dict[str, Any]:
     """Judge the policy that a model carries: real score on held-out seeds, dream score, gap.
 
     Raises:
         ValueError: seeds below 1,000,000, which training may have used.
     """
-    if seed < HELD_OUT:
-        raise ValueError(f"seed must be at least {HELD_OUT:,}: lower ones may have been trained on; got {seed}")
+    if seed < EVAL_SEED:
+        raise ValueError(f"seed must be at least {EVAL_SEED:,}: lower ones may have been trained on; got {seed:,}")
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
     began = time.perf_counter()
     net, artifact = load_model(model)
     policy, spec = load_policy(net, artifact), real_spec(artifact)
-    seeds = range(seed, seed + episodes)
-    real = evaluate_real(spec, partial(frame_policy, model), seeds, procs, console)
-    dream = evaluate_dream(
-        net, load_starts(artifact), policy, episodes=episodes, seed=seed, horizon=artifact.config["horizon"]
-    )
+    how = {"temperature": artifact.config["temperature"], "horizon": dream_horizon(artifact)}
+    # The dream comes first: it takes seconds, and what is wrong with a model shows there.
+    dream = evaluate_dream(net, load_starts(artifact), policy, episodes=episodes, seed=seed, **how)
+    real = evaluate_real(spec, partial(frame_policy, model), range(seed, seed + episodes), procs, console)
     return {
         "model": model,
-        "policy": "linear",
+        "policy": POLICY,
         "real": {"env": spec.id, "episodes": episodes, "seed": seed, **real.to_dict()},
-        "dream": dream.to_dict(),
+        "dream": {"episodes": episodes, "seed": seed, **how, **dream.to_dict()},
         "gap": round(dream.mean - real.mean, 3),
         "frames": real.frames,
         "wall_s": round(time.perf_counter() - began, 1),
@@ -134,9 +127,13 @@ def evaluate(
     }
 
 
-def random_policy(spec: RealSpec) -> Policy:
-    """The floor: uniform actions."""
-    env: gym.Env[Any, Any] = make_real(spec)
-    space = env.action_space
-    env.close()
-    return RandomPolicy(space)
+def dream_horizon(artifact: Artifact) -> int | None:
+    """Steps after which a dream is cut: the artifact's, or else the real environment's own limit."""
+    limit: int | None = artifact.config["horizon"]
+    if limit is None:
+        spec = real_spec(artifact)
+        env = make_real(spec)
+        frames = env.unwrapped.spec.max_episode_steps if env.unwrapped.spec is not None else None
+        env.close()
+        limit = None if frames is None else math.ceil(frames / spec.action_repeat)
+    return limit

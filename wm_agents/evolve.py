@@ -1,21 +1,31 @@
-"""A controller evolved in a model's dream."""
+"""A controller evolved for a model: in its dream, or in the real environment it dreams of."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
+from rich.console import Console
 
-from policies.cmaes import CMAConfig, Generation, evolve, score_in_dream, unflatten
+from policies.cmaes import CMAConfig, Generation, evolve, score_in_dream, score_in_real, unflatten
 from policies.linear import LinearPolicy, num_params
+from policies.play import Arena
+from wm_agents.checkpoint import Artifact, model_card, save_artifact, sha256
 from wm_agents.hardware import has_bf16
+from wm_agents.pretrained import POLICY, frame_policy, load_model, load_starts, real_spec
+from wm_agents.progress import Bar
+from wm_agents.runlog import start_run
 from wm_envs.dream import DreamVectorEnv
 from wm_envs.world_model import Latent, WorldModel
+
+OnGeneration = Callable[[Generation], None]
 
 
 class Evolved(NamedTuple):
@@ -36,7 +46,7 @@ def evolve_in_dream(
     sees: slice = slice(None),
     temperature: float = 1.0,
     state: Path | None = None,
-    on_generation: Callable[[Generation], None] | None = None,
+    on_generation: OnGeneration | None = None,
 ) -> Evolved:
     """Evolve a linear controller on latents; the whole population dreams in one batch.
 
@@ -63,6 +73,91 @@ def evolve_in_dream(
     evolution = evolve(score, x0, cfg, state=state, on_generation=on_generation)
     weights = widen(unflatten(evolution.mean, model.act_space))
     return Evolved(LinearPolicy(model.act_space, weights, squash), float(evolution.told[-1].mean()))
+
+
+def evolve_in_real(
+    model: str,
+    cfg: CMAConfig,
+    *,
+    squash: tuple[str, ...] | None = None,
+    procs: int = 2,
+    state: Path | None = None,
+    on_generation: OnGeneration | None = None,
+) -> LinearPolicy:
+    """Evolve the same controller on the same latents, but in real episodes over processes, as the paper did for cars.
+
+    A candidate's return is that of whole episodes, on environment seeds below 1,000,000.
+    """
+    net, artifact = load_model(model)
+    x0 = np.zeros(num_params(net.act_space, net.feat_dim))
+    with Arena(real_spec(artifact), partial(frame_policy, model, squash=squash), procs) as arena:
+        score = score_in_real(arena, cfg, net.act_space)
+        evolution = evolve(score, x0, cfg, state=state, on_generation=on_generation)
+    return LinearPolicy(net.act_space, unflatten(evolution.mean, net.act_space), squash)
+
+
+def evolve_artifact(
+    model: str,
+    out: Path,
+    cfg: CMAConfig,
+    *,
+    where: Literal["dream", "real"],
+    horizon: int,
+    temperature: float,
+    squash: tuple[str, ...] | None,
+    procs: int,
+    console: Console | None = None,
+) -> LinearPolicy:
+    """Write to `out` the artifact `model` with a controller evolved from zero; the same call resumes.
+
+    What it resumes from is in the run folder `<out>.run`, which refuses another model or other settings.
+    """
+    if out.exists() and not (out / "config.json").exists():
+        raise ValueError(f"{out} exists and is no saved model; choose another directory")
+    net, artifact = load_model(model)
+    settings: dict[str, Any] = {"where": where, **asdict(cfg), "squash": squash}
+    if where == "dream":
+        settings |= {"horizon": horizon, "temperature": temperature}
+    learned = {name: sha256(artifact.path / name) for name in ("model.safetensors", "starts.safetensors")}
+    folder = out.with_name(f"{out.name}.run")
+    with (
+        start_run(folder, settings | learned, {"cma": cfg.seed}, may_change=["generations"]) as run,
+        Bar(f"evolving in the {where}", cfg.generations, console) as bar,
+    ):
+        state, show = run.path / "evolution.json", show_generations(bar)
+        if where == "dream":
+            policy = evolve_in_dream(
+                net,
+                load_starts(artifact),
+                cfg,
+                horizon=horizon,
+                squash=squash,
+                temperature=temperature,
+                state=state,
+                on_generation=show,
+            ).policy
+        else:
+            policy = evolve_in_real(model, cfg, squash=squash, procs=procs, state=state, on_generation=show)
+        save_with_policy(out, artifact, policy, {"model": model} | settings)
+    return policy
+
+
+def save_with_policy(out: Path, artifact: Artifact, policy: LinearPolicy, facts: dict[str, Any]) -> None:
+    """Write `artifact` to `out` as it is, but for its controller and for the card, which tells `facts` of that one."""
+    new = {"weights": torch.from_numpy(policy.weights)}, {"kind": "linear", "squash": ",".join(policy.squash)}
+    card = model_card(out.name, facts, f"A model with a new controller. Score it with `wm evaluate {out}`.")
+    if (old := artifact.path / "README.md").exists():
+        card += f"\n## The card it came with, scores of an earlier controller included\n\n{old.read_text()}"
+    save_artifact(out, artifact.config, artifact.tensors, artifact.starts, card, {**artifact.policies, POLICY: new})
+
+
+def show_generations(bar: Bar) -> OnGeneration:
+    """What moves `bar` as an evolution goes on."""
+
+    def show(generation: Generation) -> None:
+        bar.update(generation.number, f"mean return {generation.mean:.1f}, best {generation.best:.1f}")
+
+    return show
 
 
 def _widen(weights: NDArray[np.float64], feat_dim: int, sees: slice) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,20 +11,23 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
 from numpy.typing import NDArray
 
 from policies.latent import LatentPolicy
 from policies.policy import Policy
 from policies.rollout import rollout
+from wm_agents.atomic import replacing
 from wm_envs.action import encode_action
-from wm_envs.real import make_real
+from wm_envs.dream import CUT_OFF
+from wm_envs.real import is_image, make_real
 from wm_envs.registry import RealSpec
 from wm_envs.world_model import Latent, WorldModel
 
 Frame = NDArray[np.uint8]
-FPS = 50
+SIDE = 384
+"""Frames are enlarged by a whole number to about this many pixels."""
 BAR = 28
 
 
@@ -36,10 +40,12 @@ class Pair(NamedTuple):
     dream_return: float
     age: int
     """Steps since the dream last saw a real frame."""
+    over: bool
+    """The dream has come to an end of its own; it is dreamed on, but earns nothing."""
 
 
 def real_and_dream(
-    spec: RealSpec,
+    envs: VectorEnv[Any, Any, Any],
     model: WorldModel,
     controller: Policy,
     *,
@@ -47,62 +53,85 @@ def real_and_dream(
     resync_every: int | None = None,
     temperature: float = 1.0,
 ) -> Iterator[Pair]:
-    """Play a real episode, and dream it: from the same frame, fed the same actions.
+    """Play a real episode, and dream it: from the same frame, fed the same actions. T steps give T + 1 pairs.
 
     Args:
+        envs: the real environment, as a vector of one row.
         controller: a policy on the model's latents.
         resync_every: steps after which the dream starts again from the real moment; None dreams the whole episode.
     """
     policy = LatentPolicy(model, controller)
-    envs = SyncVectorEnv([partial(make_real, spec)], autoreset_mode=AutoresetMode.DISABLED)
     generator = torch.Generator(model.device).manual_seed(seed)
-    latent: Latent = {}
-    earned = dreamed = 0.0
-    age = 0
+    dream: Latent | None = None
+    earned, dreamed, age, over = 0.0, 0.0, 0, False
     for step in rollout(envs, policy, seed=seed, policy_seed=seed):
-        if not latent or (resync_every is not None and age >= resync_every):
+        if dream is None or age == resync_every:
+            # The policy has just acted on step.obs, so its latent is that of this very frame.
             assert policy.observer.latent is not None
-            latent, age, dreamed = policy.observer.latent, 0, earned
+            dream, dreamed, age, over = policy.observer.latent, earned, 0, False
+        yield Pair(step.obs[0], _draw(model, dream), earned, dreamed, age, over)
+        act = torch.from_numpy(encode_action(model.act_space, step.act)).to(model.device)
         with torch.inference_mode():
-            yield Pair(step.obs[0], model.decode(latent)[0].cpu().numpy(), earned, dreamed, age)
-            act = torch.from_numpy(encode_action(model.act_space, step.act)).to(model.device)
-            latent, rew, _ = model.step(latent, act, temperature=temperature, generator=generator)
-        earned, dreamed, age = earned + float(step.rew[0]), dreamed + float(rew[0]), age + 1
-    envs.close()
+            dream, rew, cont = model.step(dream, act, temperature=temperature, generator=generator)
+        earned += float(step.rew[0])
+        dreamed += 0.0 if over else float(rew[0])
+        age, over = age + 1, over or float(cont[0]) < CUT_OFF
+    assert dream is not None
+    yield Pair(step.next_obs[0], _draw(model, dream), earned, dreamed, age, over)
 
 
-def compose(pair: Pair, side: int = 384) -> Frame:
-    """Both frames enlarged side by side over a line of text, (side + bar, 2 side, 3)."""
-    frames = [cv2.resize(f, (side, side), interpolation=cv2.INTER_NEAREST) for f in (pair.real, pair.dream)]
+@torch.inference_mode()
+def _draw(model: WorldModel, latent: Latent) -> Frame:
+    frame: Frame = model.decode(latent)[0].cpu().numpy()
+    return frame
+
+
+def compose(pair: Pair) -> Frame:
+    """Both frames, enlarged, side by side over a line of text."""
+    height, width = pair.real.shape[:2]
+    scale = max(SIDE // max(height, width) // 2 * 2, 2)  # Even, as mp4 wants its sides.
     texts = [
-        f"real  return {pair.real_return:.0f}",
-        f"dream  return {pair.dream_return:.0f}  {pair.age} steps from a real frame",
+        f"real {pair.real_return:.0f}",
+        f"dream {pair.dream_return:.0f}{' (over)' if pair.over else ''}, {pair.age} steps from a real frame",
     ]
     panels = []
-    for frame, text in zip(frames, texts, strict=True):
-        bar: Any = np.zeros((BAR, side, 3), np.uint8)
+    for frame, text in zip((pair.real, pair.dream), texts, strict=True):
+        big = cv2.resize(frame, (scale * width, scale * height), interpolation=cv2.INTER_NEAREST)
+        bar: Any = np.zeros((BAR, scale * width, 3), np.uint8)
         cv2.putText(bar, text, (8, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
-        panels.append(np.concatenate([frame, bar]))
+        panels.append(np.concatenate([big, bar]))
     both: Frame = np.concatenate(panels, axis=1)
     return both
 
 
 def write_video(path: Path, frames: Iterator[Frame], fps: float) -> int:
-    """Write frames to an mp4 as they come, one in memory at a time; returns how many.
+    """Write frames (H, W, 3) to an mp4 as they come, one in memory at a time; returns how many.
 
-    The file appears whole under its name, or not at all.
+    The file appears whole under its name, or not at all. Sides should be even, or not every player shows it.
+
+    Raises:
+        ValueError: there is no frame, or one of another shape.
+        OSError: ffmpeg failed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.part.mp4")
-    first = next(frames)
-    height, width = first.shape[:2]
+    first = next(frames, None)
+    if first is None:
+        raise ValueError(f"{path}: there must be at least one frame to write, got none")
+    height, width, _ = first.shape
     count = 1
-    with FFMPEG_VideoWriter(str(temporary), (width, height), fps=fps, preset="veryfast", pixel_format="rgb24") as out:
-        out.write_frame(first)
-        for frame in frames:
-            out.write_frame(frame)
-            count += 1
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        out = FFMPEG_VideoWriter(
+            str(temporary), (width, height), fps=fps, preset="veryfast", ffmpeg_params=["-f", "mp4"]
+        )
+        ffmpeg = out.proc
+        with out:
+            out.write_frame(first)
+            for frame in frames:
+                if frame.shape != first.shape:
+                    raise ValueError(f"{path}: frame {count} must be {first.shape} like the first, got {frame.shape}")
+                out.write_frame(frame)
+                count += 1
+        if ffmpeg.returncode != 0:  # Closing does not look at it.
+            raise OSError(f"{path}: ffmpeg ended with status {ffmpeg.returncode}; is the disk full?")
     return count
 
 
@@ -116,6 +145,16 @@ def record(
     resync_every: int | None = 50,
     temperature: float = 1.0,
 ) -> int:
-    """Write `real | dream` of one episode, at the real environment's speed; returns the number of frames."""
-    pairs = real_and_dream(spec, model, controller, seed=seed, resync_every=resync_every, temperature=temperature)
-    return write_video(path, (compose(pair) for pair in pairs), FPS / spec.action_repeat)
+    """Write `real | dream` of one episode, at the real environment's speed; returns the number of frames.
+
+    Raises:
+        ValueError: the model does not see pixels.
+    """
+    if not is_image(model.obs_space):
+        raise ValueError(f"a video needs a model of (H, W, 3) uint8 pixels, got {model.obs_space} of {spec.id}")
+    if resync_every is not None and resync_every < 1:
+        raise ValueError(f"resync_every must be at least 1 step, or None, got {resync_every}")
+    with closing(SyncVectorEnv([partial(make_real, spec)], autoreset_mode=AutoresetMode.DISABLED)) as envs:
+        pairs = real_and_dream(envs, model, controller, seed=seed, resync_every=resync_every, temperature=temperature)
+        fps = envs.metadata.get("render_fps", 50) / spec.action_repeat
+        return write_video(path, map(compose, pairs), fps)

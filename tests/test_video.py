@@ -1,0 +1,213 @@
+"""Films: real and dream of the same moment, streamed into a file that players can read."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import gymnasium as gym
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from torch import Tensor
+from toy_env import Echo
+
+from policies.policy import RandomPolicy
+from wm_agents.video import Frame, Pair, compose, real_and_dream, record, write_video
+from wm_envs.real import make_real
+from wm_envs.registry import RealSpec
+from wm_envs.world_model import Latent, Step
+
+LENGTH = 12
+ECHO = RealSpec("Echo-v0", {"pixels": True, "length": LENGTH})
+
+
+class EchoModel:
+    """Knows Echo exactly: the latent is the step count and the last action, both seen in the frame."""
+
+    obs_space = Echo(pixels=True).observation_space
+    act_space = Echo().action_space
+    feat_dim = 2
+    device = torch.device("cpu")
+
+    def __init__(self, ends_at: int = 99, wrong_by: int = 0) -> None:
+        self.ends_at, self.wrong_by = ends_at, wrong_by
+
+    def initial(self, num: int) -> Latent:
+        return {"t": torch.zeros(num), "last": torch.zeros(num)}
+
+    def encode(
+        self, obs: Tensor, latent: Latent | None = None, act: Tensor | None = None, first: Tensor | None = None
+    ) -> Latent:
+        return {"t": obs[:, 0, 0, 0].float(), "last": obs[:, 0, 0, 1].float() / 127 - 1}
+
+    def step(self, latent: Latent, act: Tensor, *, temperature: float = 1.0, generator: object = None) -> Step:
+        t = latent["t"] + 1
+        return Step({"t": t, "last": act[:, 0]}, act[:, 0], (t != self.ends_at).float())
+
+    def decode(self, latent: Latent) -> Tensor:
+        obs = torch.zeros(len(latent["t"]), 16, 16, 3)
+        obs[..., 0] = (latent["t"] + self.wrong_by)[:, None, None]
+        obs[..., 1] = torch.round(127 * (latent["last"] + 1))[:, None, None]
+        return obs.to(torch.uint8)
+
+    def feat(self, latent: Latent) -> Tensor:
+        return torch.stack([latent["t"], latent["last"]], dim=1)
+
+
+def pairs_of(model: EchoModel, resync_every: int | None = None) -> list[Pair]:
+    envs = SyncVectorEnv([partial(make_real, ECHO)], autoreset_mode=AutoresetMode.DISABLED)
+    pairs = list(real_and_dream(envs, model, RandomPolicy(model.act_space), seed=3, resync_every=resync_every))
+    envs.close()
+    return pairs
+
+
+def read(path: Path) -> tuple[dict, list[Frame]]:
+    """Size, speed and frames of an mp4."""
+    reader = imageio_ffmpeg.read_frames(str(path))
+    meta = next(reader)
+    width, height = meta["size"]
+    return meta, [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
+
+
+def gray(num: int, shape: tuple[int, ...] = (32, 48, 3)) -> Iterator[Frame]:
+    return (np.full(shape, 3 * i % 256, np.uint8) for i in range(num))
+
+
+@pytest.mark.parametrize("resync_every", [None, 1, 5])
+def test_an_exact_model_dreams_every_real_frame_at_its_own_moment(resync_every: int | None) -> None:
+    pairs = pairs_of(EchoModel(), resync_every)
+    assert [pair.real[0, 0, 0] for pair in pairs] == list(range(LENGTH + 1))  # The first and the last frame, too.
+    for pair in pairs:
+        np.testing.assert_array_equal(pair.real, pair.dream)
+        assert pair.dream_return == pytest.approx(pair.real_return, abs=1e-5)
+    assert len({tuple(pair.real[0, 0]) for pair in pairs}) == LENGTH + 1
+
+
+def test_the_dream_starts_from_the_real_frame_and_again_at_every_resync() -> None:
+    assert [pair.age for pair in pairs_of(EchoModel())] == list(range(LENGTH + 1))
+    assert [pair.age for pair in pairs_of(EchoModel(), 5)] == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1, 2]
+
+
+def test_a_resync_takes_over_what_was_really_earned() -> None:
+    class Generous(EchoModel):
+        def step(self, *args, **kwargs) -> Step:
+            return super().step(*args, **kwargs)._replace(rew=torch.full((1,), 100.0))
+
+    pairs = pairs_of(Generous(), 5)
+    assert pairs[4].dream_return == pytest.approx(400)
+    assert pairs[5].dream_return == pairs[5].real_return
+
+
+def test_a_dream_that_ends_earns_no_more_until_it_starts_again() -> None:
+    pairs = pairs_of(EchoModel(ends_at=3), 8)
+    assert [pair.over for pair in pairs] == [i in range(3, 8) for i in range(LENGTH + 1)]
+    assert len({pair.dream_return for pair in pairs[3:8]}) == 1
+
+
+def test_the_consumer_of_the_pairs_stays_outside_inference_mode() -> None:
+    envs = SyncVectorEnv([partial(make_real, ECHO)], autoreset_mode=AutoresetMode.DISABLED)
+    for _ in real_and_dream(envs, EchoModel(), RandomPolicy(EchoModel.act_space), seed=0):
+        assert not torch.is_inference_mode_enabled()
+    envs.close()
+
+
+def test_a_recording_can_be_read_back_and_shows_both(tmp_path: Path) -> None:
+    path = tmp_path / "films" / "echo.mp4"
+    num = record(path, ECHO, EchoModel(wrong_by=100), RandomPolicy(EchoModel.act_space), seed=0)
+    meta, frames = read(path)
+    assert num == len(frames) == LENGTH + 1
+    assert meta["fps"] == 50
+    assert meta["codec"] == "h264"
+    pair = Pair(np.zeros((16, 16, 3), np.uint8), np.full((16, 16, 3), 200, np.uint8), 0, 0, 0, False)
+    assert frames[0].shape == compose(pair).shape == (384 + 28, 2 * 384, 3)
+    reds = [[int(half[100, 100, 0]) for half in np.split(frame, 2, axis=1)] for frame in frames]
+    assert all(abs(dream - real - 100) < 20 for real, dream in reds), reds
+    assert [p.name for p in path.parent.iterdir()] == ["echo.mp4"]
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 3), (96, 96, 3), (210, 160, 3), (35, 77, 3), (400, 600, 3)])
+def test_panels_keep_their_shape_and_have_even_sides(shape: tuple[int, int, int]) -> None:
+    black = np.zeros(shape, np.uint8)
+    height, width, _ = compose(Pair(black, black + 255, -12.3, 45.6, 50, True)).shape
+    assert height % 2 == 0 and width % 2 == 0
+    assert (height - 28) / (width / 2) == shape[0] / shape[1]
+
+
+def test_frames_are_streamed(tmp_path: Path) -> None:
+    alive: weakref.WeakSet = weakref.WeakSet()
+
+    class Tracked(np.ndarray):
+        """Can be put in a set, by identity."""
+
+        __hash__ = object.__hash__  # type: ignore[assignment]
+        __eq__ = object.__eq__  # type: ignore[assignment]
+
+    def frames() -> Iterator[Frame]:
+        for i in range(2000):
+            assert len(alive) <= 3, f"{len(alive)} frames are held at frame {i}"
+            frame = np.full((16, 16, 3), i % 256, np.uint8).view(Tracked)
+            alive.add(frame)
+            yield frame
+
+    assert write_video(tmp_path / "long.mp4", frames(), 50) == 2000
+    assert imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "long.mp4"))[0] == 2000
+
+
+def test_nothing_is_left_when_the_frames_break_off(tmp_path: Path) -> None:
+    def frames() -> Iterator[Frame]:
+        yield from gray(20)
+        raise ArithmeticError("the model broke")
+
+    with pytest.raises(ArithmeticError, match="the model broke"):
+        write_video(tmp_path / "film.mp4", frames(), 30)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_film_that_is_there_outlives_a_failure(tmp_path: Path) -> None:
+    path = tmp_path / "film.mp4"
+    write_video(path, gray(3), 30)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"frame 1 must be \(32, 48, 3\) like the first, got \(16, 16, 3\)"):
+        write_video(path, iter([*gray(1), *gray(1, (16, 16, 3))]), 30)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_no_frame_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least one frame"):
+        write_video(tmp_path / "film.mp4", iter([]), 30)
+
+
+def test_a_failing_ffmpeg_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"film\.mp4"):
+        write_video(tmp_path / "film.mp4", gray(3), 0)  # ffmpeg refuses this speed.
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_environment_is_closed_when_the_model_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(EchoModel):
+        def step(self, *args, **kwargs) -> Step:
+            raise ArithmeticError("no next step")
+
+    closed = []
+    monkeypatch.setattr(Echo, "close", lambda self: closed.append(True), raising=False)
+    with pytest.raises(ArithmeticError, match="no next step"):
+        record(tmp_path / "film.mp4", ECHO, Broken(), RandomPolicy(EchoModel.act_space), seed=0)
+    assert closed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_without_pixels_and_a_wrong_resync_are_refused(tmp_path: Path) -> None:
+    class Vector(EchoModel):
+        obs_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+
+    policy = RandomPolicy(EchoModel.act_space)
+    with pytest.raises(ValueError, match=r"needs a model of \(H, W, 3\) uint8 pixels, got Box"):
+        record(tmp_path / "film.mp4", ECHO, Vector(), policy, seed=0)
+    with pytest.raises(ValueError, match="resync_every must be at least 1 step, or None, got 0"):
+        record(tmp_path / "film.mp4", ECHO, EchoModel(), policy, seed=0, resync_every=0)
