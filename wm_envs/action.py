@@ -9,6 +9,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+Array = NDArray[Any]
+
 
 def act_dim(space: gym.Space[Any]) -> int:
     """Width of the vector that `encode_action` makes of one action."""
@@ -27,26 +29,48 @@ def act_dim(space: gym.Space[Any]) -> int:
     )
 
 
-def encode_action(space: gym.Space[Any], act: NDArray[np.generic]) -> NDArray[np.float32]:
+def encode_action(space: gym.Space[Any], act: Array) -> NDArray[np.float32]:
     """Turn actions (N, *space.shape) into float32 (N, act_dim).
 
-    Box is scaled from its bounds to [-1, 1], choices become one-hots side by side, bits become -1 and +1.
+    Box is clipped to its bounds and scaled to [-1, 1], choices become one-hots side by side, bits become -1 and +1.
+
+    Raises:
+        ValueError: wrong shape, wrong kind of number, NaN or infinity, or a choice that does not exist.
     """
+    width = act_dim(space)
     shape = space.shape or ()
-    if act.shape[1:] != shape:
+    if act.ndim == 0 or act.shape[1:] != shape:
         raise ValueError(f"act must be (N, {', '.join(map(str, shape))}) for {space}, got {act.shape}")
-    num = len(act)
     if isinstance(space, spaces.Box):
-        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
-        unit = (act.astype(np.float32) - low) / (high - low)
-        flat: NDArray[np.float32] = np.clip(2 * unit - 1, -1, 1).reshape(num, act_dim(space))
-        return flat
-    if isinstance(space, spaces.Discrete):
-        return np.eye(act_dim(space), dtype=np.float32)[act.astype(np.int64) - int(space.start)]
-    if isinstance(space, spaces.MultiDiscrete):
-        choices = (act - space.start).reshape(num, -1).astype(np.int64)
-        hots = [np.eye(int(n), dtype=np.float32)[c] for n, c in zip(space.nvec.ravel(), choices.T, strict=True)]
-        return np.concatenate(hots, axis=1)
+        return _scale(space, act).reshape(-1, width)
     if isinstance(space, spaces.MultiBinary):
-        return (2 * act.astype(np.float32) - 1).reshape(num, -1)
-    raise ValueError(f"unsupported action space {space}")
+        _check_choice(space, act, np.zeros(shape, np.int64), np.full(shape, 2))
+        return (2 * act.astype(np.float32) - 1).reshape(-1, width)
+    assert isinstance(space, spaces.Discrete | spaces.MultiDiscrete), space
+    counts = np.asarray(space.n if isinstance(space, spaces.Discrete) else space.nvec)
+    start = np.asarray(space.start)
+    _check_choice(space, act, start, counts)
+    # Choice k of a row sets column offset[k] + choice.
+    offset = np.cumsum(counts) - counts.ravel()
+    columns = (act.astype(np.int64) - start).reshape(len(act), -1) + offset
+    hot = np.zeros((len(act), width), np.float32)
+    np.put_along_axis(hot, columns, 1, axis=1)
+    return hot
+
+
+def _scale(space: spaces.Box, act: Array) -> NDArray[np.float32]:
+    if act.dtype.kind not in "fiu":
+        raise ValueError(f"act must be numbers for {space}, got dtype {act.dtype}")
+    if not np.isfinite(act).all():
+        raise ValueError(f"act must be finite for {space}, got NaN or infinity; the policy has diverged")
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    span = np.where(high > low, high - low, 1)
+    unit: NDArray[np.float32] = np.clip(2 * (act - low) / span - 1, -1, 1).astype(np.float32)
+    return unit
+
+
+def _check_choice(space: gym.Space[Any], act: Array, start: Array, counts: Array) -> None:
+    if act.dtype.kind not in "iub":
+        raise ValueError(f"act must be integers for {space}, got dtype {act.dtype}")
+    if ((act < start) | (act >= start + counts)).any():
+        raise ValueError(f"act must be in {space}, got values from {act.min()} to {act.max()}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium import spaces
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wm_envs.action import encode_action
-from wm_envs.world_model import Latent, RowStreams, WorldModel
+from wm_envs.real import is_image
+from wm_envs.window import Window
+from wm_envs.world_model import Latent, RowStreams, WorldModel, feat_space
 
 Array = NDArray[Any]
 Obs = Literal["pixels", "latent"]
@@ -39,7 +41,7 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         autoreset_mode: SAME_STEP (default), NEXT_STEP or DISABLED; a name or Gymnasium's enum.
         deterministic: dream the most likely future; temperature is then not used.
         start: the bank that resets draw from when `options["start"]` does not say.
-        precision: "fp32", or "bf16" for matrix products in bfloat16.
+        precision: "fp32", or "bf16" for matrix products and convolutions in bfloat16.
     """
 
     metadata = {  # noqa: RUF012
@@ -63,9 +65,11 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         precision: Literal["fp32", "bf16"] = "fp32",
         render_mode: str | None = None,
     ) -> None:
-        _check_arguments(num_envs, obs, temperature, horizon, start, starts, precision, render_mode)
+        _check_arguments(num_envs, obs, temperature, horizon, precision)
         self.model = model
-        self.starts = starts
+        self.starts = {name: _check_latent(f"starts[{name!r}]", bank, model) for name, bank in starts.items()}
+        if start not in starts:
+            raise ValueError(f"start must be one of the model's banks {sorted(starts)}, got {start!r}")
         self.num_envs = num_envs
         self.obs = obs
         self.temperature = 0.0 if deterministic else temperature
@@ -74,17 +78,18 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         self.precision = precision
         self.render_mode = render_mode
         self.autoreset = _autoreset_mode(autoreset_mode)
-        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset}
-        feat_space = spaces.Box(-np.inf, np.inf, (model.feat_dim,), np.float32)
-        self.single_observation_space = feat_space if obs == "latent" else model.obs_space
+        modes = ["rgb_array"] if is_image(model.obs_space) else []
+        self.metadata = {**self.metadata, "render_modes": modes, "autoreset_mode": self.autoreset}
+        _check_render_mode(render_mode, modes, model)
+        self.single_observation_space = feat_space(model) if obs == "latent" else model.obs_space
         self.single_action_space = model.act_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.streams = RowStreams([seeding.np_random()[0] for _ in range(num_envs)])
         self.latent: Latent | None = None
         self._age = np.zeros(num_envs, np.int64)
-        self._over = np.zeros(num_envs, bool)
-        self._ended = (self._over, self._over)
+        # How each row's episode ended, where it did and was not reset yet.
+        self._term, self._trunc = np.zeros((2, num_envs), bool)
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -97,7 +102,7 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         """
         options = dict(options or {})
         mask = _reset_mask(options.pop("reset_mask", None), self.num_envs)
-        start = options.pop("start", self.start)
+        start = self._check_start(options.pop("start", self.start))
         if options:
             raise ValueError(f"unknown reset options {sorted(options)}; known are 'start' and 'reset_mask'")
         if self.latent is None and not mask.all():
@@ -109,34 +114,34 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
             return self._observe(self._live()), {}
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
-        """Dream one step in every row; one forward pass."""
+        """Dream one step in every row; one forward pass.
+
+        With autoreset DISABLED a row that ended stays as it was, its reward 0, until it is reset.
+        """
         latent, encoded = self._live(), self._encode(actions)
         with torch.inference_mode():
-            over = self._over
-            self.streams.active = ~over if over.any() else None
             with self._casting():
                 out = self.model.step(latent, encoded, temperature=self.temperature, generator=self.streams)
             self.latent = out.latent
             self._age += 1
-            rew = out.rew.double().cpu().numpy()
+            rew = out.rew.cpu().double().numpy().copy()
             term = (out.cont < CUT_OFF).cpu().numpy()
             trunc = np.zeros(self.num_envs, bool) if self.horizon is None else self._age >= self.horizon
-            if self.autoreset == AutoresetMode.NEXT_STEP and over.any():
-                self._restart(np.flatnonzero(over), self.start)
-                rew[over], term[over], trunc[over] = 0.0, False, False
-            elif self.autoreset == AutoresetMode.DISABLED and over.any():
-                # A row that ended stays as it was until reset: no reward, still over.
-                self.latent = _where(over, latent, out.latent)
-                self._age[over] -= 1
-                rew[over], term[over], trunc[over] = 0.0, self._ended[0][over], self._ended[1][over]
-            obs = self._observe(self.latent)
-            done, info = term | trunc, {}
-            if self.autoreset == AutoresetMode.SAME_STEP and done.any():
+            over = self._term | self._trunc
+            if over.any():
+                rew[over] = 0.0
+                if self.autoreset == AutoresetMode.NEXT_STEP:
+                    self._restart(np.flatnonzero(over), self.start)
+                else:
+                    self._hold(np.flatnonzero(over), latent)
+                term[over], trunc[over] = self._term[over], self._trunc[over]
+            self._term, self._trunc = term.copy(), trunc.copy()
+            obs, info = self._observe(self.latent), {}
+            done = np.flatnonzero(term | trunc)
+            if self.autoreset == AutoresetMode.SAME_STEP and len(done):
                 info = self._final(obs, done)
-                self._restart(np.flatnonzero(done), self.start)
-                obs = self._observe(self.latent)
-            else:
-                self._over, self._ended = done, (term, trunc)
+                self._restart(done, self.start)
+                obs[done] = self._observe({key: leaf[done] for key, leaf in self._live().items()})
         return obs, rew, term, trunc, info
 
     def render(self) -> tuple[Array, ...] | None:
@@ -146,13 +151,14 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         return tuple(self.frames())
 
     def frames(self) -> Array:
-        """The rows decoded to pixels, (N, H, W, 3) uint8."""
+        """The rows decoded to pixels, (N, H, W, 3) uint8.
+
+        Raises:
+            ValueError: the model sees vectors.
+        """
+        _check_render_mode("rgb_array", self.metadata["render_modes"], self.model)
         with torch.inference_mode():
-            frames: Array = self.model.decode(self._live()).cpu().numpy()
-        if frames.ndim != 4:
-            raise ValueError(
-                f"this dream's observations are vectors {frames.shape[1:]}: nothing to draw; leave render_mode out"
-            )
+            frames: Array = self.model.decode(self._live()).cpu().numpy().copy()
         return frames
 
     def _seed(self, seed: int | list[int | None] | None, rows: NDArray[np.int64]) -> None:
@@ -165,27 +171,32 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
             if seeds[row] is not None:
                 self.streams.rngs[row] = seeding.np_random(seeds[row])[0]
 
+    def _check_start(self, start: str | Latent) -> str | Latent:
+        if not isinstance(start, str):
+            return _check_latent("start", start, self.model, self.num_envs)
+        if start not in self.starts:
+            raise ValueError(f"start must be one of {sorted(self.starts)} or a latent, got {start!r}")
+        return start
+
     def _restart(self, rows: NDArray[np.int64], start: str | Latent) -> None:
-        """Put the latents of a new episode in `rows`."""
+        """Open a new episode in `rows`: at latents drawn from a bank, or at the rows of a given latent."""
         if isinstance(start, str):
-            if start not in self.starts:
-                raise ValueError(f"start must be one of {sorted(self.starts)} or a latent, got {start!r}")
             bank = self.starts[start]
             size = len(next(iter(bank.values())))
-            picks = [int(self.streams.rngs[row].integers(size)) for row in rows]
+            picks = np.array([self.streams.rngs[row].integers(size) for row in rows])
         else:
-            bank, picks = _check_start(start, self.model.initial(1), self.num_envs), rows.tolist()
+            bank, picks = start, rows
         for row in rows:
-            self.streams.restart(int(row))
+            self.streams.restart(row)
         new = {key: leaf[picks].float().to(self.model.device) for key, leaf in bank.items()}
-        if len(rows) == self.num_envs:
-            self.latent = new
-        else:
-            index = torch.from_numpy(rows).to(self.model.device)
-            self.latent = {k: v.index_copy(0, index, new[k].to(v.dtype)) for k, v in self._live().items()}
+        self.latent = new if len(rows) == self.num_envs else _put(self._live(), rows, new)
         self._age[rows] = 0
-        self._over = self._over.copy()
-        self._over[rows] = False
+        self._term[rows] = self._trunc[rows] = False
+
+    def _hold(self, rows: NDArray[np.int64], before: Latent) -> None:
+        """Leave `rows` as they were before the step."""
+        self.latent = _put(self._live(), rows, {key: leaf[rows] for key, leaf in before.items()})
+        self._age[rows] -= 1
 
     def _live(self) -> Latent:
         if self.latent is None:
@@ -197,20 +208,20 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         shape = (self.num_envs, *(self.single_action_space.shape or ()))
         if actions.shape != shape:
             raise ValueError(f"actions must be {shape} for {self.single_action_space}, got {actions.shape}")
-        if actions.dtype.kind == "f" and not np.isfinite(actions).all():
-            raise ValueError("actions must be finite, got NaN or infinity; the policy has diverged")
         return torch.from_numpy(encode_action(self.single_action_space, actions)).to(self.model.device)
 
     def _observe(self, latent: Latent) -> Array:
-        seen = self.model.feat(latent).float() if self.obs == "latent" else self.model.decode(latent)
-        obs: Array = seen.cpu().numpy()
+        with self._casting():
+            seen = self.model.feat(latent).float() if self.obs == "latent" else self.model.decode(latent)
+        obs: Array = seen.cpu().numpy().copy()  # Whoever gets it may write in it: a model may give its latent away.
         return obs
 
-    def _final(self, obs: Array, done: NDArray[np.bool_]) -> dict[str, Any]:
-        final = np.full(self.num_envs, None, dtype=object)
-        for row in np.flatnonzero(done):
-            final[row] = obs[row]
-        return {"final_obs": final, "_final_obs": done.copy(), "final_info": {}, "_final_info": done.copy()}
+    def _final(self, obs: Array, done: NDArray[np.int64]) -> dict[str, Any]:
+        final, mask = np.full(self.num_envs, None, dtype=object), np.zeros(self.num_envs, bool)
+        mask[done] = True
+        for row in done:
+            final[row] = obs[row].copy()
+        return {"final_obs": final, "_final_obs": mask, "final_info": {}, "_final_info": mask.copy()}
 
     def _casting(self) -> AbstractContextManager[Any]:
         if self.precision == "fp32":
@@ -226,13 +237,14 @@ class DreamEnv(gym.Env[Array, Any]):
     def __init__(
         self, model: WorldModel, starts: dict[str, Latent], *, render_mode: str | None = None, **kwargs: Any
     ) -> None:
-        if render_mode not in (None, "rgb_array", "human"):
-            raise ValueError(f"render_mode must be None, 'rgb_array' or 'human', got {render_mode!r}")
-        self.render_mode = render_mode
         self.envs = DreamVectorEnv(model, starts, 1, autoreset_mode=AutoresetMode.DISABLED, **kwargs)
+        modes = self.metadata["render_modes"] if self.envs.metadata["render_modes"] else []
+        self.metadata = {**self.metadata, "render_modes": modes}
+        _check_render_mode(render_mode, modes, model)
+        self.render_mode = render_mode
         self.observation_space = self.envs.single_observation_space
         self.action_space = self.envs.single_action_space
-        self._window: _Window | None = None
+        self._window: Window | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         super().reset(seed=seed)
@@ -256,30 +268,8 @@ class DreamEnv(gym.Env[Array, Any]):
 
     def _show(self) -> None:
         if self.render_mode == "human":
-            self._window = self._window or _Window(self.metadata["render_fps"])
+            self._window = self._window or Window(self.metadata["render_fps"])
             self._window.show(self.envs.frames()[0])
-
-
-class _Window:
-    """A pygame window that shows frames at a steady rate."""
-
-    def __init__(self, fps: int, side: int = 512) -> None:
-        import pygame
-
-        self.pygame, self.fps, self.side = pygame, fps, side
-        pygame.display.init()
-        self.screen = pygame.display.set_mode((side, side))
-        self.clock = pygame.time.Clock()
-
-    def show(self, frame: Array) -> None:
-        surface = self.pygame.surfarray.make_surface(frame.swapaxes(0, 1))
-        self.pygame.transform.scale(surface, (self.side, self.side), self.screen)
-        self.pygame.event.pump()
-        self.pygame.display.flip()
-        self.clock.tick(self.fps)
-
-    def close(self) -> None:
-        self.pygame.display.quit()
 
 
 def _check_arguments(
@@ -287,27 +277,31 @@ def _check_arguments(
     obs: str,
     temperature: float,
     horizon: int | None,
-    start: str,
-    starts: dict[str, Latent],
     precision: str,
-    render_mode: str | None,
 ) -> None:
     if num_envs < 1:
         raise ValueError(f"num_envs must be at least 1, got {num_envs}")
     if obs not in ("pixels", "latent"):
         raise ValueError(f"obs must be 'pixels' or 'latent', got {obs!r}")
-    if not temperature > 0:
+    if not 0 < temperature < np.inf:
         raise ValueError(
-            f"temperature must be above 0, got {temperature}; for the most likely future use deterministic=True"
+            f"temperature must be above 0 and finite, got {temperature}; "
+            "for the most likely future use deterministic=True"
         )
     if horizon is not None and horizon < 1:
         raise ValueError(f"horizon must be at least 1 step or None, got {horizon}")
-    if start not in starts:
-        raise ValueError(f"start must be one of the model's banks {sorted(starts)}, got {start!r}")
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision must be 'fp32' or 'bf16', got {precision!r}")
-    if render_mode not in (None, "rgb_array"):
-        raise ValueError(f"render_mode must be None or 'rgb_array' for a vector of dreams, got {render_mode!r}")
+
+
+def _check_render_mode(mode: str | None, modes: list[str], model: WorldModel) -> None:
+    if mode is not None and not modes:
+        raise ValueError(
+            f"render_mode must be None for a model that sees vectors {model.obs_space}, got {mode!r}; "
+            "dreams without pixels cannot be rendered yet"
+        )
+    if mode is not None and mode not in modes:
+        raise ValueError(f"render_mode must be None or one of {modes}, got {mode!r}")
 
 
 def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
@@ -330,16 +324,21 @@ def _reset_mask(given: Any, num: int) -> NDArray[np.bool_]:
     return mask
 
 
-def _check_start(start: Latent, like: Latent, num: int) -> Latent:
+def _check_latent(name: str, latent: Any, model: WorldModel, num: int | None = None) -> Latent:
+    """The leaves of `model`'s latent in `latent`, `num` rows each, or any number that agrees."""
+    like = model.initial(1)
+    if not isinstance(latent, Mapping) or not all(isinstance(latent.get(key), Tensor) for key in like):
+        keys = sorted(latent) if isinstance(latent, Mapping) else repr(latent)
+        raise ValueError(f"{name} must be a latent, a dict of tensors {sorted(like)}, got {keys}")
+    num = len(latent[next(iter(like))]) if num is None else num
     for key, leaf in like.items():
-        want = (num, *leaf.shape[1:])
-        got = tuple(start[key].shape) if key in start else "nothing"
-        if got != want:
-            raise ValueError(f"start[{key!r}] must be {want}, got {got}; a start latent has {sorted(like)}")
-    return start
+        want, got = (num, *leaf.shape[1:]), tuple(latent[key].shape)
+        if got != want or num == 0:
+            raise ValueError(f"{name}[{key!r}] must be {want} with at least one row, got {got}")
+    return {key: latent[key] for key in like}
 
 
-def _where(rows: NDArray[np.bool_], a: Latent, b: Latent) -> Latent:
-    """Leaves of `a` in `rows`, of `b` elsewhere."""
-    index = torch.from_numpy(np.flatnonzero(rows)).to(next(iter(b.values())).device)
-    return {key: leaf.index_copy(0, index, a[key][index].to(leaf.dtype)) for key, leaf in b.items()}
+def _put(latent: Latent, rows: NDArray[np.int64], new: Latent) -> Latent:
+    """`latent` with `new` in `rows`."""
+    index = torch.from_numpy(rows).to(next(iter(latent.values())).device)
+    return {key: leaf.index_copy(0, index, new[key].to(leaf.dtype)) for key, leaf in latent.items()}

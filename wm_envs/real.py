@@ -11,6 +11,7 @@ from gymnasium import spaces
 from gymnasium.wrappers import ResizeObservation, TimeLimit
 
 from wm_envs.registry import RealSpec
+from wm_envs.window import check_display
 from wm_envs.wrappers import ActionRepeat
 
 if TYPE_CHECKING:
@@ -18,14 +19,15 @@ if TYPE_CHECKING:
 
 
 def make_real(spec: RealSpec, render_mode: str | None = None) -> gym.Env[Any, Any]:
-    """Make the real environment of `spec`. Needs no display.
+    """Make the real environment of `spec`. Only `render_mode="human"` needs a display.
 
     Raises:
+        RuntimeError: `render_mode="human"` and no display.
         ValueError: pixels are asked for (`spec.size`) and the environment gives none.
     """
-    if render_mode != "human":
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
+    if render_mode == "human":
+        check_display()
+    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # Else SDL complains where there is no sound card.
     env = gym.make(spec.id, render_mode=render_mode, disable_env_checker=True, **spec.kwargs)
     if spec.size is not None and not is_image(env.observation_space):
         raise ValueError(
@@ -52,10 +54,10 @@ class LatentObservation(gym.Wrapper[Any, Any, Any, Any]):
     def __init__(self, env: gym.Env[Any, Any], model: WorldModel) -> None:
         super().__init__(env)
         # A function-level import: this module must not need torch for plain real environments.
-        from wm_envs.world_model import Observer
+        from wm_envs.world_model import Observer, feat_space
 
         self.observer = Observer(model)
-        self.observation_space = spaces.Box(-np.inf, np.inf, (model.feat_dim,), np.float32)
+        self.observation_space = feat_space(model)
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         obs, info = self.env.reset(**kwargs)
