@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from safetensors.torch import load_file
 from toy_env import Echo
 
 from policies.policy import RandomPolicy
@@ -218,6 +219,8 @@ def test_the_normaliser_has_the_moments_of_the_data(tmp_path: Path) -> None:
     result = fit_vision(model, data, FP32, tmp_path / "run")
     frames = np.concatenate([ep.obs for ep in data.iter_episodes()])
     assert result.updates == 0
+    kept = load_file(tmp_path / "run" / "best.safetensors")  # Where the weights of an image model lie too.
+    assert all(torch.equal(kept[name], leaf) for name, leaf in model.vision.state_dict().items())
     assert np.allclose(model.vision.mean, frames.mean(0), rtol=0.15, atol=0.15)  # type: ignore[union-attr]
     assert np.allclose(model.vision.std, frames.std(0), rtol=0.15)  # type: ignore[union-attr]
 

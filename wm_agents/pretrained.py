@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from policies.latent import LatentPolicy
 from policies.linear import LinearPolicy
-from wm_agents.checkpoint import Artifact, load_artifact, load_weights, save_artifact
+from wm_agents.checkpoint import Artifact, ArtifactError, load_artifact, load_weights, save_artifact
 from wm_agents.models.vmc import VMC, VMCConfig
 from wm_agents.space import space_from_dict, space_to_dict
 from wm_envs.dream import DreamEnv, DreamVectorEnv
@@ -23,6 +23,8 @@ from wm_envs.world_model import Latent, WorldModel
 
 STORE = Path(__file__).parent / "store"
 POLICY = "linear"
+FIELDS = ("family", "model", "spaces", "real", "temperature", "horizon")
+"""What config.json must say of a dream."""
 
 
 def model_path(model: str) -> Path:
@@ -42,13 +44,24 @@ def model_path(model: str) -> Path:
 
 
 def load_model(model: str | Path, device: str = "cpu") -> tuple[VMC, Artifact]:
-    """Load a model ready to dream, and the artifact it came from."""
+    """Load a model ready to dream, and the artifact it came from.
+
+    Raises:
+        ArtifactError: it is corrupt, foreign or of a newer version.
+    """
     artifact = load_artifact(model_path(str(model)))
     cfg = artifact.config
+    if lacking := [name for name in FIELDS if name not in cfg]:
+        raise ArtifactError(f"{artifact.path / 'config.json'} lacks {', '.join(map(repr, lacking))}; it is no dream's")
     if cfg["family"] != "vmc":
-        raise ValueError(f"{artifact.path}: family must be 'vmc', got {cfg['family']!r}; upgrade this package")
-    obs_space, act_space = (space_from_dict(cfg["spaces"][name]) for name in ("obs", "act"))
-    net = VMC(VMCConfig(**cfg["model"]), obs_space, act_space)
+        raise ArtifactError(f"{artifact.path}: family must be 'vmc', got {cfg['family']!r}; upgrade this package")
+    try:
+        obs_space, act_space = (space_from_dict(cfg["spaces"][name]) for name in ("obs", "act"))
+        net = VMC(VMCConfig(**cfg["model"]), obs_space, act_space)
+    except (TypeError, KeyError, ValueError) as error:
+        raise ArtifactError(
+            f"{artifact.path / 'config.json'} describes no model of this version: {error}; upgrade this package"
+        ) from error
     load_weights(net, artifact.tensors)
     return net.to(device).eval(), artifact
 

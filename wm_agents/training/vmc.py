@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wm_agents.atomic import replacing
+from wm_agents.atomic import replacing, write_tensors
 from wm_agents.data.dataset import Dataset, split_episodes
 from wm_agents.hardware import has_bf16
 from wm_agents.models.vmc import VMC, ConvVAE, Identity, to_input
@@ -122,7 +122,7 @@ def fit_vision(
     """
     train, val = _split(dataset.num_episodes, cfg.seed)
     if isinstance(model.vision, Identity):
-        return _fit_normaliser(model.vision, dataset, train)
+        return _fit_normaliser(model.vision, dataset, train, run_dir)
 
     def batches(update: int) -> Tensor:
         frames = dataset.frames(cfg.batch_size, cfg.rng(update), train)
@@ -211,11 +211,12 @@ def set_reward_scale(model: VMC, data: LatentSet) -> None:
     model.rew_scale.fill_(size if size > 0 else 1.0)
 
 
-def _fit_normaliser(vision: Identity, dataset: Dataset, train: NDArray[np.int64]) -> TrainingResult:
-    frames = dataset.frames(min(50_000, dataset.num_frames), np.random.default_rng(0), train)
+def _fit_normaliser(vision: Identity, dataset: Dataset, train: NDArray[np.int64], run_dir: Path) -> TrainingResult:
+    frames = dataset.frames(min(50_000, dataset.num_frames), np.random.default_rng(0), train).astype(np.float64)
     vision.mean.copy_(torch.from_numpy(frames.mean(0)))
     vision.std.copy_(torch.from_numpy(frames.std(0)).clamp(min=1e-3))
-    return TrainingResult(0, 0.0, 0.0, "done")
+    write_tensors(run_dir / "best.safetensors", vision.state_dict())
+    return TrainingResult(0, None, 0.0, "done")
 
 
 def _split(num: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
