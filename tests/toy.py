@@ -1,9 +1,7 @@
-"""A world model whose every number is known: a point on a line. And a small V-M-C that learned nothing."""
+"""A world model whose every number is known: a point on a line."""
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -12,10 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from wm_agents.models.vmc import VMC, VMCConfig
-from wm_agents.pretrained import save_model
 from wm_envs.action import act_dim
-from wm_envs.registry import TASKS
 from wm_envs.world_model import Generator, Latent, Step, draw_normal
 
 BOX = spaces.Box(-1, 1, (1,), np.float32)
@@ -35,7 +30,9 @@ class Toy:
         self, noise: float = 0.0, end: float = 1e9, pixels: bool = False, act_space: gym.Space[Any] = BOX
     ) -> None:
         self.noise, self.end, self.pixels, self.act_space = noise, end, pixels, act_space
-        self.obs_space = spaces.Box(0, 255, (40, 40, 3), np.uint8) if pixels else spaces.Box(-999, 999, (2,), np.float32)
+        self.obs_space = (
+            spaces.Box(0, 255, (40, 40, 3), np.uint8) if pixels else spaces.Box(-999, 999, (2,), np.float32)
+        )
         num = act_dim(act_space)
         self.moves = torch.linspace(-1, 1, num)[:, None] if num > 1 else torch.ones(1, 1)
 
@@ -72,31 +69,3 @@ def toy_starts(num: int = 50) -> dict[str, Latent]:
     """Dreams begin at -1 ... 1, or anywhere from 10 to 20."""
     banks = {"begin": torch.linspace(-1, 1, num), "anywhere": torch.linspace(10, 20, num)}
     return {name: {"x": torch.stack([x, torch.zeros(num)], 1)} for name, x in banks.items()}
-
-
-@cache
-def tiny_vmc() -> VMC:
-    """A CarRacing model with small random weights, whose episodes go on."""
-    spec = TASKS["CarRacing"].real
-    low, high = np.array([-1, 0, 0], np.float32), np.array([1, 1, 1], np.float32)
-    pixels = spaces.Box(0, 255, (spec.size, spec.size, 3), np.uint8)
-    torch.manual_seed(0)
-    model = VMC(VMCConfig(z_dim=4, hidden=16), pixels, spaces.Box(low, high)).eval()
-    with torch.no_grad():
-        model.memory.gmm_linear.bias[-1] = -8
-    return model
-
-
-def tiny_starts(num: int = 32) -> dict[str, Latent]:
-    gen = torch.Generator().manual_seed(1)
-    like = tiny_vmc().initial(1)
-    return {
-        name: {key: 0.5 * torch.randn(num, leaf.shape[1], generator=gen) for key, leaf in like.items()}
-        for name in ("begin", "anywhere")
-    }
-
-
-def save_tiny(path: Path) -> str:
-    """The small model as an artifact; returns its path as text."""
-    save_model(path, tiny_vmc(), TASKS["CarRacing"].real, tiny_starts(), horizon=20, card="untrained")
-    return str(path)

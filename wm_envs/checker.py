@@ -208,7 +208,7 @@ def _assert_same(got: list[Seen], want: list[Seen], rule: str) -> None:
 
 def _assert_obs(envs: Vector, obs: Array, want: list[Array], where: str) -> None:
     for i, one in enumerate(want):
-        _assert_close(obs[i], one, f"{where}: row {i} seeded {SEED} must equal the single env seeded {SEED + i}")
+        _assert_close(obs[i], one, f"{where}: row {i} of seed {SEED} must equal the single env of seed {SEED + i}")
 
 
 def _assert_close(got: Array, want: Array, rule: str) -> None:

@@ -1,0 +1,451 @@
+"""The dream as an environment: known answers in an exact model, and Gymnasium's contract with a V-M-C."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import RecordEpisodeStatistics, RecordVideo
+from gymnasium.wrappers import vector as vector_wrappers
+from stable_baselines3.common.env_checker import check_env as check_env_sb3
+from tiny import save_tiny
+from toy import Toy, toy_starts
+
+from wm_agents.pretrained import load_model, load_starts
+from wm_envs.dream import DreamEnv, DreamVectorEnv
+from wm_envs.registry import TASKS
+
+MODES = list(AutoresetMode)
+SAME, DISABLED = AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
+
+
+def dreams(model: Toy | None = None, num: int = 3, **kwargs: Any) -> DreamVectorEnv:
+    return DreamVectorEnv(model or Toy(), toy_starts(), num, **kwargs)
+
+
+def at(*x: float) -> dict[str, torch.Tensor]:
+    return {"x": torch.tensor([[value, 0.0] for value in x])}
+
+
+def moves(*x: float) -> np.ndarray:
+    return np.array(x, np.float32)[:, None]
+
+
+@functools.cache
+def tiny(tmp: Path) -> str:
+    return save_tiny(tmp, TASKS["CarRacing"].real, horizon=20)
+
+
+@pytest.fixture
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny(tmp_path_factory.getbasetemp() / "tiny")
+
+
+# Known answers
+
+
+def test_a_dream_is_the_model() -> None:
+    envs = dreams()
+    obs, info = envs.reset(options={"start": at(0, 1, 2)})
+    assert obs.tolist() == [[0, 0], [1, 0], [2, 0]] and obs.dtype == np.float32 and info == {}
+    obs, rew, term, trunc, info = envs.step(moves(0.5, -1, 0.25))
+    assert obs.tolist() == [[0.5, 0.5], [0, -1], [2.25, 0.25]]
+    assert rew.tolist() == [0.5, -1, 0.25] and rew.dtype == np.float64
+    assert not term.any() and not trunc.any() and term.dtype == trunc.dtype == bool and info == {}
+
+
+def test_resets_draw_from_the_bank_that_is_asked_for() -> None:
+    envs = dreams(num=200)
+    low, _ = envs.reset(seed=0)
+    high, _ = envs.reset(seed=0, options={"start": "anywhere"})
+    assert low[:, 0].min() >= -1 and low[:, 0].max() <= 1 and len(set(low[:, 0])) > 40
+    assert high[:, 0].min() >= 10 and high[:, 0].max() <= 20
+    chosen, _ = dreams(num=200, start="anywhere").reset(seed=0)
+    np.testing.assert_array_equal(chosen, high)
+
+
+def test_a_dream_ends_where_cont_falls_below_a_half() -> None:
+    envs = dreams(Toy(end=1.0), autoreset_mode=DISABLED)
+    envs.reset(options={"start": at(0, 0.5, 1)})
+    _, _, term, trunc, _ = envs.step(moves(1, 1, 0))
+    assert term.tolist() == [False, True, False] and not trunc.any()
+
+
+def test_a_dream_is_cut_at_its_horizon() -> None:
+    envs = dreams(horizon=3, autoreset_mode=DISABLED)
+    envs.reset(seed=0)
+    cut = [envs.step(moves(0, 0, 0))[2:4] for _ in range(3)]
+    assert [trunc.tolist() for _, trunc in cut] == [[False] * 3, [False] * 3, [True] * 3]
+    assert not any(term.any() for term, _ in cut)
+
+
+def test_an_end_on_the_last_step_is_both_terminated_and_truncated() -> None:
+    env = DreamEnv(Toy(end=1.0), toy_starts(), horizon=1)
+    env.reset(options={"start": at(1)})
+    assert env.step(np.array([1.0]))[2:4] == (True, True)
+
+
+def test_temperature_scales_the_spread_and_deterministic_has_none() -> None:
+    def spread(**kwargs: Any) -> float:
+        envs = dreams(Toy(noise=1.0), 2000, **kwargs)
+        envs.reset(seed=0, options={"start": at(*[0] * 2000)})
+        return float(envs.step(np.zeros((2000, 1), np.float32))[0][:, 0].std())
+
+    assert spread() == pytest.approx(1, abs=0.05)
+    assert spread(temperature=4.0) == pytest.approx(2, abs=0.1)
+    assert spread(deterministic=True) == 0
+
+
+# Autoreset
+
+
+def test_same_step_resets_ended_rows_in_place_and_shows_what_they_ended_with() -> None:
+    envs = dreams(Toy(end=5.0), autoreset_mode=SAME)
+    envs.reset(seed=0, options={"start": at(0, 5, 2)})
+    obs, rew, term, _, info = envs.step(moves(1, 1, 1))
+    assert term.tolist() == [False, True, False] and rew.tolist() == [1, 1, 1]
+    assert obs[[0, 2]].tolist() == [[1, 1], [3, 1]] and -1 <= obs[1, 0] <= 1
+    assert info["final_obs"][1].tolist() == [6, 1] and info["final_obs"][0] is None
+    for name in ("_final_obs", "_final_info"):
+        assert info[name].tolist() == [False, True, False]
+    assert info["final_info"] == {}
+    after = envs.step(moves(0.5, 0.5, 0.5))
+    assert after[0][1, 0] == pytest.approx(obs[1, 0] + 0.5) and after[4] == {}
+
+
+def test_next_step_opens_the_episode_one_step_later() -> None:
+    envs = dreams(Toy(end=5.0), autoreset_mode=AutoresetMode.NEXT_STEP)
+    envs.reset(seed=0, options={"start": at(0, 5, 2)})
+    obs, _, term, _, info = envs.step(moves(1, 1, 1))
+    assert obs[1].tolist() == [6, 1] and term[1] and info == {}
+    obs, rew, term, _, _ = envs.step(moves(1, 1, 1))
+    assert rew.tolist() == [1, 0, 1] and not term.any() and -1 <= obs[1, 0] <= 1 and obs[0, 0] == 2
+
+
+def test_disabled_holds_ended_rows_until_the_mask_resets_them() -> None:
+    envs = dreams(Toy(end=5.0), autoreset_mode=DISABLED, horizon=9)
+    envs.reset(seed=0, options={"start": at(0, 5, 2)})
+    first = envs.step(moves(1, 1, 1))
+    second = envs.step(moves(1, 1, 1))
+    assert first[0][1].tolist() == second[0][1].tolist() == [6, 1]
+    assert second[1].tolist() == [1, 0, 1] and second[2].tolist() == [False, True, False]
+    obs, _ = envs.reset(options={"reset_mask": np.array([False, True, False])})
+    assert obs[[0, 2]].tolist() == [[2, 1], [4, 1]] and -1 <= obs[1, 0] <= 1
+    assert not envs.step(moves(0, 0, 0))[2].any()
+
+
+def test_a_row_s_next_dream_does_not_depend_on_how_long_it_waited_for_it() -> None:
+    def next_dream(waits: int) -> list[float]:
+        envs = dreams(Toy(noise=0.1, end=5.0), 2, autoreset_mode=DISABLED)
+        envs.reset(seed=0, options={"start": at(0, 5)})
+        for _ in range(waits):
+            envs.step(moves(0, 1))
+        envs.reset(options={"reset_mask": np.array([False, True])})
+        return [float(envs.step(moves(0, 0))[0][1, 0]) for _ in range(5)]
+
+    assert next_dream(1) == next_dream(64) == next_dream(2100)
+
+
+def test_the_horizon_counts_each_row_s_own_steps() -> None:
+    envs = dreams(horizon=3, autoreset_mode=DISABLED)
+    envs.reset(seed=0)
+    envs.step(moves(0, 0, 0))
+    envs.reset(options={"reset_mask": np.array([True, False, False])})
+    cut = [envs.step(moves(0, 0, 0))[3].tolist() for _ in range(4)]
+    assert cut == [[False] * 3, [False, True, True], [True] * 3, [True] * 3]
+
+
+# Seeds
+
+
+def test_the_same_seed_and_actions_give_the_same_dream_and_others_another() -> None:
+    def play(seed: int) -> np.ndarray:
+        envs = dreams(Toy(noise=0.3))
+        first, _ = envs.reset(seed=seed)
+        return np.stack([first, *(envs.step(moves(0.1, 0.2, 0.3))[0] for _ in range(5))])
+
+    np.testing.assert_array_equal(play(3), play(3))
+    assert (play(3) != play(4)).any()
+
+
+def test_row_i_seeded_s_is_the_single_dream_seeded_s_plus_i(model: str) -> None:
+    net, artifact = load_model(model)
+    kwargs = {"starts": load_starts(artifact), "obs": "latent", "horizon": 7}
+    envs = DreamVectorEnv(net, num_envs=5, **kwargs)
+    envs.action_space.seed(0)
+    acts = [envs.action_space.sample() for _ in range(20)]
+    many = [envs.reset(seed=10)[0], *(envs.step(act)[0] for act in acts)]
+    for row in (0, 4):
+        env = DreamEnv(net, **kwargs)
+        one = [env.reset(seed=10 + row)[0]]
+        for act in acts:
+            obs, _, term, trunc, _ = env.step(act[row])
+            one.append(env.reset()[0] if term or trunc else obs)
+        np.testing.assert_allclose(np.stack(many)[:, row], one, atol=1e-5)
+
+
+def test_seeds_may_be_listed_and_none_goes_on() -> None:
+    envs, other = dreams(Toy(noise=0.3)), dreams(Toy(noise=0.3))
+    a, _ = envs.reset(seed=[5, 9, 7])
+    b, _ = other.reset(seed=5)
+    assert (a == b).all(1).tolist() == [True, False, True]
+    c, _ = envs.reset(seed=[None, 6, None])
+    d, _ = other.reset()
+    assert (c[[0, 2]] == d[[0, 2]]).all() and c[1].tolist() == b[1].tolist()
+
+
+# What belongs to whom
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("obs", ["pixels", "latent"])
+def test_writing_in_what_was_given_does_not_change_the_dream(mode: AutoresetMode, obs: str) -> None:
+    envs = dreams(Toy(noise=0.1, end=2.0), autoreset_mode=mode, obs=obs, horizon=4)
+    plain = dreams(Toy(noise=0.1, end=2.0), autoreset_mode=mode, obs=obs, horizon=4)
+    envs.reset(seed=0)[0][:] = 77
+    plain.reset(seed=0)
+    for _ in range(12):
+        got, want = envs.step(moves(0.5, 0.5, 0.5)), plain.step(moves(0.5, 0.5, 0.5))
+        for a, b in zip(got[:4], want[:4], strict=True):
+            np.testing.assert_array_equal(a, b)
+            a[...] = True
+
+
+def test_a_start_that_was_given_is_not_written_in() -> None:
+    start = at(0, 1, 2)
+    envs = dreams()
+    envs.reset(options={"start": start})[0][:] = 77
+    envs.step(moves(1, 1, 1))
+    assert start["x"][:, 0].tolist() == [0, 1, 2]
+
+
+# The official checkers
+
+
+TOYS = [Toy(noise=0.1, pixels=True), Toy(noise=0.1), Toy(pixels=True, act_space=spaces.Discrete(3))]
+
+
+@pytest.mark.parametrize("toy", TOYS, ids=["pixels", "vectors", "choices"])
+@pytest.mark.parametrize("obs", ["pixels", "latent"])
+def test_the_official_checkers_pass_without_a_warning(toy: Toy, obs: str) -> None:
+    spec = gym.envs.registration.EnvSpec("Toy-v0", functools.partial(DreamEnv, toy, toy_starts()))
+    env = gym.make(spec, obs=obs).unwrapped
+    check_env(env)  # Makes and renders every mode.
+    check_env_sb3(env)
+
+
+@pytest.mark.filterwarnings("ignore:We recommend you to use a symmetric:UserWarning")  # CarRacing's own pedals.
+@pytest.mark.parametrize("obs", ["pixels", "latent"])
+def test_the_official_checkers_pass_a_made_dream(model: str, obs: str) -> None:
+    env = gym.make("Dream-v0", model=model, obs=obs)
+    check_env(env.unwrapped)
+    check_env_sb3(env)
+
+
+def test_videos_and_statistics_of_a_dream(model: str, tmp_path: Path) -> None:
+    env = gym.make("Dream-v0", model=model, obs="latent", horizon=5, render_mode="rgb_array")
+    env = RecordEpisodeStatistics(RecordVideo(env, str(tmp_path / "one"), episode_trigger=lambda _: True))
+    env.reset(seed=0)
+    steps = [env.step(env.action_space.sample()) for _ in range(5)]
+    assert steps[-1][3] and steps[-1][4]["episode"]["l"] == 5
+    assert steps[-1][4]["episode"]["r"] == pytest.approx(sum(step[1] for step in steps))
+    env.close()
+    assert [path.suffix for path in (tmp_path / "one").iterdir()] == [".mp4"]
+
+
+@pytest.mark.parametrize("mode", ["NEXT_STEP", "DISABLED"])
+def test_videos_and_statistics_of_a_vector_of_dreams(model: str, mode: str, tmp_path: Path) -> None:
+    envs = gym.make_vec("Dream-v0", 2, model=model, horizon=5, render_mode="rgb_array", autoreset_mode=mode)
+    envs = vector_wrappers.RecordVideo(envs, str(tmp_path / mode), episode_trigger=lambda _: True)
+    envs = vector_wrappers.RecordEpisodeStatistics(envs)
+    envs.reset(seed=0)
+    steps = [envs.step(envs.action_space.sample()) for _ in range(5)]
+    assert steps[-1][4]["episode"]["l"].tolist() == [5, 5]
+    np.testing.assert_allclose(steps[-1][4]["episode"]["r"], sum(step[1] for step in steps))
+    envs.close()
+    assert [path.suffix for path in (tmp_path / mode).iterdir()] == [".mp4"]
+
+
+def test_statistics_of_a_vector_that_resets_in_the_same_step() -> None:
+    envs = vector_wrappers.RecordEpisodeStatistics(dreams(horizon=3, autoreset_mode=SAME))
+    envs.reset(seed=0)
+    infos = [envs.step(moves(0.5, 1, 0))[4] for _ in range(6)]
+    assert infos[2]["episode"]["r"].tolist() == infos[5]["episode"]["r"].tolist() == [1.5, 3, 0]
+
+
+# Rendering
+
+
+def test_frames_are_the_decoded_rows() -> None:
+    envs = dreams(Toy(pixels=True), render_mode="rgb_array", obs="latent")
+    envs.reset(options={"start": at(0, 5, -5)})
+    frames = envs.render()
+    assert isinstance(frames, tuple) and [int(frame[0, 0, 0]) for frame in frames] == [100, 105, 95]
+    assert frames[0].shape == (40, 40, 3) and frames[0].dtype == np.uint8
+    assert dreams(Toy(pixels=True)).render() is None
+
+
+def test_a_window_shows_the_dream() -> None:
+    pygame = pytest.importorskip("pygame")
+    env = DreamEnv(Toy(pixels=True), toy_starts(), render_mode="human")
+    env.metadata = {**env.metadata, "render_fps": 1000}
+    env.reset(options={"start": at(50)})
+    assert pygame.display.get_surface().get_size() == (480, 480)
+    assert pygame.display.get_surface().get_at((5, 5))[:3] == (150, 150, 150)
+    env.step(np.array([1.0]))
+    assert pygame.display.get_surface().get_at((5, 5))[:3] == (151, 151, 151)
+    assert env.render() is None
+    env.close()
+    env.close()
+    assert not pygame.display.get_init()
+
+
+def test_no_display_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    env = DreamEnv(Toy(pixels=True), toy_starts(), render_mode="human")
+    with pytest.raises(RuntimeError, match="needs a display, got none .*use render_mode='rgb_array' with RecordVideo"):
+        env.reset()
+
+
+def test_dreams_of_vectors_cannot_be_drawn_yet_and_say_so() -> None:
+    for make in (dreams, lambda **kwargs: DreamEnv(Toy(), toy_starts(), **kwargs)):
+        assert make().metadata["render_modes"] == []
+        with pytest.raises(ValueError, match="render_mode must be None .*dreams without pixels cannot be rendered yet"):
+            make(render_mode="rgb_array")
+    with pytest.raises(ValueError, match="cannot be rendered yet"):
+        dreams().frames()
+
+
+# Precision
+
+
+def test_bf16_dreams_stay_close_to_fp32(model: str) -> None:
+    net, artifact = load_model(model)
+    runs = []
+    for precision in ("fp32", "bf16"):
+        envs = DreamVectorEnv(net, load_starts(artifact), 8, obs="latent", precision=precision, deterministic=True)
+        envs.reset(seed=0)
+        runs.append([envs.step(np.full((8, 3), 0.5, np.float32)) for _ in range(5)])
+        assert runs[-1][0][0].dtype == np.float32 and all(leaf.dtype == torch.float32 for leaf in envs.latent.values())
+    for a, b in zip(*runs, strict=True):
+        np.testing.assert_allclose(a[0], b[0], atol=0.1)
+        np.testing.assert_allclose(a[1], b[1], atol=0.05)
+    assert (runs[0][-1][0] != runs[1][-1][0]).any()
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"num": 0}, "num_envs must be at least 1, got 0"),
+        ({"obs": "state"}, "obs must be 'pixels' or 'latent', got 'state'"),
+        ({"temperature": 0}, "temperature must be above 0 and finite, got 0; .* use deterministic=True"),
+        ({"temperature": -1.0}, "temperature must be above 0 and finite, got -1.0"),
+        ({"temperature": float("nan")}, "temperature must be above 0 and finite, got nan"),
+        ({"horizon": 0}, "horizon must be at least 1 step or None, got 0"),
+        ({"start": "middle"}, r"start must be one of the model's banks \['anywhere', 'begin'\], got 'middle'"),
+        ({"precision": "fp16"}, "precision must be 'fp32' or 'bf16', got 'fp16'"),
+        (
+            {"autoreset_mode": "Never"},
+            r"autoreset_mode must be one of \['NEXT_STEP', .*, got 'Never'",
+        ),
+        (
+            {"model": Toy(pixels=True), "render_mode": "ansi"},
+            r"render_mode must be None or one of \['rgb_array'\], got",
+        ),
+    ],
+)
+def test_wrong_arguments_are_named(kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dreams(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"begin": 1}, r"unknown reset options \['begin'\]; known are 'start' and 'reset_mask'"),
+        ({"start": "middle"}, r"start must be one of \['anywhere', 'begin'\] or a latent, got 'middle'"),
+        ({"start": 3}, r"start must be a latent, a dict of tensors \['x'\], got 3"),
+        ({"start": {"y": torch.zeros(3, 2)}}, r"start must be a latent, a dict of tensors \['x'\], got \['y'\]"),
+        ({"start": at(1)}, r"start\['x'\] must be \(3, 2\) with at least one row, got \(1, 2\)"),
+        ({"reset_mask": np.array([1, 0, 0])}, r"reset_mask must be \(3,\) bool, got \(3,\) int64"),
+        ({"reset_mask": np.array([True])}, r"reset_mask must be \(3,\) bool, got \(1,\) bool"),
+        ({"reset_mask": np.zeros(3, bool)}, "reset_mask selects no row"),
+    ],
+)
+def test_wrong_reset_options_are_named_and_lose_nothing(options: dict[str, Any], message: str) -> None:
+    envs = dreams(Toy(noise=0.1))
+    before, _ = envs.reset(seed=0)
+    with pytest.raises(ValueError, match=message):
+        envs.reset(seed=1, options=options)
+    after = envs.step(moves(0, 0, 0))[0]
+    assert np.abs(after - before).max() < 1
+
+
+def test_the_first_reset_must_take_all_rows() -> None:
+    with pytest.raises(ValueError, match="the first reset must reset every row; leave reset_mask out"):
+        dreams().reset(options={"reset_mask": np.array([True, False, True])})
+
+
+def test_seeds_of_another_number_of_rows_are_named() -> None:
+    with pytest.raises(ValueError, match="seed must be one int or 3 of them, got 2"):
+        dreams().reset(seed=[1, 2])
+
+
+@pytest.mark.parametrize(
+    ("actions", "message"),
+    [
+        (np.zeros((2, 1)), r"actions must be \(3, 1\) for Box.*, got \(2, 1\)"),
+        (np.zeros(3), r"actions must be \(3, 1\) for Box.*, got \(3,\)"),
+        (np.full((3, 1), "left"), "act must be numbers for Box.*, got dtype <U4"),
+        (moves(0, np.nan, 0), "act must be finite for Box.*, got NaN or infinity; the policy has diverged"),
+    ],
+)
+def test_wrong_actions_are_named_and_lose_nothing(actions: np.ndarray, message: str) -> None:
+    envs = dreams()
+    envs.reset(options={"start": at(0, 1, 2)})
+    with pytest.raises(ValueError, match=message):
+        envs.step(actions)
+    assert envs.step(moves(0, 0, 0))[0][:, 0].tolist() == [0, 1, 2]
+
+
+def test_a_choice_that_does_not_exist_is_named() -> None:
+    env = DreamEnv(Toy(act_space=spaces.Discrete(3)), toy_starts())
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"act must be in Discrete\(3\), got values from 3 to 3"):
+        env.step(3)
+
+
+@pytest.mark.parametrize("call", ["step", "render"])
+def test_a_step_before_the_first_reset_is_named(call: str) -> None:
+    envs = dreams(Toy(pixels=True), render_mode="rgb_array")
+    with pytest.raises(gym.error.ResetNeeded, match=r"call reset\(\) before step\(\) or render\(\)"):
+        envs.step(moves(0, 0, 0)) if call == "step" else envs.render()
+
+
+@pytest.mark.parametrize(
+    ("starts", "message"),
+    [
+        (
+            {"begin": {"x": torch.zeros(0, 2)}},
+            r"starts\['begin'\]\['x'\] must be .* at least one row, got \(0, 2\)",
+        ),
+        ({"begin": {"x": torch.zeros(4, 3)}}, r"starts\['begin'\]\['x'\] must be \(4, 2\) .*, got \(4, 3\)"),
+        ({"begin": {"h": torch.zeros(4, 2)}}, r"starts\['begin'\] must be a latent, a dict of tensors \['x'\]"),
+    ],
+)
+def test_banks_that_do_not_fit_the_model_are_named(starts: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DreamVectorEnv(Toy(), starts)

@@ -1,0 +1,115 @@
+"""The ids: both forms of gym.make in a fresh interpreter, and vectors made ours and Gymnasium's way."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from tiny import save_tiny
+
+import wm_envs
+from wm_agents.pretrained import STORE
+from wm_envs.dream import DreamEnv, DreamVectorEnv
+from wm_envs.registry import TASKS, RealSpec, register_envs
+
+ROOT = Path(wm_envs.__file__).parents[1]
+shipped = pytest.mark.skipif(not (STORE / TASKS["CarRacing"].model).is_dir(), reason="no model ships yet")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tiny(tmp_path_factory.mktemp("ids") / "model")
+
+
+def fresh(code: str) -> str:
+    """What `code` prints in an interpreter that has imported nothing, where warnings are errors."""
+    args = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", code]
+    done = subprocess.run(args, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_an_id_with_its_module_needs_no_import(model: str) -> None:
+    code = f"""
+import gymnasium as gym
+env = gym.make("wm_envs:Dream-v0", model={model!r}, obs="latent")
+env.reset(seed=0)
+envs = gym.make_vec("wm_envs:Dream-v0", num_envs=3, model={model!r})
+print(env.step(env.action_space.sample())[0].shape, envs.reset(seed=0)[0].shape)
+"""
+    assert fresh(code) == "(12,) (3, 32, 32, 3)"
+
+
+def test_importing_the_package_registers_its_ids(model: str) -> None:
+    code = f"""
+import gymnasium as gym, wm_envs
+env = gym.make("Dream-v0", model={model!r})
+print(sorted(name for name in gym.registry if "Dream" in name or "Real" in name), env.reset(seed=0)[0].shape)
+"""
+    assert fresh(code) == "['Dream-CarRacing-v0', 'Dream-v0', 'Real-CarRacing-v0'] (32, 32, 3)"
+
+
+@shipped
+def test_the_shipped_dream_and_its_real_twin_are_made_by_id() -> None:
+    dream, real = gym.make("Dream-CarRacing-v0"), gym.make("Real-CarRacing-v0")
+    assert dream.observation_space == real.observation_space and dream.action_space == real.action_space
+    envs = gym.make_vec("Dream-CarRacing-v0", num_envs=4, obs="latent", temperature=1.15)
+    assert isinstance(envs.unwrapped, DreamVectorEnv) and envs.unwrapped.temperature == 1.15
+
+
+def test_registering_twice_changes_nothing() -> None:
+    before = dict(gym.registry)
+    register_envs()
+    assert before == dict(gym.registry)
+
+
+def test_a_vector_is_one_dream_environment(model: str) -> None:
+    envs = gym.make_vec("Dream-v0", num_envs=4, model=model, obs="latent", temperature=1.15, autoreset_mode="Disabled")
+    assert isinstance(envs, DreamVectorEnv) and envs.num_envs == 4 and envs.temperature == 1.15
+    assert envs.metadata["autoreset_mode"] is AutoresetMode.DISABLED and envs.spec.id == "Dream-v0"
+    assert gym.make_vec("Dream-v0", model=model).metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+
+
+def test_gymnasium_s_vectors_of_single_dreams_dream_the_same(model: str) -> None:
+    kwargs = {"model": model, "obs": "latent", "horizon": 4}
+    ours = gym.make_vec("Dream-v0", num_envs=2, autoreset_mode="NextStep", **kwargs)
+    sync = gym.make_vec("Dream-v0", num_envs=2, vectorization_mode="sync", **kwargs)
+    assert isinstance(sync, SyncVectorEnv) and isinstance(sync.envs[0].unwrapped, DreamEnv)
+    np.testing.assert_allclose(ours.reset(seed=5)[0], sync.reset(seed=5)[0], atol=1e-5)
+    ours.action_space.seed(0)
+    for _ in range(9):
+        act = ours.action_space.sample()
+        got, want = ours.step(act), sync.step(act)
+        for a, b in zip(got[:4], want[:4], strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_a_spec_makes_its_environment_again(model: str) -> None:
+    env = gym.make("Dream-v0", model=model, obs="latent")
+    again = gym.make(env.spec)
+    np.testing.assert_array_equal(env.reset(seed=1)[0], again.reset(seed=1)[0])
+
+
+def test_the_episode_length_comes_from_the_artifact_or_the_caller(model: str) -> None:
+    assert gym.make("Dream-v0", model=model).unwrapped.envs.horizon == 6
+    assert gym.make_vec("Dream-v0", num_envs=2, model=model, max_episode_steps=3).horizon == 3
+    env = gym.make("Dream-v0", model=model, max_episode_steps=2)
+    env.reset(seed=0)
+    assert [env.step(env.action_space.sample())[3] for _ in range(2)] == [False, True]
+
+
+def test_a_model_that_is_not_there_is_named() -> None:
+    with pytest.raises(FileNotFoundError, match="model must be a directory with a config.json or one of .*got 'nope'"):
+        gym.make("Dream-v0", model="nope")
+
+
+def test_a_real_spec_survives_json_and_names_what_it_does_not_know() -> None:
+    spec = TASKS["CarRacing"].real
+    assert RealSpec.from_dict(spec.to_dict()) == spec
+    with pytest.raises(ValueError, match=r"unknown fields \['sizes'\] of a RealSpec; known are"):
+        RealSpec.from_dict({"id": "CartPole-v1", "sizes": 3})
