@@ -2,7 +2,7 @@
 
     python scripts/ablations.py [--model Dream-CarRacing-v0] [--episodes 100] [--generations 100]
 
-Rows: random actions; the full model, its controller evolved from zero; a controller that sees z alone, in the same dream;
+Rows: random actions; the full model, its controller evolved from zero; a controller that sees z alone, in that dream;
 a model whose M was never trained (its dreams, and the rewards in them, are noise); the policy that the model carries,
 which had many rounds.
 """

@@ -28,6 +28,8 @@ def save_tiny(path: Path, spec: RealSpec = SPEC, *, horizon: int | None = 6, con
     torch.manual_seed(0)
     model = VMC(VMCConfig(vision, z_dim=4, hidden=8, mixtures=2), env.observation_space, env.action_space).eval()
     env.close()
+    with torch.no_grad():
+        model.memory.gmm_linear.bias[-1] = -5.0  # Its dreams go on to their horizon.
     starts = {
         bank: {key: torch.randn(8, leaf.shape[1], generator=rng) for key, leaf in model.initial(1).items()}
         for bank in ("begin", "anywhere")

@@ -60,7 +60,7 @@ def collect(
         seed: environment seed of the first episode; all stay below 1,000,000.
         procs: processes.
         policy: a model directory whose controller drives; exploration without one.
-        noise: levels of noise on that controller, one drawn an episode; `[0.0,0.3]`.
+        noise: levels of noise on that controller, one drawn an episode, `[0.0,0.3]`.
         stall: cut an episode after so many steps without reward.
         max_gb: largest size of the dataset on disk.
     """
@@ -95,8 +95,8 @@ def evolve(
         cma: population, rollouts, generations, sigma, seed.
         horizon: steps of a dream; real episodes are played to their end.
         temperature: uncertainty of the dream; by default the model's own.
-        squash: tanh, sigmoid or clip for each action dimension, `[tanh,sigmoid]`; by default as the model's own
-            controller has it, or the recipe of its task.
+        squash: tanh, sigmoid or clip for each action dimension, `'["tanh", "clip"]'`; by default as the model's
+            own controller has it, or the recipe of its task.
         procs: processes for real episodes.
     """
     artifact = load_model(model)[1]
@@ -182,8 +182,8 @@ def run(name: str, args: list[str]) -> None:
     """Parse `args` as the flags of command `name` and call it."""
     function: Callable[..., None] = globals()[name]
     about = (function.__doc__ or "").split("\n    Args:")[0]
-    parser = _Parser(prog=f"wm {name}", description=about, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="a file with the same names as the flags")
+    parser = _Parser(prog=f"wm {name}", description=about, allow_abbrev=False, parser_mode="toml")
+    parser.add_argument("--config", action="config", help="a TOML file with the same names as the flags")
     if name == "improve":
         task = _value_of("--task", args)
         parser.add_argument("--task", choices=sorted(RECIPES), help="recipe of a shipped dream to start from")

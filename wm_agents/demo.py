@@ -58,7 +58,7 @@ def run_demo(out: Path, *, generations: int, episodes: int, procs: int, console:
     how = {"temperature": artifact.config["temperature"], "horizon": artifact.config["horizon"]}
     dream = evaluate_dream(model, starts, policy, episodes=100, seed=EVAL_SEED, **how)
     film = out / "real_vs_dream.mp4"
-    console.print(f"filming {film}")
+    console.print(f"filming {film}", soft_wrap=True)
     record(film, spec, model, policy, seed=EVAL_SEED)
     summary = {
         "dream_env": DREAM,
@@ -76,5 +76,5 @@ def run_demo(out: Path, *, generations: int, episodes: int, procs: int, console:
         "versions": versions(),
     }
     write_json(out / "summary.json", summary)
-    console.print(f"real {real}\nrandom {floor}\ndream {dream}", highlight=False)
+    console.print(f"real {real}\nrandom {floor}\ndream {dream}", highlight=False, soft_wrap=True)
     return summary

@@ -129,11 +129,11 @@ def evaluate(
 
 def dream_horizon(artifact: Artifact) -> int | None:
     """Steps after which a dream is cut: the artifact's, or else the real environment's own limit."""
-    limit: int | None = artifact.config["horizon"]
+    spec = real_spec(artifact)
+    limit: int | None = artifact.config["horizon"] or spec.max_episode_steps
     if limit is None:
-        spec = real_spec(artifact)
         env = make_real(spec)
-        frames = env.unwrapped.spec.max_episode_steps if env.unwrapped.spec is not None else None
+        frames = env.spec.max_episode_steps if env.spec is not None else None
         env.close()
         limit = None if frames is None else math.ceil(frames / spec.action_repeat)
     return limit

@@ -122,7 +122,7 @@ def evolve_artifact(
     folder = out.with_name(f"{out.name}.run")
     with (
         start_run(folder, settings | learned, {"cma": cfg.seed}, may_change=["generations"]) as run,
-        Bar(f"evolving in the {where}", cfg.generations, console) as bar,
+        Bar(f"evolving ({where}), generation", cfg.generations, console) as bar,
     ):
         state, show = run.path / "evolution.json", show_generations(bar)
         if where == "dream":

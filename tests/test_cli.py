@@ -1,0 +1,320 @@
+"""`wm`: quick help, one line for what is wrong, exit codes, and every flag doing what it says."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import SQUASH, play_here, save_tiny
+
+from policies.cmaes import CMAConfig
+from wm_agents import cli, commands
+from wm_agents import evaluate as evaluating
+from wm_agents.checkpoint import load_artifact
+from wm_agents.data.collect import CollectConfig, CollectSummary
+from wm_agents.improve import RECIPES, ImproveConfig
+from wm_agents.training.config import TrainingConfig
+from wm_envs.registry import RealSpec
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the commands pass on, in place of the work."""
+    seen: dict[str, Any] = {}
+
+    def keep(name: str, result: Any = None) -> None:
+        def fake(*args: Any, **kwargs: Any) -> Any:
+            seen.update(kwargs, name=name, args=args)
+            return result
+
+        monkeypatch.setattr(commands, name, fake)
+
+    score = {"mean": 1.0, "std": 2.0, "ci95": 3.0}
+    keep("improve_rounds")
+    keep("collect_episodes", CollectSummary(1, 2, 8, 100, 0.5, "done", [1.0], 2))
+    keep("evolve_artifact")
+    keep("judge", {"real": score, "dream": score, "gap": 0.0, "wall_s": 1.0})
+    keep("record", 251)
+    keep("run_demo", {"real": score})
+    return seen
+
+
+def wm(*args: str) -> int:
+    """Exit code of a command run here."""
+    try:
+        return cli.main(list(args))
+    except SystemExit as stop:
+        assert isinstance(stop.code, int)
+        return stop.code
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, time; start = time.perf_counter(); from wm_agents.cli import main; code = main(['--help']); "
+        "print(code, time.perf_counter() - start, *(m for m in ('torch', 'gymnasium', 'numpy') if m in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    *shown, last = done.stdout.splitlines()
+    status, seconds, *heavy = last.split()
+    assert (status, heavy) == ("0", [])
+    assert float(seconds) < 0.5
+    assert [line.split()[0] for line in shown if line.startswith("  ")] == list(cli.COMMANDS)
+
+
+def test_help_is_what_no_command_gets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert wm() == wm("-h") == 0
+    out = capsys.readouterr().out
+    assert out.count("usage: wm COMMAND") == 2
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_explains_its_flags(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert wm(name, "--help") == 0
+    out = capsys.readouterr().out
+    function = getattr(commands, name)
+    assert out.startswith(f"usage: wm {name} ")
+    assert inspect.getdoc(function).splitlines()[0][:40] in out
+    assert "Args:" not in out
+
+
+@pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name != "improve"])
+def test_every_flag_is_read(name: str) -> None:
+    (tree,) = ast.parse(inspect.getsource(getattr(commands, name))).body
+    assert isinstance(tree, ast.FunctionDef)
+    read = {node.id for part in tree.body for node in ast.walk(part) if isinstance(node, ast.Name)}
+    assert {arg.arg for arg in tree.args.args} <= read
+
+
+def test_an_unknown_command_is_told_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert wm("evalute") == 2
+    assert capsys.readouterr().err == "wm: unknown command 'evalute'; did you mean 'evaluate'?\n"
+    assert wm("zzz") == 2
+    assert "expected one of improve, collect, evolve, evaluate, video, demo" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        ("evaluate m --episode 3", "unrecognized arguments: --episode 3; did you mean --episodes?"),
+        ("evaluate m --seeed=3", "unrecognized arguments: --seeed=3; did you mean --seed?"),
+        ("video m --resync-every 3", "did you mean --resync_every?"),
+        ("evaluate", "the following arguments are required: model; `wm evaluate --help` lists the flags"),
+        ("evaluate m --episodes many", "Parser key \"episodes\": Expected a <class 'int'>. Got value: many"),
+        ("evolve m out --in space", "argument --in: invalid choice: 'space'"),
+        ("improve --task CarRcing", "argument --task: invalid choice: 'CarRcing'"),
+        ("improve --task CarRacing --vison.updates 3", "did you mean --vision.updates?"),
+        ("improve --out x", "the following arguments are required: spec.id"),
+    ],
+)
+def test_wrong_flags_get_one_line_and_do_nothing(
+    args: str, text: str, called: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert wm(*args.split()) == 2
+    out, err = capsys.readouterr()
+    assert text in err and err.count("\n") == 1 and err.startswith(f"wm {args.split()[0]}: ")
+    assert out == "" and called == {}
+
+
+def test_an_error_is_one_line_and_its_traceback_is_for_debug(capsys: pytest.CaptureFixture[str]) -> None:
+    assert wm("evaluate", "nowhere") == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert err.startswith("wm evaluate: model must be a directory with a config.json or one of")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        wm("evaluate", "nowhere", "--debug")
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("seed must be above 0, got -1"), "seed must be above 0, got -1"),
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+        (RuntimeError("a process died"), "a process died"),
+        (KeyError("z"), "KeyError: 'z' (--debug shows where)"),
+        (ValueError(), "ValueError:  (--debug shows where)"),
+    ],
+)
+def test_errors_of_ours_speak_plainly_and_others_are_named(
+    error: Exception, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(commands, "judge", raising(error))
+    assert wm("evaluate", "m") == 1
+    assert capsys.readouterr().err == f"wm evaluate: {text}\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "then"),
+    [("evolve TINY out", "goes on from what was done"), ("evaluate m", "starts afresh")],
+)
+def test_an_interruption_exits_with_2_and_says_how_to_resume(
+    args: str, then: str, tiny: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("judge", "evolve_artifact"):
+        monkeypatch.setattr(commands, name, raising(KeyboardInterrupt()))
+    name, *rest = args.replace("TINY", tiny).split()
+    assert wm(name, *rest) == 2
+    assert capsys.readouterr().err == f"wm {name}: interrupted; the same command {then}\n"
+
+
+def test_sigterm_is_an_interruption_and_its_handler_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(commands, "judge", lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGTERM))
+    assert wm("evaluate", "m") == 2
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_collect_takes_its_flags(called: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--spec.id CarRacing-v3 --spec.size 64 --spec.action_repeat 4 --spec.kwargs.continuous false --steps 5"
+    assert wm("collect", "data", *flags.split(), "--seed", "3", "--procs", "4", "--stall", "9", "--max_gb", "0.5") == 0
+    spec = RealSpec("CarRacing-v3", {"continuous": False}, size=64, action_repeat=4)
+    assert called["args"][0] == CollectConfig(spec, "data", 5, 3, 4, stall=9, max_gb=0.5)
+    assert called["args"][1] is commands.explore
+    assert json.loads(capsys.readouterr().out)["stopped"] == "done"
+    assert wm("collect", "data", "--spec.id", "A-v0", "--policy", "runs/m", "--noise", "[0.0,0.4]") == 0
+    assert called["args"][1].args == ("runs/m", (0.0, 0.4))
+
+
+@pytest.mark.parametrize(
+    ("stopped", "code", "text"),
+    [
+        ("interrupted", 2, "interrupted; the same command goes on"),
+        ("no_space", 1, "stopped by no_space at 7 of 10,000 steps; what is in data can be used"),
+        ("max_gb", 1, "stopped by max_gb at 7 of 10,000 steps"),
+    ],
+)
+def test_a_collection_that_stopped_early_does_not_pass_for_done(
+    stopped: str, code: int, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = CollectSummary(1, 7, 28, 100, 0.5, stopped, [1.0], 7)
+    monkeypatch.setattr(commands, "collect_episodes", lambda *args, **kwargs: summary)
+    assert wm("collect", "data", "--spec.id", "A-v0") == code
+    out, err = capsys.readouterr()
+    assert json.loads(out)["steps"] == 7 and text in err
+
+
+def test_evolve_takes_its_flags_and_the_models_own_squash_and_temperature(tiny: str, called: dict[str, Any]) -> None:
+    assert wm("evolve", tiny, "runs/out") == 0
+    assert called["args"] == (tiny, Path("runs/out"), CMAConfig())
+    assert (called["where"], called["horizon"], called["temperature"]) == ("dream", 150, 1.0)
+    assert (called["squash"], called["procs"]) == (SQUASH, 2)
+    flags = "--in real --cma.population 8 --cma.seed 4 --horizon 9 --temperature 1.2 --procs 3"
+    assert wm("evolve", tiny, "runs/out", *flags.split(), "--squash", '["clip", "clip", "clip"]') == 0
+    assert called["args"][2] == CMAConfig(population=8, seed=4)
+    assert (called["where"], called["horizon"], called["temperature"]) == ("real", 9, 1.2)
+    assert (called["squash"], called["procs"]) == (("clip", "clip", "clip"), 3)
+
+
+def test_squash_comes_from_the_models_controller_or_else_from_its_tasks_recipe(tiny: str, tmp_path: Path) -> None:
+    artifact = load_artifact(tiny)
+    weights = artifact.policies["linear"][0]
+    tanh = {"linear": (weights, {"kind": "linear", "squash": "tanh,tanh,tanh"})}
+    assert commands.usual_squash(replace(artifact, policies=tanh)) == ("tanh", "tanh", "tanh")
+    assert commands.usual_squash(replace(artifact, policies={})) == RECIPES["CarRacing"].squash
+    other = load_artifact(save_tiny(tmp_path / "pole", RealSpec("CartPole-v1"), controller=False))
+    assert commands.usual_squash(other) is None
+
+
+def test_evaluate_video_and_demo_take_their_flags(
+    tiny: str, called: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert wm("evaluate", "m", "--episodes", "7", "--seed", "1000005", "--procs", "3") == 0
+    assert called["args"] == ("m",)
+    assert (called["episodes"], called["seed"], called["procs"]) == (7, 1_000_005, 3)
+    assert "real   1.0 ± 2.0 (95 % of the mean: ± 3.0)" in capsys.readouterr().out
+    assert wm("video", tiny, "--out", "a/b.mp4", "--seed", "5", "--resync_every", "null") == 0
+    assert called["args"][0] == Path("a/b.mp4")
+    assert (called["seed"], called["resync_every"], called["temperature"]) == (5, None, 1.0)
+    assert capsys.readouterr().out == "a/b.mp4: 251 frames\n"
+    assert wm("demo", "--out", "o", "--generations", "3", "--episodes", "4", "--procs", "1") == 0
+    assert called["args"] == (Path("o"),)
+    assert (called["generations"], called["episodes"], called["procs"]) == (3, 4, 1)
+
+
+def test_improve_starts_from_a_tasks_recipe_and_flags_win(called: dict[str, Any]) -> None:
+    recipe = RECIPES["CarRacing"]
+    assert wm("improve", "--task", "CarRacing") == 0
+    assert called["args"][0] == recipe
+    assert wm("improve", "--task=CarRacing", "--out", "x", "--cma.generations", "3", "--vision.updates", "7") == 0
+    vision = recipe.vision.replace(updates=7)
+    assert called["args"][0] == replace(recipe, out="x", cma=replace(recipe.cma, generations=3), vision=vision)
+
+
+def test_improve_reads_a_file_and_flags_win_over_it(
+    called: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('out = "from_file"\nrounds = 3\n[spec]\nid = "CartPole-v1"\n[model]\nvision = "identity"\n')
+    assert wm("improve", "--config", str(file), "--rounds", "2") == 0
+    cfg = called["args"][0]
+    assert isinstance(cfg, ImproveConfig) and isinstance(cfg.memory, TrainingConfig)
+    assert (cfg.out, cfg.rounds, cfg.spec, cfg.model.vision) == ("from_file", 2, RealSpec("CartPole-v1"), "identity")
+    file.write_text(file.read_text().replace("rounds = 3", 'task = "CarRacing"'))
+    called.clear()
+    assert wm("improve", "--config", str(file)) == 2
+    assert "task must be given as --task NAME, not in a file" in capsys.readouterr().err
+    assert called == {}
+
+
+def test_evaluate_prints_one_json_object_and_the_same_score_every_time(
+    tiny: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert wm("evaluate", tiny, "--episodes", "2", "--seed", "1000000", "--procs", "1", "--json") == 0
+    out, err = capfd.readouterr()  # What worker processes print, too.
+    result = json.loads(out)
+    assert out.count("\n") == 1
+    assert "real CarRacing-v3 2/2" in err
+    monkeypatch.setattr(evaluating, "play", play_here)
+    assert {**result, "wall_s": 0} == {**evaluating.evaluate(tiny, episodes=2), "wall_s": 0}
+
+
+def test_ctrl_c_stops_the_processes_too_and_the_same_command_resumes(tiny: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    state = tmp_path / "out.run" / "evolution.json"
+    flags = ["evolve", tiny, str(out), "--in", "real", "--cma.population", "2", "--cma.rollouts", "1", "--procs", "1"]
+
+    def told() -> int:
+        return len(json.loads(state.read_text())["told"]) if state.exists() else 0
+
+    command = [sys.executable, "-m", "wm_agents.cli", *flags, "--cma.generations", "1000"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        wait_until(lambda: told() >= 2 or process.poll() is not None)
+        os.killpg(process.pid, signal.SIGINT)  # As a terminal does: the workers get it as well.
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 2, err
+    assert err.splitlines()[-1] == "wm evolve: interrupted; the same command goes on from what was done"
+    assert "Traceback" not in err
+    assert not out.exists()
+    assert wm(*flags, "--cma.generations", str(told())) == 0  # All generations are done: only the artifact is missing.
+    assert load_artifact(out).policies
+
+
+def raising(error: BaseException) -> Callable[..., None]:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    return fail
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.05)

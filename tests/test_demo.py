@@ -1,0 +1,96 @@
+"""The demo leaves a film and honest figures, or says what is missing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import pytest
+from rich.console import Console
+from tiny import SPEC, play_here, save_tiny
+
+from policies.cmaes import CMAConfig
+from wm_agents import demo, evaluate
+from wm_agents.demo import run_demo
+from wm_agents.evaluate import evaluate_dream, evaluate_real
+from wm_agents.pretrained import frame_policy
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A model that has learned nothing in place of the shipped one, and a recipe of seconds."""
+    model = save_tiny(tmp_path / "model")
+    recipe = replace(demo.RECIPES["CarRacing"], horizon=7, cma=CMAConfig(population=4, rollouts=3, seed=5))
+    monkeypatch.setattr(demo, "DREAM", model)
+    monkeypatch.setattr(demo, "RECIPES", {"CarRacing": recipe})
+    monkeypatch.setattr(evaluate, "play", play_here)
+    return model
+
+
+def run(out: Path, **changes: int) -> dict:
+    return run_demo(out, **{"generations": 2, "episodes": 2, "procs": 1} | changes, console=Console(stderr=True))
+
+
+def test_the_demo_leaves_a_film_and_its_figures(
+    small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driven = []
+
+    def keep(model: str, weights: object, squash: object) -> object:
+        driven.append((weights, squash))
+        return frame_policy(model, weights, squash)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(demo, "frame_policy", keep)
+    out = tmp_path / "outputs" / "demo"
+    summary = run(out)
+    assert json.loads((out / "summary.json").read_text()) == summary
+    assert {path.name for path in out.iterdir()} == {"summary.json", "real_vs_dream.mp4"}
+    assert cv2.VideoCapture(summary["video"]).get(cv2.CAP_PROP_FRAME_COUNT) == SPEC.max_episode_steps + 1
+
+    weights, squash = driven[0]
+    assert squash == ("tanh", "sigmoid", "clip")
+    assert summary["controller"] == "linear, 39 parameters, evolved from zero in dreams only"
+    assert summary["dream_steps"] == 2 * 4 * 3 * 7
+    real, dream, floor = summary["real"], summary["dream"], summary["random"]
+    seeds = [1_000_000, 1_000_001]
+    again = evaluate_real(SPEC, lambda: frame_policy(small, weights, squash), seeds)  # type: ignore[arg-type]
+    assert real == {"episodes": 2, "seed": 1_000_000, **again.to_dict()}
+    assert floor["returns"] != real["returns"] and len(floor["returns"]) == 2
+    assert dream["episodes"] == len(dream["returns"]) == 100
+    assert summary["gap"] == pytest.approx(dream["mean"] - real["mean"], abs=2e-3)
+    assert summary["wall_s"] >= summary["dreaming_s"]
+    assert summary["hardware"]["cpu"] and summary["versions"]["gymnasium"]
+
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "dreaming, generation 2/2  mean return" in shown.err
+    assert "real CarRacing-v3 2/2" in shown.err
+
+
+def test_a_missing_shipped_model_is_named_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "DREAM", "Dream-Nowhere-v0")
+    with pytest.raises(FileNotFoundError, match=r"Dream-Nowhere-v0 is missing .*install the package again, or train"):
+        run(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["generations", "episodes", "procs"])
+def test_less_than_one_is_refused_before_anything_is_done(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        run(tmp_path / "out", **{name: 0})
+
+
+def test_the_dreams_episodes_are_judged_as_the_model_is_saved(
+    small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {}
+
+    def watch(*args: object, **kwargs: object) -> evaluate.Score:
+        asked.update(kwargs)
+        return evaluate_dream(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(demo, "evaluate_dream", watch)
+    run(tmp_path / "out", generations=1, episodes=1)
+    assert (asked["horizon"], asked["temperature"]) == (6, 1.0)
