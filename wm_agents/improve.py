@@ -29,7 +29,7 @@ from wm_agents.data.dataset import Dataset
 from wm_agents.evaluate import evaluate, evaluate_real
 from wm_agents.evolve import evolve_in_dream
 from wm_agents.hardware import describe
-from wm_agents.models.vmc import VMC, VMCConfig
+from wm_agents.models.vmc import VMC, VMCConfig, sizes
 from wm_agents.pretrained import frame_policy, load_model, load_policy, load_starts, save_model
 from wm_agents.runlog import RunFolder, start_run
 from wm_agents.training.callbacks import Callback, LoggingCallback, ProgressCallback
@@ -43,6 +43,7 @@ STAGES = ("collect", "vision", "memory", "evolve", "judge")
 SEEDS_A_ROUND = 20_000
 JUDGE_SEED = 900_000  # Model selection's own seeds: never collected, never the held-out ones.
 SHIPPED_STARTS = 512
+FIXED = {"spec", "random_steps", "squash"}  # Any other setting may change between rounds; run.json says when.
 
 VISION = TrainingConfig(updates=4000, batch_size=64, lr=2e-3, schedule="onecycle")
 MEMORY = TrainingConfig(updates=3000, batch_size=64, lr=1e-3, schedule="onecycle", grad_clip=1.0)
@@ -272,7 +273,11 @@ class Improvement:
     def _last_model(self) -> VMC:
         """The model as the round before left it; a new one at first."""
         if self.round > 0:
-            return load_model(self._dir(self.round - 1) / "model")[0]
+            model, _ = load_model(self._dir(self.round - 1) / "model")
+            if sizes(model.cfg) != sizes(self.cfg.model):
+                raise ValueError(f"model must stay {model.cfg} in its sizes, got {self.cfg.model}; use another folder")
+            model.cfg = self.cfg.model
+            return model
         env = make_real(self.cfg.spec)
         obs_space, act_space = env.observation_space, env.action_space
         env.close()
@@ -292,7 +297,9 @@ class Improvement:
 def improve(cfg: ImproveConfig, console: Console | None = None) -> dict[str, Any]:
     """Run the loop, or what is left of it, in the folder `cfg.out`; returns the final scores."""
     console = console or Console(stderr=True)
-    with start_run(cfg.out, cfg.to_dict(), {"collect": cfg.seed, "judge": JUDGE_SEED}) as run:
+    settings = cfg.to_dict()
+    seeds = {"collect": cfg.seed, "judge": JUDGE_SEED}
+    with start_run(cfg.out, settings, seeds, may_change=set(settings) - FIXED) as run:
         improvement = Improvement(cfg, run, console)
         improvement.loop()
         return improvement.finish()

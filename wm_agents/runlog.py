@@ -135,7 +135,7 @@ def start_run(
             record = json.loads(file.read_text())
             starts = record["starts"]
             _check_same_run(run.path, record, wanted, may_change)
-        write_json(file, {**wanted, "starts": [*starts, provenance()]})
+        write_json(file, {**wanted, "starts": [*starts, {**provenance(), "config": wanted["config"]}]})
     except BaseException:
         run.close()
         raise

@@ -36,13 +36,18 @@ class VMCConfig:
     """`joint`: one choice of component for all of z; `per_dim`: one for each dimension, as the authors' code has it."""
     free_bits: float = 0.5
     """KL below free_bits * z_dim is not pressed further (kl_tolerance of the authors' code)."""
-    rew_weight: float = 2.0
-    """Weight of the squared error of the normalised reward."""
+    rew_weight: float = 0.5
+    """Weight of the squared error of the normalised reward; at 2 M learned training rewards by heart (docs/log.md)."""
     term_weight: float = 10.0
     """Weight of the rare terminal steps in the cross-entropy (restart_factor of the authors' code)."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def sizes(cfg: VMCConfig) -> tuple[str, int, int, int, str]:
+    """What the weights depend on; the rest of a config only matters to training."""
+    return cfg.vision, cfg.z_dim, cfg.hidden, cfg.mixtures, cfg.mixture
 
 
 # The paper's Doom model: twice the latent and the memory, no other change.
