@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cma
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import VectorEnv
@@ -61,6 +60,8 @@ class Evolution:
     """
 
     def __init__(self, x0: Array, cfg: CMAConfig, told: Array | None = None) -> None:
+        import cma  # Brings Matplotlib along; workers and `--help` do without.
+
         self.cfg = cfg
         self.x0 = np.asarray(x0, np.float64)
         self.told: list[Array] = []

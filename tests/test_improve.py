@@ -1,0 +1,250 @@
+"""The improvement loop: every stage, every kill, the same end."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from tiny import ArenaHere
+
+from policies.cmaes import CMAConfig
+from wm_agents import improve as improving
+from wm_agents.data import worker
+from wm_agents.data.worker import Shared
+from wm_agents.improve import ImproveConfig, Improvement, improve
+from wm_agents.models.vmc import VMCConfig
+from wm_agents.pretrained import cached_model, load_model, load_policy, load_starts
+from wm_agents.runlog import read_metrics
+from wm_agents.training.config import TrainingConfig
+from wm_envs.registry import RealSpec
+
+TESTS = Path(__file__).parent
+TRAINING = TrainingConfig(updates=20, batch_size=16, lr=3e-3, precision="fp32", val_every=10, save_every=5, log_every=5)
+POLE = ImproveConfig(
+    RealSpec("CartPole-v1", max_episode_steps=100),
+    out="",
+    rounds=2,
+    random_steps=300,
+    round_steps=150,
+    model=VMCConfig(vision="identity", hidden=16),
+    vision=TRAINING,
+    memory=TRAINING,
+    window=16,
+    cma=CMAConfig(population=8, rollouts=4, generations=4, sigma=0.5),
+    horizon=30,
+    judge_episodes=3,
+    starts=64,
+    procs=1,
+)
+CAR = replace(
+    POLE,
+    spec=RealSpec("CarRacing-v3", size=32, action_repeat=4, max_episode_steps=30),
+    rounds=1,
+    random_steps=100,
+    model=VMCConfig(z_dim=8, hidden=16),
+    squash=("tanh", "sigmoid", "clip"),
+)
+
+
+class PoolHere:
+    """`ProcessPoolExecutor` without its processes."""
+
+    def __init__(self, procs: int, initargs: tuple[Shared], **more: Any) -> None:
+        worker._shared = initargs[0]
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(function(*args))
+        return future
+
+    def shutdown(self, **more: Any) -> None:
+        worker._shared = None
+
+
+@pytest.fixture
+def at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All episodes are played in this process: workers take seconds to start."""
+    monkeypatch.setattr("policies.play.Arena", ArenaHere)
+    monkeypatch.setattr("wm_agents.data.collect.ProcessPoolExecutor", PoolHere)
+    judge = improving.evaluate
+    monkeypatch.setattr(improving, "evaluate", lambda *args, **more: judge(*args, **{**more, "episodes": 5}))
+
+
+def run(cfg: ImproveConfig, out: Path) -> dict[str, Any]:
+    cached_model.cache_clear()
+    return improve(replace(cfg, out=str(out)), Console(file=io.StringIO()))
+
+
+def learned(out: Path) -> dict[str, torch.Tensor]:
+    """All that the last round learned, its controller and starts among it."""
+    found: dict[str, torch.Tensor] = {}
+    for path in sorted(out.glob("round-*/model/*.safetensors")):
+        found |= {f"{path.relative_to(out)}/{name}": leaf for name, leaf in load_file(path).items()}
+    return found
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.usefixtures("at_home")
+def test_a_run_leaves_a_model_its_scores_and_how_it_came_about(tmp_path: Path) -> None:
+    result = run(POLE, tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["real"]["seed"] == 1_000_000 and len(summary["real"]["returns"]) == 5
+    assert summary["gap"] == pytest.approx(summary["dream"]["mean"] - summary["real"]["mean"], abs=1e-3)
+    assert result["round"] == max((0, 1), key=lambda r: summary["rounds"][str(r)]["judge"]["real"])
+    assert [list(stages) for stages in summary["rounds"].values()] == [list(improving.STAGES)] * 2
+    assert 450 <= summary["real_steps"] < 900
+    model, artifact = load_model(tmp_path / "model")
+    assert load_policy(model, artifact).weights.shape == (2, 4 + 16 + 1)
+    assert {bank: len(latent["z"]) for bank, latent in load_starts(artifact).items()} == {"begin": 64, "anywhere": 64}
+    assert model.vision.std.ne(1).all() and float(model.rew_scale) == 1  # The normaliser reached the model.
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert f"{summary['real']['mean']} ± {summary['real']['std']}" in card and "seeds from 1000000" in card
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["seeds"] == {"collect": 1, "judge": 900_000} and record["starts"][0]["hardware"]["cores"] >= 1
+    names = {name for row in read_metrics(tmp_path / "metrics.jsonl") for name in row}
+    assert {"collect/return", "memory/val", "evolve/dream", "judge/real", "dream/return"} <= names
+
+
+@pytest.mark.usefixtures("at_home")
+def test_each_round_goes_on_from_the_last(tmp_path: Path) -> None:
+    run(POLE, tmp_path)
+    rounds = [tmp_path / f"round-{r:02d}" / "model" for r in range(2)]
+    means = [load_policy(*load_model(path)).weights.ravel() for path in rounds]
+    begun = json.loads((tmp_path / "round-01" / "evolution.json").read_text())["x0"]
+    assert np.allclose(begun, means[0]) and not np.allclose(means[0], means[1])
+    seeds = sorted(int(path.stem.split("-")[1]) for path in (tmp_path / "data").glob("seed-*.h5"))
+    assert seeds[0] == 1 and any(20_001 <= seed < 20_100 for seed in seeds) and max(seeds) < 900_000
+
+
+class Killed(BaseException):
+    """Not an Exception: nothing on the way may swallow it."""
+
+
+def killing(function: Callable[..., Any], at: int) -> Callable[..., Any]:
+    """`function`, but its call number `at` does its work and is the last."""
+    calls = 0
+
+    def killed(*args: Any, **more: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        result = function(*args, **more)
+        if calls == at:
+            raise Killed
+        return result
+
+    return killed
+
+
+# Where a kill strikes: (what is called, the call that is the last).
+KILLS: list[tuple[Any, str, int]] = [
+    (improving, "collect", 1),  # All shards landed, not yet noted.
+    (improving, "encode_dataset", 1),
+    (improving, "make_starts", 1),  # M is fitted, not yet saved.
+    (Improvement, "_report", 3),  # In the middle of a generation's bookkeeping.
+    (improving, "evolve_in_dream", 1),
+    (improving, "evaluate_real", 1),
+    (improving, "collect", 1),  # Of round 1 from here on.
+    (Improvement, "_note", 3),
+    (Improvement, "_report", 2),
+    (improving, "write_json", 1),
+]
+
+
+@pytest.mark.usefixtures("at_home")
+def test_a_run_killed_between_any_two_things_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    whole = run(POLE, tmp_path / "whole")
+    for owner, name, at in KILLS:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(owner, name, killing(getattr(owner, name), at))
+            with pytest.raises(Killed):
+                run(POLE, tmp_path / "killed")
+    resumed = run(POLE, tmp_path / "killed")
+    assert equal(learned(tmp_path / "killed"), learned(tmp_path / "whole"))
+    assert resumed["real"] == whole["real"] and resumed["dream"] == whole["dream"]
+
+
+@pytest.mark.usefixtures("at_home")
+def test_a_finished_run_takes_more_rounds_but_no_other_settings(tmp_path: Path) -> None:
+    run(replace(POLE, rounds=1), tmp_path)
+    first = learned(tmp_path)
+    with pytest.raises(ValueError, match=r"holds another run: config.horizon was 30, is 50"):
+        run(replace(POLE, horizon=50), tmp_path)
+    run(POLE, tmp_path)
+    both = learned(tmp_path)
+    assert all(torch.equal(both[name], leaf) for name, leaf in first.items()) and len(both) == 2 * len(first)
+
+
+SCRIPT = """
+import sys
+sys.path[:0] = [TESTS, ROOT]
+from dataclasses import replace
+from test_improve import CAR, POLE
+from rich.console import Console
+from wm_agents.improve import Improvement
+from wm_agents.runlog import start_run
+
+if __name__ == "__main__":
+    cfg = {"car": CAR, "pole": POLE}[sys.argv[1]]
+    cfg = replace(cfg, out=sys.argv[2], rounds=1, memory=cfg.memory.replace(updates=200))
+    with start_run(cfg.out, cfg.to_dict(), {}) as run:
+        Improvement(cfg, run, Console(stderr=True)).loop()
+"""
+
+
+def launch(tmp_path: Path, which: str, out: Path) -> subprocess.Popen[bytes]:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.replace("TESTS", repr(str(TESTS))).replace("ROOT", repr(str(TESTS.parent))))
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), which, str(out)]
+    with (tmp_path / "stderr").open("ab") as stderr:
+        return subprocess.Popen(command, env=env, stderr=stderr, start_new_session=True)
+
+
+def wait_for(proc: subprocess.Popen[bytes], there: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not there():
+        assert proc.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def finish(proc: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    assert proc.wait(timeout=300) == 0, (tmp_path / "stderr").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["pole", "car"])
+def test_a_run_killed_for_good_in_the_middle_of_stages_ends_as_one_that_was_not(tmp_path: Path, which: str) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finish(launch(tmp_path, which, whole), tmp_path)
+    middles = [
+        killed / "data" / ".collect.lock",
+        killed / "round-00" / "memory" / "last.safetensors",
+        killed / "round-00" / "evolution.json",
+    ]
+    for path in middles:
+        proc = launch(tmp_path, which, killed)
+        wait_for(proc, path.exists)
+        proc.kill()
+        proc.wait()
+    assert json.loads((killed / "state.json").read_text())["stage"] in ("evolve", "judge")
+    finish(launch(tmp_path, which, killed), tmp_path)
+    assert equal(learned(killed), learned(whole))
+    if which == "car":
+        assert list(killed.glob("round-00/vision/samples/*.png")) and (killed / "round-00/real_vs_dream.mp4").exists()
