@@ -127,21 +127,20 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
             rew = out.rew.cpu().double().numpy().copy()
             term = (out.cont < CUT_OFF).cpu().numpy()
             trunc = np.zeros(self.num_envs, bool) if self.horizon is None else self._age >= self.horizon
-            over = self._term | self._trunc
-            if over.any():
-                rew[over] = 0.0
+            over = np.flatnonzero(self._term | self._trunc)
+            if len(over):
                 if self.autoreset == AutoresetMode.NEXT_STEP:
-                    self._restart(np.flatnonzero(over), self.start)
+                    self._restart(over, self.start)
                 else:
-                    self._hold(np.flatnonzero(over), latent)
-                term[over], trunc[over] = self._term[over], self._trunc[over]
+                    self.latent = _put(out.latent, over, _take(latent, over))
+                rew[over], term[over], trunc[over] = 0.0, self._term[over], self._trunc[over]
             self._term, self._trunc = term.copy(), trunc.copy()
             obs, info = self._observe(self.latent), {}
             done = np.flatnonzero(term | trunc)
             if self.autoreset == AutoresetMode.SAME_STEP and len(done):
                 info = self._final(obs, done)
                 self._restart(done, self.start)
-                obs[done] = self._observe({key: leaf[done] for key, leaf in self._live().items()})
+                obs[done] = self._observe(_take(self._live(), done))
         return obs, rew, term, trunc, info
 
     def render(self) -> tuple[Array, ...] | None:
@@ -188,15 +187,10 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
             bank, picks = start, rows
         for row in rows:
             self.streams.restart(row)
-        new = {key: leaf[picks].float().to(self.model.device) for key, leaf in bank.items()}
+        new = {key: leaf.float().to(self.model.device) for key, leaf in _take(bank, picks).items()}
         self.latent = new if len(rows) == self.num_envs else _put(self._live(), rows, new)
         self._age[rows] = 0
         self._term[rows] = self._trunc[rows] = False
-
-    def _hold(self, rows: NDArray[np.int64], before: Latent) -> None:
-        """Leave `rows` as they were before the step."""
-        self.latent = _put(self._live(), rows, {key: leaf[rows] for key, leaf in before.items()})
-        self._age[rows] -= 1
 
     def _live(self) -> Latent:
         if self.latent is None:
@@ -336,6 +330,10 @@ def _check_latent(name: str, latent: Any, model: WorldModel, num: int | None = N
         if got != want or num == 0:
             raise ValueError(f"{name}[{key!r}] must be {want} with at least one row, got {got}")
     return {key: latent[key] for key in like}
+
+
+def _take(latent: Latent, rows: NDArray[np.int64]) -> Latent:
+    return {key: leaf[rows] for key, leaf in latent.items()}
 
 
 def _put(latent: Latent, rows: NDArray[np.int64], new: Latent) -> Latent:

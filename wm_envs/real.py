@@ -28,7 +28,8 @@ def make_real(spec: RealSpec, render_mode: str | None = None) -> gym.Env[Any, An
     if render_mode == "human":
         check_display()
     os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # Else SDL complains where there is no sound card.
-    rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}  # Not every env knows the argument.
+    # Not every env knows the argument.
+    rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     env = gym.make(spec.id, disable_env_checker=True, **rendering, **spec.kwargs)
     if spec.size is not None and not is_image(env.observation_space):
         raise ValueError(
