@@ -181,14 +181,18 @@ def test_a_run_killed_between_any_two_things_ends_as_one_that_was_not(tmp_path: 
 
 
 @pytest.mark.usefixtures("at_home")
-def test_a_finished_run_takes_more_rounds_but_no_other_settings(tmp_path: Path) -> None:
+def test_a_finished_run_takes_more_rounds_and_other_settings_but_not_another_problem(tmp_path: Path) -> None:
     run(replace(POLE, rounds=1), tmp_path)
     first = learned(tmp_path)
-    with pytest.raises(ValueError, match=r"holds another run: config.horizon was 30, is 50"):
-        run(replace(POLE, horizon=50), tmp_path)
-    run(POLE, tmp_path)
+    with pytest.raises(ValueError, match=r"holds another run: config.random_steps was 300, is 400"):
+        run(replace(POLE, random_steps=400), tmp_path)
+    with pytest.raises(ValueError, match=r"model must stay VMCConfig\(.*hidden=16.*got VMCConfig\(.*hidden=8"):
+        run(replace(POLE, model=replace(POLE.model, hidden=8)), tmp_path)
+    run(replace(POLE, horizon=50), tmp_path)
     both = learned(tmp_path)
     assert all(torch.equal(both[name], leaf) for name, leaf in first.items()) and len(both) == 2 * len(first)
+    starts = json.loads((tmp_path / "run.json").read_text())["starts"]
+    assert [start["config"]["horizon"] for start in starts] == [30, 30, 50]
 
 
 SCRIPT = """

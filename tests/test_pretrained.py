@@ -223,9 +223,7 @@ def test_foreign_and_newer_models_are_refused(tmp_path: Path, changes: dict[str,
 def test_weights_of_other_sizes_are_refused_with_both_sides(tmp_path: Path) -> None:
     _, _, path = save(tmp_path / "m")
     edit_config(tmp_path / "m", model={**VMCConfig(vision="identity", hidden=8).to_dict()})
-    with pytest.raises(
-        ArtifactError, match=r"gmm_linear.weight: \(47, 8\) in the model, \(47, 16\) in"
-    ):
+    with pytest.raises(ArtifactError, match=r"gmm_linear.weight: \(47, 8\) in the model, \(47, 16\) in"):
         load_model(path)
 
 
