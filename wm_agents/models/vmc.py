@@ -363,10 +363,10 @@ class MDRNN(_MDRNNBase):
         rnn = self.rnn
         bias = cast(Tensor, rnn.bias_ih_l0) + cast(Tensor, rnn.bias_hh_l0)
         # Two products, not one of the joined weights: an odd inner width costs more than the second product.
-        gates = F.linear(torch.cat([act, z], dim=1), cast(Tensor, rnn.weight_ih_l0), bias)
-        gates = torch.addmm(gates, h, cast(Tensor, rnn.weight_hh_l0).t())
+        gates = F.linear(torch.cat([act, z], dim=1), cast(Tensor, rnn.weight_ih_l0), bias)  # bfloat16 under autocast.
+        gates.addmm_(h.to(gates.dtype), cast(Tensor, rnn.weight_hh_l0).t().to(gates.dtype))
         i, f, g, o = gates.to(c.dtype).chunk(4, dim=1)
-        c = f.sigmoid() * c + i.sigmoid() * _tanh(g)
+        c = torch.addcmul(f.sigmoid() * c, i.sigmoid(), _tanh(g))
         return o.sigmoid() * _tanh(c), c
 
 
