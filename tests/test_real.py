@@ -127,6 +127,30 @@ def test_pixels_of_an_environment_without_are_refused() -> None:
         make_real(RealSpec("CartPole-v1", size=64))
 
 
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (np.zeros(2), r"act must be \(N, 3\) for Box.*, got \(1, 2\)"),
+        (np.full(3, np.nan), "act must be finite for Box.*NaN or infinity; the policy has diverged"),
+        ("left", r"act must be \(N, 3\) for Box.*, got \(1,\)"),
+        (None, r"act must be \(N, 3\) for Box.*, got \(1,\)"),
+    ],
+)
+def test_a_wrong_action_is_named_and_breaks_nothing(act: object, message: str) -> None:
+    env, plain = make_real(CAR), make_real(CAR)
+    env.reset(seed=0), plain.reset(seed=0)
+    with pytest.raises(ValueError, match=message):
+        env.step(act)
+    gas = np.array([0, 1, 0], np.float32)
+    np.testing.assert_array_equal(env.step(gas)[0], plain.step(gas)[0])
+    env.close(), plain.close()
+
+
+def test_a_step_before_the_first_reset_is_named() -> None:
+    with pytest.raises(gym.error.ResetNeeded):
+        make_real(CAR).step(np.zeros(3, np.float32))
+
+
 def test_other_observations_are_refused(model: str) -> None:
     with pytest.raises(ValueError, match="obs must be 'pixels' or 'latent', got 'state'"):
         gym.make("Real-CarRacing-v0", model=model, obs="state")

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
 from gymnasium.wrappers import ResizeObservation, TimeLimit
 
+from wm_envs.action import encode_action
 from wm_envs.registry import RealSpec
 from wm_envs.window import check_display
 from wm_envs.wrappers import ActionRepeat
@@ -42,12 +44,24 @@ def make_real(spec: RealSpec, render_mode: str | None = None) -> gym.Env[Any, An
         env = ResizeObservation(env, (spec.size, spec.size))
     if spec.max_episode_steps is not None:
         env = TimeLimit(env, spec.max_episode_steps)
-    return env
+    return CheckedAction(env)
 
 
 def is_image(space: gym.Space[Any]) -> bool:
     """Whether observations are (H, W, 3) uint8 pixels."""
     return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3 and space.shape[-1] == 3
+
+
+class CheckedAction(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+    """Refuses what is no action, such as NaN, before the simulator takes it in and breaks."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        RecordConstructorArgs.__init__(self)
+        gym.Wrapper.__init__(self, env)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        encode_action(self.action_space, np.asarray(action)[None])
+        return self.env.step(action)
 
 
 class LatentObservation(gym.Wrapper[Any, Any, Any, Any]):
