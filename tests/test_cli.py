@@ -175,10 +175,13 @@ def test_an_interruption_exits_with_2_and_says_how_to_resume(
 
 
 def test_sigterm_is_an_interruption_and_its_handler_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(commands, "judge", lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGTERM))
-    assert wm("evaluate", "m") == 2
-    assert signal.getsignal(signal.SIGTERM) is before
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert wm("evaluate", "m") == 2
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_collect_takes_its_flags(called: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,6 +258,13 @@ def test_improve_starts_from_a_tasks_recipe_and_flags_win(called: dict[str, Any]
     assert wm("improve", "--task=CarRacing", "--out", "x", "--cma.generations", "3", "--vision.updates", "7") == 0
     vision = recipe.vision.replace(updates=7)
     assert called["args"][0] == replace(recipe, out="x", cma=replace(recipe.cma, generations=3), vision=vision)
+
+
+def test_a_recipes_environment_arguments_stay_whole(called: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = RealSpec("CarRacing-v3", {"continuous": False, "colours": {"road": [1, 2]}}, size=64)
+    monkeypatch.setitem(RECIPES, "CarRacing", replace(RECIPES["CarRacing"], spec=spec))
+    assert wm("improve", "--task", "CarRacing") == 0
+    assert called["args"][0].spec == spec
 
 
 def test_improve_reads_a_file_and_flags_win_over_it(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
@@ -15,6 +16,7 @@ from policies.cmaes import CMAConfig
 from wm_agents import demo, evaluate
 from wm_agents.demo import run_demo
 from wm_agents.evaluate import evaluate_dream, evaluate_real
+from wm_agents.evolve import Evolved, evolve_in_dream
 from wm_agents.pretrained import frame_policy
 
 
@@ -36,26 +38,27 @@ def run(out: Path, **changes: int) -> dict:
 def test_the_demo_leaves_a_film_and_its_figures(
     small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    driven = []
+    evolved = []
 
-    def keep(model: str, weights: object, squash: object) -> object:
-        driven.append((weights, squash))
-        return frame_policy(model, weights, squash)  # type: ignore[arg-type]
+    def keep(*args: Any, **kwargs: Any) -> Evolved:
+        assert (kwargs["horizon"], kwargs["squash"]) == (7, ("tanh", "sigmoid", "clip"))
+        assert kwargs.get("x0") is None
+        evolved.append(evolve_in_dream(*args, **kwargs))
+        return evolved[0]
 
-    monkeypatch.setattr(demo, "frame_policy", keep)
+    monkeypatch.setattr(demo, "evolve_in_dream", keep)
     out = tmp_path / "outputs" / "demo"
     summary = run(out)
     assert json.loads((out / "summary.json").read_text()) == summary
     assert {path.name for path in out.iterdir()} == {"summary.json", "real_vs_dream.mp4"}
     assert cv2.VideoCapture(summary["video"]).get(cv2.CAP_PROP_FRAME_COUNT) == SPEC.max_episode_steps + 1
 
-    weights, squash = driven[0]
-    assert squash == ("tanh", "sigmoid", "clip")
+    policy = evolved[0].policy
     assert summary["controller"] == "linear, 39 parameters, evolved from zero in dreams only"
     assert summary["dream_steps"] == 2 * 4 * 3 * 7
     real, dream, floor = summary["real"], summary["dream"], summary["random"]
     seeds = [1_000_000, 1_000_001]
-    again = evaluate_real(SPEC, lambda: frame_policy(small, weights, squash), seeds)  # type: ignore[arg-type]
+    again = evaluate_real(SPEC, lambda: frame_policy(small, policy.weights, policy.squash), seeds)
     assert real == {"episodes": 2, "seed": 1_000_000, **again.to_dict()}
     assert floor["returns"] != real["returns"] and len(floor["returns"]) == 2
     assert dream["episodes"] == len(dream["returns"]) == 100
@@ -87,9 +90,9 @@ def test_the_dreams_episodes_are_judged_as_the_model_is_saved(
 ) -> None:
     asked = {}
 
-    def watch(*args: object, **kwargs: object) -> evaluate.Score:
+    def watch(*args: Any, **kwargs: Any) -> evaluate.Score:
         asked.update(kwargs)
-        return evaluate_dream(*args, **kwargs)  # type: ignore[arg-type]
+        return evaluate_dream(*args, **kwargs)
 
     monkeypatch.setattr(demo, "evaluate_dream", watch)
     run(tmp_path / "out", generations=1, episodes=1)

@@ -161,7 +161,8 @@ def test_what_is_wrong_with_a_model_shows_before_an_episode_is_played(
         evaluate(save_tiny(tmp_path / "endless", endless, horizon=None))
 
 
-def test_a_dream_is_cut_where_the_real_environment_cuts_unless_the_artifact_says(tiny: str, tmp_path: Path) -> None:
-    assert dream_horizon(load_artifact(tiny)) == 6
+def test_a_dream_is_cut_where_the_real_environment_cuts_unless_the_artifact_says(tmp_path: Path) -> None:
+    assert dream_horizon(load_artifact(save_tiny(tmp_path / "short", horizon=5))) == 5
+    assert dream_horizon(load_artifact(save_tiny(tmp_path / "open", horizon=None))) == 6
     pole = save_tiny(tmp_path / "pole", RealSpec("CartPole-v1", action_repeat=3), horizon=None)
     assert dream_horizon(load_artifact(pole)) == 167  # CartPole-v1 has 500 frames.

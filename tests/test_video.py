@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
 from torch import Tensor
 from toy_env import Echo
 
 from policies.policy import RandomPolicy
+from wm_agents import video
 from wm_agents.video import Frame, Pair, compose, real_and_dream, record, write_video
 from wm_envs.real import make_real
 from wm_envs.registry import RealSpec
@@ -46,6 +48,7 @@ class EchoModel:
         return {"t": obs[:, 0, 0, 0].float(), "last": obs[:, 0, 0, 1].float() / 127 - 1}
 
     def step(self, latent: Latent, act: Tensor, *, temperature: float = 1.0, generator: object = None) -> Step:
+        self.temperature = temperature
         t = latent["t"] + 1
         return Step({"t": t, "last": act[:, 0]}, act[:, 0], (t != self.ends_at).float())
 
@@ -122,7 +125,9 @@ def test_the_consumer_of_the_pairs_stays_outside_inference_mode() -> None:
 
 def test_a_recording_can_be_read_back_and_shows_both(tmp_path: Path) -> None:
     path = tmp_path / "films" / "echo.mp4"
-    num = record(path, ECHO, EchoModel(wrong_by=100), RandomPolicy(EchoModel.act_space), seed=0)
+    model = EchoModel(wrong_by=100)
+    num = record(path, ECHO, model, RandomPolicy(model.act_space), seed=0, temperature=1.5)
+    assert model.temperature == 1.5
     fps, codec, frames = read(path)
     assert num == len(frames) == LENGTH + 1
     assert (fps, codec) == (50, "h264")
@@ -133,7 +138,7 @@ def test_a_recording_can_be_read_back_and_shows_both(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["echo.mp4"]
 
 
-@pytest.mark.parametrize("shape", [(16, 16, 3), (96, 96, 3), (210, 160, 3), (35, 77, 3), (400, 600, 3)])
+@pytest.mark.parametrize("shape", [(16, 16, 3), (96, 96, 3), (210, 160, 3), (101, 99, 3), (400, 600, 3)])
 def test_panels_keep_their_shape_and_have_even_sides(shape: tuple[int, int, int]) -> None:
     black = np.zeros(shape, np.uint8)
     height, width, _ = compose(Pair(black, black + 255, -12.3, 45.6, 50, True)).shape
@@ -189,6 +194,19 @@ def test_no_frame_is_an_error(tmp_path: Path) -> None:
 def test_a_failing_ffmpeg_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"film\.mp4"):
         write_video(tmp_path / "film.mp4", gray(3), 0)  # ffmpeg refuses this speed.
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_ffmpeg_that_dies_at_the_end_is_an_error_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dying(FFMPEG_VideoWriter):
+        def close(self) -> None:
+            self.proc.stdin.flush()
+            self.proc.kill()
+            super().close()
+
+    monkeypatch.setattr(video, "FFMPEG_VideoWriter", Dying)
+    with pytest.raises(OSError, match=r"film\.mp4: ffmpeg ended with status -9; is the disk full"):
+        write_video(tmp_path / "film.mp4", gray(3), 30)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -217,8 +217,6 @@ class _Parser(jsonargparse.ArgumentParser):
     """Answers wrong flags with one line that names the nearest right one."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:  # One of the parsers within the parser.
-            super().error(message, ex)
         known = [flag for action in self._actions for flag in action.option_strings]
         text = " ".join(message.split())
         wrong = text.partition("unrecognized arguments: ")[2].split(" ")[0].partition("=")[0]
