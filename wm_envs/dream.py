@@ -41,7 +41,8 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         autoreset_mode: SAME_STEP (default), NEXT_STEP or DISABLED; a name or Gymnasium's enum.
         deterministic: dream the most likely future; temperature is then not used.
         start: the bank that resets draw from when `options["start"]` does not say.
-        precision: "fp32", or "bf16" for matrix products and convolutions in bfloat16.
+        precision: "fp32", or "bf16" for matrix products and convolutions in bfloat16: more than twice as fast from
+            some 256 rows on where the CPU has it (`scripts/bench_dream_speed.py`), slower for a single row.
     """
 
     metadata = {  # noqa: RUF012
