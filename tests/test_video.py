@@ -180,7 +180,7 @@ def test_a_film_that_is_there_outlives_a_failure(tmp_path: Path) -> None:
     path = tmp_path / "film.mp4"
     write_video(path, gray(3), 30)
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=r"frame 1 must be \(32, 48, 3\) like the first, got \(16, 16, 3\)"):
+    with pytest.raises(ValueError, match=r"frame 1 must be \(32, 48, 3\) as before, got \(16, 16, 3\)"):
         write_video(path, iter([*gray(1), *gray(1, (16, 16, 3))]), 30)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
@@ -192,9 +192,18 @@ def test_no_frame_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_failing_ffmpeg_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=r"film\.mp4"):
+    with pytest.raises(OSError, match=r"film\.mp4: ffmpeg .*"):
         write_video(tmp_path / "film.mp4", gray(3), 0)  # ffmpeg refuses this speed.
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_the_frames_own_stays_what_it_is(tmp_path: Path) -> None:
+    def frames() -> Iterator[Frame]:
+        yield from gray(2)
+        raise FileNotFoundError("no such level")
+
+    with pytest.raises(FileNotFoundError, match="^no such level$"):
+        write_video(tmp_path / "film.mp4", frames(), 30)
 
 
 def test_an_ffmpeg_that_dies_at_the_end_is_an_error_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,19 +118,24 @@ def write_video(path: Path, frames: Iterator[Frame], fps: float) -> int:
     if first is None:
         raise ValueError(f"{path}: there must be at least one frame to write, got none")
     height, width, _ = first.shape
-    count = 1
+    count = 0
     with replacing(path) as temporary:
         out = FFMPEG_VideoWriter(
             str(temporary), (width, height), fps=fps, preset="veryfast", ffmpeg_params=["-f", "mp4"]
         )
         ffmpeg = out.proc
-        with out:
-            out.write_frame(first)
-            for frame in frames:
-                if frame.shape != first.shape:
-                    raise ValueError(f"{path}: frame {count} must be {first.shape} like the first, got {frame.shape}")
-                out.write_frame(frame)
-                count += 1
+        try:
+            with out:
+                for frame in chain([first], frames):
+                    if frame.shape != first.shape:
+                        raise ValueError(f"{path}: frame {count} must be {first.shape} as before, got {frame.shape}")
+                    out.write_frame(frame)
+                    count += 1
+        except OSError as error:
+            ffmpeg.stderr.close()
+            if ffmpeg.wait() == 0:  # Not its fault.
+                raise
+            raise OSError(f"{path}: ffmpeg failed at frame {count}: {' '.join(str(error).split())}") from error
         if ffmpeg.returncode != 0:  # Closing does not look at it.
             raise OSError(f"{path}: ffmpeg ended with status {ffmpeg.returncode}; is the disk full?")
     return count
