@@ -61,7 +61,7 @@ def test_the_demo_leaves_a_film_and_its_figures(
     again = evaluate_real(SPEC, lambda: frame_policy(small, policy.weights, policy.squash), seeds)
     assert real == {"episodes": 2, "seed": 1_000_000, **again.to_dict()}
     assert floor["returns"] != real["returns"] and len(floor["returns"]) == 2
-    assert dream["episodes"] == len(dream["returns"]) == 100
+    assert dream["episodes"] == 100 and dream["std"] > 0
     assert summary["gap"] == pytest.approx(dream["mean"] - real["mean"], abs=2e-3)
     assert summary["wall_s"] >= summary["dreaming_s"]
     assert summary["hardware"]["cpu"] and summary["versions"]["gymnasium"]

@@ -141,6 +141,12 @@ def test_another_model_does_not_inherit_an_evolution(tiny: str, tmp_path: Path) 
         evolve(str(tmp_path / "other"), tmp_path / "out")
 
 
+def test_settings_that_failed_do_not_bind_the_next_call(tiny: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="horizon must be at least 1 step"):
+        evolve(tiny, tmp_path / "out", horizon=0)
+    evolve(tiny, tmp_path / "out", horizon=3)
+
+
 def test_a_model_can_be_given_its_controller_in_place(tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "model")
     policy = evolve(model, Path(model))

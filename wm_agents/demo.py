@@ -67,7 +67,7 @@ def run_demo(out: Path, *, generations: int, episodes: int, procs: int, console:
         "dream_steps": cfg.generations * cfg.population * cfg.rollouts * recipe.horizon,
         "real": {"episodes": episodes, "seed": EVAL_SEED, **real.to_dict()},
         "random": {"episodes": episodes, "seed": EVAL_SEED, **floor.to_dict()},
-        "dream": {"episodes": 100, **how, **dream.to_dict()},
+        "dream": {"episodes": 100, **how, **{name: x for name, x in dream.to_dict().items() if name != "returns"}},
         "gap": round(dream.mean - real.mean, 3),
         "dreaming_s": round(dreamed, 1),
         "wall_s": round(time.perf_counter() - began, 1),

@@ -125,19 +125,23 @@ def evolve_artifact(
         Bar(f"evolving ({where}), generation", cfg.generations, console) as bar,
     ):
         state, show = run.path / "evolution.json", show_generations(bar)
-        if where == "dream":
-            policy = evolve_in_dream(
-                net,
-                load_starts(artifact),
-                cfg,
-                horizon=horizon,
-                squash=squash,
-                temperature=temperature,
-                state=state,
-                on_generation=show,
-            ).policy
-        else:
-            policy = evolve_in_real(model, cfg, squash=squash, procs=procs, state=state, on_generation=show)
+        try:
+            if where == "dream":
+                policy = evolve_in_dream(
+                    net,
+                    load_starts(artifact),
+                    cfg,
+                    horizon=horizon,
+                    squash=squash,
+                    temperature=temperature,
+                    state=state,
+                    on_generation=show,
+                ).policy
+            else:
+                policy = evolve_in_real(model, cfg, squash=squash, procs=procs, state=state, on_generation=show)
+        finally:
+            if not state.exists():  # There is nothing to go on from: settings that failed bind nobody.
+                (run.path / "run.json").unlink()
         save_with_policy(out, artifact, policy, {"model": model} | settings)
     return policy
 
