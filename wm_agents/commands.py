@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
-import jsonargparse
 from rich.console import Console
 
 from policies.cmaes import CMAConfig
@@ -22,6 +19,7 @@ from wm_agents.data.collect import collect as collect_episodes
 from wm_agents.demo import run_demo
 from wm_agents.evaluate import evaluate as judge
 from wm_agents.evolve import evolve_artifact
+from wm_agents.flags import Parser, flat, value_of
 from wm_agents.improve import RECIPES, ImproveConfig, explore, explore_with
 from wm_agents.improve import improve as improve_rounds
 from wm_agents.pretrained import POLICY, load_model, load_policy, real_spec
@@ -29,7 +27,6 @@ from wm_agents.video import record
 from wm_envs.registry import TASKS, RealSpec
 
 console = Console(stderr=True)
-jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 def improve(cfg: ImproveConfig) -> None:
@@ -182,14 +179,14 @@ def run(name: str, args: list[str]) -> None:
     """Parse `args` as the flags of command `name` and call it."""
     function: Callable[..., None] = globals()[name]
     about = (function.__doc__ or "").split("\n    Args:")[0]
-    parser = _Parser(prog=f"wm {name}", description=about, allow_abbrev=False, parser_mode="toml")
+    parser = Parser(prog=f"wm {name}", description=about)
     parser.add_argument("--config", action="config", help="a TOML file with the same names as the flags")
     if name == "improve":
-        task = _value_of("--task", args)
+        task = value_of("--task", args)
         parser.add_argument("--task", choices=sorted(RECIPES), help="recipe of a shipped dream to start from")
         parser.add_class_arguments(ImproveConfig, fail_untyped=True)
         if task in RECIPES:
-            parser.set_defaults(_flat(asdict(RECIPES[task])))
+            parser.set_defaults(flat(asdict(RECIPES[task])))
     else:
         parser.add_function_arguments(function, as_positional=True, fail_untyped=True, skip=set(FLAGS.get(name, {})))
     for dest, options in FLAGS.get(name, {}).items():
@@ -211,33 +208,3 @@ FLAGS: dict[str, dict[str, dict[str, Any]]] = {
         "where": {"flag": "--in", "choices": ["dream", "real"], "default": "dream", "help": "where episodes are played"}
     },
 }
-
-
-class _Parser(jsonargparse.ArgumentParser):
-    """Answers wrong flags with one line that names the nearest right one."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        known = [flag for action in self._actions for flag in action.option_strings]
-        text = " ".join(message.split())
-        wrong = text.partition("unrecognized arguments: ")[2].split(" ")[0].partition("=")[0]
-        near = get_close_matches(wrong, known, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        print(f"{self.prog}: {text}; {hint}`{self.prog} --help` lists the flags", file=sys.stderr)
-        raise SystemExit(2)
-
-
-def _value_of(flag: str, args: list[str]) -> str | None:
-    pairs = [a.partition("=") for a in args]
-    after = [args[i + 1] for i, a in enumerate(args[:-1]) if a == flag]
-    return next((value for key, _, value in pairs if key == flag and value), after[0] if after else None)
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested defaults under dotted names; the free-form kwargs of an environment stay whole."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and key != "kwargs":
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

@@ -1,0 +1,45 @@
+"""How flags are read: strictly, in TOML, with help from the docstrings of the fields behind them."""
+
+from __future__ import annotations
+
+import sys
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+import jsonargparse
+
+jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """Reads TOML, takes no abbreviations, and answers wrong flags with one line that names the nearest right one."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, parser_mode="toml", **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        known = [flag for action in self._actions for flag in action.option_strings]
+        text = " ".join(message.split())
+        wrong = text.partition("unrecognized arguments: ")[2].split(" ")[0].partition("=")[0]
+        near = get_close_matches(wrong, known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        print(f"{self.prog}: {text}; {hint}`{self.prog} --help` lists the flags", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def value_of(flag: str, args: list[str]) -> str | None:
+    """The value of `flag` in `args`, before they are parsed."""
+    pairs = [a.partition("=") for a in args]
+    after = [args[i + 1] for i, a in enumerate(args[:-1]) if a == flag]
+    return next((value for key, _, value in pairs if key == flag and value), after[0] if after else None)
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested defaults under dotted names; the free-form kwargs of an environment stay whole."""
+    dotted: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and key != "kwargs":
+            dotted |= flat(value, f"{prefix}{key}.")
+        else:
+            dotted[prefix + key] = value
+    return dotted
