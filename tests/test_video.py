@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -123,19 +124,29 @@ def test_the_consumer_of_the_pairs_stays_outside_inference_mode() -> None:
     envs.close()
 
 
-def test_a_recording_can_be_read_back_and_shows_both(tmp_path: Path) -> None:
+def test_a_recording_can_be_read_back_and_shows_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Echo, "metadata", {"render_fps": 20})
     path = tmp_path / "films" / "echo.mp4"
     model = EchoModel(wrong_by=100)
     num = record(path, ECHO, model, RandomPolicy(model.act_space), seed=0, temperature=1.5)
     assert model.temperature == 1.5
     fps, codec, frames = read(path)
     assert num == len(frames) == LENGTH + 1
-    assert (fps, codec) == (50, "h264")
+    assert (fps, codec) == (20, "h264")
     pair = Pair(np.zeros((16, 16, 3), np.uint8), np.full((16, 16, 3), 200, np.uint8), 0, 0, 0, False)
     assert frames[0].shape == compose(pair).shape == (384 + 28, 2 * 384, 3)
     reds = [[int(half[100, 100, 0]) for half in np.split(frame, 2, axis=1)] for frame in frames]
     assert all(abs(dream - real - 100) < 20 for real, dream in reds), reds
     assert [p.name for p in path.parent.iterdir()] == ["echo.mp4"]
+
+
+def test_a_film_runs_at_the_real_speed_when_actions_are_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Echo, "metadata", {"render_fps": 20})
+    spec = replace(ECHO, action_repeat=4)
+    assert record(tmp_path / "echo.mp4", spec, EchoModel(), RandomPolicy(EchoModel.act_space), seed=0) == 4
+    assert read(tmp_path / "echo.mp4")[0] == 5
 
 
 @pytest.mark.parametrize("shape", [(16, 16, 3), (96, 96, 3), (210, 160, 3), (101, 99, 3), (400, 600, 3)])
