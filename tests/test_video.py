@@ -125,7 +125,7 @@ def test_the_consumer_of_the_pairs_stays_outside_inference_mode() -> None:
 
 
 def test_a_recording_can_be_read_back_and_shows_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Echo, "metadata", {"render_fps": 20})
+    monkeypatch.setattr(Echo, "metadata", {"render_modes": [], "render_fps": 20})
     path = tmp_path / "films" / "echo.mp4"
     model = EchoModel(wrong_by=100)
     num = record(path, ECHO, model, RandomPolicy(model.act_space), seed=0, temperature=1.5)
@@ -143,7 +143,7 @@ def test_a_recording_can_be_read_back_and_shows_both(tmp_path: Path, monkeypatch
 def test_a_film_runs_at_the_real_speed_when_actions_are_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Echo, "metadata", {"render_fps": 20})
+    monkeypatch.setattr(Echo, "metadata", {"render_modes": [], "render_fps": 20})
     spec = replace(ECHO, action_repeat=4)
     assert record(tmp_path / "echo.mp4", spec, EchoModel(), RandomPolicy(EchoModel.act_space), seed=0) == 4
     assert read(tmp_path / "echo.mp4")[0] == 5
