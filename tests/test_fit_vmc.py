@@ -287,6 +287,10 @@ def test_plateaus_lower_the_learning_rate_and_patience_ends_the_fit(tmp_path: Pa
         result = fit_memory(model, encode_dataset(model, data), cfg, run, 8, (Watch(),))
     assert result.stopped == "no improvement in 4 validations" and result.updates < 500
     assert lrs[-1] < lrs[0] / 2
+    best, last = load_file(run / "best.safetensors"), load_file(run / "last.safetensors")
+    kept = getattr(model, part).state_dict()
+    assert all(torch.equal(kept[name], leaf) for name, leaf in best.items())
+    assert not all(torch.equal(last[f"module/{name}"], leaf) for name, leaf in best.items())
 
 
 def test_a_lone_episode_trains_and_validates(tmp_path: Path) -> None:

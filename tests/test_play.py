@@ -140,6 +140,12 @@ def test_a_signal_ends_the_parent_and_every_worker(tmp_path: Path, signum: int) 
         assert proc.poll() is None and time.monotonic() < deadline, proc.communicate()
         time.sleep(0.02)
     if signum == signal.SIGINT:
+        for worker in set(notes.read_text().split()):
+            os.kill(int(worker), signum)  # Not for the workers to answer.
+        steps = len(notes.read_text())
+        while len(notes.read_text()) < steps + 100:
+            assert proc.poll() is None and time.monotonic() < deadline, proc.communicate()
+            time.sleep(0.02)
         os.killpg(proc.pid, signum)  # Ctrl-C reaches every process of the group.
         stdout, stderr = proc.communicate(timeout=10)
         assert (proc.returncode, stdout, stderr) == (0, "interrupted\n", "")

@@ -135,6 +135,9 @@ def test_half_precision_is_close_and_half_as_large(tmp_path: Path) -> None:
     assert np.array_equal(load_policy(loaded, artifact).weights, policy.weights)  # Controllers stay whole.
     sizes = [(Path(p) / "model.safetensors").stat().st_size for p in (half, whole)]
     assert 0.4 < sizes[0] / sizes[1] < 0.6
+    leaves = [leaf for latent in load_starts(artifact).values() for leaf in latent.values()]
+    assert {leaf.dtype for leaf in artifact.starts.values()} == {torch.float16}
+    assert {leaf.dtype for leaf in leaves} == {torch.float32}
 
 
 def test_weights_given_to_frame_policy_take_the_place_of_the_saved_ones(tmp_path: Path) -> None:

@@ -228,6 +228,8 @@ def test_dreamed_vectors_stay_in_the_observation_space() -> None:
     assert obs[0].tolist() == [4.8, 1e6]
     memory = gym.spaces.Box(0, 255, (128,), np.uint8)
     model = VMC(VMCConfig(vision="identity", hidden=8), memory, ACT)
+    model.vision.mean.fill_(100.3)  # type: ignore[union-attr]
+    model.vision.std.fill_(41.7)  # type: ignore[union-attr]
     ram = torch.randint(0, 256, (5, 128), dtype=torch.uint8)
     assert torch.equal(model.decode(model.encode(ram)), ram)
     assert model.decode({"z": torch.full((1, 128), 1e3)}).max() == 255
