@@ -195,6 +195,26 @@ def test_a_finished_run_takes_more_rounds_and_other_settings_but_not_another_pro
     assert [start["config"]["horizon"] for start in starts] == [30, 30, 50]
 
 
+@pytest.mark.parametrize("changes", [{"seed": 890_000}, {"rounds": 45}, {"seed": -1}])
+def test_seeds_for_judging_are_never_collected(changes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"collect up to seed .*; those from 900,000 up "):
+        replace(POLE, **changes)
+
+
+def test_a_run_of_no_rounds_is_refused() -> None:
+    with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
+        replace(POLE, rounds=0)
+
+
+@pytest.mark.usefixtures("at_home")
+def test_a_run_without_room_for_data_says_so_and_goes_on_with_more(tmp_path: Path) -> None:
+    small = replace(POLE, rounds=1, max_gb=1e-9)
+    with pytest.raises(ValueError, match=r"nothing could be collected \(max_gb\); see max_gb \(1e-09\) and the disk"):
+        run(small, tmp_path)
+    run(replace(small, max_gb=1.0), tmp_path)
+    assert (tmp_path / "summary.json").exists()
+
+
 SCRIPT = """
 import sys
 sys.path[:0] = [TESTS, ROOT]

@@ -83,6 +83,16 @@ class ImproveConfig:
     procs: int = 2
     max_gb: float = 5.0
 
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"rounds must be at least 1, got {self.rounds}")
+        end = self.seed + self.rounds * SEEDS_A_ROUND
+        if self.seed < 0 or end > JUDGE_SEED:
+            raise ValueError(
+                f"{self.rounds} rounds from seed {self.seed:,} collect up to seed {end:,}; those from {JUDGE_SEED:,} "
+                "up are for judging. Use a lower seed or fewer rounds"
+            )
+
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
         for machine_only in ("out", "procs", "rounds", "max_gb"):
@@ -142,6 +152,10 @@ class Improvement:
         )
         if summary.stopped == "interrupted":
             raise KeyboardInterrupt
+        if not summary.returns:
+            raise ValueError(f"nothing could be collected ({summary.stopped}); see max_gb ({cfg.max_gb}) and the disk")
+        if summary.stopped != "done":
+            self.console.print(f"  collecting stopped at {summary.steps} steps: {summary.stopped}")
         return {"return": float(np.mean(summary.returns)), "steps": summary.steps}
 
     def vision(self) -> dict[str, float]:
