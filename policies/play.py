@@ -83,7 +83,8 @@ class Arena:
         except BrokenProcessPool as error:
             lost = sorted({job.seed for future, job in futures.items() if future.cancelled() or future.exception()})
             raise RuntimeError(
-                f"a process that played {self.spec.id} died (killed or crashed; out of memory?); "
+                f"a process that played {self.spec.id} died (killed, crashed, out of memory, or its script lacks "
+                "`if __name__ == '__main__':`); "
                 f"seeds not played to the end: {lost[:8]}{' and more' if len(lost) > 8 else ''}"
             ) from error
         finally:
