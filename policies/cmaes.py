@@ -39,6 +39,13 @@ class CMAConfig:
     sigma: float = 0.1
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name, low in (("population", 2), ("rollouts", 1), ("generations", 1), ("seed", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"CMAConfig.{name} must be at least {low}, got {getattr(self, name)}")
+        if not self.sigma > 0:
+            raise ValueError(f"CMAConfig.sigma must be above 0, got {self.sigma}")
+
 
 class Generation(NamedTuple):
     """What one generation reports."""

@@ -15,6 +15,7 @@ from policies.latent import LatentPolicy
 from policies.linear import LinearPolicy
 from wm_agents.checkpoint import Artifact, ArtifactError, load_artifact, load_weights, save_artifact
 from wm_agents.models.vmc import VMC, VMCConfig
+from wm_agents.runlog import versions
 from wm_agents.space import space_from_dict, space_to_dict
 from wm_envs.dream import DreamEnv, DreamVectorEnv
 from wm_envs.real import LatentObservation, make_real
@@ -37,10 +38,8 @@ def model_path(model: str) -> Path:
     for path in (Path(model), STORE / shipped.get(model, model)):
         if (path / "config.json").is_file():
             return path
-    names = sorted(p.name for p in STORE.iterdir() if (p / "config.json").is_file()) if STORE.is_dir() else []
-    raise FileNotFoundError(
-        f"model must be a directory with a config.json or one of {names + sorted(shipped)}, got {model!r}"
-    )
+    names = [name for name in (*shipped.values(), *shipped) if (STORE / shipped.get(name, name)).is_dir()]
+    raise FileNotFoundError(f"model must be a directory with a config.json or one of {sorted(names)}, got {model!r}")
 
 
 def load_model(model: str | Path, device: str = "cpu") -> tuple[VMC, Artifact]:
@@ -80,7 +79,6 @@ def save_model(
     horizon: int | None,
     card: str,
     policy: LinearPolicy | None = None,
-    facts: dict[str, Any] | None = None,
     half: bool = False,
 ) -> None:
     """Write a model, where its dreams start and, if there is one, the policy that learned in them."""
@@ -91,7 +89,8 @@ def save_model(
         "real": spec.to_dict(),
         "temperature": 1.0,
         "horizon": horizon,
-        **(facts or {}),
+        "fps": _fps(spec),
+        "versions": versions(),
     }
     flat = {f"{bank}/{key}": leaf.cpu() for bank, latent in starts.items() for key, leaf in latent.items()}
     policies = {}
@@ -99,6 +98,13 @@ def save_model(
         weights = {"weights": torch.from_numpy(policy.weights)}
         policies[POLICY] = (weights, {"kind": "linear", "squash": ",".join(policy.squash)})
     save_artifact(path, config, model.state_dict(), flat, card, policies, half=half)
+
+
+def _fps(spec: RealSpec) -> float:
+    """Agent steps a second of the real environment."""
+    env = make_real(spec)
+    env.close()
+    return float(env.metadata["render_fps"])
 
 
 def load_starts(artifact: Artifact) -> dict[str, Latent]:
@@ -117,7 +123,10 @@ def load_policy(model: WorldModel, artifact: Artifact, name: str = POLICY) -> Li
         ValueError: it carries none of that name.
     """
     if name not in artifact.policies:
-        raise ValueError(f"{artifact.path}: policy must be one of {sorted(artifact.policies)}, got {name!r}")
+        raise ValueError(
+            f"{artifact.path}: policy must be one of {sorted(artifact.policies)}, got {name!r}; "
+            "`wm evolve` gives a model a controller"
+        )
     tensors, about = artifact.policies[name]
     squash = tuple(about["squash"].split(",")) if about["squash"] else ()
     return LinearPolicy(model.act_space, tensors["weights"].float().numpy(), squash)
@@ -145,6 +154,7 @@ def _dream_arguments(model: str, device: str, kwargs: dict[str, Any]) -> dict[st
     defaults = {
         "temperature": artifact.config["temperature"],
         "horizon": limit if limit is not None else artifact.config["horizon"],
+        "fps": artifact.config["fps"],
     }
     return {"model": net, "starts": load_starts(artifact), **defaults, **kwargs}
 

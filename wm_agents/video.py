@@ -162,5 +162,5 @@ def record(
         raise ValueError(f"resync_every must be at least 1 step, or None, got {resync_every}")
     with closing(SyncVectorEnv([partial(make_real, spec)], autoreset_mode=AutoresetMode.DISABLED)) as envs:
         pairs = real_and_dream(envs, model, controller, seed=seed, resync_every=resync_every, temperature=temperature)
-        fps = envs.metadata.get("render_fps", 50) / spec.action_repeat
+        fps = envs.metadata["render_fps"]
         return write_video(path, map(compose, pairs), fps)

@@ -43,11 +43,12 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         start: the bank that resets draw from when `options["start"]` does not say.
         precision: "fp32", or "bf16" for matrix products and convolutions in bfloat16: more than twice as fast from
             some 256 rows on where the CPU has it (`scripts/bench_dream_speed.py`), slower for a single row.
+        fps: steps a second of the real environment, for films and windows.
     """
 
     metadata = {  # noqa: RUF012
         "render_modes": ["rgb_array"],
-        "render_fps": 50,
+        "render_fps": 30,
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
 
@@ -64,6 +65,7 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         deterministic: bool = False,
         start: str = "begin",
         precision: Literal["fp32", "bf16"] = "fp32",
+        fps: float = 30,
         render_mode: str | None = None,
     ) -> None:
         _check_arguments(num_envs, obs, temperature, horizon, precision)
@@ -80,7 +82,7 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         self.render_mode = render_mode
         self.autoreset = _autoreset_mode(autoreset_mode)
         modes = ["rgb_array"] if is_image(model.obs_space) else []
-        self.metadata = {**self.metadata, "render_modes": modes, "autoreset_mode": self.autoreset}
+        self.metadata = {**self.metadata, "render_modes": modes, "render_fps": fps, "autoreset_mode": self.autoreset}
         _check_render_mode(render_mode, modes, model)
         self.single_observation_space = feat_space(model) if obs == "latent" else model.obs_space
         self.single_action_space = model.act_space
@@ -227,14 +229,14 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
 class DreamEnv(gym.Env[Array, Any]):
     """One dream: row 0 of a `DreamVectorEnv`, whose arguments it takes (all but `num_envs` and `autoreset_mode`)."""
 
-    metadata = {"render_modes": ["rgb_array", "human"], "render_fps": 50}  # noqa: RUF012
+    metadata = {"render_modes": ["rgb_array", "human"], "render_fps": 30}  # noqa: RUF012
 
     def __init__(
         self, model: WorldModel, starts: dict[str, Latent], *, render_mode: str | None = None, **kwargs: Any
     ) -> None:
         self.envs = DreamVectorEnv(model, starts, 1, autoreset_mode=AutoresetMode.DISABLED, **kwargs)
         modes = self.metadata["render_modes"] if self.envs.metadata["render_modes"] else []
-        self.metadata = {**self.metadata, "render_modes": modes}
+        self.metadata = {**self.metadata, "render_modes": modes, "render_fps": self.envs.metadata["render_fps"]}
         _check_render_mode(render_mode, modes, model)
         self.render_mode = render_mode
         self.observation_space = self.envs.single_observation_space

@@ -40,6 +40,7 @@ def make_real(spec: RealSpec, render_mode: str | None = None) -> gym.Env[Any, An
         )
     if spec.action_repeat > 1:
         env = ActionRepeat(env, spec.action_repeat)
+    env.metadata = {**env.metadata, "render_fps": env.metadata.get("render_fps", 30) / spec.action_repeat}
     if spec.size is not None:
         env = ResizeObservation(env, (spec.size, spec.size))
     if spec.max_episode_steps is not None:
