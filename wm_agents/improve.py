@@ -212,7 +212,12 @@ class Improvement:
             net, artifact = load_model(self._dir() / "model")
             video = self._dir() / "real_vs_dream.mp4"
             record(video, self.cfg.spec, net, load_policy(net, artifact), seed=JUDGE_SEED)
-        return {"real": score.mean, "std": score.std, "ci95": score.ci95}
+        return {
+            "real": score.mean,
+            "std": score.std,
+            "ci95": score.ci95,
+            "steps": score.frames // self.cfg.spec.action_repeat,
+        }
 
     def finish(self) -> dict[str, Any]:
         """Choose the round with the best judged score, and score that one over 100 held-out seeds.
@@ -256,7 +261,8 @@ class Improvement:
             "real score": f"{real['mean']} ± {real['std']} (95 % of the mean: ± {real['ci95']}), "
             f"{real['episodes']} episodes, seeds from {real['seed']}",
             "dream score": f"{dream['mean']} ± {dream['std']}, gap {result['gap']}",
-            "data": f"{result['real_steps']} agent steps, {result['real_frames']} frames, seeds from {self.cfg.seed}",
+            "data": f"{result['real_steps']} agent steps, {result['real_frames']} frames, "
+            f"the judging of rounds included; seeds from {self.cfg.seed} and {JUDGE_SEED}",
             "training": f"{result['train_wall_s']} s of wall time over {len(self.run.state['history'])} rounds; "
             f"round {result['round']} chosen on seeds from {JUDGE_SEED}",
             "hardware": result["hardware"]["cpu"] + f", {result['hardware']['cores']} cores",
