@@ -180,6 +180,7 @@ def score_in_dream(
     squash: tuple[str, ...] | None = None,
     start: str = "anywhere",
     widen: Callable[[Array], Array] = lambda weights: weights,
+    stall: int | None = None,
 ) -> Score:
     """Score a population in `envs`: population x rollouts rows, obs="latent", autoreset DISABLED.
 
@@ -194,7 +195,7 @@ def score_in_dream(
     def score(candidates: Array, generation: int) -> Array:
         policy = LinearPolicy(space, widen(unflatten(candidates, space)), squash)
         seeds: list[int | None] = [*rollout_seeds(cfg, generation)] * cfg.population
-        total = returns(rollout(envs, policy, seed=seeds, options={"start": start}))
+        total = returns(rollout(envs, policy, seed=seeds, options={"start": start}), stall)
         per_candidate: Array = total.reshape(cfg.population, cfg.rollouts).mean(1)
         return per_candidate
 
@@ -207,6 +208,7 @@ def score_in_real(
     space: gym.Space[Any],
     *,
     widen: Callable[[Array], Array] = lambda weights: weights,
+    stall: int | None = None,
 ) -> Score:
     """Score a population in real episodes; the arena's `make_policy` is called with the weights (A, F + 1).
 

@@ -79,7 +79,18 @@ def check_seed(seed: int) -> None:
         )
 
 
-def returns(transitions: Iterator[Transition]) -> NDArray[np.float64]:
-    """Undiscounted return of every row, (N,)."""
-    total: NDArray[np.float64] = np.sum([step.rew * step.alive for step in transitions], axis=0, dtype=np.float64)
+def returns(transitions: Iterator[Transition], stall: int | None = None) -> NDArray[np.float64]:
+    """Undiscounted return of every row, (N,).
+
+    Args:
+        stall: a row earns nothing more after so many steps in a row without a positive reward.
+    """
+    total = np.zeros(0)
+    idle = np.zeros(0, np.int64)
+    for step in transitions:
+        if not total.size:
+            total, idle = np.zeros(len(step.rew)), np.zeros(len(step.rew), np.int64)
+        counts = step.alive if stall is None else step.alive & (idle < stall)
+        total += step.rew * counts
+        idle = np.where(counts & (step.rew > 0), 0, idle + 1)
     return total

@@ -48,6 +48,7 @@ def evolve(model: VMC, starts: dict[str, Latent], generations: int, console: Con
             cfg,
             horizon=RECIPE.horizon,
             squash=RECIPE.squash,
+            stall=RECIPE.dream_stall,
             sees=sees,
             temperature=RECIPE.temperature,
             on_generation=show_generations(bar),

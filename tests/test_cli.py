@@ -216,12 +216,12 @@ def test_a_collection_that_stopped_early_does_not_pass_for_done(
 def test_evolve_takes_its_flags_and_the_models_own_squash_and_temperature(tiny: str, called: dict[str, Any]) -> None:
     assert wm("evolve", tiny, "runs/out") == 0
     assert called["args"] == (tiny, Path("runs/out"), CMAConfig())
-    assert (called["where"], called["horizon"], called["temperature"]) == ("dream", 150, 1.0)
+    assert (called["where"], called["horizon"], called["temperature"], called["stall"]) == ("dream", 6, 1.0, None)
     assert (called["squash"], called["procs"]) == (SQUASH, 2)
-    flags = "--in real --cma.population 8 --cma.seed 4 --horizon 9 --temperature 1.2 --procs 3"
+    flags = "--in real --cma.population 8 --cma.seed 4 --horizon 9 --temperature 1.2 --stall 5 --procs 3"
     assert wm("evolve", tiny, "runs/out", *flags.split(), "--squash", '["clip", "clip", "clip"]') == 0
     assert called["args"][2] == CMAConfig(population=8, seed=4)
-    assert (called["where"], called["horizon"], called["temperature"]) == ("real", 9, 1.2)
+    assert (called["where"], called["horizon"], called["temperature"], called["stall"]) == ("real", 9, 1.2, 5)
     assert (called["squash"], called["procs"]) == (("clip", "clip", "clip"), 3)
 
 

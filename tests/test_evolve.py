@@ -37,7 +37,7 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def evolve(model: str, out: Path, cfg: CMAConfig = CFG, **changes: Any) -> LinearPolicy:
-    settings = {"where": "dream", "horizon": 5, "temperature": 1.0, "squash": SQUASH, "procs": 1}
+    settings = {"where": "dream", "horizon": 5, "temperature": 1.0, "stall": None, "squash": SQUASH, "procs": 1}
     return evolve_artifact(model, out, cfg, **settings | changes)
 
 
@@ -81,6 +81,16 @@ def test_a_later_start_and_a_hotter_dream_are_other_evolutions(tiny: str) -> Non
     assert abs(shifted.mean() - 5) < 1 and abs(plain.mean()) < 1
     assert not np.array_equal(plain, weights(temperature=4.0))
     assert not np.array_equal(plain, weights(horizon=2))
+
+
+def test_a_dream_that_stalls_earns_nothing_more(tiny: str) -> None:
+    net, artifact = load_model(tiny)
+    net.memory.gmm_linear.bias.data[-2] = -5.0  # No reward is ever positive.
+    means: list[float] = []
+    for stall in (None, 1):
+        evolved = evolve_in_dream(net, load_starts(artifact), CFG, horizon=5, stall=stall)
+        means.append(evolved.dream_return)
+    assert means[0] == pytest.approx(5 * means[1], rel=0.2)
 
 
 def test_the_model_is_kept_to_the_byte_and_the_policy_is_new(tiny: str, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from wm_agents.checkpoint import Artifact
 from wm_agents.data.collect import CollectConfig
 from wm_agents.data.collect import collect as collect_episodes
 from wm_agents.demo import run_demo
+from wm_agents.evaluate import dream_horizon
 from wm_agents.evaluate import evaluate as judge
 from wm_agents.evolve import evolve_artifact
 from wm_agents.flags import Parser, flat, value_of
@@ -79,8 +80,9 @@ def evolve(
     out: str,
     where: Literal["dream", "real"] = "dream",
     cma: CMAConfig = CMAConfig(),  # noqa: B008
-    horizon: int = 150,
+    horizon: int | None = None,
     temperature: float | None = None,
+    stall: int | None = None,
     squash: tuple[str, ...] | None = None,
     procs: int = 2,
 ) -> None:
@@ -90,8 +92,10 @@ def evolve(
         model: a model directory, or the name of a shipped model or dream.
         out: directory of the new artifact; `<out>.run` keeps what a stopped run goes on from.
         cma: population, rollouts, generations, sigma, seed.
-        horizon: steps of a dream; real episodes are played to their end.
+        horizon: steps of a dream, by default the model's own, or 150 if it has no limit; real episodes are played to
+            their end.
         temperature: uncertainty of the dream; by default the model's own.
+        stall: a dream earns nothing more after so many steps without reward (8 for the shipped car).
         squash: tanh, sigmoid or clip for each action dimension, `'["tanh", "clip"]'`; by default as the model's
             own controller has it, or the recipe of its task.
         procs: processes for real episodes.
@@ -102,8 +106,9 @@ def evolve(
         Path(out),
         cma,
         where=where,
-        horizon=horizon,
+        horizon=(dream_horizon(artifact) or 150) if horizon is None else horizon,
         temperature=artifact.config["temperature"] if temperature is None else temperature,
+        stall=stall,
         squash=squash or usual_squash(artifact),
         procs=procs,
         console=console,

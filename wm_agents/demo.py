@@ -48,6 +48,7 @@ def run_demo(out: Path, *, generations: int, episodes: int, procs: int, console:
             horizon=recipe.horizon,
             squash=recipe.squash,
             temperature=recipe.temperature,
+            stall=recipe.dream_stall,
             on_generation=show_generations(bar),
         ).policy
     dreamed = time.perf_counter() - began

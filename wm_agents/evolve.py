@@ -45,6 +45,7 @@ def evolve_in_dream(
     squash: tuple[str, ...] | None = None,
     sees: slice = slice(None),
     temperature: float = 1.0,
+    stall: int | None = None,
     state: Path | None = None,
     on_generation: OnGeneration | None = None,
 ) -> Evolved:
@@ -54,6 +55,7 @@ def evolve_in_dream(
         horizon: steps of each dream, started anywhere in the data.
         x0: flat parameters to start from; zeros as in the paper unless given.
         sees: the part of feat that the controller sees; its weights on the rest are 0 and are not evolved.
+        stall: a dream earns nothing more after so many steps in a row without a positive reward.
         state: file that a killed run goes on from.
     """
     envs = DreamVectorEnv(
@@ -69,7 +71,7 @@ def evolve_in_dream(
     widen = partial(_widen, feat_dim=model.feat_dim, sees=sees)
     if x0 is None:
         x0 = np.zeros(num_params(model.act_space, len(range(model.feat_dim)[sees])))
-    score = score_in_dream(envs, cfg, squash=squash, widen=widen)
+    score = score_in_dream(envs, cfg, squash=squash, widen=widen, stall=stall)
     evolution = evolve(score, x0, cfg, state=state, on_generation=on_generation)
     weights = widen(unflatten(evolution.mean, model.act_space))
     return Evolved(LinearPolicy(model.act_space, weights, squash), float(evolution.told[-1].mean()))
@@ -104,6 +106,7 @@ def evolve_artifact(
     where: Literal["dream", "real"],
     horizon: int,
     temperature: float,
+    stall: int | None,
     squash: tuple[str, ...] | None,
     procs: int,
     console: Console | None = None,
@@ -117,7 +120,7 @@ def evolve_artifact(
     net, artifact = load_model(model)
     settings: dict[str, Any] = {"where": where, **asdict(cfg), "squash": squash}
     if where == "dream":
-        settings |= {"horizon": horizon, "temperature": temperature}
+        settings |= {"horizon": horizon, "temperature": temperature, "stall": stall}
     learned = {name: sha256(artifact.path / name) for name in ("model.safetensors", "starts.safetensors")}
     folder = out.with_name(f"{out.name}.run")
     with (
@@ -134,6 +137,7 @@ def evolve_artifact(
                     horizon=horizon,
                     squash=squash,
                     temperature=temperature,
+                    stall=stall,
                     state=state,
                     on_generation=show,
                 ).policy

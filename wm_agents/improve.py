@@ -8,7 +8,7 @@ itself; a run that is killed anywhere goes on by the same command.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,10 +75,14 @@ class ImproveConfig:
     horizon: int = 150
     """Steps of a dream that the controller is evolved in."""
     temperature: float = 1.0
+    dream_stall: int | None = None
+    """A dream earns nothing more after so many steps without reward: models are too hopeful about lost cars."""
     judge_episodes: int = 24
     """Real episodes that each round's controller is judged on, for choosing the round."""
     starts: int = 512
     """Latents in each bank that dreams start from; a shipped model keeps the first 512."""
+    start_rounds: int = 4
+    """Dreams start from moments of the last rounds' episodes only: where the controller goes now."""
     seed: int = 1
     procs: int = 2
     max_gb: float = 5.0
@@ -104,12 +108,16 @@ RECIPES = {
     "CarRacing": ImproveConfig(
         TASKS["CarRacing"].real,
         out="runs/carracing",
-        rounds=14,
+        rounds=12,
         round_steps=25_000,
-        stall=40,
+        stall=150,
+        memory=replace(MEMORY, updates=2000, batch_size=32),
+        window=128,
+        cma=CMAConfig(rollouts=32, generations=130),
         squash=("tanh", "sigmoid", "clip"),
+        horizon=250,
+        dream_stall=8,
         starts=4096,
-        cma=CMAConfig(generations=100),
     ),
 }
 """What the shipped dreams were made with, by task."""
@@ -173,11 +181,14 @@ class Improvement:
         cfg, model = self.cfg, self._last_model()
         if (fitted := self._dir() / "vision" / "best.safetensors").exists():
             load_weights(model.vision, load_file(fitted))
-        data = encode_dataset(model, Dataset(self.data_dir))
+        dataset = Dataset(self.data_dir)
+        data = encode_dataset(model, dataset)
         if self.round == 0:
             set_reward_scale(model, data)
         result = fit_memory(model, data, cfg.memory, self._dir() / "memory", cfg.window, self._callbacks("memory"))
-        starts = make_starts(model, data, cfg.starts, np.random.default_rng([cfg.seed, self.round]))
+        since = cfg.seed + (self.round - cfg.start_rounds + 1) * SEEDS_A_ROUND
+        recent = np.flatnonzero(np.array(dataset.seeds) >= since)
+        starts = make_starts(model, data, cfg.starts, np.random.default_rng([cfg.seed, self.round]), recent)
         save_model(self._dir() / "model", model, cfg.spec, starts, horizon=cfg.spec.max_episode_steps, card="")
         return {"val": result.best_val or 0.0}
 
@@ -194,6 +205,7 @@ class Improvement:
             x0=self._last_mean(),
             squash=cfg.squash,
             temperature=cfg.temperature,
+            stall=cfg.dream_stall,
             state=self._dir() / "evolution.json",
             on_generation=self._report,
         )

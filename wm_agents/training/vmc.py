@@ -183,12 +183,21 @@ class SampleCallback(Callback):
 
 @torch.inference_mode()
 def make_starts(
-    model: VMC, data: LatentSet, num: int, rng: np.random.Generator, burn_in: int = 16
+    model: VMC,
+    data: LatentSet,
+    num: int,
+    rng: np.random.Generator,
+    episodes: NDArray[np.int64] | None = None,
+    burn_in: int = 16,
 ) -> dict[str, Latent]:
-    """Banks of latents of real moments: "begin" (first frames) and "anywhere" (`burn_in` frames taken in)."""
-    begin = data.offset[rng.choice(len(data.offset), num)]
+    """Banks of latents of real moments: "begin" (first frames) and "anywhere" (`burn_in` frames taken in).
+
+    `episodes` are those to draw from; all unless given.
+    """
+    among = np.arange(len(data.offset)) if episodes is None else episodes
+    begin = data.offset[rng.choice(among, num)]
     empty = model.initial(num)
-    long = np.flatnonzero(data.length > burn_in)
+    long = among[data.length[among] > burn_in]
     if not len(long):
         raise ValueError(f"no episode is longer than {burn_in} steps; collect longer ones or lower burn_in")
     picks = rng.choice(long, num, p=data.length[long] / data.length[long].sum())
