@@ -330,6 +330,12 @@ def test_starts_are_posteriors_with_the_memory_of_the_frames_before_them() -> No
         assert torch.allclose(anywhere["c"][i], c[0, 0], atol=1e-5)
 
 
+def test_starts_come_from_the_episodes_that_are_named() -> None:
+    model, data = echo_model(), counting([30, 30, 30])
+    starts = make_starts(model, data, 50, np.random.default_rng(0), np.array([2]), burn_in=10)
+    assert set(starts["begin"]["z"][:, 0].tolist()) == set(starts["anywhere"]["z"][:, 0].tolist()) == {2}
+
+
 def test_starts_need_an_episode_longer_than_their_burn_in() -> None:
     with pytest.raises(ValueError, match="no episode is longer than 10 steps; collect longer ones or lower burn_in"):
         make_starts(echo_model(), counting([9, 3]), 5, np.random.default_rng(0), burn_in=10)
