@@ -200,3 +200,9 @@ def test_the_card_holds_every_fact() -> None:
 def edit(path: Path, **changes: object) -> None:
     file = path / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def test_others_may_read_what_is_saved(tmp_path: Path) -> None:
+    path = save(tmp_path / "m")
+    modes = {file.name: file.stat().st_mode & 0o777 for file in path.iterdir()}
+    assert set(modes.values()) == {modes["config.json"]}, modes

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 
@@ -43,4 +43,5 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """Write tensors as safetensors to `path` in one move; tied ones are stored once for each name."""
     whole = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
     with replacing(path) as tmp:
-        save_file(whole, tmp, metadata=dict(metadata or {}))
+        # Not save_file, which lets the owner alone read what it writes.
+        tmp.write_bytes(save(whole, metadata=dict(metadata or {})))
