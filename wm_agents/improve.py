@@ -31,7 +31,7 @@ from wm_agents.evolve import evolve_in_dream
 from wm_agents.hardware import describe
 from wm_agents.models.vmc import VMC, VMCConfig, sizes
 from wm_agents.pretrained import frame_policy, load_model, load_policy, load_starts, save_model
-from wm_agents.runlog import RunFolder, start_run
+from wm_agents.runlog import RunFolder, provenance, start_run
 from wm_agents.training.callbacks import Callback, LoggingCallback, ProgressCallback
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.vmc import encode_dataset, fit_memory, fit_vision, make_starts, set_reward_scale
@@ -277,6 +277,7 @@ class Improvement:
             f"the judging of rounds included; seeds from {self.cfg.seed} and {JUDGE_SEED}",
             "training": f"{result['train_wall_s']} s of wall time over {len(self.run.state['history'])} rounds; "
             f"round {result['round']} chosen on seeds from {JUDGE_SEED}",
+            "command": provenance()["command"],
             "hardware": result["hardware"]["cpu"] + f", {result['hardware']['cores']} cores",
             "license": "MIT",
         }
