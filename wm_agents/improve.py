@@ -120,7 +120,7 @@ RECIPES = {
         starts=4096,
     ),
 }
-"""What the shipped dreams were made with, by task."""
+"""Settings to begin a task with; the last rounds of the shipped dream had these (scripts/reference/ has them all)."""
 
 
 class Improvement:

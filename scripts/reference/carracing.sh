@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# The shipped Dream-CarRacing-v0 as it was made, from nothing, on two CPU cores; run it again to resume.
+# The stages of the shipped Dream-CarRacing-v0 with the settings of each, on two CPU cores; run it again to resume.
+# Reconstructed after the fact and not yet run from nothing. The code moved too (window sampling and reward scale after round 2,
+# starts from round 9 on), so the result will differ.
 # Leaves runs/carracing/{run.json,state.json,summary.json,model/,round-*/,data/}; model/ is what ships in wm_agents/store/.
 # The settings changed along the way, for the reasons in docs/log.md; a new run is better off with the recipe alone:
 #   wm improve --task CarRacing --out runs/mine
