@@ -22,6 +22,7 @@ from toy import Toy, toy_starts
 from wm_agents.pretrained import load_model, load_starts
 from wm_envs.dream import DreamEnv, DreamVectorEnv
 from wm_envs.registry import TASKS
+from wm_envs.world_model import Latent, Step
 
 MODES = list(AutoresetMode)
 SAME, DISABLED = AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
@@ -449,3 +450,98 @@ def test_a_step_before_the_first_reset_is_named(call: str) -> None:
 def test_banks_that_do_not_fit_the_model_are_named(starts: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DreamVectorEnv(Toy(), starts)
+
+
+class Doubtful(Toy):
+    """Members are apart by |x| of the moment before; where asked to, it draws its own ends: at odd steps of x."""
+
+    def __init__(self, draws: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.draws = draws
+
+    def step(self, latent: Latent, act: torch.Tensor, **kwargs: Any) -> Step:
+        out = super().step(latent, act, **kwargs)
+        end = out.latent["x"][:, 0] > 0.5 if self.draws else None
+        return out._replace(end=end, disagreement=latent["x"][:, 0].abs())
+
+
+ZERO = {"begin": {"x": torch.zeros(1, 2)}}
+
+
+def doubtful(**kwargs: Any) -> DreamVectorEnv:
+    model = Doubtful(**kwargs.pop("model", {}))
+    envs = DreamVectorEnv(model, ZERO, 2, autoreset_mode="disabled", **kwargs)
+    envs.reset(seed=0)
+    return envs
+
+
+def test_pessimism_takes_the_disagreement_from_the_reward() -> None:
+    envs = doubtful(pessimism=0.5)
+    act = np.array([[1.0], [-1.0]], np.float32)
+    rews = [envs.step(act)[1] for _ in range(3)]
+    np.testing.assert_allclose(rews, [[1, -1], [0.5, -1.5], [0, -2]])
+
+
+def test_disagreement_is_told_in_info() -> None:
+    envs = doubtful()
+    act = np.array([[1.0], [-0.5]], np.float32)
+    envs.step(act)
+    *_, info = envs.step(act)
+    np.testing.assert_allclose(info["disagreement"], [1, 0.5])
+    assert info["_disagreement"].all()
+    env = DreamEnv(Doubtful(), ZERO)
+    env.reset(seed=0)
+    assert env.step(np.ones(1, np.float32))[4] == {"disagreement": 0.0}
+
+
+def test_a_dream_ends_where_the_members_disagree_too_much() -> None:
+    envs = doubtful(max_disagreement=0.8)
+    act = np.array([[1.0], [0.5]], np.float32)
+    terms = [envs.step(act)[2] for _ in range(3)]
+    np.testing.assert_array_equal(terms, [[False, False], [True, False], [True, True]])
+
+
+def test_a_row_that_has_ended_tells_no_disagreement() -> None:
+    envs = doubtful(max_disagreement=0.8)
+    act = np.array([[1.0], [0.1]], np.float32)
+    for _ in range(3):
+        *_, info = envs.step(act)
+    np.testing.assert_array_equal(info["_disagreement"], [False, True])
+    assert info["disagreement"][0] == 0
+
+
+def test_ends_that_the_model_draws_count_and_not_the_cut_off() -> None:
+    envs = doubtful(model={"draws": True, "end": -1e9})  # cont is 0 everywhere.
+    assert not envs.step(np.array([[0.4], [0.3]], np.float32))[2].any()
+    np.testing.assert_array_equal(envs.step(np.array([[0.4], [0.1]], np.float32))[2], [True, False])
+
+
+def test_the_cut_off_moves_where_a_dream_ends() -> None:
+    class Unsure(Toy):
+        def step(self, latent: Latent, act: torch.Tensor, **kwargs: Any) -> Step:
+            return super().step(latent, act, **kwargs)._replace(cont=torch.full((len(act),), 0.4))
+
+    for cut_off, ends in ((0.5, True), (0.3, False)):
+        envs = DreamVectorEnv(Unsure(), ZERO, 1, cut_off=cut_off)
+        envs.reset(seed=0)
+        assert envs.step(np.zeros((1, 1), np.float32))[2][0] == ends
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"cut_off": 0.0}, "cut_off must be between 0 and 1, got 0.0"),
+        ({"pessimism": -1.0}, "pessimism must be a number from 0 up, got -1.0"),
+        ({"max_disagreement": 0.0}, "max_disagreement must be above 0, or None, got 0.0"),
+    ],
+)
+def test_limits_out_of_range_are_refused(kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DreamVectorEnv(Toy(), ZERO, 1, **kwargs)
+
+
+def test_pessimism_needs_an_ensemble() -> None:
+    envs = DreamVectorEnv(Toy(), ZERO, 1, pessimism=1.0)
+    envs.reset(seed=0)
+    with pytest.raises(ValueError, match="need an ensemble, Toy is a single model"):
+        envs.step(np.zeros((1, 1), np.float32))

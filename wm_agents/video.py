@@ -21,7 +21,6 @@ from policies.policy import Policy
 from policies.rollout import rollout
 from wm_agents.atomic import replacing
 from wm_envs.action import encode_action
-from wm_envs.dream import CUT_OFF
 from wm_envs.real import is_image, make_real
 from wm_envs.registry import RealSpec
 from wm_envs.world_model import Latent, WorldModel
@@ -53,6 +52,7 @@ def real_and_dream(
     seed: int,
     resync_every: int | None = None,
     temperature: float = 1.0,
+    cut_off: float = 0.5,
 ) -> Iterator[Pair]:
     """Play a real episode, and dream it: from the same frame, fed the same actions. T steps give T + 1 pairs.
 
@@ -73,10 +73,11 @@ def real_and_dream(
         yield Pair(step.obs[0], _draw(model, dream), earned, dreamed, age, over)
         act = torch.from_numpy(encode_action(model.act_space, step.act)).to(model.device)
         with torch.inference_mode():
-            dream, rew, cont = model.step(dream, act, temperature=temperature, generator=generator)
+            out = model.step(dream, act, temperature=temperature, generator=generator)
+        dream = out.latent
         earned += float(step.rew[0])
-        dreamed += 0.0 if over else float(rew[0])
-        age, over = age + 1, over or float(cont[0]) < CUT_OFF
+        dreamed += 0.0 if over else float(out.rew[0])
+        age, over = age + 1, over or bool(out.over(cut_off)[0])
     assert dream is not None
     yield Pair(step.next_obs[0], _draw(model, dream), earned, dreamed, age, over)
 
@@ -150,6 +151,7 @@ def record(
     seed: int,
     resync_every: int | None = 50,
     temperature: float = 1.0,
+    cut_off: float = 0.5,
 ) -> int:
     """Write `real | dream` of one episode, at the real environment's speed; returns the number of frames.
 
@@ -161,6 +163,7 @@ def record(
     if resync_every is not None and resync_every < 1:
         raise ValueError(f"resync_every must be at least 1 step, or None, got {resync_every}")
     with closing(SyncVectorEnv([partial(make_real, spec)], autoreset_mode=AutoresetMode.DISABLED)) as envs:
-        pairs = real_and_dream(envs, model, controller, seed=seed, resync_every=resync_every, temperature=temperature)
+        how: dict[str, Any] = {"resync_every": resync_every, "temperature": temperature, "cut_off": cut_off}
+        pairs = real_and_dream(envs, model, controller, seed=seed, **how)
         fps = envs.metadata["render_fps"]
         return write_video(path, map(compose, pairs), fps)

@@ -18,11 +18,10 @@ from torch import Tensor
 from wm_envs.action import encode_action
 from wm_envs.real import is_image
 from wm_envs.window import Window
-from wm_envs.world_model import Latent, RowStreams, WorldModel, feat_space
+from wm_envs.world_model import Latent, RowStreams, Step, WorldModel, feat_space
 
 Array = NDArray[Any]
 Obs = Literal["pixels", "latent"]
-CUT_OFF = 0.5  # An episode ends where cont falls below this: Ha & Schmidhuber's doomrnn, steadier than a coin.
 
 
 class DreamVectorEnv(VectorEnv[Array, Array, Array]):
@@ -41,6 +40,10 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         autoreset_mode: SAME_STEP (default), NEXT_STEP or DISABLED; a name or Gymnasium's enum.
         deterministic: dream the most likely future; temperature is then not used.
         start: the bank that resets draw from when `options["start"]` does not say.
+        cut_off: an episode ends where the model's `cont` falls below this, unless the model draws ends itself. 0.5 is
+            Ha & Schmidhuber's; an artifact carries the one that was calibrated on held-out episodes.
+        pessimism: the reward is lowered by so much times the ensemble's disagreement.
+        max_disagreement: an episode ends (terminated) where the disagreement is above this: the model knows no further.
         precision: "fp32", or "bf16" for matrix products and convolutions in bfloat16: more than twice as fast from
             some 256 rows on where the CPU has it (`scripts/bench_dream_speed.py`), slower for a single row.
         fps: steps a second of the real environment, for films and windows.
@@ -64,11 +67,15 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
         deterministic: bool = False,
         start: str = "begin",
+        cut_off: float = 0.5,
+        pessimism: float = 0.0,
+        max_disagreement: float | None = None,
         precision: Literal["fp32", "bf16"] = "fp32",
         fps: float = 30,
         render_mode: str | None = None,
     ) -> None:
         _check_arguments(num_envs, obs, temperature, horizon, precision)
+        _check_limits(cut_off, pessimism, max_disagreement)
         self.model = model
         self.starts = {name: _check_latent(f"starts[{name!r}]", bank, model) for name, bank in starts.items()}
         if start not in starts:
@@ -78,6 +85,7 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         self.temperature = 0.0 if deterministic else temperature
         self.horizon = horizon
         self.start = start
+        self.cut_off, self.pessimism, self.max_disagreement = cut_off, pessimism, max_disagreement
         self.precision = precision
         self.render_mode = render_mode
         self.autoreset = _autoreset_mode(autoreset_mode)
@@ -127,8 +135,7 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
                 out = self.model.step(latent, encoded, temperature=self.temperature, generator=self.streams)
             self.latent = out.latent
             self._age += 1
-            rew = out.rew.cpu().double().numpy().copy()
-            term = (out.cont < CUT_OFF).cpu().numpy()
+            rew, term, info = self._outcome(out)
             trunc = np.zeros(self.num_envs, bool) if self.horizon is None else self._age >= self.horizon
             over = np.flatnonzero(self._term | self._trunc)
             if len(over):
@@ -137,11 +144,13 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
                 else:
                     self.latent = _put(out.latent, over, _take(latent, over))
                 rew[over], term[over], trunc[over] = 0.0, self._term[over], self._trunc[over]
+                if "disagreement" in info:
+                    info["disagreement"][over], info["_disagreement"][over] = 0.0, False
             self._term, self._trunc = term.copy(), trunc.copy()
-            obs, info = self._observe(self.latent), {}
+            obs = self._observe(self.latent)
             done = np.flatnonzero(term | trunc)
             if self.autoreset == AutoresetMode.SAME_STEP and len(done):
-                info = self._final(obs, done)
+                info |= self._final(obs, done)
                 self._restart(done, self.start)
                 obs[done] = self._observe(_take(self._live(), done))
         return obs, rew, term, trunc, info
@@ -207,6 +216,23 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
             raise ValueError(f"actions must be {shape} for {self.single_action_space}, got {actions.shape}")
         return torch.from_numpy(encode_action(self.single_action_space, actions)).to(self.model.device)
 
+    def _outcome(self, out: Step) -> tuple[Array, Array, dict[str, Any]]:
+        """Reward float64 (N,), end (N,) and info of a step, pessimism taken into account."""
+        rew = out.rew.cpu().double().numpy().copy()
+        term: Array = out.over(self.cut_off).cpu().numpy().copy()
+        if out.disagreement is None:
+            if self.pessimism or self.max_disagreement is not None:
+                raise ValueError(
+                    f"pessimism and max_disagreement need an ensemble, {type(self.model).__name__} is a single model; "
+                    "leave them out, or train with model.members above 1"
+                )
+            return rew, term, {}
+        apart = out.disagreement.float().cpu().numpy().copy()
+        rew -= self.pessimism * apart
+        if self.max_disagreement is not None:
+            term |= apart > self.max_disagreement
+        return rew, term, {"disagreement": apart, "_disagreement": np.ones(self.num_envs, bool)}
+
     def _observe(self, latent: Latent) -> Array:
         with self._casting():
             seen = self.model.feat(latent).float() if self.obs == "latent" else self.model.decode(latent)
@@ -251,9 +277,10 @@ class DreamEnv(gym.Env[Array, Any]):
         return obs[0], {}
 
     def step(self, action: Any) -> tuple[Array, float, bool, bool, dict[str, Any]]:
-        obs, rew, term, trunc, _ = self.envs.step(np.asarray(action)[None])
+        obs, rew, term, trunc, infos = self.envs.step(np.asarray(action)[None])
         self._show()
-        return obs[0], float(rew[0]), bool(term[0]), bool(trunc[0]), {}
+        info = {key: float(values[0]) for key, values in infos.items() if key == "disagreement"}
+        return obs[0], float(rew[0]), bool(term[0]), bool(trunc[0]), info
 
     def render(self) -> Array | None:
         return self.envs.frames()[0] if self.render_mode == "rgb_array" else None
@@ -289,6 +316,15 @@ def _check_arguments(
         raise ValueError(f"horizon must be at least 1 step or None, got {horizon}")
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision must be 'fp32' or 'bf16', got {precision!r}")
+
+
+def _check_limits(cut_off: float, pessimism: float, max_disagreement: float | None) -> None:
+    if not 0 < cut_off < 1:
+        raise ValueError(f"cut_off must be between 0 and 1, got {cut_off}")
+    if not 0 <= pessimism < np.inf:
+        raise ValueError(f"pessimism must be a number from 0 up, got {pessimism}")
+    if max_disagreement is not None and not max_disagreement > 0:
+        raise ValueError(f"max_disagreement must be above 0, or None, got {max_disagreement}")
 
 
 def _check_render_mode(mode: str | None, modes: list[str], model: WorldModel) -> None:

@@ -73,6 +73,14 @@ class Step(NamedTuple):
     """(B,)"""
     cont: Tensor
     """(B,) probability that the episode goes on."""
+    end: Tensor | None = None
+    """(B,) bool, the model's own draw of the end, which `rew` belongs to; None leaves it to a cut-off on `cont`."""
+    disagreement: Tensor | None = None
+    """(B,) how far the members of an ensemble are apart; None for a model that is alone."""
+
+    def over(self, cut_off: float = 0.5) -> Tensor:
+        """(B,) bool: the episode ends with this step."""
+        return self.cont < cut_off if self.end is None else self.end
 
 
 class WorldModel(Protocol):
