@@ -1,0 +1,125 @@
+"""A small network from feat to action: what is left of a policy once its training is over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wm_envs.action import act_dim
+
+Array = NDArray[Any]
+Layer = tuple[Tensor, Tensor]
+"""Weight (out, in) and bias (out,)."""
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": F.relu, "silu": F.silu}
+SQUASHES: dict[str, tuple[type[gym.Space[Any]], ...]] = {
+    "clip": (spaces.Box,),
+    "tanh": (spaces.Box,),
+    "argmax": (spaces.Discrete, spaces.MultiDiscrete),
+    "sign": (spaces.MultiBinary,),
+}
+
+
+class MLPPolicy:
+    """Acts by `squash(W_n act(... act(W_1 feat + b_1)) + b_n)`; the same feat always gives the same action.
+
+    Args:
+        act_space: the single action space.
+        layers: weight (out, in) and bias (out,) of every layer; copied, in float32.
+        activation: "tanh", "relu" or "silu", after every layer but the last.
+        squash: how outputs become actions. Box: "clip" to the bounds, or "tanh" stretched onto them. Choices: "argmax"
+            of each. Bits: "sign", 1 above 0.
+    """
+
+    def __init__(self, act_space: gym.Space[Any], layers: Sequence[Layer], activation: str, squash: str) -> None:
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}")
+        fits = sorted(name for name, kinds in SQUASHES.items() if isinstance(act_space, kinds))
+        if squash not in fits:
+            raise ValueError(f"squash must be one of {fits} for {act_space}, got {squash!r}")
+        self.space, self.activation, self.squash = act_space, activation, squash
+        self.layers = [tuple(part.detach().cpu().float().clone() for part in layer) for layer in layers]
+        _check_shapes(self.layers, act_dim(act_space), act_space)
+
+    @property
+    def feat_dim(self) -> int:
+        """Width of what it sees."""
+        return int(self.layers[0][0].shape[1])
+
+    def reset(self, num: int, seed: int) -> None:
+        """Nothing is carried between steps."""
+
+    def act(self, obs: Array) -> Array:
+        """feat (N, F) to the env's own actions (N, *space.shape)."""
+        if obs.ndim != 2 or obs.shape[1] != self.feat_dim:
+            raise ValueError(f"obs must be (N, {self.feat_dim}), got {obs.shape}")
+        x = torch.from_numpy(np.ascontiguousarray(obs, np.float32))
+        *hidden, (weight, bias) = self.layers
+        for w, b in hidden:
+            x = ACTIVATIONS[self.activation](F.linear(x, w, b))
+        return _to_actions(self.space, F.linear(x, weight, bias), self.squash)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The layers by name, for a safetensors file."""
+        return {
+            f"{i}.{name}": part for i, layer in enumerate(self.layers) for name, part in zip(("weight", "bias"), layer)
+        }
+
+    def about(self) -> dict[str, str]:
+        """What the tensors do not say, for the file's metadata."""
+        return {"kind": "mlp", "activation": self.activation, "squash": self.squash}
+
+    @classmethod
+    def from_tensors(
+        cls, act_space: gym.Space[Any], tensors: Mapping[str, Tensor], about: Mapping[str, str]
+    ) -> MLPPolicy:
+        """The policy that `tensors` and `about` were taken from.
+
+        Raises:
+            ValueError: they are not of an MLPPolicy, or of one for another action space.
+        """
+        if about.get("kind") != "mlp" or not {"activation", "squash"} <= about.keys():
+            raise ValueError(f"metadata must have kind 'mlp', activation and squash, got {dict(about)}")
+        names = [f"{i}.{part}" for i in range(len(tensors) // 2) for part in ("weight", "bias")]
+        if not names or sorted(names) != sorted(tensors):
+            raise ValueError(f"tensors must be '0.weight', '0.bias' and so on, got {sorted(tensors)}")
+        layers = [(tensors[weight], tensors[bias]) for weight, bias in zip(names[::2], names[1::2])]
+        return cls(act_space, layers, about["activation"], about["squash"])
+
+
+def _check_shapes(layers: Sequence[tuple[Tensor, ...]], outs: int, space: gym.Space[Any]) -> None:
+    shapes = [tuple(tuple(part.shape) for part in layer) for layer in layers]
+    agree = all(len(s) == 2 and len(s[0]) == 2 and s[1] == s[0][:1] for s in shapes)
+    if not shapes or not agree or any(before[0][0] != after[0][1] for before, after in pairwise(shapes)):
+        raise ValueError(f"layers must be weights (out, in) and biases (out,), each fed by the last, got {shapes}")
+    if shapes[-1][0][0] != outs:
+        raise ValueError(f"the last layer must have {outs} outputs for {space}, got {shapes[-1][0][0]}")
+
+
+def _to_actions(space: gym.Space[Any], outs: Tensor, squash: str) -> Array:
+    """Network outputs (N, act_dim) as the env's own actions (N, *space.shape)."""
+    shape = (len(outs), *(space.shape or ()))
+    act: Array
+    if isinstance(space, spaces.Box):
+        low, high = space.low, space.high
+        act = (outs.tanh() if squash == "tanh" else outs).numpy().reshape(shape)
+        if squash == "tanh":
+            act = low + 0.5 * (act + 1) * (high - low)
+        act = np.clip(act, low, high)
+    elif isinstance(space, spaces.Discrete):
+        act = outs.argmax(1).numpy() + space.start
+    elif isinstance(space, spaces.MultiDiscrete):
+        parts = outs.split(space.nvec.ravel().tolist(), dim=1)
+        act = torch.stack([part.argmax(1) for part in parts], dim=1).numpy().reshape(shape) + space.start
+    else:
+        act = (outs > 0).numpy().reshape(shape)
+    return act.astype(space.dtype, copy=False)
