@@ -12,13 +12,14 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import RecordEpisodeStatistics, RecordVideo
+from odd_env import ACT, OBS
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from tiny import save_tiny
 
 import wm_envs
 from wm_agents.pretrained import load_model
 from wm_envs.action import encode_action
-from wm_envs.real import is_image, make_real
+from wm_envs.real import check_spec, is_image, make_real, to_rgb
 from wm_envs.registry import TASKS, RealSpec
 
 CAR = TASKS["CarRacing"].real
@@ -123,7 +124,9 @@ def test_no_display_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_pixels_of_an_environment_without_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"CartPole-v1 must give \(H, W, 3\) uint8 pixels for size=64, got Box"):
+    with pytest.raises(
+        ValueError, match=r"CartPole-v1: observations must be .* uint8 pixels.* for size=64, got Box"
+    ):
         make_real(RealSpec("CartPole-v1", size=64))
 
 
@@ -156,8 +159,155 @@ def test_other_observations_are_refused(model: str) -> None:
         gym.make("Real-CarRacing-v0", model=model, obs="state")
 
 
-def test_an_image_is_three_channels_of_bytes() -> None:
+def test_an_image_is_bytes_in_one_or_three_channels() -> None:
     box = gym.spaces.Box
-    assert is_image(box(0, 255, (8, 9, 3), np.uint8))
-    assert not is_image(box(0, 1, (8, 9, 3), np.float32)) and not is_image(box(0, 255, (8, 9, 1), np.uint8))
-    assert not is_image(gym.spaces.Discrete(3))
+    assert is_image(box(0, 255, (8, 9, 3), np.uint8)) and is_image(box(0, 255, (8, 9, 1), np.uint8))
+    assert not is_image(box(0, 1, (8, 9, 3), np.float32)) and not is_image(box(0, 255, (8, 9, 4), np.uint8))
+    assert not is_image(box(0, 255, (8, 9), np.uint8)) and not is_image(gym.spaces.Discrete(3))
+
+
+def test_grey_frames_are_shown_in_three_channels() -> None:
+    grey = np.arange(24, dtype=np.uint8).reshape(2, 3, 4, 1)
+    assert (to_rgb(grey) == grey).all() and to_rgb(grey).shape == (2, 3, 4, 3)
+    rgb = np.zeros((3, 4, 3), np.uint8)
+    assert to_rgb(rgb) is rgb
+
+
+# Any environment
+
+
+def odd(obs: str = "dict", act: str = "discrete", **fields: object) -> RealSpec:
+    return RealSpec("odd_env:Odd-v0", {"obs": obs, "act": act}, **fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("obs", "shape"), [("dict", (7,)), ("tuple", (3,)), ("choice", (5,)), ("matrix", (12,)), ("bits", (32,))]
+)
+def test_what_is_no_vector_is_flattened_to_one(obs: str, shape: tuple[int, ...]) -> None:
+    check_spec(odd(obs))
+    env = make_real(odd(obs))
+    got, _ = env.reset(seed=0)
+    assert env.observation_space.shape == got.shape == shape
+    np.testing.assert_array_equal(got, gym.spaces.flatten(OBS[obs], env.unwrapped.last))
+    assert env.step(0)[0] in env.observation_space
+
+
+@pytest.mark.parametrize(("obs", "channels"), [("grey", 1), ("grey1", 1), ("rgb", 3)])
+def test_pixels_of_any_size_are_resized_grey_ones_in_one_channel(obs: str, channels: int) -> None:
+    check_spec(odd(obs, size=32))
+    env = make_real(odd(obs, size=32))
+    got, _ = env.reset(seed=0)
+    assert is_image(env.observation_space) and got.shape == (32, 32, channels) and got.dtype == np.uint8
+    assert abs(float(got.mean()) - float(env.unwrapped.last.mean())) < 2
+
+
+@pytest.mark.parametrize("act", ["box", "discrete", "from1", "multi", "bits"])
+def test_actions_of_every_kind_reach_the_environment(act: str) -> None:
+    check_spec(odd(act=act))
+    env = make_real(odd(act=act))
+    env.reset(seed=0)
+    ACT[act].seed(0)
+    sent = [ACT[act].sample() for _ in range(3)]
+    assert [env.step(a)[1] for a in sent] == [1, 2, 3]
+    assert all(np.array_equal(a, b) for a, b in zip(sent, env.unwrapped.seen, strict=True))
+
+
+def test_other_environments_are_checked_as_they_are() -> None:
+    for name in ["Pendulum-v1", "MountainCarContinuous-v0", "FrozenLake-v1"]:
+        check_spec(RealSpec(name))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (odd("text"), r"Odd-v0: observations must be made of Box.*got observation\['say'\] is Text.*drop or encode"),
+        (odd("sequence"), r"observation\[1\] is Sequence"),
+        (odd("graph"), r"observation is Graph"),
+        (odd("floats"), r"would be 12,288 numbers flat, more than 4,096: .*for pixels set size=64"),
+        (odd("planes", size=64), r"\(H, W, 3\) uint8 pixels from 0 to 255 for size=64, got Box.*\(3, 64, 64\)"),
+        (odd("floats", size=64), r"uint8 pixels from 0 to 255 for size=64, got Box.*float32"),
+        (odd("dict", size=64), r"for size=64, got Dict.*leave size out for vectors"),
+        (odd("dict", crop=(0, 1, 0, 1)), r"crop needs a size"),
+        (odd("rgb", size=32, crop=(0, 91, 0, 9)), r"crop .* must lie in 90 rows and 41 columns, got \(0, 91, 0, 9\)"),
+        (odd("dict", max_frames=True, action_repeat=4), r"max_frames needs uint8 pixels, got Dict"),
+        (odd("rgb", size=32, max_frames=True), r"repeat must be at least 2 for max_frames, got 1"),
+        (odd(act="endless"), r"Odd-v0: Box actions need finite bounds, got Box.*; wrap the env in RescaleAction"),
+        (odd(act="dict"), r"Odd-v0: actions must be Box, Discrete, MultiDiscrete or MultiBinary, got Dict"),
+        (odd(act="box", actions=(0,)), r"actions can be chosen among Discrete ones only, got Box"),
+        (odd(act="from1", actions=(0, 1)), r"actions must be different ones of Discrete\(4, start=1\), got \(0, 1\)"),
+        (odd("nan"), r"Odd-v0: observations must be finite, got NaN"),
+        (odd("liar"), r"observations must be \(3,\) float32 as its space says, got \(4,\) float32"),
+    ],
+)
+def test_what_cannot_be_dreamed_is_named_at_once(spec: RealSpec, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_spec(spec)
+
+
+def test_the_chosen_actions_are_the_environments_own() -> None:
+    env = make_real(odd(act="from1", actions=(4, 2)))
+    assert env.action_space == gym.spaces.Discrete(2)
+    env.reset(seed=0)
+    env.step(0), env.step(np.int64(1))
+    assert env.unwrapped.seen == [4, 2]
+    with pytest.raises(ValueError, match=r"act must be in Discrete\(2\)"):
+        env.step(2)
+
+
+def test_a_crop_keeps_rows_and_columns_of_the_native_picture() -> None:
+    env = make_real(odd("rgb", size=10, crop=(30, 40, 5, 15)))
+    got, _ = env.reset(seed=0)
+    np.testing.assert_array_equal(got, env.unwrapped.last[30:40, 5:15])
+
+
+# The Arcade Learning Environment
+
+
+def test_pong_is_the_plain_game_cropped_with_three_actions() -> None:
+    """Repeating the action outside gives the rewards, ends and sticky actions of the frame skip inside."""
+    spec = TASKS["Pong"].real
+    real, plain = make_real(spec), gym.make("ALE/Pong-v5", obs_type="grayscale", disable_env_checker=True)
+    assert real.observation_space.shape == (64, 64, 1) and real.action_space == gym.spaces.Discrete(3)
+    assert real.metadata["render_fps"] == 15
+    real.reset(seed=7), plain.reset(seed=7)
+    rng, rewards = np.random.default_rng(0), []
+    for _ in range(200):
+        choice = int(rng.integers(3))
+        got, want = real.step(choice), plain.step([0, 2, 3][choice])
+        assert got[1:4] == want[1:4]
+        rewards.append(got[1])
+    assert min(rewards) == -1
+    assert real.unwrapped.ale.getEpisodeFrameNumber() == plain.unwrapped.ale.getEpisodeFrameNumber()
+    np.testing.assert_array_equal(real.unwrapped.ale.getRAM(), plain.unwrapped.ale.getRAM())
+
+
+def test_a_game_is_truncated_after_its_108000_frames() -> None:
+    assert TASKS["Pong"].real.max_episode_steps * TASKS["Pong"].real.action_repeat == 108_000
+    spec = RealSpec("ALE/Pong-v5", {"frameskip": 1, "max_num_frames_per_episode": 41}, action_repeat=4)
+    env = make_real(spec)
+    env.reset(seed=0)
+    ends = [env.step(0)[2:4] for _ in range(11)]
+    assert ends[-1] == (False, True) and set(ends[:-1]) == {(False, False)}
+    assert env.unwrapped.ale.getEpisodeFrameNumber() == 41
+
+
+@pytest.mark.parametrize("name", ["Pong", "Breakout"])
+def test_the_fields_of_the_games_are_seen_whole(name: str) -> None:
+    spec = TASKS[name].real
+    env = make_real(spec)
+    env.reset(seed=0)
+    for t in range(30):
+        obs = env.step(t % 2)[0][..., 0]
+    screen = env.unwrapped.ale.getScreenGrayscale()
+    top, bottom, left, right = spec.crop
+    ground = 87 if name == "Pong" else 0
+    assert (screen[top:bottom, left:right] != ground).any() and (obs.astype(int) - ground > 10).any()
+    walls = [screen[top - 1, left:right], screen[bottom:, left:right]]  # What lies outside does not move.
+    assert (walls[0] == walls[0][0]).all()
+    assert env.action_space.n == (3 if name == "Pong" else 4)
+
+
+def test_the_ale_that_is_not_there_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ale_py", None)
+    with pytest.raises(ImportError, match=r"ALE/Pong-v5 needs the ALE: pip install 'gymnasium\[atari\]'"):
+        make_real(TASKS["Pong"].real)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +52,13 @@ import gymnasium as gym, wm_envs
 env = gym.make("Dream-v0", model={model!r})
 print(sorted(name for name in gym.registry if "Dream" in name or "Real" in name), env.reset(seed=0)[0].shape)
 """
-    assert fresh(code) == "['Dream-CarRacing-v0', 'Dream-v0', 'Real-CarRacing-v0'] (32, 32, 3)"
+    names = ["Acrobot", "Breakout", "CarRacing", "CartPole", "LunarLander", "Pong"]
+    ids = sorted(["Dream-v0", *(f"{kind}-{name}-v0" for kind in ("Dream", "Real") for name in names)])
+    assert fresh(code) == f"{ids} (32, 32, 3)"
+
+
+def test_registering_needs_no_torch_and_no_ale() -> None:
+    assert fresh("import sys, wm_envs; print([m for m in ('torch', 'ale_py', 'cv2') if m in sys.modules])") == "[]"
 
 
 @shipped
@@ -108,8 +115,38 @@ def test_a_model_that_is_not_there_is_named() -> None:
         gym.make("Dream-v0", model="nope")
 
 
-def test_a_real_spec_survives_json_and_names_what_it_does_not_know() -> None:
-    spec = TASKS["CarRacing"].real
-    assert RealSpec.from_dict(spec.to_dict()) == spec
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_without_a_model_has_its_real_environment_and_says_what_trains_one(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("wm_agents.pretrained.STORE", tmp_path)
+    real = gym.make(f"Real-{name}-v0")
+    obs, _ = real.reset(seed=0)
+    assert obs in real.observation_space
+    real.close()
+    message = f"Dream-{name}-v0 has no model yet: `wm improve --task {name}` trains one.*Real-{name}-v0 works"
+    with pytest.raises(FileNotFoundError, match=message):
+        gym.make(f"Dream-{name}-v0")
+
+
+def test_the_thresholds_are_those_of_the_curriculum() -> None:
+    want = {"CarRacing": 900, "Pong": 18, "LunarLander": 200, "Breakout": 50, "CartPole": 475, "Acrobot": -100}
+    assert {task.name: task.threshold for task in TASKS.values()} == want
+    assert all(task.protocol for task in TASKS.values())
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_real_spec_survives_json(name: str) -> None:
+    spec = TASKS[name].real
+    assert RealSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+def test_fields_that_came_later_are_left_out_at_their_defaults() -> None:
+    """Data and artifacts of older versions say the same of their environment as new ones."""
+    old = {"id": "CarRacing-v3", "kwargs": {}, "size": 64, "action_repeat": 4, "max_episode_steps": 250}
+    assert TASKS["CarRacing"].real.to_dict() == old and RealSpec.from_dict(old) == TASKS["CarRacing"].real
+
+
+def test_a_real_spec_names_what_it_does_not_know() -> None:
     with pytest.raises(ValueError, match=r"unknown fields \['sizes'\] of a RealSpec; known are"):
         RealSpec.from_dict({"id": "CartPole-v1", "sizes": 3})

@@ -11,7 +11,7 @@ from gymnasium.envs.box2d.car_racing import CarRacing
 from gymnasium.wrappers import FrameStackObservation, TimeLimit
 from toy_env import Echo
 
-from wm_envs.wrappers import ActionRepeat, can_skip_drawing
+from wm_envs.wrappers import ActionRepeat, ChosenActions, can_skip_drawing
 
 OFF_FIELD = 340.0  # PLAYFIELD is 333.
 
@@ -126,6 +126,44 @@ def test_rewards_add_up_and_the_repeat_stops_at_the_end() -> None:
     assert (obs[0], rew, term) == (4, 2.0, False)
     obs, rew, term, _, _ = env.step(np.array([0.25], np.float32))
     assert (obs[0], rew, term) == (6, 0.5, True)
+
+
+class Flicker(gym.Env):
+    """Draws frame t in column t, into the same array each time."""
+
+    observation_space = gym.spaces.Box(0, 255, (2, 8), np.uint8)
+    action_space = gym.spaces.Discrete(1)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
+        self.t, self.frame = 0, np.zeros((2, 8), np.uint8)
+        return self.frame, {}
+
+    def step(self, action: int) -> tuple:
+        self.t += 1
+        self.frame[:] = 0
+        self.frame[:, self.t] = self.t
+        return self.frame, 0.0, self.t == 7, False, {}
+
+
+def test_the_maximum_is_over_the_last_two_frames_alone() -> None:
+    env = ActionRepeat(Flicker(), 3, max_frames=True)
+    assert not env.reset()[0].any()
+    assert env.step(0)[0][0].tolist() == [0, 0, 2, 3, 0, 0, 0, 0]
+    assert env.step(0)[0][0].tolist() == [0, 0, 0, 0, 0, 5, 6, 0]
+    obs, _, term, _, _ = env.step(0)  # Ends in the first of its frames.
+    assert term and obs[0].tolist() == [0, 0, 0, 0, 0, 0, 0, 7]
+
+
+def test_a_maximum_needs_two_frames() -> None:
+    with pytest.raises(ValueError, match="repeat must be at least 2 for max_frames, got 1"):
+        ActionRepeat(Flicker(), 1, max_frames=True)
+
+
+@pytest.mark.parametrize("actions", [(), (0, 0), (0, 4), (-1,)])
+def test_actions_that_cannot_be_chosen_are_named(actions: tuple[int, ...]) -> None:
+    env = gym.make("LunarLander-v3")
+    with pytest.raises(ValueError, match=r"actions must be different ones of Discrete\(4\), got \("):
+        ChosenActions(env, actions)
 
 
 def test_a_repeat_below_one_is_refused() -> None:

@@ -32,12 +32,18 @@ def model_path(model: str) -> Path:
     """The directory of a model: a path, the name of a shipped model, or the id of a shipped dream.
 
     Raises:
-        FileNotFoundError: there is no such model.
+        FileNotFoundError: there is no such model, or not yet.
     """
     shipped = {task.dream_id: task.model for task in TASKS.values()}
     for path in (Path(model), STORE / shipped.get(model, model)):
         if (path / "config.json").is_file():
             return path
+    for task in TASKS.values():
+        if model in (task.dream_id, task.model):
+            raise FileNotFoundError(
+                f"{task.dream_id} has no model yet: `wm improve --task {task.name}` trains one, to be given as a "
+                f"directory to Dream-v0; {task.real_id} works without"
+            )
     names = [name for name in (*shipped.values(), *shipped) if (STORE / shipped.get(name, name)).is_dir()]
     raise FileNotFoundError(f"model must be a directory with a config.json or one of {sorted(names)}, got {model!r}")
 

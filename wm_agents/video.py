@@ -21,7 +21,7 @@ from policies.policy import Policy
 from policies.rollout import rollout
 from wm_agents.atomic import replacing
 from wm_envs.action import encode_action
-from wm_envs.real import is_image, make_real
+from wm_envs.real import is_image, make_real, to_rgb
 from wm_envs.registry import RealSpec
 from wm_envs.world_model import Latent, WorldModel
 
@@ -98,7 +98,7 @@ def compose(pair: Pair) -> Frame:
     ]
     panels = []
     for frame, text in zip((pair.real, pair.dream), texts, strict=True):
-        big = cv2.resize(frame, (scale * width, scale * height), interpolation=cv2.INTER_NEAREST)
+        big = cv2.resize(to_rgb(frame), (scale * width, scale * height), interpolation=cv2.INTER_NEAREST)
         bar: Any = np.zeros((BAR, scale * width, 3), np.uint8)
         cv2.putText(bar, text, (8, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
         panels.append(np.concatenate([big, bar]))

@@ -9,15 +9,26 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
-from gymnasium.wrappers import ResizeObservation, TimeLimit
+from gymnasium.wrappers import (
+    FlattenObservation,
+    ReshapeObservation,
+    ResizeObservation,
+    TimeLimit,
+    TransformObservation,
+)
+from numpy.typing import NDArray
 
-from wm_envs.action import encode_action
+from wm_envs.action import act_dim, encode_action
 from wm_envs.registry import RealSpec
 from wm_envs.window import check_display
-from wm_envs.wrappers import ActionRepeat
+from wm_envs.wrappers import ActionRepeat, ChosenActions
 
 if TYPE_CHECKING:
     from wm_envs.world_model import WorldModel
+
+MAX_VECTOR = 4096
+"""Longer vectors are pictures by another name, and no model here takes them."""
+ALE_FPS = 60
 
 
 def make_real(spec: RealSpec, render_mode: str | None = None) -> gym.Env[Any, Any]:
@@ -25,32 +36,144 @@ def make_real(spec: RealSpec, render_mode: str | None = None) -> gym.Env[Any, An
 
     Raises:
         RuntimeError: `render_mode="human"` and no display.
-        ValueError: pixels are asked for (`spec.size`) and the environment gives none.
+        ValueError: `spec` asks for what the environment has not, or its observations or actions cannot be modelled.
     """
     if render_mode == "human":
         check_display()
     os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # Else SDL complains where there is no sound card.
-    # Not every env knows the argument.
-    rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
-    env = gym.make(spec.id, disable_env_checker=True, **rendering, **spec.kwargs)
-    if spec.size is not None and not is_image(env.observation_space):
-        raise ValueError(
-            f"{spec.id} must give (H, W, 3) uint8 pixels for size={spec.size}, got {env.observation_space}; "
-            "leave size out for vector observations"
-        )
-    if spec.action_repeat > 1:
-        env = ActionRepeat(env, spec.action_repeat)
-    env.metadata = {**env.metadata, "render_fps": env.metadata.get("render_fps", 30) / spec.action_repeat}
-    if spec.size is not None:
-        env = ResizeObservation(env, (spec.size, spec.size))
+    env = _make(spec, render_mode)
+    try:
+        env = _see(_act(env, spec), spec)
+    except ValueError as error:
+        env.close()
+        raise ValueError(f"{spec.id}: {error}") from error
     if spec.max_episode_steps is not None:
         env = TimeLimit(env, spec.max_episode_steps)
     return CheckedAction(env)
 
 
+def check_spec(spec: RealSpec) -> None:
+    """Make the environment, look at its first frame and take one step, before any work is spent on it.
+
+    Raises:
+        ValueError: it cannot be modelled, or breaks its own spaces; the message names the part.
+    """
+    env = make_real(spec)
+    try:
+        env.action_space.seed(0)
+        for obs in (env.reset(seed=0)[0], env.step(env.action_space.sample())[0]):
+            want, got = env.observation_space, np.asarray(obs)
+            if got.shape != want.shape or got.dtype != want.dtype:
+                raise ValueError(
+                    f"{spec.id}: observations must be {want.shape} {want.dtype} as its space says, "
+                    f"got {got.shape} {got.dtype}; correct the environment's observation_space"
+                )
+            if got.dtype.kind == "f" and not np.isfinite(got).all():
+                raise ValueError(f"{spec.id}: observations must be finite, got NaN or infinity")
+    finally:
+        env.close()
+
+
 def is_image(space: gym.Space[Any]) -> bool:
-    """Whether observations are (H, W, 3) uint8 pixels."""
-    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3 and space.shape[-1] == 3
+    """Whether observations are (H, W, 3) or (H, W, 1) uint8 pixels."""
+    shape = space.shape or ()
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(shape) == 3 and shape[-1] in (1, 3)
+
+
+def to_rgb(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pixels (..., H, W, 1 or 3) as (..., H, W, 3), for whoever shows them."""
+    return np.repeat(frames, 3, axis=-1) if frames.shape[-1] == 1 else frames
+
+
+def _make(spec: RealSpec, render_mode: str | None) -> gym.Env[Any, Any]:
+    """The environment as its makers have it, its speed known."""
+    ale = "ALE/" in spec.id
+    if ale:
+        try:
+            import ale_py
+        except ImportError as error:
+            raise ImportError(f"{spec.id} needs the ALE: pip install 'gymnasium[atari]'") from error
+        gym.register_envs(ale_py)
+    # Not every env knows the argument.
+    rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+    env: gym.Env[Any, Any] = gym.make(spec.id, disable_env_checker=True, **rendering, **spec.kwargs)
+    fps = env.metadata.get("render_fps", 30)
+    if ale and isinstance(skip := gym.spec(spec.id).kwargs | spec.kwargs, dict) and "frameskip" in skip:
+        fps = ALE_FPS / np.mean(skip["frameskip"])  # Its own number holds for a frame skip of 2.
+    env.metadata = {**env.metadata, "render_fps": float(fps) / spec.action_repeat}
+    return env
+
+
+def _act(env: gym.Env[Any, Any], spec: RealSpec) -> gym.Env[Any, Any]:
+    """Choose among the actions and repeat them."""
+    act_dim(env.action_space)  # Refuses what is no vector.
+    if spec.max_frames and not _is_picture(env.observation_space):
+        raise ValueError(f"max_frames needs uint8 pixels, got {env.observation_space}; leave it out")
+    if spec.action_repeat > 1 or spec.max_frames:
+        env = ActionRepeat(env, spec.action_repeat, spec.max_frames)
+    return env if spec.actions is None else ChosenActions(env, spec.actions)
+
+
+def _see(env: gym.Env[Any, Any], spec: RealSpec) -> gym.Env[Any, Any]:
+    """Pixels (size, size, C) uint8 where a size is given, else native ones or a vector."""
+    space = env.observation_space
+    if spec.size is None:
+        if spec.crop is not None:
+            raise ValueError("crop needs a size to which the part is resized; give one, such as 64")
+        if is_image(space) or (isinstance(space, spaces.Box) and len(space.shape) == 1):
+            return env
+        return _flatten(env)
+    if not _is_picture(space):
+        raise ValueError(
+            f"observations must be (H, W), (H, W, 1) or (H, W, 3) uint8 pixels from 0 to 255 for size={spec.size}, "
+            f"got {space}; leave size out for vectors, or wrap the env"
+        )
+    if spec.crop is not None:
+        env = _cropped(env, spec.crop)
+    env = ResizeObservation(env, (spec.size, spec.size))
+    return env if is_image(env.observation_space) else ReshapeObservation(env, (spec.size, spec.size, 1))
+
+
+def _is_picture(space: gym.Space[Any]) -> bool:
+    """Whether observations are pixels that can be resized; grey ones may lack an axis for their channel."""
+    grey = isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 2
+    bounded = isinstance(space, spaces.Box) and bool((space.low == 0).all() and (space.high == 255).all())
+    return (grey or is_image(space)) and bounded
+
+
+def _cropped(env: gym.Env[Any, Any], crop: tuple[int, int, int, int]) -> gym.Env[Any, Any]:
+    top, bottom, left, right = crop
+    height, width, *channels = env.observation_space.shape or ()
+    if not (0 <= top < bottom <= height and 0 <= left < right <= width):
+        raise ValueError(f"crop (top, bottom, left, right) must lie in {height} rows and {width} columns, got {crop}")
+    part = spaces.Box(0, 255, (bottom - top, right - left, *channels), np.uint8)
+    return TransformObservation(env, lambda obs: obs[top:bottom, left:right], part)
+
+
+def _flatten(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    space = env.observation_space
+    if refused := list(_not_numbers("observation", space)):
+        raise ValueError(
+            "observations must be made of Box, Discrete, MultiDiscrete and MultiBinary in Dict and Tuple, "
+            f"got {', '.join(refused)}; drop or encode these parts with a wrapper"
+        )
+    width = spaces.flatdim(space)
+    if width > MAX_VECTOR:
+        raise ValueError(
+            f"observations would be {width:,} numbers flat, more than {MAX_VECTOR:,}: {space}; "
+            "for pixels set size=64, or keep a part of a Dict with FilterObservation"
+        )
+    return FlattenObservation(env)
+
+
+def _not_numbers(name: str, space: gym.Space[Any]) -> list[str]:
+    """The parts that do not become numbers of a fixed count, as "name is Space"."""
+    if isinstance(space, spaces.Dict):
+        return [part for key, inner in space.items() for part in _not_numbers(f"{name}[{key!r}]", inner)]
+    if isinstance(space, spaces.Tuple):
+        return [part for i, inner in enumerate(space) for part in _not_numbers(f"{name}[{i}]", inner)]
+    plain = isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
+    return [] if plain else [f"{name} is {space}"]
 
 
 class CheckedAction(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):

@@ -1,4 +1,4 @@
-"""Only what Gymnasium lacks: an action repeat that draws only the frames that are kept."""
+"""Only what Gymnasium lacks: an action repeat that draws only the frames that are kept, and a choice of actions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
@@ -16,24 +18,32 @@ class ActionRepeat(gym.Wrapper, RecordConstructorArgs):
 
     `info` is that of the last frame. Where the environment lets us (`can_skip_drawing`), frames that nobody
     sees are not drawn; results are the same either way.
+
+    Args:
+        max_frames: observe each pixel's maximum over the last two frames. An episode that ends before the last of
+            the repeats, or opens, is seen as that one frame.
     """
 
-    def __init__(self, env: gym.Env, repeat: int) -> None:
-        if repeat < 1:
-            raise ValueError(f"repeat must be at least 1, got {repeat}")
-        RecordConstructorArgs.__init__(self, repeat=repeat)
+    def __init__(self, env: gym.Env, repeat: int, max_frames: bool = False) -> None:
+        least = 2 if max_frames else 1
+        if repeat < least:
+            raise ValueError(f"repeat must be at least {least}{' for max_frames' * max_frames}, got {repeat}")
+        RecordConstructorArgs.__init__(self, repeat=repeat, max_frames=max_frames)
         gym.Wrapper.__init__(self, env)
-        self.repeat = repeat
+        self.repeat, self.max_frames = repeat, max_frames
         self.skips_drawing = repeat > 1 and can_skip_drawing(env)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        total = 0.0
-        for _ in range(self.repeat - 1):
-            obs, rew, term, trunc, info = self._step_unseen(action)
+        total, before = 0.0, None
+        for left in range(self.repeat, 1, -1):
+            seen = self.max_frames and left == 2
+            obs, rew, term, trunc, info = (self.env.step if seen else self._step_unseen)(action)
             total += float(rew)
             if term or trunc:
                 return obs, total, term, trunc, info
+            before = np.array(obs) if seen else None  # The env may draw into the same array again.
         obs, rew, term, trunc, info = self.env.step(action)
+        obs = obs if before is None else np.maximum(before, obs)
         return obs, total + float(rew), term, trunc, info
 
     def _step_unseen(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
@@ -44,6 +54,24 @@ class ActionRepeat(gym.Wrapper, RecordConstructorArgs):
         if term or trunc:
             obs = draw()  # The last frame of an episode is always seen.
         return obs, rew, term, trunc, info
+
+
+class ChosenActions(gym.ActionWrapper, RecordConstructorArgs):
+    """Leaves the policy the choices `actions` of a Discrete env: choice i is the env's own actions[i]."""
+
+    def __init__(self, env: gym.Env, actions: tuple[int, ...]) -> None:
+        space = env.action_space
+        if not isinstance(space, spaces.Discrete):
+            raise ValueError(f"actions can be chosen among Discrete ones only, got {space}; leave actions out")
+        if not actions or len(set(actions)) < len(actions) or not all(space.contains(np.int64(a)) for a in actions):
+            raise ValueError(f"actions must be different ones of {space}, got {actions}")
+        RecordConstructorArgs.__init__(self, actions=actions)
+        gym.ActionWrapper.__init__(self, env)
+        self.actions = actions
+        self.action_space = spaces.Discrete(len(actions))
+
+    def action(self, action: Any) -> int:
+        return self.actions[int(action)]
 
 
 def can_skip_drawing(env: gym.Env) -> bool:
