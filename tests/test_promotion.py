@@ -28,7 +28,7 @@ def play(task: Standing, means: Iterable[float], every: int = 10, begin: int = 0
 @pytest.mark.parametrize("num", [1, 2, 3, 4])
 def test_fewer_than_five_evaluations_never_promote(num: int) -> None:
     task = Promotion(18.0)
-    assert not any([task.add(1e9) for _ in range(num)])
+    assert True not in [task.add(1e9) for _ in range(num)]
     assert task.rolling is None and not task.solved
 
 
@@ -39,7 +39,7 @@ def test_the_fifth_evaluation_can_promote_and_the_threshold_itself_is_enough() -
 
 def test_one_lucky_evaluation_does_not_promote() -> None:
     task = Promotion(18.0)
-    assert not any([task.add(mean) for mean in (-21, -21, -21, -21, 21, -21, -21, -21, -21, -21)])
+    assert True not in [task.add(mean) for mean in (-21, -21, -21, -21, 21, -21, -21, -21, -21, -21)]
 
 
 def test_the_mean_is_of_exactly_the_last_five() -> None:
@@ -56,7 +56,7 @@ def test_early_failures_roll_out_of_the_mean() -> None:
 
 def test_negative_thresholds_are_reached_from_below() -> None:
     task = Promotion(-100.0)
-    assert not any([task.add(-101) for _ in range(9)])
+    assert True not in [task.add(-101) for _ in range(9)]
     assert [task.add(-95) for _ in range(5)][-1] and task.solved
 
 

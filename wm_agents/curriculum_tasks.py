@@ -1,0 +1,190 @@
+"""Which tasks a curriculum takes on, in which order, from which score on: named ones, or a list in a TOML file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import toml  # type: ignore[import-untyped]
+
+from wm_envs.registry import TASKS
+
+
+class Threshold(NamedTuple):
+    """Mean returns from which a task counts as solved."""
+
+    full: float
+    quick: float
+    """For a quick run: that something was learned, not that the task is mastered."""
+
+
+THRESHOLDS = {
+    "Pong": Threshold(18.0, 5.0),
+    "LunarLander": Threshold(200.0, 50.0),
+    "Breakout": Threshold(50.0, 10.0),
+    "CarRacing": Threshold(800.0, 100.0),
+    "CartPole": Threshold(475.0, 195.0),
+    "Acrobot": Threshold(-100.0, -200.0),
+}
+CURRICULA = {
+    "core": ("Pong", "LunarLander", "CarRacing"),
+    "full": ("Pong", "LunarLander", "Breakout", "CarRacing"),
+    "classic": ("Pong", "Breakout", "CartPole", "Acrobot"),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One task of a curriculum."""
+
+    env_id: str
+    threshold: Threshold
+    task: str | None = None
+    """The known task whose recipe trains it; None: any environment."""
+    max_generations: int | None = None
+    """Of this task, where they differ from those of the run."""
+
+    @property
+    def name(self) -> str:
+        return self.task or self.env_id
+
+    @property
+    def folder(self) -> str:
+        """`ALE_Pong-v5` of `ALE/Pong-v5`."""
+        return self.env_id.replace("/", "_").replace(":", "_")
+
+
+def known(task: str, max_generations: int | None = None) -> Entry:
+    """The entry of a known task, by its name."""
+    return Entry(TASKS[task].real.id, THRESHOLDS[task], task, max_generations)
+
+
+def read_curriculum(name: str) -> list[Entry]:
+    """The tasks of `core`, `full` or `classic`, or those that a TOML file lists.
+
+    A file has one table a task, in order:
+
+        [[task]]
+        name = "CartPole"         # a known task, or else env = "Pendulum-v1"
+        threshold = 475.0         # must be given for another environment
+        quick_threshold = 195.0   # the threshold, unless given
+        max_generations = 100     # those of the run, unless given
+
+    Raises:
+        ValueError: no such curriculum, or a file that says something else.
+        FileNotFoundError: no such file.
+    """
+    if name in CURRICULA:
+        return [known(task) for task in CURRICULA[name]]
+    path = Path(name)
+    if path.suffix != ".toml":
+        raise ValueError(_unknown("curriculum", name, [*CURRICULA]) + ", or the path of a .toml file")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file; a curriculum is {', '.join(CURRICULA)} or a TOML file")
+    try:
+        values = toml.loads(path.read_text())
+    except (toml.TomlDecodeError, IndexError) as error:
+        raise ValueError(f"{path} is no TOML: {error}") from error
+    _check_names(path, "field", values, ["task"])
+    tables = values.get("task")
+    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
+        raise ValueError(f"{path} must list its tasks, each under a line [[task]], got {tables!r}")
+    entries = [_read_entry(f"{path}, task {i}", table) for i, table in enumerate(tables, 1)]
+    ids = [entry.env_id for entry in entries]
+    if twice := sorted({env_id for env_id in ids if ids.count(env_id) > 1}):
+        raise ValueError(f"{path} lists {', '.join(twice)} more than once; each environment has one folder of results")
+    return entries
+
+
+FIELDS = {"name": str, "env": str, "threshold": float, "quick_threshold": float, "max_generations": int}
+
+
+def _read_entry(where: str, table: dict[str, Any]) -> Entry:
+    _check_names(where, "field", table, [*FIELDS])
+    for field, kind in FIELDS.items():
+        if field in table:
+            _check_value(where, field, table[field], kind)
+    name, env_id = table.get("name"), table.get("env")
+    if (name is None) == (env_id is None):
+        raise ValueError(f"{where}: it must have either a name or an env, got {table}")
+    if name is not None and name not in THRESHOLDS:
+        raise ValueError(f"{where}: {_unknown('name', name, [*THRESHOLDS])}; any other environment is env = ...")
+    if env_id is not None and "threshold" not in table:
+        raise ValueError(f"{where}: {env_id} needs a threshold, the mean return from which it counts as solved")
+    usual = THRESHOLDS[name] if name is not None else None
+    full = float(table.get("threshold", usual.full if usual else math.nan))
+    # Quick is what the table says; else what is known of the task, unless its threshold is another one here.
+    quick = float(table.get("quick_threshold", usual.quick if usual and "threshold" not in table else full))
+    generations = table.get("max_generations")
+    if name is not None:
+        return Entry(TASKS[name].real.id, Threshold(full, quick), name, generations)
+    assert env_id is not None
+    task = next((task.name for task in TASKS.values() if task.real.id == env_id), None)
+    return Entry(env_id, Threshold(full, quick), task, generations)
+
+
+def _check_names(where: object, what: str, values: Iterable[str], names: list[str]) -> None:
+    for name in values:
+        if name not in names:
+            raise ValueError(f"{where}: {_unknown(what, name, names)}")
+
+
+def _check_value(where: str, name: str, value: Any, kind: type) -> None:
+    good = type(value) in ((int, float) if kind is float else (kind,))
+    if good and kind is not str:
+        good = math.isfinite(value) and (kind is float or value >= 1)
+    if not good:
+        words = {str: "a text", float: "a finite number", int: "a whole number from 1 up"}
+        raise ValueError(f"{where}: {name} must be {words[kind]}, got {value!r}")
+
+
+def _unknown(what: str, name: str, names: list[str]) -> str:
+    near = get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(names)}"
+    return f"unknown {what} {name!r}; {hint}"
+
+
+EXTRAS = {"gymnasium.envs.box2d": ("Box2D", "box2d"), "gymnasium.envs.mujoco": ("mujoco", "mujoco")}
+"""Gymnasium registers these whether or not what they need is there: module of the env -> (package, extra)."""
+
+
+def installed(entries: Iterable[Entry]) -> tuple[list[Entry], dict[str, str]]:
+    """The tasks that can be played here, and what to do about the others, by name.
+
+    Raises:
+        ValueError: an id that nothing installed knows.
+    """
+    missing = {entry.name: why for entry in entries if (why := what_is_missing(entry.env_id)) is not None}
+    return [entry for entry in entries if entry.name not in missing], missing
+
+
+def what_is_missing(env_id: str) -> str | None:
+    """What must be installed before `env_id` can be made; None when nothing lacks.
+
+    Raises:
+        ValueError: an id that nothing installed knows.
+    """
+    module, _, name = env_id.rpartition(":")
+    if module and find_spec(module.split(".")[0]) is None:
+        return f"the module {module} is not installed"
+    if name.startswith("ALE/"):
+        if find_spec("ale_py") is None:
+            return 'pip install "gymnasium[atari]"'
+        gym.register_envs(import_module("ale_py"))
+    try:
+        if module:
+            import_module(module)
+        spec = gym.spec(name)
+    except (gym.error.Error, ImportError) as error:
+        raise ValueError(f"{env_id} is no environment that is installed: {error}") from error
+    for prefix, (package, extra) in EXTRAS.items():
+        if str(spec.entry_point).startswith(prefix) and find_spec(package) is None:
+            return f'pip install "gymnasium[{extra}]"'
+    return None
