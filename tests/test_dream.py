@@ -21,7 +21,7 @@ from toy import Toy, toy_starts
 
 from wm_agents.pretrained import load_model, load_starts
 from wm_envs.dream import DreamEnv, DreamVectorEnv
-from wm_envs.registry import TASKS
+from wm_envs.registry import TASKS, RealSpec
 from wm_envs.world_model import Latent, Step
 
 MODES = list(AutoresetMode)
@@ -318,13 +318,55 @@ def test_no_display_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         env.reset()
 
 
-def test_dreams_of_vectors_cannot_be_drawn_yet_and_say_so() -> None:
-    for make in (dreams, lambda **kwargs: DreamEnv(Toy(), toy_starts(), **kwargs)):
-        assert make().metadata["render_modes"] == []
-        with pytest.raises(ValueError, match="render_mode must be None .*dreams without pixels cannot be rendered yet"):
-            make(render_mode="rgb_array")
-    with pytest.raises(ValueError, match="cannot be rendered yet"):
-        dreams().frames()
+class Pole(Toy):
+    """Sees x as the position of a cart that stands still."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.obs_space = spaces.Box(-np.inf, np.inf, (4,), np.float32)
+
+    def decode(self, latent: Latent) -> torch.Tensor:
+        return torch.nn.functional.pad(latent["x"][:, :1], (0, 3))
+
+
+def test_dreams_of_vectors_are_drawn_as_their_environment_or_as_bars() -> None:
+    sizes = {"CartPole-v1": (400, 600, 3), None: (400, 400, 3)}
+    for drawing, size in sizes.items():
+        envs = dreams(Pole(), render_mode="rgb_array", drawing=drawing)
+        envs.reset(options={"start": at(0, 1, 1)})
+        frames = envs.render()
+        assert [frame.shape for frame in frames] == [size] * 3
+        np.testing.assert_array_equal(frames[1], frames[2])
+        assert (frames[0] != frames[1]).any()
+
+
+def test_a_dream_says_what_its_frames_are() -> None:
+    cases = [(Pole(), "CartPole-v1", "drawing"), (Pole(), None, "bars"), (Toy(pixels=True), None, "decoded")]
+    for model, drawing, word in cases:
+        for env in (dreams(model, drawing=drawing), DreamEnv(model, toy_starts(), drawing=drawing)):
+            assert env.metadata["drawn"].split()[0] == word
+
+
+def test_a_window_shows_a_dream_of_vectors() -> None:
+    pygame = pytest.importorskip("pygame")
+    env = DreamEnv(Pole(), toy_starts(), render_mode="human", drawing="CartPole-v1", fps=1000)
+    env.reset(options={"start": at(0)})
+    assert pygame.display.get_surface().get_size() == (600, 400)
+    assert pygame.display.get_surface().get_at((300, 300))[:3] == (0, 0, 0)  # The cart.
+    env.close()
+
+
+def test_a_saved_dream_of_vectors_is_filmed_as_its_environment(tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "model", RealSpec("CartPole-v1"), horizon=5)
+    env = gym.make("Dream-v0", model=model, render_mode="rgb_array")
+    assert env.metadata["drawn"] == "drawing of the observation"
+    env = RecordVideo(env, str(tmp_path / "film"), episode_trigger=lambda _: True)
+    env.reset(seed=0)
+    for _ in range(5):
+        env.step(env.action_space.sample())
+    assert env.render().shape == (400, 600, 3)
+    env.close()
+    assert [path.suffix for path in (tmp_path / "film").iterdir()] == [".mp4"]
 
 
 # Precision

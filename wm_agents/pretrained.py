@@ -161,6 +161,7 @@ def _dream_arguments(model: str, device: str, kwargs: dict[str, Any]) -> dict[st
         "temperature": artifact.config["temperature"],
         "horizon": limit if limit is not None else artifact.config["horizon"],
         "fps": artifact.config["fps"],
+        "drawing": artifact.config["real"]["id"],
     }
     return {"model": net, "starts": load_starts(artifact), **defaults, **kwargs}
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wm_envs.action import encode_action
-from wm_envs.real import is_image
+from wm_envs.drawing import draw, how_drawn
 from wm_envs.window import Window
 from wm_envs.world_model import Latent, RowStreams, Step, WorldModel, feat_space
 
@@ -47,6 +47,8 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         precision: "fp32", or "bf16" for matrix products and convolutions in bfloat16: more than twice as fast from
             some 256 rows on where the CPU has it (`scripts/bench_dream_speed.py`), slower for a single row.
         fps: steps a second of the real environment, for films and windows.
+        drawing: id of the real environment; vectors are drawn as it would show them (`wm_envs.drawing`), else as bars.
+            `metadata["drawn"]` says what frames are: decoded pixels, a drawing or bars.
     """
 
     metadata = {  # noqa: RUF012
@@ -72,6 +74,7 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         max_disagreement: float | None = None,
         precision: Literal["fp32", "bf16"] = "fp32",
         fps: float = 30,
+        drawing: str | None = None,
         render_mode: str | None = None,
     ) -> None:
         _check_arguments(num_envs, obs, temperature, horizon, precision)
@@ -87,11 +90,11 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         self.start = start
         self.cut_off, self.pessimism, self.max_disagreement = cut_off, pessimism, max_disagreement
         self.precision = precision
-        self.render_mode = render_mode
+        self.render_mode, self.drawing = render_mode, drawing
         self.autoreset = _autoreset_mode(autoreset_mode)
-        modes = ["rgb_array"] if is_image(model.obs_space) else []
-        self.metadata = {**self.metadata, "render_modes": modes, "render_fps": fps, "autoreset_mode": self.autoreset}
-        _check_render_mode(render_mode, modes, model)
+        drawn = how_drawn(drawing, model.obs_space)
+        self.metadata = {**self.metadata, "render_fps": fps, "autoreset_mode": self.autoreset, "drawn": drawn}
+        _check_render_mode(render_mode, self.metadata["render_modes"])
         self.single_observation_space = feat_space(model) if obs == "latent" else model.obs_space
         self.single_action_space = model.act_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -162,15 +165,10 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         return tuple(self.frames())
 
     def frames(self) -> Array:
-        """The rows decoded to pixels, (N, H, W, 3) uint8.
-
-        Raises:
-            ValueError: the model sees vectors.
-        """
-        _check_render_mode("rgb_array", self.metadata["render_modes"], self.model)
+        """The rows as pictures, (N, H, W, 3) uint8: `metadata["drawn"]` says which."""
         with torch.inference_mode():
-            frames: Array = self.model.decode(self._live()).cpu().numpy().copy()
-        return frames
+            obs = self.model.decode(self._live()).cpu().numpy()
+        return draw(self.drawing, self.model.obs_space, obs)
 
     def _seed(self, seed: int | list[int | None] | None, rows: NDArray[np.int64]) -> None:
         if seed is None:
@@ -261,9 +259,9 @@ class DreamEnv(gym.Env[Array, Any]):
         self, model: WorldModel, starts: dict[str, Latent], *, render_mode: str | None = None, **kwargs: Any
     ) -> None:
         self.envs = DreamVectorEnv(model, starts, 1, autoreset_mode=AutoresetMode.DISABLED, **kwargs)
-        modes = self.metadata["render_modes"] if self.envs.metadata["render_modes"] else []
-        self.metadata = {**self.metadata, "render_modes": modes, "render_fps": self.envs.metadata["render_fps"]}
-        _check_render_mode(render_mode, modes, model)
+        told = {name: self.envs.metadata[name] for name in ("render_fps", "drawn")}
+        self.metadata = {**self.metadata, **told}
+        _check_render_mode(render_mode, self.metadata["render_modes"])
         self.render_mode = render_mode
         self.observation_space = self.envs.single_observation_space
         self.action_space = self.envs.single_action_space
@@ -327,12 +325,7 @@ def _check_limits(cut_off: float, pessimism: float, max_disagreement: float | No
         raise ValueError(f"max_disagreement must be above 0, or None, got {max_disagreement}")
 
 
-def _check_render_mode(mode: str | None, modes: list[str], model: WorldModel) -> None:
-    if mode is not None and not modes:
-        raise ValueError(
-            f"render_mode must be None for a model that sees vectors {model.obs_space}, got {mode!r}; "
-            "dreams without pixels cannot be rendered yet"
-        )
+def _check_render_mode(mode: str | None, modes: list[str]) -> None:
     if mode is not None and mode not in modes:
         raise ValueError(f"render_mode must be None or one of {modes}, got {mode!r}")
 
