@@ -272,6 +272,7 @@ def load_sb3(
         ValueError: it is no zip of SB3, holds more than weights, or they do not fit; both shapes are named.
     """
     weights = _read_weights(Path(path))
+    kwargs["policy_kwargs"] = dict(kwargs.get("policy_kwargs") or {})  # SB3 writes in it.
     model = algo(policy, DreamVecEnv(env) if isinstance(env, VectorEnv) else env, **kwargs)
     own = model.policy.state_dict()
     problems = [
