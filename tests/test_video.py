@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import gymnasium as gym
@@ -15,12 +16,14 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
+from tiny import save_tiny
 from torch import Tensor
 from toy_env import Echo
 
 from policies.policy import RandomPolicy
 from wm_agents import video
-from wm_agents.video import Frame, Pair, compose, real_and_dream, record, write_video
+from wm_agents.pretrained import load_model, load_policy
+from wm_agents.video import Frame, Pair, compose, real_and_dream, record, record_real, write_video
 from wm_envs.real import make_real
 from wm_envs.registry import RealSpec
 from wm_envs.world_model import Latent, Step
@@ -63,8 +66,45 @@ class EchoModel:
         return torch.stack([latent["t"], latent["last"]], dim=1)
 
 
-def pairs_of(model: EchoModel, resync_every: int | None = None) -> list[Pair]:
-    envs = SyncVectorEnv([partial(make_real, ECHO)], autoreset_mode=AutoresetMode.DISABLED)
+class VectorEchoModel(EchoModel):
+    """The same of Echo's vectors."""
+
+    obs_space = Echo().observation_space
+
+    def encode(self, obs: Tensor, *args: object, **kwargs: object) -> Latent:
+        return {"t": obs[:, 0], "last": obs[:, 1]}
+
+    def decode(self, latent: Latent) -> Tensor:
+        return torch.stack([latent["t"], latent["last"]], dim=1)
+
+
+class Shown(Echo):
+    """Echo that renders itself: gray of 10 times the step, on one canvas that it draws over."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012
+    broken = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.canvas = np.zeros((40, 80, 3), np.uint8)
+
+    def render(self) -> Frame:
+        if self.broken:
+            raise ImportError("no such library")
+        self.canvas[:] = 10 * self.t
+        return self.canvas
+
+
+if "Shown-v0" not in gym.registry:
+    gym.register("Shown-v0", entry_point=Shown)
+SHOWN = RealSpec("Shown-v0", {"length": LENGTH})
+VECTORS = RealSpec("Echo-v0", {"length": LENGTH})
+
+
+def pairs_of(
+    model: EchoModel, resync_every: int | None = None, spec: RealSpec = ECHO, mode: str | None = None
+) -> list[Pair]:
+    envs = SyncVectorEnv([partial(make_real, spec, mode)], autoreset_mode=AutoresetMode.DISABLED)
     pairs = list(real_and_dream(envs, model, RandomPolicy(model.act_space), seed=3, resync_every=resync_every))
     envs.close()
     return pairs
@@ -243,12 +283,82 @@ def test_the_environment_is_closed_when_the_model_breaks(tmp_path: Path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_models_without_pixels_and_a_wrong_resync_are_refused(tmp_path: Path) -> None:
-    class Vector(EchoModel):
-        obs_space = gym.spaces.Box(-1, 1, (2,), np.float32)
-
-    policy = RandomPolicy(EchoModel.act_space)
-    with pytest.raises(ValueError, match=r"needs a model of \(H, W, 3\) uint8 pixels, got Box"):
-        record(tmp_path / "film.mp4", ECHO, Vector(), policy, seed=0)
+def test_a_wrong_resync_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="resync_every must be at least 1 step, or None, got 0"):
-        record(tmp_path / "film.mp4", ECHO, EchoModel(), policy, seed=0, resync_every=0)
+        record(tmp_path / "film.mp4", ECHO, EchoModel(), RandomPolicy(EchoModel.act_space), seed=0, resync_every=0)
+
+
+# Models of vectors, and the real environment alone
+
+
+def test_drawings_of_a_dream_stand_beside_the_real_environments_own_rendering_of_the_same_moment() -> None:
+    pairs = pairs_of(VectorEchoModel(), spec=SHOWN, mode="rgb_array")
+    assert [pair.real[0, 0, 0] for pair in pairs] == [10 * t for t in range(LENGTH + 1)]
+    for t, pair in enumerate(pairs):
+        assert pair.drawn and pair.dream.shape == (400, 400, 3)
+        # The first bar is the step count, bounds -100 and 100.
+        assert (pair.dream[:200, 50] != 255).any(axis=-1).sum() == pytest.approx(2 * t, abs=2)
+
+
+def test_real_vectors_without_a_rendering_are_drawn_too() -> None:
+    for pair in pairs_of(VectorEchoModel(), spec=VECTORS):
+        np.testing.assert_array_equal(pair.real, pair.dream)
+
+
+def test_a_rendering_is_brought_to_the_height_of_the_drawing() -> None:
+    real, dream = np.zeros((40, 80, 3), np.uint8), np.full((400, 400, 3), 255, np.uint8)
+    both = compose(Pair(real, dream, 0, 0, 0, False, drawn=True))
+    assert both.shape == (400 + 28, 800 + 400, 3)
+    assert (both[200, :800] == 0).all() and (both[200, 800:] == 255).all()
+
+
+def test_large_frames_with_even_sides_are_not_enlarged() -> None:
+    large = np.zeros((400, 600, 3), np.uint8)
+    assert compose(Pair(large, large, 0, 0, 0, False)).shape == (428, 1200, 3)
+
+
+def test_a_dream_of_vectors_is_filmed_at_the_real_speed(tmp_path: Path) -> None:
+    path = tmp_path / "film.mp4"
+    num = record(path, SHOWN, VectorEchoModel(), RandomPolicy(EchoModel.act_space), seed=0)
+    fps, _, frames = read(path)
+    assert (num, len(frames), fps) == (LENGTH + 1, LENGTH + 1, 20)
+    grays = [int(frame[200, 400, 0]) for frame in frames]
+    np.testing.assert_allclose(grays, 10 * np.arange(LENGTH + 1), atol=4)
+
+
+def test_a_saved_model_of_cart_pole_is_filmed(tmp_path: Path) -> None:
+    spec = RealSpec("CartPole-v1", max_episode_steps=6)
+    net, artifact = load_model(save_tiny(tmp_path / "model", spec))
+    assert record(tmp_path / "film.mp4", spec, net, load_policy(net, artifact), seed=0) == 7
+    frame = read(tmp_path / "film.mp4")[2][0]
+    assert frame.shape == (428, 1200, 3)
+    real, dream = frame[:400, :600].astype(int), frame[:400, 600:].astype(int)  # Of the same moment.
+    assert (real < 128).any() and (np.abs(real - dream).max(axis=-1) > 64).mean() < 0.005
+
+
+def test_the_real_environment_is_filmed_alone(tmp_path: Path) -> None:
+    class Counts(RandomPolicy):
+        def act(self, obs: np.ndarray) -> np.ndarray:
+            seen.append(obs[0, 0])
+            return super().act(obs)
+
+    seen: list[float] = []
+    assert record_real(tmp_path / "film.mp4", SHOWN, Counts(EchoModel.act_space), seed=0) == LENGTH + 1
+    fps, codec, frames = read(tmp_path / "film.mp4")
+    assert (fps, codec, frames[0].shape) == (20, "h264", (4 * 40 + 28, 4 * 80, 3))
+    np.testing.assert_allclose([int(f[80, 80, 0]) for f in frames], 10 * np.arange(LENGTH + 1), atol=4)
+    assert seen == list(range(LENGTH))  # It acts on observations, not on what is filmed.
+
+
+def test_an_environment_that_renders_nothing_is_filmed_as_drawn(tmp_path: Path) -> None:
+    assert record_real(tmp_path / "film.mp4", VECTORS, RandomPolicy(EchoModel.act_space), seed=0) == LENGTH + 1
+    assert read(tmp_path / "film.mp4")[2][0].shape == (428, 400, 3)
+
+
+def test_a_renderer_that_lacks_something_is_named_and_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Shown, "broken", True)
+    with pytest.warns(UserWarning, match="Shown-v0 cannot render itself here, its film is drawn instead: no such lib"):
+        record_real(tmp_path / "film.mp4", SHOWN, RandomPolicy(EchoModel.act_space), seed=0)
+    assert read(tmp_path / "film.mp4")[2][0].shape == (428, 400, 3)

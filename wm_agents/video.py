@@ -1,7 +1,8 @@
-"""Video of a real episode beside the dream of it, streamed to mp4."""
+"""Video of a real episode, beside the dream of it or alone, streamed to mp4."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
@@ -21,13 +22,14 @@ from policies.policy import Policy
 from policies.rollout import rollout
 from wm_agents.atomic import replacing
 from wm_envs.action import encode_action
-from wm_envs.real import is_image, make_real, to_rgb
+from wm_envs.drawing import draw
+from wm_envs.real import is_image, make_real
 from wm_envs.registry import RealSpec
 from wm_envs.world_model import Latent, WorldModel
 
 Frame = NDArray[np.uint8]
 SIDE = 384
-"""Frames are enlarged by a whole number to about this many pixels."""
+"""Frames are enlarged by a whole number to about this many pixels; larger ones stay as they are."""
 BAR = 28
 
 
@@ -42,6 +44,8 @@ class Pair(NamedTuple):
     """Steps since the dream last saw a real frame."""
     over: bool
     """The dream has come to an end of its own; it is dreamed on, but earns nothing."""
+    drawn: bool = False
+    """The dream is of vectors: its frame is a drawing and not decoded pixels."""
 
 
 def real_and_dream(
@@ -53,24 +57,29 @@ def real_and_dream(
     resync_every: int | None = None,
     temperature: float = 1.0,
     cut_off: float = 0.5,
+    drawing: str | None = None,
 ) -> Iterator[Pair]:
     """Play a real episode, and dream it: from the same frame, fed the same actions. T steps give T + 1 pairs.
 
     Args:
-        envs: the real environment, as a vector of one row.
+        envs: the real environment, as a vector of one row. Its own rendering is shown if it has `render_mode`
+            "rgb_array", else what it lets the policy see.
         controller: a policy on the model's latents.
         resync_every: steps after which the dream starts again from the real moment; None dreams the whole episode.
+        drawing: id of the real environment, for dreams of vectors (`wm_envs.drawing`).
     """
     policy = LatentPolicy(model, controller)
+    watched = Watched(envs, policy, drawing)
+    drawn = not is_image(model.obs_space)
     generator = torch.Generator(model.device).manual_seed(seed)
     dream: Latent | None = None
     earned, dreamed, age, over = 0.0, 0.0, 0, False
-    for step in rollout(envs, policy, seed=seed, policy_seed=seed):
+    for step in rollout(envs, watched, seed=seed, policy_seed=seed):
         if dream is None or age == resync_every:
-            # The policy has just acted on step.obs, so its latent is that of this very frame.
+            # The policy has just acted on step.obs, so its latent and watched.frame are of that very moment.
             assert policy.observer.latent is not None
             dream, dreamed, age, over = policy.observer.latent, earned, 0, False
-        yield Pair(step.obs[0], _draw(model, dream), earned, dreamed, age, over)
+        yield Pair(watched.frame, _dreamed(model, dream, drawing), earned, dreamed, age, over, drawn)
         act = torch.from_numpy(encode_action(model.act_space, step.act)).to(model.device)
         with torch.inference_mode():
             out = model.step(dream, act, temperature=temperature, generator=generator)
@@ -79,31 +88,70 @@ def real_and_dream(
         dreamed += 0.0 if over else float(out.rew[0])
         age, over = age + 1, over or bool(out.over(cut_off)[0])
     assert dream is not None
-    yield Pair(step.next_obs[0], _draw(model, dream), earned, dreamed, age, over)
+    yield Pair(watched.look(step.next_obs), _dreamed(model, dream, drawing), earned, dreamed, age, over, drawn)
+
+
+def real_alone(
+    envs: VectorEnv[Any, Any, Any], policy: Policy, *, seed: int, drawing: str | None = None
+) -> Iterator[tuple[Frame, float]]:
+    """Play a real episode: T steps give T + 1 frames, each with what was earned so far. `envs` as above."""
+    watched = Watched(envs, policy, drawing)
+    earned = 0.0
+    for step in rollout(envs, watched, seed=seed, policy_seed=seed):
+        yield watched.frame, earned
+        earned += float(step.rew[0])
+    yield watched.look(step.next_obs), earned
+
+
+class Watched:
+    """A policy, and the picture of the real moment that it last acted on."""
+
+    def __init__(self, envs: VectorEnv[Any, Any, Any], policy: Policy, drawing: str | None) -> None:
+        self.envs, self.policy, self.drawing = envs, policy, drawing
+
+    def reset(self, num: int, seed: int) -> None:
+        self.policy.reset(num, seed)
+
+    def act(self, obs: NDArray[Any]) -> NDArray[Any]:
+        self.frame = self.look(obs)
+        return self.policy.act(obs)
+
+    def look(self, obs: NDArray[Any]) -> Frame:
+        """The environment as it is now, which is when it gives `obs` (1, ...)."""
+        if self.envs.render_mode != "rgb_array":
+            return draw(self.drawing, self.envs.single_observation_space, obs[0])
+        frames: Any = self.envs.render()
+        return np.array(frames[0])  # Some renderers draw over their last frame.
 
 
 @torch.inference_mode()
-def _draw(model: WorldModel, latent: Latent) -> Frame:
-    frame: Frame = model.decode(latent)[0].cpu().numpy()
-    return frame
+def _dreamed(model: WorldModel, latent: Latent, drawing: str | None) -> Frame:
+    return draw(drawing, model.obs_space, model.decode(latent)[0].cpu().numpy())
 
 
 def compose(pair: Pair) -> Frame:
-    """Both frames, enlarged, side by side over a line of text."""
-    height, width = pair.real.shape[:2]
-    scale = max(SIDE // max(height, width) // 2 * 2, 2)  # Even, as mp4 wants its sides.
-    texts = [
-        f"real {pair.real_return:.0f}",
-        f"dream {pair.dream_return:.0f}{' (over)' if pair.over else ''}, {pair.age} steps from a real frame",
-    ]
-    panels = []
-    for frame, text in zip((pair.real, pair.dream), texts, strict=True):
-        big = cv2.resize(to_rgb(frame), (scale * width, scale * height), interpolation=cv2.INTER_NEAREST)
-        bar: Any = np.zeros((BAR, scale * width, 3), np.uint8)
-        cv2.putText(bar, text, (8, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
-        panels.append(np.concatenate([big, bar]))
-    both: Frame = np.concatenate(panels, axis=1)
+    """Both frames, enlarged, side by side over a line of text; the real one is made as high as the dream."""
+    real, (height, width, _) = pair.real, pair.dream.shape
+    if real.shape[0] != height:
+        width = max(2 * round(real.shape[1] * height / real.shape[0] / 2), 2)
+        real = np.asarray(cv2.resize(real, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+    how = f"{', drawn' if pair.drawn else ''}{', over' if pair.over else ''}"
+    text = f"dream {pair.dream_return:.0f}{how}, {pair.age} steps from a real frame"
+    both: Frame = np.concatenate([_panel(real, f"real {pair.real_return:.0f}"), _panel(pair.dream, text)], axis=1)
     return both
+
+
+def _panel(frame: Frame, text: str) -> Frame:
+    """A frame, enlarged, over a line of text; even sides, as mp4 wants them."""
+    height, width = frame.shape[:2]
+    scale = SIDE // max(height, width) // 2 * 2
+    if scale == 0:
+        scale = 1 if max(height, width) >= SIDE and height % 2 == width % 2 == 0 else 2
+    big = cv2.resize(frame, (scale * width, scale * height), interpolation=cv2.INTER_NEAREST)
+    bar: Any = np.zeros((BAR, scale * width, 3), np.uint8)
+    cv2.putText(bar, text, (8, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
+    panel: Frame = np.concatenate([big, bar])
+    return panel
 
 
 def write_video(path: Path, frames: Iterator[Frame], fps: float) -> int:
@@ -155,15 +203,44 @@ def record(
 ) -> int:
     """Write `real | dream` of one episode, at the real environment's speed; returns the number of frames.
 
-    Raises:
-        ValueError: the model does not see pixels.
+    A model of pixels is shown beside the frames that it sees; a drawing of a dream of vectors beside the environment's
+    own rendering, or a drawing of the real vectors if it has none.
     """
-    if not is_image(model.obs_space):
-        raise ValueError(f"a video needs a model of (H, W, 3) uint8 pixels, got {model.obs_space} of {spec.id}")
     if resync_every is not None and resync_every < 1:
         raise ValueError(f"resync_every must be at least 1 step, or None, got {resync_every}")
-    with closing(SyncVectorEnv([partial(make_real, spec)], autoreset_mode=AutoresetMode.DISABLED)) as envs:
+    with closing(_envs(spec, rendered=not is_image(model.obs_space))) as envs:
         how: dict[str, Any] = {"resync_every": resync_every, "temperature": temperature, "cut_off": cut_off}
-        pairs = real_and_dream(envs, model, controller, seed=seed, **how)
-        fps = envs.metadata["render_fps"]
-        return write_video(path, map(compose, pairs), fps)
+        pairs = real_and_dream(envs, model, controller, seed=seed, drawing=spec.id, **how)
+        return write_video(path, map(compose, pairs), envs.metadata["render_fps"])
+
+
+def record_real(path: Path, spec: RealSpec, policy: Policy, *, seed: int) -> int:
+    """Write one real episode as the environment renders it, or else as a drawing; returns the number of frames.
+
+    Args:
+        policy: on real observations, such as `pretrained.frame_policy` gives.
+    """
+    with closing(_envs(spec, rendered=True)) as envs:
+        moments = real_alone(envs, policy, seed=seed, drawing=spec.id)
+        frames = (_panel(frame, f"real {earned:.0f}") for frame, earned in moments)
+        return write_video(path, frames, envs.metadata["render_fps"])
+
+
+def _envs(spec: RealSpec, rendered: bool) -> SyncVectorEnv:
+    """The real environment as a vector of one row, with its own rendering where that is asked for and can be had."""
+    mode = "rgb_array" if rendered and _can_render(spec) else None
+    return SyncVectorEnv([partial(make_real, spec, mode)], autoreset_mode=AutoresetMode.DISABLED)
+
+
+def _can_render(spec: RealSpec) -> bool:
+    with closing(make_real(spec)) as env:
+        if "rgb_array" not in (env.metadata.get("render_modes") or []):
+            return False
+    try:
+        with closing(make_real(spec, "rgb_array")) as env:
+            env.reset(seed=0)
+            frame: Any = env.render()
+            return np.shape(frame)[2:] == (3,) and bool(frame.dtype == np.uint8)
+    except Exception as error:  # A library or a display may be missing; every renderer says so in its own way.
+        warnings.warn(f"{spec.id} cannot render itself here, its film is drawn instead: {error}", stacklevel=2)
+        return False
