@@ -1,0 +1,105 @@
+"""What is known of one task of a curriculum: every evaluation, where it stands, how long each phase took."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from wm_agents.promotion import Plateau, Promotion, Standing
+
+STATUS = {"solved": "SOLVED", "plateau": "PLATEAU_STOP", "max_generations": "MAX_GENERATIONS", None: "INCOMPLETE"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation in the real environment, and where the task stood after it."""
+
+    generation: int
+    returns: list[float]
+    seed: int
+    """Environment seed of the first episode; the others follow it."""
+    best: float
+    """The best mean of an evaluation so far."""
+    rolling: float | None
+    """Mean of the last five evaluations."""
+    num_bad: int
+    """Evaluations since the last improvement."""
+    solved: bool
+    dream_return: float | None
+    """What the controller earned in the dream it trains in."""
+    real_steps: int
+    """Agent steps of real episodes so far, evaluations included."""
+    elapsed_s: float
+    """Seconds that the run has taken so far, over all its starts."""
+    timestamp: str
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.returns))
+
+    @property
+    def std(self) -> float:
+        """Spread of the episodes (sample standard deviation)."""
+        return float(np.std(self.returns, ddof=1)) if len(self.returns) > 1 else 0.0
+
+
+@dataclass
+class Record:
+    """All that is known of one task; JSON by `to_dict`."""
+
+    name: str
+    env_id: str
+    folder: str
+    standing: Standing
+    evaluations: list[Evaluation] = field(default_factory=list)
+    phases: dict[str, float] = field(default_factory=dict)
+    """Seconds that each phase took, as measured."""
+    final: dict[str, Any] | None = None
+    """Score of the kept controller on held-out seeds."""
+    warm_start: dict[str, Any] | None = None
+    """What the encoder began from, and what that was worth."""
+    done: bool = False
+    """The task is through: reported and cleaned up."""
+
+    @classmethod
+    def new(cls, name: str, env_id: str, folder: str, promotion: Promotion, plateau: Plateau) -> Record:
+        return cls(name, env_id, folder, Standing(promotion, plateau))
+
+    @property
+    def threshold(self) -> float:
+        return self.standing.promotion.threshold
+
+    @property
+    def solved(self) -> bool:
+        return self.standing.verdict == "solved"
+
+    @property
+    def status(self) -> str:
+        return STATUS[self.standing.verdict]
+
+    @property
+    def last(self) -> Evaluation | None:
+        return self.evaluations[-1] if self.evaluations else None
+
+    @property
+    def best(self) -> float | None:
+        return None if self.last is None else self.last.best
+
+    @property
+    def generations(self) -> int:
+        """Generations trained, up to the last evaluation."""
+        return 0 if self.last is None else self.last.generation
+
+    @property
+    def solved_generation(self) -> int | None:
+        return next((e.generation for e in self.evaluations if e.solved), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Record:
+        standing = Standing.from_dict(values["standing"])
+        return cls(**{**values, "standing": standing, "evaluations": [Evaluation(**e) for e in values["evaluations"]]})

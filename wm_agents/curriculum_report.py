@@ -1,0 +1,221 @@
+"""What a curriculum leaves behind: snapshots, tables, curves. Made of records alone: a second call writes the same."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wm_agents.atomic import replacing, write_text
+from wm_agents.curriculum_record import Evaluation, Record
+from wm_agents.latex import latex_table
+
+
+def snapshot(record: Record, e: Evaluation) -> dict[str, Any]:
+    """One evaluation as JSON; null where there is no number yet."""
+    return {
+        "generation": e.generation,
+        "env_id": record.env_id,
+        "mean_reward": round(e.mean, 3),
+        "std_reward": round(e.std, 3),
+        "min_reward": min(e.returns),
+        "max_reward": max(e.returns),
+        "best_reward": round(e.best, 3),
+        "threshold": record.threshold,
+        "solved": e.solved,
+        "rolling_mean": _rounded(e.rolling),
+        "no_improvement_count": e.num_bad,
+        "episodes": [{"seed": e.seed + i, "reward": reward} for i, reward in enumerate(e.returns)],
+        "dream_reward": _rounded(e.dream_return),
+        "real_steps": e.real_steps,
+        "timestamp": e.timestamp,
+    }
+
+
+EVAL_PROGRESS = [
+    "generation", "mean_reward", "std_reward", "best_reward", "threshold", "solved", "rolling_mean",
+    "no_improvement_count",
+]  # fmt: skip
+
+
+def eval_progress(record: Record) -> str:
+    """`logs/eval_progress.csv` of one task: a row an evaluation."""
+    return as_csv([snapshot(record, e) for e in record.evaluations], EVAL_PROGRESS)
+
+
+PROGRESS = ["timestamp", "env_id", "generation", "mean_score", "best_score", "threshold", "solved", "time_elapsed"]
+
+
+def curriculum_progress(records: Iterable[Record]) -> str:
+    """`logs/curriculum_progress.csv`: a row an evaluation, of all tasks in order."""
+    rows = [
+        {
+            "timestamp": e.timestamp,
+            "env_id": record.env_id,
+            "generation": e.generation,
+            "mean_score": round(e.mean, 3),
+            "best_score": round(e.best, 3),
+            "threshold": record.threshold,
+            "solved": e.solved,
+            "time_elapsed": round(e.elapsed_s, 1),
+        }
+        for record in records
+        for e in record.evaluations
+    ]
+    return as_csv(rows, PROGRESS)
+
+
+def metrics_summary(records: Iterable[Record]) -> str:
+    """`report/metrics_summary.csv`: a row a task; "final" is the last evaluation."""
+    return as_csv([summary(record) for record in records], SUMMARY)
+
+
+SUMMARY = [
+    "env_id", "best_reward", "mean_final_reward", "std_final_reward", "solved_generation", "patience_used", "threshold",
+    "final_rolling_mean", "plateau_stopped", "total_generations", "completion_status", "extension_generations",
+    "real_steps",
+]  # fmt: skip
+
+
+def summary(record: Record) -> dict[str, Any]:
+    """One task in one row."""
+    last, plateau = record.last, record.standing.plateau
+    return {
+        "env_id": record.env_id,
+        "best_reward": None if last is None else round(last.best, 3),
+        "mean_final_reward": None if last is None else round(last.mean, 3),
+        "std_final_reward": None if last is None else round(last.std, 3),
+        "solved_generation": record.solved_generation,
+        "patience_used": plateau.num_bad,
+        "threshold": record.threshold,
+        "final_rolling_mean": None if last is None else _rounded(last.rolling),
+        "plateau_stopped": record.standing.verdict == "plateau",
+        "total_generations": record.generations,
+        "completion_status": record.status,
+        "extension_generations": 0 if plateau.extended_at is None else plateau.extension,
+        "real_steps": 0 if last is None else last.real_steps,
+    }
+
+
+def as_csv(rows: Iterable[dict[str, Any]], names: Sequence[str]) -> str:
+    """Rows under their names; nothing where there is no value."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def as_json(values: Any) -> str:
+    """Indented JSON that any reader takes.
+
+    Raises:
+        ValueError: NaN or an infinity, which JSON does not know.
+    """
+    return json.dumps(values, indent=2, allow_nan=False) + "\n"
+
+
+def write_report(record: Record, out: Path, runtime: Runtime) -> None:
+    """Write `metrics_summary.csv`, `learning_curve.png` and both tables of one task into `out`."""
+    write_text(out / "metrics_summary.csv", metrics_summary([record]))
+    write_text(out / "table_controller.tex", table_controller(record))
+    write_text(out / "table_runtime.tex", table_runtime(record, runtime))
+    draw_curve(record, out / "learning_curve.png")
+
+
+def draw_curve(record: Record, path: Path) -> None:
+    """Mean return by generation, the band of one standard deviation, the rolling mean and the threshold."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    at = [e.generation for e in record.evaluations]
+    mean, std = (np.array([getattr(e, name) for e in record.evaluations], float) for name in ("mean", "std"))
+    few = len(at) < 40
+    axes.plot(at, mean, color="C0", marker="o" if few else None, ms=4, label="mean return")
+    axes.fill_between(at, mean - std, mean + std, color="C0", alpha=0.2, lw=0, label="1 std of the episodes")
+    rolling = [(e.generation, e.rolling) for e in record.evaluations if e.rolling is not None]
+    if rolling:
+        axes.plot(*zip(*rolling), color="C1", lw=2, label="mean of 5 evaluations")
+    axes.axhline(record.threshold, color="C3", ls="--", label=f"threshold {record.threshold:g}")
+    if (solved := record.solved_generation) is not None:
+        axes.axvline(solved, color="C2", ls=":", label=f"solved at {solved}")
+    axes.set(xlabel="generation", ylabel="return in the real environment", title=f"{record.env_id}: {record.status}")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with replacing(path) as tmp:
+        figure.savefig(tmp, dpi=150, format="png")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What the times of a table were measured on."""
+
+    device: str
+    """cpu, cuda ..."""
+    precision: str
+    """bf16, fp32, tf32."""
+    hardware: str
+
+
+ROWS = 5
+"""Generations in a table of the controller."""
+
+
+def table_controller(record: Record) -> str:
+    """`Generation | Mean | Best | Solved? | Notes`, of evaluations spread over the run."""
+    num = len(record.evaluations)
+    picks = sorted({round(i) for i in np.linspace(0, num - 1, min(ROWS, num))}) if num else []
+    rows = []
+    for i in picks:
+        e = record.evaluations[i]
+        notes = []
+        if e.mean == record.best:
+            notes.append("best evaluation")
+        if e.solved:
+            notes.append("promoted")
+        elif i == num - 1:
+            notes.append(record.status.lower().replace("_", " "))
+        if e.rolling is not None:
+            notes.append(f"mean of 5: {e.rolling:.1f}")
+        rows.append(
+            [str(e.generation), f"{e.mean:.1f}", f"{e.best:.1f}", "yes" if e.solved else "no", ", ".join(notes)]
+        )
+    episodes = len(record.evaluations[0].returns) if num else 0
+    caption = f"Controller on {record.env_id}: {episodes} real episodes an evaluation, threshold {record.threshold:g}."
+    return latex_table(("Generation", "Mean", "Best", "Solved?", "Notes"), rows, caption, f"controller-{record.folder}")
+
+
+ON_DEVICE = ("vision", "memory", "evolve", "ppo", "learn", "dream", "train")
+"""Phases that compute on the run's device; the others play real episodes or write files, on the CPU."""
+
+
+def table_runtime(record: Record, runtime: Runtime) -> str:
+    """`Phase | Wallclock | Device | Precision`, as measured."""
+    rows = []
+    for phase, seconds in record.phases.items():
+        there = phase in ON_DEVICE
+        rows.append([phase, clock(seconds), runtime.device if there else "cpu", runtime.precision if there else "-"])
+    rows.append(["all", clock(sum(record.phases.values())), "", ""])
+    caption = f"Measured wall-clock time of {record.env_id} on {runtime.hardware}."
+    return latex_table(("Phase", "Wallclock", "Device", "Precision"), rows, caption, f"runtime-{record.folder}")
+
+
+def clock(seconds: float) -> str:
+    """`1 h 02 min`, `3 min 05 s`, `4.2 s`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
