@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
@@ -125,6 +127,39 @@ class RandomNetwork:
         bias = self.rng.standard_normal((num, self.hidden)) * 0.5
         w_out = self.rng.standard_normal((num, self.hidden, score_dim(self.space))) / np.sqrt(self.hidden)
         return 2 * w_in, bias, w_out
+
+
+class Mixture:
+    """Each episode is played by one of `policies`, drawn at its start: data of several kinds of behaviour."""
+
+    def __init__(self, policies: Sequence[Policy]) -> None:
+        if not policies:
+            raise ValueError("a mixture needs at least one policy, got none")
+        self.policies = list(policies)
+
+    def reset(self, num: int, seed: int) -> None:
+        rng = np.random.default_rng([seed, 2])  # Not the policies' own stream.
+        self.pick = rng.integers(len(self.policies), size=num)
+        for policy in self.policies:
+            policy.reset(num, seed)
+
+    def act(self, obs: Array) -> Array:
+        acts = np.stack([policy.act(obs) for policy in self.policies])  # (P, N, ...)
+        return acts[self.pick, np.arange(len(obs))]
+
+
+def explorer(env: gym.Env[Any, Any]) -> Policy:
+    """What plays before there is a controller.
+
+    Smooth actions in a Box. Choices are held for 1 to 4 steps, which meets more of what moves than longer holds do
+    (docs/log.md); where vectors are seen, half of the episodes are played by random networks.
+    """
+    space = env.action_space
+    if isinstance(space, spaces.Box):
+        return OrnsteinUhlenbeck(space)
+    held = HeldActions(space, 1, 4)
+    sees_vectors = len(env.observation_space.shape or ()) == 1
+    return Mixture([held, RandomNetwork(space)]) if sees_vectors else held
 
 
 class NoisyPolicy:

@@ -8,7 +8,18 @@ import pytest
 from gymnasium import spaces
 from gymnasium.envs.box2d.car_racing import CarRacing
 
-from policies.policy import HeldActions, NoisyPolicy, OrnsteinUhlenbeck, Policy, RandomNetwork, RandomPolicy
+from policies.policy import (
+    HeldActions,
+    Mixture,
+    NoisyPolicy,
+    OrnsteinUhlenbeck,
+    Policy,
+    RandomNetwork,
+    RandomPolicy,
+    explorer,
+)
+from wm_envs.real import make_real
+from wm_envs.registry import TASKS
 from wm_envs.wrappers import ActionRepeat
 
 CAR = spaces.Box(np.array([-1, 0, 0], np.float32), np.array([1, 1, 1], np.float32))
@@ -25,7 +36,7 @@ OBS = {"pixels": np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), np.ui
 def make_all(space: spaces.Space) -> list[Policy]:
     box = [OrnsteinUhlenbeck(space)] if isinstance(space, spaces.Box) else []
     plain = [RandomPolicy(space), HeldActions(space), RandomNetwork(space), *box]
-    return [*plain, NoisyPolicy(RandomNetwork(space), space, (0.5,))]
+    return [*plain, Mixture(plain), NoisyPolicy(RandomNetwork(space), space, (0.5,))]
 
 
 def run(policy: Policy, seed: int, num: int = 5, steps: int = 30, obs: np.ndarray = OBS["vector"]) -> np.ndarray:
@@ -93,6 +104,42 @@ def test_random_network_looks_and_is_redrawn_each_episode() -> None:
     assert not np.allclose(first, second)
     policy.reset(5, 1)
     assert not np.allclose(first, policy.act(OBS["pixels"]))
+
+
+class Always:
+    """Plays one choice."""
+
+    def __init__(self, choice: int) -> None:
+        self.choice = choice
+
+    def reset(self, num: int, seed: int) -> None:
+        self.num = num
+
+    def act(self, obs: np.ndarray) -> np.ndarray:
+        return np.full(self.num, self.choice)
+
+
+def test_a_mixture_draws_one_policy_for_each_whole_episode() -> None:
+    acts = run(Mixture([Always(0), Always(1), Always(2)]), seed=0, num=5, steps=9)
+    assert (acts == acts[0]).all()
+    policy, picks = Mixture([Always(0), Always(1)]), []
+    for seed in range(200):
+        policy.reset(1, seed)
+        picks.append(int(policy.act(OBS["vector"][:1])[0]))
+    assert np.mean(picks) == pytest.approx(0.5, abs=0.1)
+    with pytest.raises(ValueError, match="at least one policy"):
+        Mixture([])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_has_an_explorer(name: str) -> None:
+    env = make_real(TASKS[name].real)
+    policy, obs = explorer(env), env.reset(seed=0)[0]
+    policy.reset(1, 0)
+    assert env.action_space.contains(policy.act(obs[None])[0])
+    env.close()
+    kinds = {"CarRacing": OrnsteinUhlenbeck, "Pong": HeldActions, "Breakout": HeldActions}
+    assert type(policy) is kinds.get(name, Mixture)
 
 
 def test_no_noise_leaves_the_policy_alone() -> None:
