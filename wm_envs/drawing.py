@@ -41,7 +41,7 @@ def draw(env_id: str | None, space: gym.Space[Any], obs: NDArray[Any]) -> Frame:
     if obs.shape == shape:
         frame: Frame = draw(env_id, space, obs[None])[0]
         return frame
-    if obs.shape[1:] != shape or obs.ndim != len(shape) + 1:
+    if obs.shape[1:] != shape:
         raise ValueError(f"obs must be {shape} or (N, {', '.join(map(str, shape))}) to be drawn, got {obs.shape}")
     if is_image(space):
         return to_rgb(obs).copy()
