@@ -124,9 +124,7 @@ def test_no_display_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_pixels_of_an_environment_without_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"CartPole-v1: observations must be .* uint8 pixels.* for size=64, got Box"
-    ):
+    with pytest.raises(ValueError, match=r"CartPole-v1: observations must be .* uint8 pixels.* for size=64, got Box"):
         make_real(RealSpec("CartPole-v1", size=64))
 
 
@@ -311,3 +309,18 @@ def test_the_ale_that_is_not_there_is_asked_for(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "ale_py", None)
     with pytest.raises(ImportError, match=r"ALE/Pong-v5 needs the ALE: pip install 'gymnasium\[atari\]'"):
         make_real(TASKS["Pong"].real)
+
+
+@pytest.mark.parametrize(
+    ("spec", "fps"),
+    [
+        (RealSpec("ALE/Pong-v5"), 15),
+        (RealSpec("ale_py:ALE/Pong-v5", {"frameskip": 1}, action_repeat=2), 30),
+        (RealSpec("ale_py:ALE/Pong-v5", {"frameskip": (2, 4)}), 20),
+        (CAR, 12.5),
+    ],
+)
+def test_the_speed_is_that_of_the_machine_it_emulates(spec: RealSpec, fps: float) -> None:
+    env = make_real(spec)
+    assert env.metadata["render_fps"] == fps
+    env.close()

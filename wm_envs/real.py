@@ -98,8 +98,8 @@ def _make(spec: RealSpec, render_mode: str | None) -> gym.Env[Any, Any]:
     rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     env: gym.Env[Any, Any] = gym.make(spec.id, disable_env_checker=True, **rendering, **spec.kwargs)
     fps = env.metadata.get("render_fps", 30)
-    if ale and isinstance(skip := gym.spec(spec.id).kwargs | spec.kwargs, dict) and "frameskip" in skip:
-        fps = ALE_FPS / np.mean(skip["frameskip"])  # Its own number holds for a frame skip of 2.
+    if ale and env.spec is not None:
+        fps = ALE_FPS / float(np.mean(env.spec.kwargs["frameskip"]))  # Its own number holds for a frame skip of 2.
     env.metadata = {**env.metadata, "render_fps": float(fps) / spec.action_repeat}
     return env
 
