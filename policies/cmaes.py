@@ -56,6 +56,8 @@ class Generation(NamedTuple):
     best: float
     sigma: float
     wall_s: float
+    weights: Array
+    """The distribution's mean (D,)."""
 
 
 class Evolution:
@@ -156,9 +158,12 @@ def evolve(
     cfg: CMAConfig,
     *,
     state: Path | None = None,
-    on_generation: Callable[[Generation], None] | None = None,
+    on_generation: Callable[[Generation], bool | None] | None = None,
 ) -> Evolution:
-    """Run the generations that are left; with `state` the run goes on where it was stopped, to the generation."""
+    """Run the generations that are left; with `state` the run goes on where it was stopped, to the generation.
+
+    `on_generation` may return True to stop.
+    """
     evolution = Evolution.load(state, cfg) if state is not None and state.exists() else Evolution(x0, cfg)
     while evolution.generation < cfg.generations:
         began = time.perf_counter()
@@ -168,8 +173,9 @@ def evolve(
         if state is not None:
             evolution.save(state)
         if on_generation is not None:
-            wall_s = time.perf_counter() - began
-            on_generation(Generation(index, float(values.mean()), float(values.max()), evolution.sigma, wall_s))
+            wall_s, means = time.perf_counter() - began, (float(values.mean()), float(values.max()))
+            if on_generation(Generation(index, *means, evolution.sigma, wall_s, evolution.mean)):
+                break
     return evolution
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -62,6 +62,22 @@ class LinearPolicy:
         rows = torch.from_numpy(np.ascontiguousarray(obs, np.float32)).view(p, -1, f)
         outs = torch.baddbmm(self._bias, rows, self._matrix)
         return to_actions(self.space, outs.flatten(0, 1).numpy(), self.squash)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights by name, for a safetensors file."""
+        return {"weights": torch.from_numpy(self.weights)}
+
+    def about(self) -> dict[str, str]:
+        """What the tensors do not say, for the file's metadata."""
+        return {"kind": "linear", "squash": ",".join(self.squash)}
+
+    @classmethod
+    def from_tensors(
+        cls, act_space: gym.Space[Any], tensors: Mapping[str, Tensor], about: Mapping[str, str]
+    ) -> LinearPolicy:
+        """The policy that `tensors` and `about` were taken from."""
+        squash = tuple(about["squash"].split(",")) if about["squash"] else ()
+        return cls(act_space, tensors["weights"].float().numpy(), squash)
 
 
 def num_params(space: gym.Space[Any], feat_dim: int) -> int:

@@ -28,7 +28,7 @@ from policies.rollout import EVAL_SEED
 from wm_agents.evaluate import evaluate_real
 from wm_agents.evolve import evolve_in_dream, show_generations
 from wm_agents.hardware import describe
-from wm_agents.improve import RECIPES
+from wm_agents.recipe import RECIPES
 from wm_agents.models.vmc import MDRNN, VMC
 from wm_agents.pretrained import frame_policy, load_model, load_starts, real_spec, save_model
 from wm_agents.progress import Bar

@@ -23,7 +23,7 @@ from wm_agents import cli, commands
 from wm_agents import evaluate as evaluating
 from wm_agents.checkpoint import load_artifact
 from wm_agents.data.collect import CollectConfig, CollectSummary
-from wm_agents.improve import RECIPES, ImproveConfig
+from wm_agents.recipe import RECIPES, ImproveConfig
 from wm_agents.training.config import TrainingConfig
 from wm_envs.registry import RealSpec
 

@@ -23,12 +23,18 @@ from tiny import ArenaHere
 
 from policies.cmaes import CMAConfig
 from wm_agents import improve as improving
+from wm_agents import learn as learning
 from wm_agents.data import worker
+from wm_agents.data.dataset import Dataset
 from wm_agents.data.worker import Shared
-from wm_agents.improve import ImproveConfig, Improvement, improve
+from wm_agents.improve import Improvement, improve
+from wm_agents.models.ensemble import EnsembleConfig
 from wm_agents.models.vmc import VMCConfig
+from wm_agents.ppo import PPOConfig
 from wm_agents.pretrained import cached_model, load_model, load_policy, load_starts
+from wm_agents.recipe import ImproveConfig
 from wm_agents.runlog import read_metrics
+from wm_agents.training import ensemble as fit_members
 from wm_agents.training.config import TrainingConfig
 from wm_envs.registry import RealSpec
 
@@ -40,6 +46,7 @@ POLE = ImproveConfig(
     rounds=2,
     random_steps=300,
     round_steps=150,
+    family="vmc",
     model=VMCConfig(vision="identity", hidden=16),
     vision=TRAINING,
     memory=TRAINING,
@@ -50,8 +57,17 @@ POLE = ImproveConfig(
     starts=64,
     procs=1,
 )
+MEMBERS = replace(
+    POLE,
+    family="ensemble",
+    ensemble=EnsembleConfig(members=2, hidden=16),
+    dynamics=TRAINING,
+    controller="ppo",
+    ppo=PPOConfig(iterations=4, envs=8, steps=16, batch_size=64, net=(8,)),
+)
 CAR = replace(
     POLE,
+    family="auto",
     spec=RealSpec("CarRacing-v3", size=32, action_repeat=4, max_episode_steps=30),
     rounds=1,
     random_steps=100,
@@ -119,7 +135,7 @@ def test_a_run_leaves_a_model_its_scores_and_how_it_came_about(tmp_path: Path) -
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["seeds"] == {"collect": 1, "judge": 900_000} and record["starts"][0]["hardware"]["cores"] >= 1
     names = {name for row in read_metrics(tmp_path / "metrics.jsonl") for name in row}
-    assert {"collect/return", "memory/val", "evolve/dream", "judge/real", "dream/return"} <= names
+    assert {"collect/return", "learn/val_memory", "control/dream", "judge/real", "dream/return"} <= names
 
 
 @pytest.mark.usefixtures("at_home")
@@ -155,14 +171,14 @@ def killing(function: Callable[..., Any], at: int) -> Callable[..., Any]:
 # Where a kill strikes: (what is called, the call that is the last).
 KILLS: list[tuple[Any, str, int]] = [
     (improving, "collect", 1),  # All shards landed, not yet noted.
-    (improving, "encode_dataset", 1),
-    (improving, "make_starts", 1),  # M is fitted, not yet saved.
-    (Improvement, "_report", 3),  # In the middle of a generation's bookkeeping.
+    (learning, "encode_dataset", 1),
+    (learning, "make_starts", 1),  # M is fitted, not yet saved.
+    (Improvement, "_look", 3),  # In the middle of a generation's bookkeeping.
     (improving, "evolve_in_dream", 1),
     (improving, "evaluate_real", 1),
     (improving, "collect", 1),  # Of round 1 from here on.
-    (Improvement, "_note", 3),
-    (Improvement, "_report", 2),
+    (Improvement, "_note", 2),
+    (Improvement, "_look", 2),
     (improving, "write_json", 1),
 ]
 
@@ -267,8 +283,62 @@ def test_a_run_killed_for_good_in_the_middle_of_stages_ends_as_one_that_was_not(
         wait_for(proc, path.exists)
         proc.kill()
         proc.wait()
-    assert json.loads((killed / "state.json").read_text())["stage"] in ("evolve", "judge")
+    assert json.loads((killed / "state.json").read_text())["stage"] in ("control", "judge")
     finish(launch(tmp_path, which, killed), tmp_path)
     assert equal(learned(killed), learned(whole))
     if which == "car":
         assert list(killed.glob("round-00/vision/samples/*.png")) and (killed / "round-00/real_vs_dream.mp4").exists()
+
+
+# The same for an ensemble and PPO. What PPO has learned is kept, the moments of its optimizer are not.
+MEMBER_KILLS: list[tuple[Any, str, int]] = [
+    (improving, "collect", 1),
+    (fit_members, "read_moves", 1),
+    (fit_members, "make_starts", 1),
+    (improving, "ppo_in_dream", 1),
+    (improving, "evaluate_real", 1),
+    (Improvement, "_note", 2),
+    (improving, "write_json", 1),
+]
+
+
+@pytest.mark.usefixtures("at_home")
+def test_an_ensemble_and_ppo_survive_kills_too(tmp_path: Path) -> None:
+    whole = run(MEMBERS, tmp_path / "whole")
+    for owner, name, at in MEMBER_KILLS:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(owner, name, killing(getattr(owner, name), at))
+            with pytest.raises(Killed):
+                run(MEMBERS, tmp_path / "killed")
+    resumed = run(MEMBERS, tmp_path / "killed")
+    assert equal(learned(tmp_path / "killed"), learned(tmp_path / "whole"))
+    assert resumed["real"] == whole["real"] and resumed["policy"] == "mlp"
+
+
+@pytest.mark.usefixtures("at_home")
+@pytest.mark.parametrize("cfg", [POLE, MEMBERS], ids=["linear", "ppo"])
+def test_a_look_at_the_controller_comes_on_time_and_may_end_the_run(tmp_path: Path, cfg: ImproveConfig) -> None:
+    seen: list[improving.Check] = []
+
+    def look(check: improving.Check) -> bool:
+        model, artifact = load_model(check.model)
+        assert load_policy(model, artifact) and check.wall_s["collect"] > 0
+        seen.append(check)
+        return check.generation == 6
+
+    cached_model.cache_clear()
+    cfg = replace(cfg, out=str(tmp_path), check_every=2, rounds=3)
+    result = improve(cfg, Console(file=io.StringIO()), look)
+    assert [(check.generation, check.round) for check in seen] == [(2, 0), (4, 0), (6, 1)]
+    assert result["round"] == 1 and not (tmp_path / "round-02").exists()
+    assert seen[0].real_steps < seen[2].real_steps <= result["real_steps"]
+
+
+@pytest.mark.usefixtures("at_home")
+def test_a_run_without_a_judge_keeps_its_last_round(tmp_path: Path) -> None:
+    result = run(replace(MEMBERS, judge_episodes=0), tmp_path)
+    assert result["round"] == 1 and result["real_steps"] == len_of(tmp_path / "data")
+
+
+def len_of(data: Path) -> int:
+    return Dataset(data).num_steps

@@ -83,7 +83,7 @@ def dream(model: VMC, steps: int = 5) -> torch.Tensor:
     shown = []
     for t in range(steps):
         act = torch.full((4, model.memory.actions), 0.1 * t)
-        latent, rew, cont = model.step(latent, act, generator=generator)
+        latent, rew, cont, *_ = model.step(latent, act, generator=generator)
         shown.append(torch.cat([model.feat(latent), rew[:, None], cont[:, None], model.decode(latent).flatten(1)], 1))
     return torch.stack(shown)
 
@@ -209,7 +209,7 @@ def test_a_missing_policy_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"family": "tdmpc9"}, "family must be 'vmc', got 'tdmpc9'; upgrade this package"),
+        ({"family": "tdmpc9"}, "family must be one of 'vmc', 'ensemble', got 'tdmpc9'; upgrade this package"),
         ({"family": None}, "lacks 'family'"),
         ({"spaces": None}, "lacks 'spaces'"),
         ({"model": {"vision": "identity", "depth": 3}}, "unexpected keyword argument 'depth'"),

@@ -95,7 +95,7 @@ def test_imagine_is_repeated_step(model: Toy | VMC) -> None:
         got = imagine(model, start, acts, temperature=1.3, generator=torch.Generator().manual_seed(2))
         generator, latent = torch.Generator().manual_seed(2), start
         for t in range(6):
-            latent, rew, cont = model.step(latent, acts[t], temperature=1.3, generator=generator)
+            latent, rew, cont, *_ = model.step(latent, acts[t], temperature=1.3, generator=generator)
             assert torch.equal(got.rewards[t], rew) and torch.equal(got.continues[t], cont)
             assert all(torch.equal(got.latents[t + 1][key], leaf) for key, leaf in latent.items())
     assert len(got.latents) == 7 and got.latents[0] is start

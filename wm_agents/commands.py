@@ -21,9 +21,10 @@ from wm_agents.evaluate import dream_horizon
 from wm_agents.evaluate import evaluate as judge
 from wm_agents.evolve import evolve_artifact
 from wm_agents.flags import Parser, flat, value_of
-from wm_agents.improve import RECIPES, ImproveConfig, explore, explore_with
+from wm_agents.improve import explore, explore_with
 from wm_agents.improve import improve as improve_rounds
-from wm_agents.pretrained import POLICY, load_model, load_policy, real_spec
+from wm_agents.pretrained import load_model, load_policy, real_spec
+from wm_agents.recipe import RECIPES, ImproveConfig
 from wm_agents.video import record
 from wm_envs.registry import TASKS, RealSpec
 
@@ -136,6 +137,49 @@ def evaluate(model: str, episodes: int = 100, seed: int = EVAL_SEED, procs: int 
     print(f"gap    {result['gap']:.1f} over {episodes} episodes, seeds from {seed}; {result['wall_s']} s")
 
 
+def fidelity(
+    model: str,
+    out: str = "outputs/fidelity",
+    episodes: int | None = None,
+    seed: int = EVAL_SEED,
+    procs: int = 2,
+    quick: bool = False,
+    train_temperatures: tuple[float, ...] = (),
+    generations: int = 60,
+    run: str | None = None,
+    as_json: bool = False,
+) -> None:
+    """Measure how far a model's dream is what really comes: frames, rewards, ends, returns, order of policies.
+
+    Args:
+        model: a model directory, or the name of a shipped model or dream.
+        out: where fidelity.html and fidelity.json go.
+        episodes: real episodes of each policy; by default 8, or 1 with --quick.
+        seed: first environment seed, at least 1,000,000.
+        procs: processes.
+        quick: eight policies and fewer dreams: a first look in about a minute.
+        train_temperatures: evolve controllers in dreams of these temperatures too and judge them for real, `[0.7,1.3]`.
+        generations: of CMA-ES for each of those.
+        run: the folder of the run that made the model; by default the one it lies in.
+        as_json: what fidelity.json holds, on stdout.
+    """
+    from wm_agents.fidelity.report import DATA, PAGE, fidelity_report  # Matplotlib would slow every command's start.
+
+    result = fidelity_report(
+        model,
+        Path(out),
+        episodes=episodes,
+        procs=procs,
+        quick=quick,
+        seed=seed,
+        train_temperatures=train_temperatures,
+        generations=generations,
+        run=None if run is None else Path(run),
+        console=console,
+    )
+    print(json.dumps(result) if as_json else f"{Path(out) / PAGE}, {Path(out) / DATA}")
+
+
 def video(model: str, out: str = "real_vs_dream.mp4", seed: int = EVAL_SEED, resync_every: int | None = 50) -> None:
     """Film a real episode beside the dream of it, fed the same actions.
 
@@ -173,7 +217,7 @@ def demo(out: str = "outputs/demo", generations: int = 120, episodes: int = 8, p
 
 def usual_squash(artifact: Artifact) -> tuple[str, ...] | None:
     """The squashing of the artifact's own controller, or else of the recipe of its task."""
-    _, about = artifact.policies.get(POLICY, ({}, {}))
+    _, about = artifact.policies.get("linear", ({}, {}))
     if about.get("squash"):
         return tuple(about["squash"].split(","))
     spec = real_spec(artifact)
@@ -209,6 +253,10 @@ def run(name: str, args: list[str]) -> None:
 # Flags whose names Python does not take as an argument's.
 FLAGS: dict[str, dict[str, dict[str, Any]]] = {
     "evaluate": {"as_json": {"flag": "--json", "action": "store_true", "help": "one JSON object on stdout"}},
+    "fidelity": {
+        "as_json": {"flag": "--json", "action": "store_true", "help": "what fidelity.json holds, on stdout"},
+        "quick": {"flag": "--quick", "action": "store_true", "help": "eight policies and fewer dreams: a first look"},
+    },
     "evolve": {
         "where": {"flag": "--in", "choices": ["dream", "real"], "default": "dream", "help": "where episodes are played"}
     },

@@ -16,9 +16,9 @@ from wm_agents.atomic import write_json
 from wm_agents.evaluate import evaluate_dream, evaluate_real
 from wm_agents.evolve import evolve_in_dream, show_generations
 from wm_agents.hardware import describe
-from wm_agents.improve import RECIPES
 from wm_agents.pretrained import frame_policy, load_model, load_starts, real_spec
 from wm_agents.progress import Bar
+from wm_agents.recipe import RECIPES
 from wm_agents.runlog import versions
 from wm_agents.video import record
 

@@ -16,7 +16,7 @@ from policies.play import Job, Played, play
 from policies.policy import Policy
 from policies.rollout import EVAL_SEED, returns, rollout
 from wm_agents.checkpoint import Artifact
-from wm_agents.pretrained import POLICY, frame_policy, load_model, load_policy, load_starts, real_spec
+from wm_agents.pretrained import frame_policy, load_model, load_policy, load_starts, real_spec
 from wm_agents.progress import Bar
 from wm_agents.runlog import versions
 from wm_envs.dream import DreamVectorEnv
@@ -80,6 +80,7 @@ def evaluate_dream(
     seed: int,
     horizon: int | None,
     temperature: float = 1.0,
+    cut_off: float = 0.5,
 ) -> Score:
     """Play dreamed episodes of the policy on latents, all at once, from first frames of real episodes."""
     if horizon is None:
@@ -91,6 +92,7 @@ def evaluate_dream(
         obs="latent",
         horizon=horizon,
         temperature=temperature,
+        cut_off=cut_off,
         autoreset_mode=AutoresetMode.DISABLED,
     )
     return Score([round(float(r), 3) for r in returns(rollout(envs, policy, seed=seed))])
@@ -111,13 +113,18 @@ def evaluate(
     began = time.perf_counter()
     net, artifact = load_model(model)
     policy, spec = load_policy(net, artifact), real_spec(artifact)
-    how = {"temperature": artifact.config["temperature"], "horizon": dream_horizon(artifact)}
+    cfg = artifact.config
+    how = {
+        "temperature": cfg["temperature"],
+        "horizon": dream_horizon(artifact),
+        "cut_off": cfg.get("cut_off", 0.5),
+    }
     # The dream comes first: it takes seconds, and what is wrong with a model shows there.
     dream = evaluate_dream(net, load_starts(artifact), policy, episodes=episodes, seed=seed, **how)
     real = evaluate_real(spec, partial(frame_policy, model), range(seed, seed + episodes), procs, console)
     return {
         "model": model,
-        "policy": POLICY,
+        "policy": policy.about()["kind"],
         "real": {"env": spec.id, "episodes": episodes, "seed": seed, **real.to_dict()},
         "dream": {"episodes": episodes, "seed": seed, **how, **dream.to_dict()},
         "gap": round(dream.mean - real.mean, 3),

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from rich.console import Console
@@ -19,13 +18,13 @@ from policies.linear import LinearPolicy, num_params
 from policies.play import Arena
 from wm_agents.checkpoint import Artifact, model_card, save_artifact, sha256
 from wm_agents.hardware import has_bf16
-from wm_agents.pretrained import POLICY, frame_policy, load_model, load_starts, real_spec
+from wm_agents.pretrained import POLICIES, frame_policy, load_model, load_starts, real_spec
 from wm_agents.progress import Bar
 from wm_agents.runlog import start_run
 from wm_envs.dream import DreamVectorEnv
 from wm_envs.world_model import Latent, WorldModel
 
-OnGeneration = Callable[[Generation], None]
+OnGeneration = Callable[[Generation], bool | None]
 
 
 class Evolved(NamedTuple):
@@ -45,6 +44,9 @@ def evolve_in_dream(
     squash: tuple[str, ...] | None = None,
     sees: slice = slice(None),
     temperature: float = 1.0,
+    cut_off: float = 0.5,
+    pessimism: float = 0.0,
+    max_disagreement: float | None = None,
     stall: int | None = None,
     state: Path | None = None,
     on_generation: OnGeneration | None = None,
@@ -65,6 +67,9 @@ def evolve_in_dream(
         obs="latent",
         temperature=temperature,
         horizon=horizon,
+        cut_off=cut_off,
+        pessimism=pessimism,
+        max_disagreement=max_disagreement,
         autoreset_mode=AutoresetMode.DISABLED,
         precision="bf16" if has_bf16(model.device) else "fp32",
     )
@@ -75,6 +80,11 @@ def evolve_in_dream(
     evolution = evolve(score, x0, cfg, state=state, on_generation=on_generation)
     weights = widen(unflatten(evolution.mean, model.act_space))
     return Evolved(LinearPolicy(model.act_space, weights, squash), float(evolution.told[-1].mean()))
+
+
+def controller_at(flat: NDArray[np.float64], model: WorldModel, squash: tuple[str, ...] | None) -> LinearPolicy:
+    """The controller that flat parameters of an evolution stand for."""
+    return LinearPolicy(model.act_space, unflatten(flat, model.act_space), squash)
 
 
 def evolve_in_real(
@@ -152,11 +162,12 @@ def evolve_artifact(
 
 def save_with_policy(out: Path, artifact: Artifact, policy: LinearPolicy, facts: dict[str, Any]) -> None:
     """Write `artifact` to `out` as it is, but for its controller and for the card, which tells `facts` of that one."""
-    new = {"weights": torch.from_numpy(policy.weights)}, {"kind": "linear", "squash": ",".join(policy.squash)}
     card = model_card(out.name, facts, f"A model with a new controller. Score it with `wm evaluate {out}`.")
     if (old := artifact.path / "README.md").exists():
         card += f"\n## The card it came with, scores of an earlier controller included\n\n{old.read_text()}"
-    save_artifact(out, artifact.config, artifact.tensors, artifact.starts, card, {**artifact.policies, POLICY: new})
+    others = {name: old for name, old in artifact.policies.items() if name not in POLICIES}
+    policies = others | {"linear": (policy.tensors(), policy.about())}
+    save_artifact(out, artifact.config, artifact.tensors, artifact.starts, card, policies)
 
 
 def show_generations(bar: Bar) -> OnGeneration:

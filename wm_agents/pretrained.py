@@ -8,13 +8,13 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from policies.latent import LatentPolicy
 from policies.linear import LinearPolicy
+from policies.mlp import MLPPolicy
 from wm_agents.checkpoint import Artifact, ArtifactError, load_artifact, load_weights, save_artifact
-from wm_agents.models.vmc import VMC, VMCConfig
+from wm_agents.factory import Model, build
 from wm_agents.runlog import versions
 from wm_agents.space import space_from_dict, space_to_dict
 from wm_envs.dream import DreamEnv, DreamVectorEnv
@@ -23,7 +23,8 @@ from wm_envs.registry import TASKS, RealSpec
 from wm_envs.world_model import Latent, WorldModel
 
 STORE = Path(__file__).parent / "store"
-POLICY = "linear"
+POLICIES: dict[str, type[LinearPolicy] | type[MLPPolicy]] = {"linear": LinearPolicy, "mlp": MLPPolicy}
+"""Controllers on latents by kind; an artifact keeps one in `policy_<kind>.safetensors`."""
 FIELDS = ("family", "model", "spaces", "real", "temperature", "horizon")
 """What config.json must say of a dream."""
 
@@ -48,7 +49,7 @@ def model_path(model: str) -> Path:
     raise FileNotFoundError(f"model must be a directory with a config.json or one of {sorted(names)}, got {model!r}")
 
 
-def load_model(model: str | Path, device: str = "cpu") -> tuple[VMC, Artifact]:
+def load_model(model: str | Path, device: str = "cpu") -> tuple[Model, Artifact]:
     """Load a model ready to dream, and the artifact it came from.
 
     Raises:
@@ -58,11 +59,9 @@ def load_model(model: str | Path, device: str = "cpu") -> tuple[VMC, Artifact]:
     cfg = artifact.config
     if lacking := [name for name in FIELDS if name not in cfg]:
         raise ArtifactError(f"{artifact.path / 'config.json'} lacks {', '.join(map(repr, lacking))}; it is no dream's")
-    if cfg["family"] != "vmc":
-        raise ArtifactError(f"{artifact.path}: family must be 'vmc', got {cfg['family']!r}; upgrade this package")
     try:
         obs_space, act_space = (space_from_dict(cfg["spaces"][name]) for name in ("obs", "act"))
-        net = VMC(VMCConfig(**cfg["model"]), obs_space, act_space)
+        net = build(cfg["family"], cfg["model"], obs_space, act_space)
     except (TypeError, KeyError, ValueError) as error:
         raise ArtifactError(
             f"{artifact.path / 'config.json'} describes no model of this version: {error}; upgrade this package"
@@ -78,31 +77,35 @@ def real_spec(artifact: Artifact) -> RealSpec:
 
 def save_model(
     path: Path,
-    model: VMC,
+    model: Model,
     spec: RealSpec,
     starts: dict[str, Latent],
     *,
     horizon: int | None,
     card: str,
-    policy: LinearPolicy | None = None,
+    policy: LinearPolicy | MLPPolicy | None = None,
+    cut_off: float = 0.5,
     half: bool = False,
 ) -> None:
-    """Write a model, where its dreams start and, if there is one, the policy that learned in them."""
+    """Write a model, where its dreams start and, if there is one, the policy that learned in them.
+
+    Args:
+        horizon: steps after which dreams are truncated, None for never.
+        cut_off: dreams end where the model's `cont` falls below this.
+    """
     config = {
-        "family": "vmc",
+        "family": model.family,
         "model": model.cfg.to_dict(),
         "spaces": {"obs": space_to_dict(model.obs_space), "act": space_to_dict(model.act_space)},
         "real": spec.to_dict(),
         "temperature": 1.0,
         "horizon": horizon,
+        "cut_off": cut_off,
         "fps": _fps(spec),
         "versions": versions(),
     }
     flat = {f"{bank}/{key}": leaf.cpu() for bank, latent in starts.items() for key, leaf in latent.items()}
-    policies = {}
-    if policy is not None:
-        weights = {"weights": torch.from_numpy(policy.weights)}
-        policies[POLICY] = (weights, {"kind": "linear", "squash": ",".join(policy.squash)})
+    policies = {} if policy is None else {policy.about()["kind"]: (policy.tensors(), policy.about())}
     save_artifact(path, config, model.state_dict(), flat, card, policies, half=half)
 
 
@@ -122,24 +125,24 @@ def load_starts(artifact: Artifact) -> dict[str, Latent]:
     return banks
 
 
-def load_policy(model: WorldModel, artifact: Artifact, name: str = POLICY) -> LinearPolicy:
-    """The controller on latents that the artifact carries.
+def load_policy(model: WorldModel, artifact: Artifact, kind: str | None = None) -> LinearPolicy | MLPPolicy:
+    """The controller on latents that the artifact carries, or the one of `kind`.
 
     Raises:
-        ValueError: it carries none of that name.
+        ValueError: it carries none.
     """
-    if name not in artifact.policies:
-        raise ValueError(
-            f"{artifact.path}: policy must be one of {sorted(artifact.policies)}, got {name!r}; "
-            "`wm evolve` gives a model a controller"
-        )
-    tensors, about = artifact.policies[name]
-    squash = tuple(about["squash"].split(",")) if about["squash"] else ()
-    return LinearPolicy(model.act_space, tensors["weights"].float().numpy(), squash)
+    kinds = sorted(artifact.policies.keys() & POLICIES.keys())
+    if not kinds:
+        raise ValueError(f"{artifact.path} carries no controller; `wm evolve` gives it one")
+    kind = kind or kinds[0]
+    if kind not in kinds:
+        raise ValueError(f"{artifact.path}: policy must be one of {kinds}, got {kind!r}")
+    tensors, about = artifact.policies[kind]
+    return POLICIES[kind].from_tensors(model.act_space, tensors, about)
 
 
 @lru_cache(maxsize=2)
-def cached_model(model: str) -> tuple[VMC, Artifact]:
+def cached_model(model: str) -> tuple[Model, Artifact]:
     """`load_model`, kept: worker processes ask for the same model at every episode."""
     return load_model(model)
 
@@ -160,6 +163,7 @@ def _dream_arguments(model: str, device: str, kwargs: dict[str, Any]) -> dict[st
     defaults = {
         "temperature": artifact.config["temperature"],
         "horizon": limit if limit is not None else artifact.config["horizon"],
+        "cut_off": artifact.config.get("cut_off", 0.5),
         "fps": artifact.config["fps"],
         "drawing": artifact.config["real"]["id"],
     }

@@ -1,0 +1,127 @@
+"""How each family of world model learns from all data so far, in one round of the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from wm_agents.checkpoint import load_weights
+from wm_agents.data.dataset import Dataset
+from wm_agents.factory import Model
+from wm_agents.models import ensemble, vmc
+from wm_agents.pretrained import load_model
+from wm_agents.recipe import SEEDS_A_ROUND, ImproveConfig
+from wm_agents.training import ensemble as fit_members
+from wm_agents.training.callbacks import Callback
+from wm_agents.training.config import TrainingConfig
+from wm_agents.training.vmc import encode_dataset, fit_memory, fit_vision, make_starts, set_reward_scale
+from wm_envs.real import is_image
+from wm_envs.world_model import Latent
+
+
+class Learned(NamedTuple):
+    """Where dreams start from now, and the best validation loss of each part."""
+
+    starts: dict[str, Latent]
+    val: dict[str, float]
+
+
+class Lesson(NamedTuple):
+    """What a round has to learn from."""
+
+    cfg: ImproveConfig
+    dataset: Dataset
+    round: int
+    run_dir: Path
+    """Where the trainings of this round keep what they resume from."""
+    callbacks: Callable[[str], tuple[Callback, ...]]
+    """Those that watch a part's training, by its name."""
+
+    @property
+    def recent(self) -> NDArray[np.int64]:
+        """Episodes of the last rounds, which dreams start in."""
+        since = self.cfg.seed + (self.round - self.cfg.start_rounds + 1) * SEEDS_A_ROUND
+        return np.flatnonzero(np.array(self.dataset.seeds) >= since)
+
+    @property
+    def rng(self) -> np.random.Generator:
+        return np.random.default_rng([self.cfg.seed, self.round])
+
+
+def new_model(cfg: ImproveConfig, obs_space: gym.Space[Any], act_space: gym.Space[Any]) -> Model:
+    """An untrained model of the family that fits, its V taken from `cfg.warm_start` where that has one to give."""
+    torch.manual_seed(cfg.seed)
+    family = cfg.family if cfg.family != "auto" else ("vmc" if is_image(obs_space) else "ensemble")
+    if family == "ensemble":
+        return ensemble.Ensemble(cfg.ensemble, obs_space, act_space)
+    model = vmc.VMC(cfg.model if is_image(obs_space) else _for_vectors(cfg.model), obs_space, act_space)
+    if cfg.warm_start is not None:
+        take_vision(model, cfg.warm_start)
+    return model
+
+
+def take_vision(model: vmc.VMC, source: str) -> bool:
+    """Take over V's weights from the model `source` if it has a V of the same shapes; tells whether it had."""
+    other, _ = load_model(source)
+    if not isinstance(other, vmc.VMC) or isinstance(model.vision, vmc.Identity):
+        return False
+    own, given = model.vision.state_dict(), other.vision.state_dict()
+    if {name: w.shape for name, w in own.items()} != {name: w.shape for name, w in given.items()}:
+        return False
+    load_weights(model.vision, given)
+    return True
+
+
+def learn(model: Model, lesson: Lesson) -> Learned:
+    """Fit `model` to the data; a training that was stopped goes on from where it was."""
+    if isinstance(model, ensemble.Ensemble):
+        return _learn_ensemble(model, lesson)
+    return _learn_vmc(model, lesson)
+
+
+def _learn_vmc(model: vmc.VMC, lesson: Lesson) -> Learned:
+    """V on frames, until it has seen enough; then M on all data through the present V."""
+    cfg, val = lesson.cfg, {}
+    if lesson.round < cfg.vision_rounds:
+        training = cfg.vision if lesson.round == 0 else _half(cfg.vision)
+        run_dir = lesson.run_dir / "vision"
+        result = fit_vision(model, lesson.dataset, training, run_dir, lesson.callbacks("vision"))
+        load_weights(model.vision, load_file(run_dir / "best.safetensors"))
+        val["vision"] = result.best_val or 0.0
+    data = encode_dataset(model, lesson.dataset)
+    if lesson.round == 0:
+        set_reward_scale(model, data)
+    memory = fit_memory(model, data, cfg.memory, lesson.run_dir / "memory", cfg.window, lesson.callbacks("memory"))
+    val["memory"] = memory.best_val or 0.0
+    return Learned(make_starts(model, data, cfg.starts, lesson.rng, lesson.recent), val)
+
+
+def _learn_ensemble(model: ensemble.Ensemble, lesson: Lesson) -> Learned:
+    """All members, from fresh weights: what the first data taught them would stand in the way."""
+    cfg, scale = lesson.cfg, model.scale
+    torch.manual_seed(cfg.seed + lesson.round)
+    fresh = ensemble.Ensemble(cfg.ensemble, model.obs_space, model.act_space)
+    fresh.scale.load_state_dict(scale.state_dict())
+    model.load_state_dict(fresh.state_dict())
+    data = fit_members.read_moves(model, lesson.dataset)
+    first, callbacks = lesson.round == 0, lesson.callbacks("dynamics")
+    run_dir = lesson.run_dir / "dynamics"
+    result = fit_members.fit_ensemble(model, data, cfg.dynamics, run_dir, first=first, callbacks=callbacks)
+    starts = fit_members.make_starts(data, cfg.starts, lesson.rng, lesson.recent)
+    return Learned(starts, {"dynamics": result.best_val or 0.0})
+
+
+def _for_vectors(cfg: vmc.VMCConfig) -> vmc.VMCConfig:
+    return replace(cfg, vision="identity")
+
+
+def _half(cfg: TrainingConfig) -> TrainingConfig:
+    return cfg.replace(updates=max(cfg.updates // 2, 1), lr=cfg.lr / 2)

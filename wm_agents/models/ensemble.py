@@ -1,0 +1,253 @@
+"""A probabilistic ensemble for vector observations, after PETS (Chua et al. 2018) and MBPO (Janner et al. 2019).
+
+Each member predicts from (obs, act) whether the episode ends, what is earned then, and otherwise, as a Gaussian, how
+the observation changes; what that change earns is read off the move itself. Ends come first because a crash shows in
+what it does to the velocity, which no Gaussian around the usual change would ever draw. A dream follows a member drawn
+anew at each step; how far the members are apart is the doubt that pessimistic dreams act on.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any, ClassVar, NamedTuple, cast
+
+import gymnasium as gym
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wm_agents.training.loss import LossOutput
+from wm_envs.action import act_dim
+from wm_envs.world_model import Generator, Latent, Step, draw_normal
+
+
+@dataclass(frozen=True)
+class EnsembleConfig:
+    """Sizes and loss weights of an ensemble."""
+
+    members: int = 5
+    hidden: int = 256
+    layers: int = 2
+    """Hidden layers of each of the two networks of a member."""
+    term_weight: float = 5.0
+    """Weight of the rare terminal steps in the cross-entropy; it is taken out of the odds again when dreaming."""
+
+    def __post_init__(self) -> None:
+        for name in ("members", "hidden", "layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"EnsembleConfig.{name} must be at least 1, got {getattr(self, name)}")
+        if not self.term_weight > 0:
+            raise ValueError(f"EnsembleConfig.term_weight must be above 0, got {self.term_weight}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Moves(NamedTuple):
+    """Steps, each member's own or (M = 1) the same for all: obs, act -> rew, next_obs."""
+
+    obs: Tensor
+    """(M, B, D)"""
+    act: Tensor
+    """(M, B, A), encoded"""
+    rew: Tensor
+    """(M, B)"""
+    term: Tensor
+    """(M, B), 1 where the step ended the episode"""
+    next_obs: Tensor
+
+
+class Ensemble(nn.Module):
+    """The world model: latent {obs (B, D)} in the observation's own units, feat the same in units of its spread."""
+
+    family: ClassVar[str] = "ensemble"
+
+    def __init__(self, cfg: EnsembleConfig, obs_space: gym.Space[Any], act_space: gym.Space[Any]) -> None:
+        super().__init__()
+        if not isinstance(obs_space, gym.spaces.Box) or len(obs_space.shape) != 1:
+            raise ValueError(f"an ensemble needs a Box of vectors, got {obs_space}; use the family 'vmc' for pixels")
+        self.cfg = cfg
+        self.obs_space: gym.Space[Any] = obs_space
+        self.act_space = act_space
+        self.actions = act_dim(act_space)
+        self.feat_dim = dim = obs_space.shape[0]
+        self.future = EnsembleMLP(cfg, dim + self.actions, 2 * dim + 2)
+        self.reward = EnsembleMLP(cfg, 2 * dim + self.actions, 1)
+        self.scale = Scale(dim)
+        self.dtype = torch.from_numpy(obs_space.low).dtype
+        for name in ("low", "high"):
+            self.register_buffer(name, torch.from_numpy(getattr(obs_space, name).copy()).float(), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.scale.obs_mean.device
+
+    def initial(self, num: int) -> Latent:
+        return {"obs": torch.zeros(num, self.feat_dim, device=self.device)}
+
+    def encode(
+        self, obs: Tensor, latent: Latent | None = None, act: Tensor | None = None, first: Tensor | None = None
+    ) -> Latent:
+        """Take in an observation: it says all there is to say, whatever came before."""
+        if tuple(obs.shape[1:]) != (self.feat_dim,):
+            raise ValueError(f"obs must be (B, {self.feat_dim}), got {tuple(obs.shape)}")
+        return {"obs": obs.float()}
+
+    def step(self, latent: Latent, act: Tensor, *, temperature: float = 1.0, generator: Generator = None) -> Step:
+        """Dream one step; tau multiplies the variance, and at 0 the members' mean is followed."""
+        obs, scale = latent["obs"], self.scale
+        if tuple(act.shape) != (len(obs), self.actions):
+            raise ValueError(
+                f"act must be {(len(obs), self.actions)} for {self.act_space}, got {tuple(act.shape)}; "
+                "encode_action() turns the env's own actions into it"
+            )
+        x = torch.cat([scale.normal(obs), act], dim=1)
+        ahead = self.foresee(x)
+        noise = draw_normal(len(obs), self.feat_dim + 2, generator, obs.device) if temperature > 0 else None
+        change = ahead.mean.mean(0) if noise is None else _draw(ahead, noise, temperature)
+        next_obs = scale.plausible(obs + change * scale.change_std)
+        # The reward is read off the very move that is dreamed, snapped and bounded as it is.
+        rew = self.earn(x, (next_obs - obs) / scale.change_std)
+        chance = torch.sigmoid(ahead.end - math.log(self.cfg.term_weight)).mean(0)
+        # A normal's own quantile is uniform.
+        end = chance > (0.5 if noise is None else torch.special.ndtr(noise[:, -1]))
+        apart = torch.cat([ahead.mean.var(0, correction=0), rew.var(0, correction=0)[:, None]], dim=1).mean(1).sqrt()
+        earned = torch.where(end, ahead.end_rew.mean(0) * scale.end_rew, rew.mean(0) * scale.rew)
+        return Step({"obs": next_obs}, earned, 1 - chance, end, apart)
+
+    def decode(self, latent: Latent) -> Tensor:
+        obs = torch.clamp(latent["obs"], self.low, self.high)  # type: ignore[arg-type]
+        return (obs if self.dtype.is_floating_point else obs.round()).to(self.dtype)
+
+    def feat(self, latent: Latent) -> Tensor:
+        return (latent["obs"] - self.scale.feat_mean) / self.scale.feat_std
+
+    def foresee(self, x: Tensor) -> Future:
+        """Normalised (obs, act), (B, D + A) or (M, B, D + A), to what each member expects."""
+        out = self.future(x).float()
+        mean, logvar, rest = out.split([self.feat_dim, self.feat_dim, 2], dim=-1)
+        return Future(mean, -10 + 12 * torch.sigmoid(logvar), *rest.unbind(-1))
+
+    def earn(self, x: Tensor, change: Tensor) -> Tensor:
+        """What each member pays for a move that goes on, (M, B), in units of `scale.rew`."""
+        return cast(Tensor, self.reward(torch.cat([x, change], dim=-1)).float().squeeze(-1))
+
+    def loss(self, moves: Moves) -> LossOutput:
+        """Likelihood of change and reward where the episode went on, the end's cross-entropy and its reward; summed."""
+        scale, term, on = self.scale, moves.term, 1 - moves.term
+        x = torch.cat([scale.normal(moves.obs), moves.act], dim=-1)
+        change = (moves.next_obs - moves.obs) / scale.change_std
+        ahead, rew = self.foresee(x), self.earn(x, change)
+        nll = 0.5 * ((change - ahead.mean).square() * (-ahead.logvar).exp() + ahead.logvar).mean(-1)
+        weight = 1 + (self.cfg.term_weight - 1) * term
+        bce = F.binary_cross_entropy_with_logits(ahead.end, term.expand_as(ahead.end), reduction="none") * weight
+        parts = {
+            "change": _mean(nll, on),
+            "rew": _mean((rew - moves.rew / scale.rew).square(), on),
+            "end_rew": _mean((ahead.end_rew - moves.rew / scale.end_rew).square(), term),
+            "term": bce.mean(),
+        }
+        return LossOutput(torch.stack(list(parts.values())).sum(), parts, {})
+
+
+class Future(NamedTuple):
+    """What the members expect of (obs, act)."""
+
+    mean: Tensor
+    """(M, B, D) of the change if the episode goes on, in units of `Scale.change_std`"""
+    logvar: Tensor
+    end: Tensor
+    """(M, B), a logit"""
+    end_rew: Tensor
+    """(M, B) the reward if it ends, in units of `Scale.end_rew`"""
+
+
+def _mean(values: Tensor, where: Tensor) -> Tensor:
+    """Mean over the members of their means over the rows `where` is 1."""
+    return ((values * where).sum(-1) / where.sum(-1).clamp(min=1)).mean()
+
+
+def _draw(ahead: Future, noise: Tensor, temperature: float) -> Tensor:
+    """A change (B, D) from the Gaussian of one member, drawn for each row."""
+    members, _, dim = ahead.mean.shape
+    pick = (torch.special.ndtr(noise[:, dim]) * members).long().clamp(max=members - 1)
+    index = pick[None, :, None].expand(1, -1, dim)
+    spread: float = temperature**0.5
+    return ahead.mean.gather(0, index)[0] + (0.5 * ahead.logvar.gather(0, index)[0]).exp() * spread * noise[:, :dim]
+
+
+class Scale(nn.Module):
+    """Units that data are learned in, and what is plausible at all."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        one, zero = torch.ones(dim), torch.zeros(dim)
+        self.feat_mean, self.feat_std, self.obs_mean, self.obs_std, self.change_std = zero, one, zero, one, one
+        self.seen_low, self.seen_high, self.two_valued = zero - torch.inf, zero + torch.inf, zero
+        self.rew, self.end_rew = torch.ones(()), torch.ones(())
+        for name in list(vars(self)):
+            if isinstance(value := getattr(self, name), Tensor):
+                delattr(self, name)
+                self.register_buffer(name, value.clone())
+
+    def normal(self, obs: Tensor) -> Tensor:
+        return (obs - self.obs_mean) / self.obs_std
+
+    def plausible(self, obs: Tensor) -> Tensor:
+        """Inside what was ever seen and a fifth beyond; a dimension that only has two values takes the nearer one."""
+        margin = 0.2 * (self.seen_high - self.seen_low)
+        inside = obs.clamp(self.seen_low - margin, self.seen_high + margin)
+        high = obs > (self.seen_low + self.seen_high) / 2
+        return torch.where(self.two_valued > 0, torch.where(high, self.seen_high, self.seen_low), inside)
+
+    def fit(self, obs: Tensor, next_obs: Tensor, rew: Tensor, term: Tensor, first: bool) -> None:
+        """Set all units from steps (N, ...); those of feat, which controllers rely on, from the `first` data alone."""
+        self.obs_mean.copy_(obs.mean(0))
+        self.obs_std.copy_(_spread(obs))
+        self.change_std.copy_(_spread(next_obs - obs))
+        both = torch.cat([obs, next_obs])
+        self.seen_low.copy_(both.min(0).values)
+        self.seen_high.copy_(both.max(0).values)
+        at_bounds = (both == self.seen_low) | (both == self.seen_high)
+        self.two_valued.copy_((at_bounds.all(0) & (self.seen_low < self.seen_high)).float())
+        on, ends = rew[term == 0], rew[term > 0]
+        self.rew.fill_(_size(on))
+        self.end_rew.fill_(_size(ends))
+        if first:
+            self.feat_mean.copy_(self.obs_mean)
+            self.feat_std.copy_(self.obs_std)
+
+
+def _spread(x: Tensor) -> Tensor:
+    std = x.std(0)
+    return torch.where(std > 1e-6, std, torch.ones_like(std))
+
+
+def _size(rew: Tensor) -> float:
+    """Root mean square: a reward of 1 at every step has no spread."""
+    size = float(rew.double().square().mean().sqrt()) if len(rew) else 0.0
+    return size if size > 0 else 1.0
+
+
+class EnsembleMLP(nn.Module):
+    """`members` networks of their own weights in one batched product: (B, I), (1, B, I) or (M, B, I) to (M, B, O)."""
+
+    def __init__(self, cfg: EnsembleConfig, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        dims = [in_dim, *[cfg.hidden] * cfg.layers, out_dim]
+        pairs = list(pairwise(dims))
+        self.weights = nn.ParameterList(nn.Parameter(_uniform(cfg.members, i, o, fan_in=i)) for i, o in pairs)
+        self.biases = nn.ParameterList(nn.Parameter(_uniform(cfg.members, 1, o, fan_in=i)) for i, o in pairs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x.expand(len(self.weights[0]), -1, -1)
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            out = torch.baddbmm(bias, F.silu(out) if i else out, weight)
+        return out
+
+
+def _uniform(members: int, rows: int, cols: int, fan_in: int) -> Tensor:
+    """As nn.Linear begins."""
+    return (2 * torch.rand(members, rows, cols) - 1) / fan_in**0.5

@@ -1,0 +1,115 @@
+"""Proximal policy optimisation (Schulman et al. 2017) by Stable-Baselines3, in a batch of dreams."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import VecMonitor
+
+from policies.mlp import MLPPolicy
+from policies.sb3 import DreamVecEnv, to_mlp
+from wm_agents.atomic import write_tensors
+from wm_agents.checkpoint import load_weights, read_tensors
+from wm_agents.hardware import has_bf16
+from wm_envs.dream import DreamVectorEnv
+from wm_envs.world_model import Latent, WorldModel
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """An iteration is `envs` x `steps` dreamed steps and `epochs` passes over them."""
+
+    iterations: int = 60
+    envs: int = 256
+    steps: int = 64
+    batch_size: int = 2048
+    epochs: int = 4
+    lr: float = 5e-4
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    ent_coef: float = 0.01
+    net: tuple[int, ...] = (64, 64)
+    """Hidden units of actor and critic, tanh between."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "envs", "steps", "batch_size", "epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"PPOConfig.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("gamma", "gae_lambda"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"PPOConfig.{name} must be above 0 and at most 1, got {getattr(self, name)}")
+        if not self.lr > 0:
+            raise ValueError(f"PPOConfig.lr must be above 0, got {self.lr}")
+
+
+class Iteration(NamedTuple):
+    """What one iteration reports."""
+
+    number: int
+    mean: float
+    """Mean return of the last 100 dreams that ended."""
+    wall_s: float
+    policy: MLPPolicy
+
+
+def ppo_in_dream(
+    model: WorldModel,
+    starts: dict[str, Latent],
+    cfg: PPOConfig,
+    *,
+    state: Path,
+    before: Path | None = None,
+    on_iteration: Callable[[Iteration], bool | None] | None = None,
+    **dream: Any,
+) -> Iteration:
+    """Train an MLP on latents until `cfg.iterations` are done; the last one comes back.
+
+    Args:
+        state: file that a killed run goes on from: networks, and how many iterations they have seen. The optimizer's
+            moments are not in it.
+        before: the state of an earlier run whose networks this one begins with.
+        on_iteration: may return True to stop.
+        dream: further arguments of `DreamVectorEnv`: horizon, start, temperature, pessimism and so on.
+    """
+    dream |= {"obs": "latent", "precision": "bf16" if has_bf16(model.device) else "fp32"}
+    envs = DreamVectorEnv(model, starts, cfg.envs, **dream)
+    learner = _make(cfg, envs)
+    done = 0
+    for file in (state, before):
+        if file is not None and file.exists():
+            tensors, about = read_tensors(file)
+            load_weights(learner.policy, tensors)
+            done = int(about["iterations"]) if file == state else 0
+            break
+    iteration = Iteration(done, np.nan, 0.0, to_mlp(learner))
+    while iteration.number < cfg.iterations:
+        began = time.perf_counter()
+        learner.learn(cfg.envs * cfg.steps, reset_num_timesteps=False)  # One rollout and its update.
+        wall_s, number = time.perf_counter() - began, iteration.number + 1
+        iteration = Iteration(number, _mean_return(learner), wall_s, to_mlp(learner))
+        write_tensors(state, learner.policy.state_dict(), {"iterations": str(number)})
+        if on_iteration is not None and on_iteration(iteration):
+            break
+    return iteration
+
+
+def _make(cfg: PPOConfig, envs: DreamVectorEnv) -> PPO:
+    values = asdict(cfg)
+    names = {"steps": "n_steps", "epochs": "n_epochs", "lr": "learning_rate"}
+    for name in ("iterations", "envs"):
+        values.pop(name)
+    net = {"net_arch": list(values.pop("net"))}
+    kwargs = {names.get(name, name): value for name, value in values.items()}
+    return PPO("MlpPolicy", VecMonitor(DreamVecEnv(envs)), policy_kwargs=net, device="cpu", **kwargs)
+
+
+def _mean_return(learner: PPO) -> float:
+    ended = [info["r"] for info in learner.ep_info_buffer or ()]
+    return float(np.mean(ended)) if ended else float("nan")

@@ -1,0 +1,156 @@
+"""What the improvement loop is told, and the settings that shipped dreams were made with."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from policies.cmaes import CMAConfig
+from wm_agents.models.ensemble import EnsembleConfig
+from wm_agents.models.vmc import VMCConfig
+from wm_agents.ppo import PPOConfig
+from wm_agents.training.config import TrainingConfig
+from wm_envs.registry import TASKS, RealSpec
+
+SEEDS_A_ROUND = 20_000
+JUDGE_SEED = 900_000
+"""Model selection's own seeds: never collected, never the held-out ones."""
+
+VISION = TrainingConfig(updates=4000, batch_size=64, lr=2e-3, schedule="onecycle")
+MEMORY = TrainingConfig(updates=3000, batch_size=64, lr=1e-3, schedule="onecycle", grad_clip=1.0)
+DYNAMICS = TrainingConfig(
+    updates=4000, batch_size=256, lr=1e-3, schedule="onecycle", grad_clip=10.0, precision="fp32", log_every=100
+)
+
+
+@dataclass(frozen=True)
+class ImproveConfig:
+    """One run of the loop."""
+
+    spec: RealSpec
+    out: str
+    rounds: int = 8
+    random_steps: int = 60_000
+    """Agent steps of exploration before the first round."""
+    round_steps: int = 30_000
+    """Agent steps with the last controller, before each further round."""
+    stall: int | None = None
+    """Collected episodes are cut after so many steps without reward."""
+    noise: tuple[float, ...] = (0.0, 0.3, 0.6)
+    """Exploration noise on the controller, one level drawn an episode."""
+    family: Literal["auto", "vmc", "ensemble"] = "auto"
+    """`vmc` for pixels or what needs a memory, `ensemble` for vectors that tell all; auto goes by the observation."""
+    model: VMCConfig = field(default_factory=VMCConfig)
+    vision: TrainingConfig = VISION
+    vision_rounds: int = 3
+    """V is fitted in the first rounds and then kept, so that latents hold still; refits take half the updates."""
+    warm_start: str | None = None
+    """A model whose V this one's begins with, where their shapes agree."""
+    memory: TrainingConfig = MEMORY
+    window: int = 64
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
+    dynamics: TrainingConfig = DYNAMICS
+    """How an ensemble is fitted, anew in every round."""
+    controller: Literal["linear", "ppo"] = "linear"
+    """`linear`: CMA-ES as in the paper; `ppo`: a small network by Stable-Baselines3."""
+    cma: CMAConfig = field(default_factory=CMAConfig)
+    squash: tuple[str, ...] | None = None
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    horizon: int = 150
+    """Steps of a dream that the controller learns in."""
+    temperature: float = 1.0
+    pessimism: float = 0.0
+    """The dream's reward is lowered by so much times the ensemble's disagreement."""
+    max_disagreement: float | None = None
+    """A dream ends where the ensemble disagrees more."""
+    dream_stall: int | None = None
+    """A dream earns CMA-ES nothing more after so many steps without reward: models are too hopeful about lost cars."""
+    judge_episodes: int = 24
+    """Real episodes that each round's controller is judged on, for choosing the round; 0 keeps the last round."""
+    final_episodes: int = 100
+    """Held-out episodes that the chosen controller is scored on."""
+    check_every: int | None = None
+    """Generations (PPO: iterations) between the looks that a caller takes at a controller in training."""
+    starts: int = 512
+    """Latents in each bank that dreams start from; a shipped model keeps the first 512."""
+    start_rounds: int = 4
+    """Dreams start from moments of the last rounds' episodes only: where the controller goes now."""
+    seed: int = 1
+    procs: int = 2
+    max_gb: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name, low in (("rounds", 1), ("judge_episodes", 0), ("final_episodes", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        if self.check_every is not None and self.check_every < 1:
+            raise ValueError(f"check_every must be at least 1, or None, got {self.check_every}")
+        end = self.seed + self.rounds * SEEDS_A_ROUND
+        if self.seed < 0 or end > JUDGE_SEED:
+            raise ValueError(
+                f"{self.rounds} rounds from seed {self.seed:,} collect up to seed {end:,}; those from {JUDGE_SEED:,} "
+                "up are for judging. Use a lower seed or fewer rounds"
+            )
+
+    @property
+    def generations(self) -> int:
+        """Of the controller's training in one round."""
+        return self.ppo.iterations if self.controller == "ppo" else self.cma.generations
+
+    def to_dict(self) -> dict[str, Any]:
+        values = asdict(self)
+        for machine_only in ("out", "procs", "rounds", "max_gb"):
+            values.pop(machine_only)
+        return values
+
+
+RECIPES = {
+    "CarRacing": ImproveConfig(
+        TASKS["CarRacing"].real,
+        out="runs/carracing",
+        rounds=12,
+        round_steps=25_000,
+        stall=150,
+        memory=replace(MEMORY, updates=2000, batch_size=32),
+        window=128,
+        cma=CMAConfig(rollouts=32, generations=130),
+        squash=("tanh", "sigmoid", "clip"),
+        horizon=250,
+        dream_stall=8,
+        starts=4096,
+    ),
+    "CartPole": ImproveConfig(
+        TASKS["CartPole"].real,
+        out="runs/cartpole",
+        rounds=1,
+        random_steps=1000,
+        controller="ppo",
+        horizon=200,
+        judge_episodes=0,
+        starts=4096,
+    ),
+    "Acrobot": ImproveConfig(
+        TASKS["Acrobot"].real,
+        out="runs/acrobot",
+        rounds=2,
+        random_steps=5000,
+        round_steps=4000,
+        controller="ppo",
+        horizon=200,
+        judge_episodes=10,
+        starts=4096,
+    ),
+    "LunarLander": ImproveConfig(
+        TASKS["LunarLander"].real,
+        out="runs/lunarlander",
+        rounds=10,
+        random_steps=20_000,
+        round_steps=10_000,
+        noise=(0.0, 0.1, 0.3),
+        controller="ppo",
+        ppo=PPOConfig(gamma=0.995, gae_lambda=0.97),
+        horizon=200,
+        starts=4096,
+    ),
+}
+"""Settings to begin a task with; the last rounds of the shipped dreams had these (scripts/reference/ has them all)."""

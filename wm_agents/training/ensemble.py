@@ -1,0 +1,120 @@
+"""How an ensemble is fitted to a dataset of vectors, and where its dreams start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wm_agents.data.dataset import Dataset, split_episodes
+from wm_agents.models.ensemble import Ensemble, Moves
+from wm_agents.training.callbacks import Callback
+from wm_agents.training.config import TrainingConfig
+from wm_agents.training.trainer import Trainer, TrainingResult
+from wm_envs.action import encode_action
+from wm_envs.world_model import Latent
+
+VAL_FRACTION = 0.05
+
+
+class MoveSet(NamedTuple):
+    """Every step of a dataset: obs[i], act[i] -> rew[i], next_obs[i], in the order of its episodes."""
+
+    obs: Tensor
+    """(N, D)"""
+    act: Tensor
+    """(N, A), encoded"""
+    rew: Tensor
+    """(N,)"""
+    term: Tensor
+    next_obs: Tensor
+    episode: NDArray[np.int64]
+    """(N,) which episode a step is of."""
+    first: NDArray[np.int64]
+    """(E,) where each episode begins."""
+
+    def take(self, index: NDArray[np.int64]) -> Moves:
+        """The steps at `index`, of any shape."""
+        at = torch.from_numpy(index)
+        return Moves(self.obs[at], self.act[at], self.rew[at], self.term[at], self.next_obs[at])
+
+
+def read_moves(model: Ensemble, dataset: Dataset) -> MoveSet:
+    """All steps in memory: 100 bytes or so each.
+
+    Raises:
+        ValueError: there is no episode.
+    """
+    episodes = list(dataset.iter_episodes())
+    if not episodes:
+        raise ValueError(f"no episodes in {dataset.root} (skipped: {dataset.skipped}); collect some first")
+    lengths = np.array([len(ep.rew) for ep in episodes])
+
+    def join(parts: list[NDArray[np.generic]]) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts)).float()
+
+    ends = [np.append(np.zeros(len(ep.rew) - 1), ep.term) for ep in episodes]
+    return MoveSet(
+        join([ep.obs[:-1] for ep in episodes]),
+        join([encode_action(model.act_space, ep.act) for ep in episodes]),
+        join([ep.rew for ep in episodes]),
+        join([end.astype(np.float32) for end in ends]),
+        join([ep.obs[1:] for ep in episodes]),
+        np.repeat(np.arange(len(episodes)), lengths),
+        np.cumsum(lengths) - lengths,
+    )
+
+
+def fit_ensemble(
+    model: Ensemble,
+    data: MoveSet,
+    cfg: TrainingConfig,
+    run_dir: Path,
+    *,
+    first: bool,
+    callbacks: tuple[Callback, ...] = (),
+) -> TrainingResult:
+    """Train every member on a bootstrap of its own of the training steps.
+
+    Args:
+        first: these are the first data that the model sees; they settle the units of its feat.
+    """
+    train, val = (np.flatnonzero(np.isin(data.episode, part)) for part in _split(len(data.first), cfg.seed))
+    seen = data.take(train)
+    model.scale.fit(seen.obs, seen.next_obs, seen.rew, seen.term, first)
+    members = model.cfg.members
+    rng = np.random.default_rng(cfg.seed)
+    bootstraps = rng.choice(train, (members, len(train)))
+    held_out = data.take(rng.choice(val, min(len(val), 4096), replace=False)[None])
+
+    def batches(update: int) -> Moves:
+        draw = cfg.rng(update).integers(len(train), size=(members, cfg.batch_size))
+        return data.take(np.take_along_axis(bootstraps, draw, axis=1))
+
+    trainer = Trainer(model, cfg, run_dir, loss=model.loss, callbacks=callbacks)
+    result = trainer.fit(batches, lambda: float(model.loss(trainer.fabric.to_device(held_out)).loss))
+    trainer.load_best()
+    return result
+
+
+def make_starts(
+    data: MoveSet, num: int, rng: np.random.Generator, episodes: NDArray[np.int64] | None = None
+) -> dict[str, Latent]:
+    """Banks of latents of real moments: "begin" (first observations) and "anywhere" (any that an action followed).
+
+    `episodes` are those to draw from; all unless given.
+    """
+    among = np.arange(len(data.first)) if episodes is None else episodes
+    anywhere = rng.choice(np.flatnonzero(np.isin(data.episode, among)), num)
+    begin = data.first[rng.choice(among, num)]
+    return {"begin": {"obs": data.obs[begin]}, "anywhere": {"obs": data.obs[anywhere]}}
+
+
+def _split(num: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Episodes to train and to validate on; a lone one does both."""
+    train, val = split_episodes(num, VAL_FRACTION, seed)
+    return train, val if len(val) else train
