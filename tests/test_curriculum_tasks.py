@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from wm_agents import curriculum_tasks
-from wm_agents.curriculum_tasks import Entry, Threshold, installed, read_curriculum, what_is_missing
+from wm_agents.curriculum import tasks as curriculum_tasks
+from wm_agents.curriculum.tasks import Entry, Threshold, installed, read_curriculum, what_is_missing
 
 
 def of(path: Path, text: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from wm_agents.promotion import Plateau, Promotion, Standing
+from wm_agents.curriculum.promotion import Plateau, Promotion, Standing
 
 STATUS = {"solved": "SOLVED", "plateau": "PLATEAU_STOP", "max_generations": "MAX_GENERATIONS", None: "INCOMPLETE"}
 
@@ -59,7 +59,17 @@ class Record:
     final: dict[str, Any] | None = None
     """Score of the kept controller on held-out seeds."""
     warm_start: dict[str, Any] | None = None
-    """What the encoder began from, and what that was worth."""
+    """The model that V began with, and what that was worth."""
+    pending: dict[str, Any] | None = None
+    """A controller that is being looked at; None when that is done."""
+    looked_at: int = 0
+    """The last generation that was."""
+    best_model: str | None = None
+    """Which of the kept controllers had the best evaluation."""
+    evaluated_steps: int = 0
+    """Agent steps of all evaluations."""
+    looked: dict[str, float] = field(default_factory=dict)
+    """Seconds that looking at controllers took, by round of the training."""
     done: bool = False
     """The task is through: reported and cleaned up."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wm_agents.video_schedule import parse_generations, triad, video_generations
+from wm_agents.curriculum.films import parse_generations, triad, video_generations
 
 
 @pytest.mark.parametrize(

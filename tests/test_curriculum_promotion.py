@@ -9,7 +9,7 @@ from itertools import count
 
 import pytest
 
-from wm_agents.promotion import Plateau, Promotion, Standing
+from wm_agents.curriculum.promotion import Plateau, Promotion, Standing
 
 
 def standing(threshold: float = 100.0, generations: int = 1000, **plateau: float | bool) -> Standing:

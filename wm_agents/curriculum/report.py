@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from wm_agents.atomic import replacing, write_text
-from wm_agents.curriculum_record import Evaluation, Record
+from wm_agents.curriculum.record import Evaluation, Record
 from wm_agents.latex import latex_table
 
 
@@ -79,8 +79,10 @@ def metrics_summary(records: Iterable[Record]) -> str:
 SUMMARY = [
     "env_id", "best_reward", "mean_final_reward", "std_final_reward", "solved_generation", "patience_used", "threshold",
     "final_rolling_mean", "plateau_stopped", "total_generations", "completion_status", "extension_generations",
-    "real_steps",
+    "real_steps", "held_out_mean", "warm_start_from", "warm_start_val_loss", "cold_start_val_loss",
 ]  # fmt: skip
+WARM_START = {"warm_start_from": "from", "warm_start_val_loss": "val_warm", "cold_start_val_loss": "val_cold"}
+"""V's loss after as many updates from the earlier task's weights and from nothing, where that was measured."""
 
 
 def summary(record: Record) -> dict[str, Any]:
@@ -100,6 +102,38 @@ def summary(record: Record) -> dict[str, Any]:
         "completion_status": record.status,
         "extension_generations": 0 if plateau.extended_at is None else plateau.extension,
         "real_steps": 0 if last is None else last.real_steps,
+        "held_out_mean": (record.final or {}).get("real"),
+        **{name: (record.warm_start or {}).get(key) for name, key in WARM_START.items()},
+    }
+
+
+def results(records: Sequence[Record], left_out: dict[str, str], hours: float, quick: bool) -> dict[str, Any]:
+    """`curriculum_results.json`; null where there is no number yet."""
+    solved = sum(record.solved for record in records)
+    return {
+        "total_time_hours": round(hours, 4),
+        "tasks_completed": solved,
+        "total_tasks": len(records),
+        "success_rate": solved / len(records),
+        "quick": quick,
+        "left_out": left_out,
+        "tasks": [
+            {
+                "env_id": record.env_id,
+                "solved": record.solved,
+                "best_score": _rounded(record.best),
+                "threshold_score": record.threshold,
+                "generations_trained": record.generations,
+                "status": record.status,
+                "rolling_mean": _rounded(record.last.rolling) if record.last else None,
+                "extension_generations": summary(record)["extension_generations"],
+                "real_steps": record.last.real_steps if record.last else 0,
+                "held_out": record.final,
+                "warm_start": record.warm_start,
+                "wall_s": {phase: round(seconds, 2) for phase, seconds in record.phases.items()},
+            }
+            for record in records
+        ],
     }
 
 
@@ -194,8 +228,8 @@ def table_controller(record: Record) -> str:
     return latex_table(("Generation", "Mean", "Best", "Solved?", "Notes"), rows, caption, f"controller-{record.folder}")
 
 
-ON_DEVICE = ("vision", "memory", "evolve", "ppo", "learn", "dream", "train")
-"""Phases that compute on the run's device; the others play real episodes or write files, on the CPU."""
+ON_DEVICE = ("learn", "warm start measured")
+"""Phases that compute on the run's device; the others dream, play real episodes or write files, on the CPU."""
 
 
 def table_runtime(record: Record, runtime: Runtime) -> str:

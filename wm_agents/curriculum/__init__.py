@@ -1,0 +1,1 @@
+"""Tasks in order, trained in dreams, promoted by scores in the real environment."""

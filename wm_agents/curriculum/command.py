@@ -1,0 +1,95 @@
+"""`wm curriculum`: flags in, exit code out; nothing is ever asked."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import torch
+from rich.console import Console
+
+from wm_agents.cli import describe
+from wm_agents.curriculum.check import look_around
+from wm_agents.curriculum.flags import CurriculumConfig, parse
+from wm_agents.curriculum.plan import Course, plan
+from wm_agents.curriculum.run import Curriculum
+from wm_agents.curriculum.tasks import installed, read_curriculum
+from wm_agents.preflight import check_device, display_error
+
+SOLVED, NOT_ALL_SOLVED, INTERRUPTED, ERROR = range(4)
+"""Exit codes."""
+
+
+def main(args: list[str] | None = None, prog: str = "wm curriculum") -> int:
+    """Run a curriculum by its flags; the exit code comes back, and nothing is ever asked."""
+    args = sys.argv[1:] if args is None else args
+    debug = "--debug" in args
+    try:
+        cfg = parse([arg for arg in args if arg != "--debug"], prog)
+    except SystemExit as stop:
+        return ERROR if stop.code else SOLVED
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return carry_out(cfg, Console(stderr=True))
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted; the same command goes on from what was done", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if debug:
+            raise
+        print(f"{prog}: {describe(error)}", file=sys.stderr)
+        return ERROR
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def carry_out(cfg: CurriculumConfig, console: Console) -> int:
+    """Look around, then take the tasks on; the exit code."""
+    courses, left_out = courses_of(cfg)
+    for name, how in left_out.items():
+        console.print(f"left out: {name}; to have it: {how}", highlight=False, soft_wrap=True, markup=False)
+    check_device(cfg.device)
+    if cfg.tf32:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    check_window(cfg, console)
+    if cfg.smoke_test:
+        return SOLVED if look_around(cfg, courses, console) else NOT_ALL_SOLVED
+    with Curriculum(cfg, courses, left_out, console) as run:
+        if cfg.preflight and not run.folder.state.get("preflight"):
+            if not look_around(cfg, courses, console):
+                raise RuntimeError("the preflight found what is in the way; --preflight False tries all the same")
+            run.folder.update(preflight=True)
+        solved = run.run()
+        num = sum(record.solved for record in run.records)
+        console.print(
+            f"{num} of {len(run.records)} tasks solved: {cfg.root / 'curriculum_results.json'}", soft_wrap=True
+        )
+    return SOLVED if solved else NOT_ALL_SOLVED
+
+
+def courses_of(cfg: CurriculumConfig) -> tuple[list[Course], dict[str, str]]:
+    """What can be run here, and what is left out and how to have it.
+
+    Raises:
+        ValueError: nothing of it can be run here.
+    """
+    name = cfg.curriculum or ("core" if cfg.prefer_box2d else "classic")
+    entries, left_out = installed(read_curriculum(name))
+    if not entries:
+        raise ValueError(f"no task of {name} can be played here: {'; '.join(f'{k}: {v}' for k, v in left_out.items())}")
+    return [plan(entry, cfg) for entry in entries], left_out
+
+
+def check_window(cfg: CurriculumConfig, console: Console) -> None:
+    """Say that a film takes the place of the window that cannot be opened.
+
+    Raises:
+        RuntimeError: it must not.
+    """
+    if not cfg.visualize or cfg.render_mode != "human" or (why := display_error()) is None:
+        return
+    if not cfg.fallback_rgb:
+        raise RuntimeError(f"--visualize True with --no-fallback-rgb: {why}")
+    console.print(
+        f"there is no display: videos/watch.mp4 of each task takes the window's place ({why})", soft_wrap=True
+    )

@@ -1,0 +1,153 @@
+"""How each task of a curriculum will be trained: recipe, flags and quickness become one `ImproveConfig`."""
+
+from __future__ import annotations
+
+import math
+from contextlib import closing
+from dataclasses import replace
+from typing import NamedTuple
+
+from wm_agents.curriculum.films import video_generations
+from wm_agents.curriculum.flags import CurriculumConfig
+from wm_agents.curriculum.promotion import Plateau
+from wm_agents.curriculum.tasks import Entry
+from wm_agents.recipe import RECIPES, ImproveConfig
+from wm_agents.training.config import TrainingConfig
+from wm_envs.real import is_image, make_real
+from wm_envs.registry import TASKS, RealSpec
+
+MOST_ROUNDS = 40
+"""More would collect on seeds that are kept for judging."""
+SPREAD = 4
+"""However few generations there are, they are spread over so many rounds where the recipe has as many: data that only
+random play has seen makes a poor dream."""
+
+
+class Course(NamedTuple):
+    """One task as it will be run."""
+
+    entry: Entry
+    cfg: ImproveConfig
+    """How it is trained; `out` and `warm_start` are set when it begins."""
+    threshold: float
+    max_generations: int
+    period: int
+    """Generations between evaluations."""
+    episodes: int
+    """Real episodes of an evaluation."""
+    films: tuple[int, ...]
+    """Generations to film."""
+
+    @property
+    def last_generation(self) -> int:
+        """The last one that can be trained."""
+        return self.cfg.rounds * self.cfg.generations
+
+    @property
+    def plateau(self) -> Plateau:
+        return Plateau(self.threshold, self.max_generations)
+
+
+def plan(entry: Entry, cfg: CurriculumConfig) -> Course:
+    """The course of one task.
+
+    Raises:
+        ValueError: the environment cannot be modelled, or the generations do not do for a promotion.
+    """
+    base = recipe(entry)
+    if cfg.quick:
+        base = quick(base)
+    threshold = entry.threshold.quick if cfg.quick else entry.threshold.full
+    most = entry.max_generations or cfg.max_generations or base.rounds * base.generations
+    period = cfg.period(most)
+    course = Course(entry, base, threshold, most, period, cfg.episodes_per_eval, films(cfg, most, period))
+    return course._replace(cfg=_stretch(with_flags(base, cfg), course))
+
+
+def recipe(entry: Entry) -> ImproveConfig:
+    """What is known to train the task, or else settings by what the environment shows."""
+    if entry.task in RECIPES:
+        return RECIPES[entry.task]
+    spec = TASKS[entry.task].real if entry.task is not None else see(entry.env_id)
+    with closing(make_real(spec)) as env:
+        image = is_image(env.observation_space)
+    return ImproveConfig(spec, out="", controller="linear" if image else "ppo")
+
+
+def see(env_id: str) -> RealSpec:
+    """Pixels at 64x64 where the environment gives some, else its vector."""
+    spec = RealSpec(env_id, size=64)
+    try:
+        make_real(spec).close()
+    except ValueError:  # No pictures.
+        return RealSpec(env_id)
+    return spec
+
+
+def quick(cfg: ImproveConfig) -> ImproveConfig:
+    """A little of everything."""
+    return replace(
+        cfg,
+        rounds=min(cfg.rounds, 2),
+        random_steps=min(cfg.random_steps, 6000),
+        round_steps=min(cfg.round_steps, 4000),
+        vision=_short(cfg.vision, 600),
+        vision_rounds=1,
+        memory=_short(cfg.memory, 600),
+        dynamics=_short(cfg.dynamics, 1500),
+        cma=replace(cfg.cma, population=32, rollouts=8, generations=12),
+        ppo=replace(cfg.ppo, iterations=20),
+        starts=min(cfg.starts, 1024),
+        final_episodes=5,
+    )
+
+
+def films(cfg: CurriculumConfig, most: int, period: int) -> tuple[int, ...]:
+    """The generations to film."""
+    if not cfg.record_video:
+        return ()
+    evaluated = [*range(period, most + 1, period)]
+    how = {"mode": cfg.video_schedule, "every": cfg.video_every_n_gens, "explicit": cfg.video_gens}
+    return tuple(video_generations(most, evaluated, **how))  # type: ignore[arg-type]
+
+
+def _short(cfg: TrainingConfig, updates: int) -> TrainingConfig:
+    updates = min(cfg.updates, updates)
+    return cfg.replace(updates=updates, val_every=max(1, updates // 4), save_every=max(1, updates // 2))
+
+
+def with_flags(base: ImproveConfig, cfg: CurriculumConfig) -> ImproveConfig:
+    """`base`, where and how the flags want it."""
+
+    def training(part: TrainingConfig) -> TrainingConfig:
+        return part.replace(device=cfg.device, precision=part.precision if cfg.amp else "fp32")
+
+    vision = training(base.vision)
+    if cfg.vae_batch is not None:
+        vision = vision.replace(batch_size=cfg.vae_batch)
+    size = base.spec.size if base.spec.size is None else cfg.vae_img_size or base.spec.size
+    return replace(
+        base,
+        spec=replace(base.spec, size=size),
+        vision=vision,
+        memory=training(base.memory),
+        dynamics=training(base.dynamics),
+        seed=cfg.seed,
+        procs=cfg.procs,
+        max_gb=cfg.max_gb,
+        judge_episodes=0,  # The evaluations judge.
+    )
+
+
+def _stretch(base: ImproveConfig, course: Course) -> ImproveConfig:
+    """Rounds and generations a round that make up the generations there may be, an extension included."""
+    most, ext = course.max_generations, course.plateau.extension
+    each = min(base.generations, math.ceil(most / min(base.rounds, SPREAD)))
+    each = max(each, math.ceil((most + ext) / MOST_ROUNDS))
+    return replace(
+        base,
+        rounds=math.ceil((most + ext) / each),
+        cma=replace(base.cma, generations=each),
+        ppo=replace(base.ppo, iterations=each),
+        check_every=math.gcd(course.period, most, most + ext, *course.films),
+    )

@@ -1,0 +1,166 @@
+"""A curriculum: tasks in order, each trained in dreams until evaluations in the real environment promote it.
+
+    <run>/                     curriculum_results.json, run.json, state.json, preflight.json
+    <run>/logs/                curriculum_progress.csv
+    <run>/reports/             metrics_summary.csv of all tasks
+    <run>/<env>/logs/          eval_progress.csv, metrics.jsonl and TensorBoard's events, train/ from the training
+    <run>/<env>/eval_snapshots/   gen_0010.json ...
+    <run>/<env>/report/        metrics_summary.csv, learning_curve.png, table_controller.tex, table_runtime.tex
+    <run>/<env>/checkpoints/   best/ (of the best evaluation), final/ (the last controller, scored on held-out seeds)
+    <run>/<env>/videos/        gen_0050.mp4 ...
+    <run>/<env>/tmp/           what the training goes on from
+
+A run that is killed anywhere goes on by the same command: `state.json` holds every evaluation, and one that was begun
+is the first thing to be finished.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from wm_agents.atomic import write_text
+from wm_agents.curriculum.flags import CurriculumConfig
+from wm_agents.curriculum.plan import Course
+from wm_agents.curriculum.promotion import Promotion
+from wm_agents.curriculum.record import Record
+from wm_agents.curriculum.report import Runtime, as_json, curriculum_progress, metrics_summary, results
+from wm_agents.curriculum.stage import Stage
+from wm_agents.curriculum.task_run import Hands, Places, TaskRun
+from wm_agents.curriculum.tasks import Entry
+from wm_agents.curriculum.warm_start import compare, find_source
+from wm_agents.hardware import describe, has_bf16
+from wm_agents.improve import improve
+from wm_agents.runlog import start_run
+
+FIXED = {"tasks", "quick", "eval_every", "episodes_per_eval", "vae_img_size"}
+"""What a run is; any other setting may be another one when it goes on."""
+
+
+class Curriculum:
+    """The run of a list of courses in a folder; close it, or use it in a `with`."""
+
+    def __init__(
+        self,
+        cfg: CurriculumConfig,
+        courses: list[Course],
+        left_out: dict[str, str],
+        console: Console,
+        hands: Hands | None = None,
+    ) -> None:
+        self.cfg, self.courses, self.left_out, self.console = cfg, courses, left_out, console
+        self.began = time.perf_counter()
+        self.stage = Stage(cfg)
+        self.hands = hands or Hands(improve, self.stage.play, self.stage.film, self.stage.show)
+        tasks = [[c.entry.env_id, c.threshold, c.max_generations] for c in courses]
+        settings = asdict(cfg) | {"tasks": tasks}
+        self.folder = start_run(cfg.root, settings, {"seed": cfg.seed}, set(settings) - FIXED)
+        self.earlier_s: float = self.folder.state.get("elapsed_s", 0.0)
+        saved: dict[str, Any] = self.folder.state.get("tasks", {})
+        self.records = [self._record(course, saved.get(course.entry.env_id)) for course in courses]
+
+    def run(self) -> bool:
+        """Take on the tasks that are left, one after the other; True when all are solved."""
+        self.write()
+        for course, record in zip(self.courses, self.records, strict=True):
+            if not record.done:
+                self.take_on(course, record)
+        self.write()
+        return all(record.solved for record in self.records)
+
+    def take_on(self, course: Course, record: Record) -> None:
+        """Train one task, see what its warm start was worth, report, clean up."""
+        places = self.places(course.entry)
+        name = f"{course.entry.name} ({record.env_id})"
+        self.console.rule(f"{name}: {course.threshold:g} wanted, {course.max_generations} generations at most")
+        if record.warm_start is None:
+            record.warm_start = self._warm_start(course)
+            self.save()
+        task = TaskRun(course, record, places, self.hands, self.save, self.elapsed_s, self.console)
+        task.train()
+        self.stage.leave()
+        if record.warm_start.get("model") and "helped" not in record.warm_start:
+            with task.clock("warm start measured"):
+                source, tmp = Path(record.warm_start["model"]), places.tmp
+                record.warm_start |= compare(course.cfg, source, tmp / "data", tmp / "warm_start")
+        if self.cfg.keep_latents:
+            task.keep_latents()
+        task.report(self.runtime())
+        task.clean_up(delete=self.cfg.clean_cache)
+        record.done = True
+        self.save()
+        final = record.final or {}
+        text = f"{name}: {record.status} after {record.generations} generations"
+        text += f"; {final['episodes']} held-out episodes: {final['real']:.1f} +- {final['std']:.1f}" if final else ""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def places(self, entry: Entry) -> Places:
+        return Places(self.cfg.root / entry.folder, self.cfg.heavy_root / entry.folder)
+
+    def save(self) -> None:
+        """Put all records on disk, then what is made of them."""
+        tasks = {record.env_id: record.to_dict() for record in self.records}
+        self.folder.update(tasks=tasks, elapsed_s=self.elapsed_s())
+        self.write()
+
+    def write(self) -> None:
+        """Write what follows from the records."""
+        root, hours = self.cfg.root, self.elapsed_s() / 3600
+        write_text(root / "logs" / "curriculum_progress.csv", curriculum_progress(self.records))
+        write_text(root / "reports" / "metrics_summary.csv", metrics_summary(self.records))
+        write_text(
+            root / "curriculum_results.json", as_json(results(self.records, self.left_out, hours, self.cfg.quick))
+        )
+
+    def elapsed_s(self) -> float:
+        """Seconds that the run has taken, over all its starts."""
+        return self.earlier_s + time.perf_counter() - self.began
+
+    def runtime(self) -> Runtime:
+        """What times are measured on."""
+        device = torch.device(_device(self.cfg.device))
+        half = self.cfg.amp and has_bf16(device)
+        full = "tf32" if self.cfg.tf32 and device.type == "cuda" else "fp32"
+        about = describe()
+        gpu = f", {about['gpu']}" if device.type == "cuda" else ""
+        return Runtime(device.type, f"bf16/{full}" if half else full, f"{about['cpu']}, {about['cores']} cores{gpu}")
+
+    def close(self) -> None:
+        self.stage.close()
+        self.folder.close()
+
+    def __enter__(self) -> Curriculum:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _record(self, course: Course, saved: dict[str, Any] | None) -> Record:
+        """The task's record, with the patience that is asked for now."""
+        entry, cfg = course.entry, self.cfg
+        plateau = replace(course.plateau, patience=cfg.patience, min_delta=cfg.min_delta, early_stop=cfg.early_stop)
+        if saved is None:
+            return Record.new(entry.name, entry.env_id, entry.folder, Promotion(course.threshold), plateau)
+        record = Record.from_dict(saved)
+        then = record.standing.plateau
+        record.standing.plateau = replace(plateau, best=then.best, num_bad=then.num_bad, extended_at=then.extended_at)
+        return record
+
+    def _warm_start(self, course: Course) -> dict[str, Any]:
+        """The last task's V that fits this one, or that there is none."""
+        models = {r.env_id: self.cfg.heavy_root / r.folder / "checkpoints" / "final" for r in self.records if r.done}
+        source = find_source(course.cfg, [*models.values()]) if models else None
+        if source is None:
+            return {"from": None}
+        (env_id,) = (env_id for env_id, path in models.items() if path == source)
+        self.console.print(f"  V begins with the weights of {env_id}")
+        return {"from": env_id, "model": str(source)}
+
+
+def _device(name: str) -> str:
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"

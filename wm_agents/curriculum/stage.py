@@ -1,0 +1,68 @@
+"""Where the controllers of a curriculum are played: in evaluations, films and a window."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from policies.play import Arena, Job
+from wm_agents.curriculum.flags import CurriculumConfig
+from wm_agents.curriculum.task_run import Played
+from wm_agents.preflight import display_error
+from wm_agents.pretrained import frame_policy
+from wm_agents.watch import film, watch
+from wm_envs.registry import RealSpec
+from wm_envs.window import Window
+
+
+class Stage:
+    """Keeps processes and window from one evaluation to the next; close it."""
+
+    def __init__(self, cfg: CurriculumConfig) -> None:
+        self.cfg = cfg
+        self.arena: Arena | None = None
+        self.window: Window | None = None
+
+    def play(self, spec: RealSpec, model: Path, seeds: range) -> Played:
+        """One real episode a seed, in the order of the seeds. `model` must not be another one under the same path."""
+        if self.arena is None or self.arena.spec != spec:
+            self.leave_arena()
+            self.arena = Arena(spec, frame_policy, self.cfg.procs)
+        played = sorted(self.arena.play([Job(seed, (str(model),)) for seed in seeds]))
+        return Played([round(p.ret, 3) for p in played], sum(p.steps for p in played))
+
+    def film(self, model: Path, path: Path, seed: int) -> None:
+        film(model, path, seed=seed, fps=self.cfg.fps)
+
+    def show(self, model: Path, seed: int, path: Path) -> None:
+        """Let the user watch an episode, if that is asked for: in a window, or as a film where there is none."""
+        if not self.cfg.visualize:
+            return
+        if self.cfg.render_mode == "rgb_array" or display_error():
+            path.unlink(missing_ok=True)
+            self.film(model, path, seed)
+            return
+        if self.window is None:
+            self.window = Window(self.cfg.eval_fps)
+        watch(model, self.window, seed=seed)
+        if not self.cfg.window_reuse:
+            self.close_window()
+
+    def leave(self) -> None:
+        """A task is through."""
+        self.leave_arena()
+        if self.cfg.close_on_completion:
+            self.close_window()
+
+    def close(self) -> None:
+        self.leave_arena()
+        self.close_window()
+
+    def leave_arena(self) -> None:
+        if self.arena is not None:
+            self.arena.close()
+            self.arena = None
+
+    def close_window(self) -> None:
+        if self.window is not None:
+            self.window.close()
+            self.window = None

@@ -1,0 +1,361 @@
+"""One task of a curriculum, from its first generation to its report.
+
+Every step can be killed: what was evaluated is in the record, an evaluation that was begun is finished first, and all
+files are made of the record again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from rich.console import Console
+
+from policies.rollout import EVAL_SEED
+from wm_agents.atomic import replacing, write_text
+from wm_agents.curriculum.plan import Course
+from wm_agents.curriculum.record import Evaluation, Record
+from wm_agents.curriculum.report import Runtime, as_json, eval_progress, snapshot, write_report
+from wm_agents.data.dataset import Dataset
+from wm_agents.improve import Check, OnCheck
+from wm_agents.models.vmc import VMC
+from wm_agents.pretrained import load_model
+from wm_agents.recipe import ImproveConfig
+from wm_agents.runlog import MetricsLog
+from wm_agents.training.vmc import encode_dataset
+from wm_envs.registry import RealSpec
+
+EVALUATION_SEED = 910_000
+"""Of the first episode of a task's first evaluation; every evaluation has seeds of its own, below the held-out ones."""
+
+
+class Train(Protocol):
+    """What trains a task: `wm_agents.improve.improve`."""
+
+    def __call__(
+        self, cfg: ImproveConfig, console: Console | None = None, on_check: OnCheck | None = None
+    ) -> dict[str, Any]:
+        """Train until done or `on_check` says True; the scores of what came out."""
+
+
+class Played(NamedTuple):
+    """What an evaluation gave."""
+
+    returns: list[float]
+    steps: int
+    """Agent steps of all episodes together."""
+
+
+class Hands(NamedTuple):
+    """What a task's run calls upon; tests put others in their place."""
+
+    train: Train
+    play: Callable[[RealSpec, Path, range], Played]
+    """One real episode a seed, by the controller of a model directory."""
+    film: Callable[[Path, Path, int], None]
+    """Write a film of a model's controller to a path, on a seed."""
+    show: Callable[[Path, int, Path], None]
+    """Let the user watch an episode, if there is one; the path is for where there is no window."""
+
+
+class Places(NamedTuple):
+    """Where one task keeps what."""
+
+    light: Path
+    heavy: Path
+    """For episodes, models and films; the same folder unless another disk is to hold them."""
+
+    @property
+    def logs(self) -> Path:
+        return self.light / "logs"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.light / "eval_snapshots"
+
+    @property
+    def report(self) -> Path:
+        return self.light / "report"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.heavy / "checkpoints"
+
+    @property
+    def videos(self) -> Path:
+        return self.heavy / "videos"
+
+    @property
+    def tmp(self) -> Path:
+        return self.heavy / "tmp"
+
+
+class TaskRun:
+    """Trains one task, evaluates on the way, keeps the best and the last controller."""
+
+    def __init__(
+        self,
+        course: Course,
+        record: Record,
+        places: Places,
+        hands: Hands,
+        save: Callable[[], None],
+        elapsed_s: Callable[[], float],
+        console: Console,
+    ) -> None:
+        """`save` puts all records on disk, `elapsed_s` tells the seconds that the whole run has taken."""
+        self.course, self.record, self.places, self.hands = course, record, places, hands
+        self.save, self.elapsed_s, self.console = save, elapsed_s, console
+        self._log: MetricsLog | None = None
+
+    def train(self) -> None:
+        """Train to a verdict; what was done before is not done again."""
+        record, places = self.record, self.places
+        if record.final is not None:
+            return
+        _forget_what_is_redone(record, places.tmp)
+        try:
+            if record.pending is not None:
+                self.take(_read_check(record.pending))
+            self.write()
+            source = (record.warm_start or {}).get("model")
+            cfg = replace(self.course.cfg, out=str(places.tmp), warm_start=source)
+            self.conclude(self.hands.train(cfg, self.console, self.look))
+        finally:
+            self.close()
+
+    def look(self, check: Check) -> bool:
+        """`on_check` of the training: film and evaluate when it is time; True ends the training."""
+        began, record = time.perf_counter(), self.record
+        if record.standing.verdict is None and check.generation > record.looked_at:
+            self._note_times(check.wall_s)
+            if self._is_due(check.generation) or check.generation in self.course.films:
+                self.take(check)
+        looked = record.looked.get(str(check.round), 0.0) + time.perf_counter() - began
+        record.looked[str(check.round)] = looked
+        self.save()
+        return record.standing.verdict is not None
+
+    def take(self, check: Check) -> None:
+        """Film and evaluate one controller. If that is cut short, a later call with the same check makes up for it."""
+        record, generation = self.record, check.generation
+        model = self.places.checkpoints / f"gen_{generation:04d}"
+        copy_whole(check.model, model)
+        record.pending = _check_as_json(check._replace(model=model))
+        self.save()
+        if generation in self.course.films:
+            self.film(model, generation)
+        if self._is_due(generation):
+            self.evaluate(check, model)
+        record.pending, record.looked_at = None, generation
+        self.save()
+        for old in self.places.checkpoints.glob("gen_*"):
+            if old.name != record.best_model:
+                shutil.rmtree(old)
+        self.write()
+
+    def evaluate(self, check: Check, model: Path) -> None:
+        """Play real episodes with the controller, and note where the task stands."""
+        record = self.record
+        num = self.course.episodes
+        seed = EVALUATION_SEED + num * len(record.evaluations)
+        if seed + num > EVAL_SEED:
+            raise ValueError(
+                f"{len(record.evaluations)} evaluations of {num} episodes have used up the seeds from "
+                f"{EVALUATION_SEED:,} to {EVAL_SEED:,}; lower --episodes-per-eval or raise --eval-every"
+            )
+        with self.clock("evaluation"):
+            played = self.hands.play(self.course.cfg.spec, model, range(seed, seed + num))
+        mean = float(np.mean(played.returns))
+        if record.best is None or mean > record.best:
+            record.best_model = model.name
+        record.evaluated_steps += played.steps
+        record.standing.add(check.generation, mean)
+        record.evaluations.append(
+            Evaluation(
+                generation=check.generation,
+                returns=played.returns,
+                seed=seed,
+                best=mean if record.best is None else max(mean, record.best),
+                rolling=record.standing.promotion.rolling,
+                num_bad=record.standing.plateau.num_bad,
+                solved=record.solved,
+                dream_return=check.dream_return if np.isfinite(check.dream_return) else None,
+                real_steps=check.real_steps + record.evaluated_steps,
+                elapsed_s=round(self.elapsed_s(), 1),
+                timestamp=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            )
+        )
+        self._tell()
+        with self.clock("films"):
+            self.hands.show(model, seed, self.places.videos / "watch.mp4")
+
+    def film(self, model: Path, generation: int) -> None:
+        """Film an episode; a film that fails costs a line, not the training."""
+        path = self.places.videos / f"gen_{generation:04d}.mp4"
+        if path.exists():
+            return
+        with self.clock("films"):
+            try:
+                self.hands.film(model, path, EVALUATION_SEED)
+            except (OSError, ValueError, RuntimeError) as error:
+                self.console.print(f"  no film of generation {generation}: {error}", highlight=False, markup=False)
+
+    def conclude(self, result: dict[str, Any]) -> None:
+        """Keep the last controller with its score on held-out seeds, and the best; film the last."""
+        record, places, model = self.record, self.places, self.places.tmp / "model"
+        if record.standing.verdict is None:  # The training came to its end between two looks.
+            steps = int(result["real_steps"])
+            self.take(Check(self.course.last_generation, self.course.cfg.rounds - 1, model, math.nan, steps, {}))
+            record.standing.verdict = record.standing.verdict or "max_generations"
+        summary = places.tmp / "summary.json"
+        if summary.exists():
+            stages = [s for stages in json.loads(summary.read_text())["rounds"].values() for s in stages.items()]
+            names = dict.fromkeys(name for name, _ in stages)
+            self._note_times({name: sum(s["wall_s"] for other, s in stages if other == name) for name in names})
+        record.phases["held-out score"] = result["wall_s"]
+        copy_whole(model, places.checkpoints / "final")
+        if record.best_model is not None and (places.checkpoints / record.best_model).exists():
+            copy_whole(places.checkpoints / record.best_model, places.checkpoints / "best")
+            shutil.rmtree(places.checkpoints / record.best_model)
+        if self.course.films:
+            self.film(places.checkpoints / "final", record.generations)
+        scores = {where: result[where]["mean"] for where in ("real", "dream")}
+        about = {name: result["real"][name] for name in ("std", "ci95", "episodes", "seed")}
+        record.final = {**scores, **about, "gap": result["gap"]}
+        self.write()
+        self.save()
+
+    def write(self) -> None:
+        """Write what follows from the record: snapshots and `eval_progress.csv`."""
+        record, places = self.record, self.places
+        for e in record.evaluations:
+            path = places.snapshots / f"gen_{e.generation:04d}.json"
+            if not path.exists():
+                write_text(path, as_json(snapshot(record, e)))
+        write_text(places.logs / "eval_progress.csv", eval_progress(record))
+
+    def report(self, runtime: Runtime) -> None:
+        """Write the report, its own time among its times."""
+        began = time.perf_counter()
+        write_report(self.record, self.places.report, runtime)
+        self.record.phases["report"] = time.perf_counter() - began
+        write_report(self.record, self.places.report, runtime)
+
+    def keep_latents(self) -> None:
+        """Keep the episodes as the last model's V sees them: checkpoints/latent_episodes.npz."""
+        model, _ = load_model(self.places.checkpoints / "final")
+        path = self.places.checkpoints / "latent_episodes.npz"
+        if path.exists():
+            return
+        if not isinstance(model, VMC):
+            self.console.print(
+                f"  no latents are kept of {self.record.env_id}: its model has none but its observations"
+            )
+            return
+        latents = encode_dataset(model, Dataset(self.places.tmp / "data"))
+        with replacing(path) as tmp, tmp.open("wb") as file:
+            arrays: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in latents._asdict().items()}
+            np.savez_compressed(file, **arrays)
+
+    def clean_up(self, delete: bool) -> None:
+        """Keep the training's logs, and delete the rest of what it went on from."""
+        places = self.places
+        kept = [f for pattern in LOGS for f in places.tmp.rglob(pattern)]
+        for file in kept:
+            target = places.logs / "train" / file.relative_to(places.tmp)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, target)
+        if delete:
+            shutil.rmtree(places.tmp, ignore_errors=True)
+
+    @contextmanager
+    def clock(self, phase: str) -> Iterator[None]:
+        """Add the time of a block to a phase."""
+        began = time.perf_counter()
+        yield
+        self.record.phases[phase] = self.record.phases.get(phase, 0.0) + time.perf_counter() - began
+
+    def close(self) -> None:
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def _is_due(self, generation: int) -> bool:
+        return generation % self.course.period == 0 or generation >= self.record.standing.plateau.limit
+
+    def _note_times(self, wall_s: dict[str, float]) -> None:
+        """Seconds of each stage of the training, without what was spent on looking at it."""
+        record = self.record
+        record.phases |= {name: seconds for name, seconds in wall_s.items() if seconds}
+        if "control" in wall_s:
+            record.phases["control"] = max(wall_s["control"] - sum(record.looked.values()), 0.0)
+
+    def _tell(self) -> None:
+        """Print the last evaluation, and log it."""
+        record = self.record
+        e, standing = record.evaluations[-1], record.standing
+        rolling = "no mean of 5 yet" if e.rolling is None else f"mean of 5 {e.rolling:.1f}"
+        text = f"{record.env_id} generation {e.generation}/{standing.plateau.limit}: real return {e.mean:.1f}"
+        text += f" +- {e.std:.1f} (best {e.best:.1f}, {rolling}, wanted {record.threshold:g})"
+        if standing.verdict is not None:
+            text += f": {record.status}"
+        elif standing.plateau.extended_at == e.generation:
+            text += f": {standing.plateau.extension} generations more, for it is near"
+        self.console.print(text, highlight=False, soft_wrap=True)
+        values = {
+            "eval/real/mean": e.mean,
+            "eval/real/std": e.std,
+            "eval/real/best": e.best,
+            "eval/real/steps": e.real_steps,
+        }
+        values |= {"progress": e.generation / standing.plateau.limit}
+        for name, value in (("eval/real/mean_of_5", e.rolling), ("eval/dream/return", e.dream_return)):
+            if value is not None:
+                values[name] = value
+        if self._log is None:
+            before = record.evaluations[-2].generation if len(record.evaluations) > 1 else 0
+            self._log = MetricsLog(self.places.logs, keep_until=before)
+        self._log.write(e.generation, values)
+
+
+LOGS = ("metrics.jsonl", "events.out.*", "run.json", "summary.json", "*.png")
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a directory; it appears whole under its name or not at all. What is there already stays."""
+    if target.exists() or source == target:
+        return
+    tmp = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(tmp, ignore_errors=True)
+    shutil.copytree(source, tmp)
+    tmp.rename(target)
+
+
+def _check_as_json(check: Check) -> dict[str, Any]:
+    finite = math.isfinite(check.dream_return)
+    return check._asdict() | {"model": str(check.model), "dream_return": check.dream_return if finite else None}
+
+
+def _read_check(values: dict[str, Any]) -> Check:
+    dream_return = math.nan if values["dream_return"] is None else values["dream_return"]
+    return Check(**{**values, "model": Path(values["model"]), "dream_return": dream_return})
+
+
+def _forget_what_is_redone(record: Record, tmp: Path) -> None:
+    """A stage of the training that was killed is timed anew: what was spent on looking at it does not count in it."""
+    try:
+        state = json.loads((tmp / "state.json").read_text())
+    except FileNotFoundError:
+        return
+    if state.get("stage") == "control":
+        record.looked.pop(str(state.get("round")), None)

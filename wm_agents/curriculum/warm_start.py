@@ -1,0 +1,68 @@
+"""V's weights handed from one task to the next, and what that is worth."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from wm_agents.data.dataset import Dataset
+from wm_agents.factory import Model
+from wm_agents.learn import new_model, take_vision
+from wm_agents.models.vmc import VMC, Identity
+from wm_agents.recipe import ImproveConfig
+from wm_agents.training.callbacks import Callback
+from wm_agents.training.trainer import Trainer
+from wm_agents.training.vmc import fit_vision
+from wm_envs.real import make_real
+
+UPDATES = 200
+"""Of each of the two fits that are compared."""
+
+
+def find_source(cfg: ImproveConfig, models: list[Path]) -> Path | None:
+    """The last of the models whose V fits the one that `cfg` will train; None when none does."""
+    model = _fresh(cfg)
+    if not isinstance(model, VMC) or isinstance(model.vision, Identity):
+        return None
+    return next((path for path in reversed(models) if take_vision(model, str(path))), None)
+
+
+def compare(cfg: ImproveConfig, source: Path, data: Path, run_dir: Path, updates: int = UPDATES) -> dict[str, Any]:
+    """Fit V for a few updates, once from `source` and once from nothing, on the same frames in the same order.
+
+    Returns:
+        `updates`; V's loss on the same held-out frames, `first_*` after a tenth of the updates and `val_*` the lowest,
+        each `_warm` and `_cold`; and whether the warm start `helped`, by the lowest.
+    """
+    shutil.rmtree(run_dir, ignore_errors=True)
+    updates = min(updates, cfg.vision.updates)
+    training = cfg.vision.replace(
+        updates=updates, schedule="constant", val_every=max(1, updates // 10), save_every=updates, patience=None
+    )
+    found: dict[str, Any] = {"updates": updates}
+    for name, warm in (("warm", str(source)), ("cold", None)):
+        model = _fresh(replace(cfg, warm_start=warm))
+        assert isinstance(model, VMC), type(model)
+        heard = _Validations()
+        fit_vision(model, Dataset(data), training, run_dir / name, (heard,))
+        found |= {f"first_{name}": round(heard.losses[0], 4), f"val_{name}": round(min(heard.losses), 4)}
+    return found | {"helped": found["val_warm"] < found["val_cold"]}
+
+
+class _Validations(Callback):
+    """Keeps what every validation gave."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_validation(self, trainer: Trainer, value: float) -> None:
+        self.losses.append(value)
+
+
+def _fresh(cfg: ImproveConfig) -> Model:
+    """The model that training with `cfg` begins with."""
+    with closing(make_real(cfg.spec)) as env:
+        return new_model(cfg, env.observation_space, env.action_space)

@@ -1,0 +1,217 @@
+"""What is looked at before hours are spent: environments, films, disk, memory, device, a small run of everything."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from rich.console import Console
+
+from wm_agents.recipe import ImproveConfig
+from wm_agents.video import Frame, write_video
+from wm_envs.real import check_spec, is_image, make_real
+from wm_envs.registry import RealSpec
+from wm_envs.window import check_display
+
+GB = 1e9
+LOOK_STEPS = 50
+"""Random steps before a frame is looked at: some environments begin black."""
+
+
+class Finding(NamedTuple):
+    """What one look has shown."""
+
+    what: str
+    ok: bool
+    found: str
+    hint: str = ""
+    """What to do about it."""
+
+
+def look(what: str, check: Callable[[], str], hint: str) -> Finding:
+    """`check()` tells what it found, or raises; the error's words become the finding."""
+    try:
+        return Finding(what, True, check())
+    except Exception as error:  # Drivers, codecs and simulators raise what they like.
+        return Finding(what, False, " ".join(f"{error or type(error).__name__}".split()), hint)
+
+
+def check_env(spec: RealSpec, *, frames: bool = True, sizes: bool = True) -> str:
+    """Make the environment, play a few random steps and look at what it shows.
+
+    Args:
+        frames: refuse pictures of one colour, vectors that are not finite, and what never changes.
+        sizes: refuse observations that are not of the declared shape and type.
+
+    Raises:
+        ValueError: something is not as it should be.
+    """
+    if sizes:
+        check_spec(spec)
+    with closing(make_real(spec)) as env:
+        env.action_space.seed(0)
+        first = obs = np.asarray(env.reset(seed=0)[0])
+        for _ in range(LOOK_STEPS):
+            obs, _, term, trunc, _ = env.step(env.action_space.sample())
+            if term or trunc:
+                break
+        if frames:
+            _check_frame(spec.id, first, np.asarray(obs), is_image(env.observation_space))
+    shape = "x".join(map(str, obs.shape))
+    return f"{'frames' if is_image(env.observation_space) else 'vectors'} of {shape}, {env.action_space}"
+
+
+def _check_frame(env_id: str, first: Any, last: Any, image: bool) -> None:
+    if image and last.min() == last.max():
+        raise ValueError(f"{env_id}: a frame is of one colour ({last.min()}) after {LOOK_STEPS} steps")
+    if not image and not np.isfinite(last).all():
+        raise ValueError(f"{env_id}: an observation is not finite: {last}")
+    if np.array_equal(first, last):
+        raise ValueError(f"{env_id}: {LOOK_STEPS} random steps have changed nothing that is seen")
+
+
+def check_video(folder: Path) -> str:
+    """Write a film that goes from dark to light, and read it back.
+
+    Raises:
+        ValueError: the film is not what was written.
+        OSError: it could not be written.
+    """
+    path, levels = folder / "preflight.mp4", range(20, 240, 20)
+    frames: list[Frame] = [np.full((64, 96, 3), level, np.uint8) for level in levels]
+    write_video(path, iter(frames), fps=10)
+    reader = cv2.VideoCapture(str(path))
+    try:
+        got = []
+        while (read := reader.read())[0]:
+            got.append(float(np.mean(read[1])))
+    finally:
+        reader.release()
+        path.unlink()
+    if len(got) != len(frames) or max(abs(a - b) for a, b in zip(got, levels)) > 12:
+        raise ValueError(f"a film of {len(frames)} frames was read back as {len(got)}: {[round(x) for x in got]}")
+    return f"{len(got)} frames of mp4 written and read back"
+
+
+class Needs(NamedTuple):
+    """Bytes that a task will take, at its worst."""
+
+    disk: int
+    memory: int
+
+
+def estimate(cfg: ImproveConfig, procs: int, films: int = 0) -> Needs:
+    """What a task takes, from its settings: an estimate on the safe side.
+
+    Sizes on disk were measured (scripts/bench_data.py): 1,090 bytes a CarRacing frame at 64x64x3, 66 a Pong frame.
+    """
+    with closing(make_real(cfg.spec)) as env:
+        space = env.observation_space
+    numbers = math.prod(space.shape or (1,))
+    image = is_image(space)
+    steps = cfg.random_steps + (cfg.rounds - 1) * cfg.round_steps
+    frame = 0.12 * numbers if image else 4 * numbers
+    episodes = min(1.3 * steps * (frame + 32), cfg.max_gb * GB)
+    z, hidden = (cfg.model.z_dim, cfg.model.hidden) if image else (numbers, 0)
+    feat = z + hidden
+    starts = 2 * 4 * cfg.starts * (z + 2 * hidden)
+    rounds = cfg.rounds * (50e6 + 2 * starts)
+    if cfg.controller == "ppo":
+        dream = 4 * feat * cfg.ppo.envs * (40 + 3 * cfg.ppo.steps)
+    else:
+        dream = 4 * feat * cfg.cma.population * cfg.cma.rollouts * 40
+    latents = steps * (8 * z + 64) * 3
+    processes = 0.7 * GB + 2 * procs * 0.4 * GB
+    return Needs(int(episodes + rounds + films * 5e6), int(processes + latents + dream))
+
+
+def check_disk(folder: Path, needed: int) -> str:
+    """Compare free disk with what is needed.
+
+    Raises:
+        ValueError: there is too little.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    text = f"{free / GB:.1f} GB free in {folder}, about {needed / GB:.1f} GB needed"
+    if free < needed + GB:
+        raise ValueError(text)
+    return text
+
+
+def check_memory(needed: int) -> str:
+    """Compare free memory with what is needed.
+
+    Raises:
+        ValueError: there is too little.
+    """
+    free = free_memory()
+    if free is None:
+        return f"about {needed / GB:.1f} GB needed; how much is free cannot be told here"
+    text = f"{free / GB:.1f} GB free, about {needed / GB:.1f} GB needed"
+    if free < needed:
+        raise ValueError(text)
+    return text
+
+
+def free_memory(proc: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that this process may still take, its container's limit minded; None where that cannot be told."""
+    found = []
+    with suppress(OSError, KeyError, ValueError):
+        rows = dict(line.split(":", 1) for line in proc.read_text().splitlines())
+        found.append(1024 * int(rows["MemAvailable"].split()[0]))
+    with suppress(OSError, ValueError):  # No container, or one without a limit ("max").
+        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return min(found) if found else None
+
+
+def check_device(device: str) -> str:
+    """Do a small sum on the device.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"there is no {device} here; torch {torch.__version__} sees no GPU")
+    x = torch.ones(64, 64, device=device)
+    total = float((x @ x).sum())
+    if total != 64**3:
+        raise ValueError(f"{device} computes 64 x 64 x 64 as {total}")
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
+def display_error() -> str | None:
+    """Why there can be no window; None where there can."""
+    try:
+        check_display()
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def show(findings: Iterable[Finding], console: Console) -> bool:
+    """Print what was found and what to do about it; True when all is well."""
+    well = True
+    for finding in findings:
+        well &= finding.ok
+        mark = "ok  " if finding.ok else "FAIL"
+        text = f"  {mark} {finding.what}: {finding.found}" + (f"\n       -> {finding.hint}" if finding.hint else "")
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
+    return well
+
+
+def timed(run: Callable[[], str]) -> str:
+    """What `run` tells, and how long it took."""
+    began = time.perf_counter()
+    text = run()
+    return f"{text} in {time.perf_counter() - began:.0f} s"

@@ -1,0 +1,61 @@
+"""A controller at work in the real environment, beside the dream of it: in a film or in a window."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+
+from wm_agents.pretrained import load_model, load_policy, real_spec
+from wm_agents.video import Frame, _envs, compose, real_and_dream, write_video
+from wm_envs.real import is_image
+from wm_envs.window import Window
+
+MOST_FRAMES = 2000
+"""A film or a show is cut after so many steps."""
+RESYNC_EVERY = 50
+"""Steps after which the dream starts again from the real moment."""
+
+
+def film(model: Path, path: Path, *, seed: int, fps: float | None = None) -> int:
+    """Write one episode of the model's controller to `path`, at the real environment's speed or `fps`.
+
+    Returns:
+        The number of frames.
+    """
+    with closing(_Show(model)) as show:
+        return write_video(path, show.frames(seed), fps or show.fps)
+
+
+def watch(model: Path, window: Window, *, seed: int) -> None:
+    """Show one episode of the model's controller in `window`."""
+    with closing(_Show(model)) as show:
+        for frame in show.frames(seed):
+            window.show(frame)
+
+
+class _Show:
+    """The real environment of a model, and both played together."""
+
+    def __init__(self, model: Path) -> None:
+        self.model, self.artifact = load_model(model)
+        self.spec = real_spec(self.artifact)
+        self.envs = _envs(self.spec, rendered=not is_image(self.model.obs_space))
+        self.fps = float(self.envs.metadata["render_fps"])
+
+    def frames(self, seed: int) -> Iterator[Frame]:
+        pairs = real_and_dream(
+            self.envs,
+            self.model,
+            load_policy(self.model, self.artifact),
+            seed=seed,
+            resync_every=RESYNC_EVERY,
+            temperature=self.artifact.config["temperature"],
+            cut_off=self.artifact.config.get("cut_off", 0.5),
+            drawing=self.spec.id,
+        )
+        return map(compose, islice(pairs, MOST_FRAMES))
+
+    def close(self) -> None:
+        self.envs.close()
