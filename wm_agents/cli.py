@@ -12,13 +12,16 @@ from importlib import import_module
 
 COMMANDS = {
     "improve": "collect, learn, dream and judge in rounds",
+    "curriculum": "take tasks in order, each from nothing to promoted, with reports and films",
     "collect": "record episodes of a real environment",
     "evolve": "evolve a linear controller in a model's dream, or in the real environment",
     "evaluate": "score a model's policy over held-out real episodes, beside its dream score",
     "video": "record a real episode beside the dream of it",
     "demo": "train a controller in the shipped dream, drive the real car with it, film both",
 }
-RESUMABLE = ("improve", "collect", "evolve")
+RESUMABLE = ("improve", "curriculum", "collect", "evolve")
+APART = {"curriculum": "wm_agents.curriculum.command"}
+"""Commands with flags and exit codes of their own."""
 EXIT_ERROR, EXIT_STOPPED = 1, 2
 CLEAR = (ValueError, OSError, RuntimeError, ArithmeticError)
 """Errors that say in plain words what is wrong; any other is named, for it may be ours."""
@@ -36,6 +39,9 @@ def main(argv: list[str] | None = None) -> int:
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(COMMANDS)}"
         print(f"wm: unknown command {name!r}; {hint}", file=sys.stderr)
         return EXIT_STOPPED
+    if name in APART:
+        status: int = import_module(APART[name]).main(flags, f"wm {name}")
+        return status
     debug = "--debug" in flags
     # SIGTERM cleans up and ends as Ctrl-C does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
