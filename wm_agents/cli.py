@@ -16,6 +16,7 @@ COMMANDS = {
     "collect": "record episodes of a real environment",
     "evolve": "evolve a linear controller in a model's dream, or in the real environment",
     "evaluate": "score a model's policy over held-out real episodes, beside its dream score",
+    "fidelity": "measure how far a model's dream is what really comes, as a page and as JSON",
     "video": "record a real episode beside the dream of it",
     "demo": "train a controller in the shipped dream, drive the real car with it, film both",
 }

@@ -1,0 +1,64 @@
+"""Where the gap opens: the policy drives on in dreams that begin at real moments of its own drives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from policies.policy import Policy
+from wm_agents.along import Floats
+from wm_agents.data.episode import Episode
+from wm_agents.fidelity.correlation import pearson
+from wm_agents.fidelity.subject import Subject
+from wm_agents.fidelity.window import Windows, draw_windows, within
+from wm_envs.action import encode_action
+
+
+class Closed(NamedTuple):
+    """So many steps from a real moment."""
+
+    steps: int
+    windows: int
+    real: float
+    """Mean of what was earned until then."""
+    dream: float
+    corr: float | None
+
+
+def closed_loop(
+    subject: Subject, episodes: Sequence[Episode], *, horizons: Sequence[int], windows: int, seed: int = 0
+) -> list[Closed]:
+    """Dream on from moments of `episodes`, which the saved policy has played without noise."""
+    assert subject.policy is not None
+    horizons = within(horizons, episodes)
+    drawn = draw_windows(subject.model, episodes, windows, horizons[-1], np.random.default_rng(seed))
+    dreamed = _earned(subject, subject.policy, drawn, seed)
+    rows = []
+    for steps in horizons:
+        # An episode that ended by itself earns nothing more; of one that was cut nothing more is known.
+        known = drawn.term | (drawn.left >= steps)
+        if known.any():
+            real, said = drawn.rew[:steps, known].sum(0), dreamed[:steps, known].sum(0)
+            rows.append(Closed(steps, int(known.sum()), float(real.mean()), float(said.mean()), pearson(real, said)))
+    return rows
+
+
+@torch.inference_mode()
+def _earned(subject: Subject, policy: Policy, windows: Windows, seed: int) -> Floats:
+    """(H, S) rewards of the dreams, 0 behind their ends."""
+    model, latent = subject.model, windows.latent
+    generator = torch.Generator(model.device).manual_seed(seed)
+    policy.reset(windows.num, seed)
+    alive, rews = np.ones(windows.num, bool), []
+    for _ in range(len(windows.rew)):
+        act = encode_action(model.act_space, policy.act(model.feat(latent).float().cpu().numpy().copy()))
+        out = model.step(
+            latent, torch.from_numpy(act).to(model.device), temperature=subject.temperature, generator=generator
+        )
+        latent = out.latent
+        rews.append(np.where(alive, out.rew.double().cpu().numpy(), 0.0))
+        alive &= ~out.over(subject.cut_off).cpu().numpy()
+    return np.stack(rews)

@@ -1,0 +1,173 @@
+"""Everything that is measured of a model, on held-out real episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from rich.console import Console
+
+from policies.cmaes import CMAConfig
+from policies.play import Job
+from policies.rollout import EVAL_SEED
+from wm_agents.along import foresee
+from wm_agents.data.episode import Episode
+from wm_agents.evaluate import Score
+from wm_agents.fidelity.ahead import OpenLoop, open_loop
+from wm_agents.fidelity.closed_loop import Closed, closed_loop
+from wm_agents.fidelity.contender import SAVED, Contender, contenders
+from wm_agents.fidelity.ranking import Gap, Ranking, gap_of, rank
+from wm_agents.fidelity.reliability import Reliability, reliability
+from wm_agents.fidelity.seeding import Determinism, check_seeds
+from wm_agents.fidelity.subject import Subject
+from wm_agents.fidelity.sweep import Warmth, sweep, train_at
+from wm_agents.fidelity.training import History
+from wm_agents.progress import Bar
+
+Play = Callable[[Sequence[Job]], Iterator[Episode]]
+"""Real episodes of jobs (seed, (contender,)), in their order."""
+
+
+@dataclass(frozen=True)
+class FidelityConfig:
+    """How much is played and dreamed."""
+
+    episodes: int = 8
+    """Real episodes of each policy."""
+    policies: int = 12
+    """To rank, at most."""
+    dream_episodes: int = 128
+    """Of each policy, and at each temperature."""
+    windows: int = 1024
+    """Stretches of the real episodes that are dreamed anew."""
+    horizons: tuple[int, ...] = (1, 2, 5, 10, 15, 25, 50, 100)
+    tolerance: int = 2
+    """Steps that a foreseen end may be off."""
+    temperatures: tuple[float, ...] = (0.5, 0.7, 0.85, 1.0, 1.15, 1.3)
+    train_temperatures: tuple[float, ...] = ()
+    """At which new controllers are evolved and judged for real."""
+    cma: CMAConfig = field(default_factory=lambda: CMAConfig(32, 8, 60))
+    """How those are evolved."""
+    max_gb: float = 1.0
+    """Frames held in memory; episodes beyond that count with their returns alone."""
+    seed: int = EVAL_SEED
+
+    def __post_init__(self) -> None:
+        for name in ("episodes", "policies", "dream_episodes", "windows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.seed < EVAL_SEED:
+            raise ValueError(
+                f"seed must be at least {EVAL_SEED:,}: lower ones may have been trained on; got {self.seed:,}"
+            )
+        if bad := [tau for tau in (*self.temperatures, *self.train_temperatures) if not 0 < tau < np.inf]:
+            raise ValueError(f"temperatures must be above 0 and finite, got {bad[0]}")
+
+
+QUICK = FidelityConfig(episodes=1, policies=8, dream_episodes=64, windows=256)
+
+
+class Fidelity(NamedTuple):
+    """All of it; None or nothing where a section has nothing to stand on."""
+
+    real_episodes: int
+    real_steps: int
+    open_loop: OpenLoop
+    reliability: Reliability
+    determinism: Determinism
+    gap: Gap | None
+    closed_loop: list[Closed]
+    ranking: Ranking
+    temperatures: list[Warmth]
+    history: History | None
+
+
+def measure(
+    subject: Subject,
+    play: Play,
+    cfg: FidelityConfig,
+    *,
+    among: Sequence[Contender] | None = None,
+    history: History | None = None,
+    console: Console | None = None,
+) -> Fidelity:
+    """Measure a model.
+
+    Args:
+        play: plays real episodes.
+        among: the policies that play them and are ranked; by default those around the saved one.
+    """
+    if among is None:
+        among = contenders(subject.policy, subject.model.act_space, cfg.policies)
+    drives = _drive(play, among, cfg, console)
+    horizon = subject.horizon or max(drives.steps)
+    subject = subject._replace(horizon=horizon)
+    dreamed = {"episodes": cfg.dream_episodes, "seed": cfg.seed}
+    ranking = rank(subject, among, drives.scores, **dreamed)
+    warmths: list[Warmth] = []
+    if subject.policy is not None:
+        warmths = sweep(subject, (*cfg.temperatures, *cfg.train_temperatures), **dreamed)
+    for i, row in enumerate(warmths):
+        if row.tau in cfg.train_temperatures:
+            warmths[i] = train_at(
+                row,
+                subject,
+                cfg.cma,
+                lambda who: _drive(play, [who], cfg, console).scores[who.name],
+                **dreamed,
+                console=console,
+            )
+    own = [ep for ep, who in zip(drives.episodes, drives.who) if who == SAVED]
+    return Fidelity(
+        len(drives.steps),
+        sum(drives.steps),
+        open_loop(
+            subject.model,
+            drives.episodes,
+            horizons=cfg.horizons,
+            windows=cfg.windows,
+            temperature=subject.temperature,
+            cut_off=subject.cut_off,
+            tolerance=cfg.tolerance,
+        ),
+        reliability(foresee(subject.model, drives.episodes, temperature=subject.temperature), subject.cut_off),
+        check_seeds(subject),
+        gap_of(ranking.saved, horizon, cfg.episodes) if ranking.saved else None,
+        closed_loop(subject, own, horizons=cfg.horizons, windows=cfg.windows)
+        if own and subject.policy is not None
+        else [],
+        ranking,
+        warmths,
+        history,
+    )
+
+
+class _Drives(NamedTuple):
+    scores: dict[str, Score]
+    """By policy."""
+    steps: list[int]
+    """Of every episode."""
+    episodes: list[Episode]
+    """With their frames, as many as memory has room for."""
+    who: list[str]
+    """Who played these."""
+
+
+def _drive(play: Play, among: Sequence[Contender], cfg: FidelityConfig, console: Console | None) -> _Drives:
+    # Seed by seed, so that a full memory leaves out seeds and no policy.
+    jobs = [Job(cfg.seed + i, (who,)) for i in range(cfg.episodes) for who in among]
+    found = _Drives({who.name: Score([]) for who in among}, [], [], [])
+    room = cfg.max_gb * 1e9
+    with Bar("real episodes", len(jobs), console) as bar:
+        for job, ep in zip(jobs, play(jobs), strict=True):
+            name, ret = job.args[0].name, float(ep.rew.sum(dtype=np.float64))
+            found.scores[name].returns.append(ret)
+            found.steps.append(ep.num_steps)
+            room -= ep.obs.nbytes
+            if room >= 0 or not found.episodes:
+                found.episodes.append(ep)
+                found.who.append(name)
+            bar.update(len(found.steps), f"{name}: {ret:.1f}")
+    return found

@@ -1,0 +1,160 @@
+"""The plots of the fidelity page, one function each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from wm_agents.fidelity.ahead import Ahead, OpenLoop
+from wm_agents.fidelity.closed_loop import Closed
+from wm_agents.fidelity.ranking import Ranking
+from wm_agents.fidelity.reliability import Reliability
+from wm_agents.fidelity.sweep import Warmth
+from wm_agents.fidelity.training import History
+
+REAL, DREAM, OTHER = "#0072B2", "#D55E00", "#777777"  # Told apart by any eye.
+NAN = float("nan")
+
+
+def plot_errors(loop: OpenLoop) -> Figure:
+    """Error of frames by steps ahead."""
+    figure, axes = _axes("steps ahead", "mean squared error of the frame")
+    steps = _steps(axes, loop.horizons)
+    axes.plot(steps, _column([h.copy_mse for h in loop.horizons]), "o-", color=OTHER, label="copy the last frame")
+    axes.plot(steps, _column([h.sampled.obs_mse for h in loop.horizons]), "o--", color=DREAM, label="dream, drawn")
+    axes.plot(steps, _column([h.likely.obs_mse for h in loop.horizons]), "o-", color=DREAM, label="dream, most likely")
+    if loop.rec_mse is not None:
+        axes.axhline(loop.rec_mse, color=REAL, linestyle=":", label="a frame just seen")
+    axes.set_ylim(bottom=0)
+    return _done(figure, axes)
+
+
+def plot_rewards(loop: OpenLoop) -> Figure:
+    """Correlation of rewards by steps ahead."""
+    figure, axes = _axes("steps ahead", "correlation with the real reward")
+    steps = _steps(axes, loop.horizons)
+    axes.plot(steps, _column([h.likely.rew_corr for h in loop.horizons]), "o-", color=DREAM, label="of this step")
+    axes.plot(steps, _column([h.likely.sum_corr for h in loop.horizons]), "o-", color=REAL, label="summed to here")
+    axes.set_ylim(-0.25, 1.05)
+    axes.axhline(0, color=OTHER, linewidth=0.8)
+    return _done(figure, axes)
+
+
+def plot_ends(loop: OpenLoop) -> Figure:
+    """Precision and recall of ends by steps ahead."""
+    figure, axes = _axes("steps ahead, up to", "share of ends")
+    steps = _steps(axes, loop.horizons)
+    rows = [h.sampled for h in loop.horizons]
+    axes.plot(steps, _column([r.end_recall for r in rows]), "o-", color=REAL, label="recall: real ends foreseen")
+    axes.plot(
+        steps, _column([r.end_precision for r in rows]), "o-", color=DREAM, label="precision: dreamed ends that came"
+    )
+    axes.set_ylim(-0.05, 1.05)
+    return _done(figure, axes)
+
+
+def plot_reliability(measured: Reliability) -> Figure:
+    """Foreseen against observed share of ends."""
+    figure, axes = _axes("foreseen probability of an end", "share of steps that ended")
+    axes.plot([0, 1], [0, 1], color=OTHER, linewidth=0.8, label="as foreseen")
+    axes.plot([b.said for b in measured.bins], [b.came for b in measured.bins], "o-", color=DREAM, label="as it came")
+    for b in measured.bins:
+        axes.annotate(f"{b.steps:,}", (b.said, b.came), textcoords="offset points", xytext=(5, 4), fontsize=7)
+    return _done(figure, axes)
+
+
+def plot_closed_loop(rows: Sequence[Closed]) -> Figure:
+    """Earned by the policy from real moments on, in both worlds."""
+    figure, axes = _axes("steps from a real moment", "mean reward earned")
+    axes.plot([r.steps for r in rows], [r.real for r in rows], "o-", color=REAL, label="real")
+    axes.plot([r.steps for r in rows], [r.dream for r in rows], "o-", color=DREAM, label="dream")
+    return _done(figure, axes)
+
+
+def plot_ranking(ranking: Ranking) -> Figure:
+    """Dream return against real return, a point a policy."""
+    figure, axes = _axes("real return", "dream return", size=(6.4, 4.4))
+    rows = ranking.policies
+    real, dream = [r.real_mean for r in rows], [r.dream_mean for r in rows]
+    wide, high = [r.real_ci95 or 0.0 for r in rows], [r.dream_ci95 or 0.0 for r in rows]
+    axes.errorbar(real, dream, high, wide, "o", color=DREAM, elinewidth=0.8)
+    ends = [min(real + dream), max(real + dream)]
+    axes.plot(ends, ends, color=OTHER, linewidth=0.8, label="dream = real")
+    for i, row in enumerate(sorted(rows, key=lambda r: r.real_mean)):
+        left = row.real_mean > (min(real) + max(real)) / 2  # Names stay within the axes, neighbours' on either side.
+        axes.annotate(
+            row.name,
+            (row.real_mean, row.dream_mean),
+            textcoords="offset points",
+            xytext=(-6 if left else 6, -10 if i % 2 else 5),
+            ha="right" if left else "left",
+            fontsize=7,
+        )
+    return _done(figure, axes)
+
+
+def plot_temperatures(rows: Sequence[Warmth], real: float | None) -> Figure:
+    """Dream and real return by temperature."""
+    figure, axes = _axes("temperature", "return")
+    dreams, spread = [r.dream for r in rows], [r.dream_ci95 or 0.0 for r in rows]
+    axes.errorbar([r.tau for r in rows], dreams, spread, fmt="o-", color=DREAM, label="saved policy, dream")
+    if real is not None:
+        axes.axhline(real, color=REAL, linestyle=":", label="saved policy, real")
+    trained = [r for r in rows if r.trained_real is not None]
+    if trained:
+        taus = [r.tau for r in trained]
+        axes.plot(taus, _column([r.trained_dream for r in trained]), "s--", color=DREAM, label="trained there, dream")
+        axes.plot(taus, _column([r.trained_real for r in trained]), "s--", color=REAL, label="trained there, real")
+    return _done(figure, axes)
+
+
+def plot_history(history: History) -> Figure:
+    """What each round's dream promised and what reality gave."""
+    figure, axes = _axes("round", "return")
+    rounds = [r.round for r in history.rounds]
+    axes.plot(rounds, [r.dream for r in history.rounds], "o-", color=DREAM, label="dream")
+    axes.plot(rounds, [r.real for r in history.rounds], "o-", color=REAL, label="real")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return _done(figure, axes)
+
+
+def plot_doubt(loop: OpenLoop) -> Figure:
+    """How far disagreement tells errors, by steps ahead."""
+    figure, axes = _axes("steps ahead", "rank correlation with the error")
+    steps = _steps(axes, loop.horizons)
+    axes.plot(steps, _column([h.likely.doubt_corr for h in loop.horizons]), "o-", color=DREAM, label="disagreement")
+    axes.axhline(0, color=OTHER, linewidth=0.8)
+    axes.set_ylim(-0.25, 1.05)
+    return _done(figure, axes)
+
+
+def _axes(x: str, y: str, size: tuple[float, float] = (6.4, 3.4)) -> tuple[Figure, Axes]:
+    figure = Figure(size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    return figure, axes
+
+
+def _steps(axes: Axes, rows: Sequence[Ahead]) -> list[int]:
+    """The horizons, on an axis that gives the first steps their room."""
+    steps = [row.steps for row in rows]
+    axes.set_xscale("symlog", linthresh=5)
+    axes.set_xticks(steps, [str(s) for s in steps])
+    axes.set_xlim(0.8 * steps[0], 1.2 * steps[-1])
+    axes.minorticks_off()
+    return steps
+
+
+def _column(values: Sequence[float | None]) -> list[float]:
+    return [NAN if value is None else value for value in values]
+
+
+def _done(figure: Figure, axes: Axes) -> Figure:
+    axes.legend(frameon=False, fontsize=8)
+    return figure

@@ -1,0 +1,79 @@
+"""What policies earn in the dream beside what they earn for real."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from wm_agents.evaluate import Score
+from wm_agents.fidelity.contender import SAVED, Contender, controller
+from wm_agents.fidelity.correlation import pearson, spearman
+from wm_agents.fidelity.subject import Subject, dream_score
+
+
+class Ranked(NamedTuple):
+    """A policy's returns in both worlds."""
+
+    name: str
+    real_mean: float
+    real_ci95: float | None
+    """Half width of the 95 % interval of the mean; a single episode has none."""
+    dream_mean: float
+    dream_ci95: float | None
+
+
+class Ranking(NamedTuple):
+    """How far the dream puts policies in the order that reality does."""
+
+    spearman: float | None
+    pearson: float | None
+    policies: list[Ranked]
+
+    @property
+    def saved(self) -> Ranked | None:
+        """The policy that the model carries."""
+        return next((r for r in self.policies if r.name == SAVED), None)
+
+
+class Gap(NamedTuple):
+    """Dream return minus real return of the saved policy."""
+
+    real: float
+    real_ci95: float | None
+    dream: float
+    dream_ci95: float | None
+    gap: float
+    horizon: int
+    """Steps of a dream."""
+    real_episodes: int
+
+
+def rank(
+    subject: Subject, among: Sequence[Contender], real: Mapping[str, Score], *, episodes: int, seed: int
+) -> Ranking:
+    """Dream every policy, and correlate with the `real` scores, by name."""
+    ranked = []
+    for who in among:
+        policy = controller(subject.policy, subject.model.act_space, who)
+        dream = dream_score(subject, policy, episodes=episodes, seed=seed)
+        ranked.append(Ranked(who.name, *interval(real[who.name]), *interval(dream)))
+    worlds = [r.real_mean for r in ranked], [r.dream_mean for r in ranked]
+    return Ranking(spearman(*worlds), pearson(*worlds), ranked)
+
+
+def interval(score: Score) -> tuple[float, float | None]:
+    """Mean and half width of its 95 % interval, None for a single episode."""
+    return score.mean, score.ci95 if len(score.returns) > 1 else None
+
+
+def gap_of(saved: Ranked, horizon: int, real_episodes: int) -> Gap:
+    """The gap of a ranked policy."""
+    return Gap(
+        saved.real_mean,
+        saved.real_ci95,
+        saved.dream_mean,
+        saved.dream_ci95,
+        saved.dream_mean - saved.real_mean,
+        horizon,
+        real_episodes,
+    )

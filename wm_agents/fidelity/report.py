@@ -1,0 +1,133 @@
+"""`wm fidelity`: measure a model, and leave one HTML page and one JSON."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from policies.rollout import EVAL_SEED
+from wm_agents.atomic import write_json, write_text
+from wm_agents.fidelity.contender import drive
+from wm_agents.fidelity.measure import QUICK, Fidelity, FidelityConfig, measure
+from wm_agents.fidelity.page import render
+from wm_agents.fidelity.record import record
+from wm_agents.fidelity.section import Section, sections
+from wm_agents.fidelity.subject import subject_of
+from wm_agents.fidelity.training import find_run, read_history
+from wm_agents.hardware import describe
+from wm_agents.pretrained import load_model, real_spec
+from wm_agents.runlog import versions
+
+PAGE, DATA = "fidelity.html", "fidelity.json"
+
+
+def fidelity_report(
+    model: str,
+    out: Path,
+    *,
+    episodes: int | None = None,
+    procs: int = 2,
+    quick: bool = False,
+    seed: int = EVAL_SEED,
+    train_temperatures: tuple[float, ...] = (),
+    generations: int = 60,
+    run: Path | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Measure a saved model and write `fidelity.html` and `fidelity.json` into `out`; what the JSON holds comes back.
+
+    Args:
+        model: a model directory, or the name of a shipped model or dream.
+        episodes: real ones, of each policy; by default 8, or 1 when it is to be quick.
+        quick: eight policies and fewer dreams: a first look.
+        train_temperatures: at which new controllers are evolved, for so many generations, and judged for real.
+        run: the folder of the run that made the model; by default the one it lies in.
+    """
+    began = time.perf_counter()
+    cfg = QUICK if quick else FidelityConfig()
+    cfg = replace(
+        cfg,
+        episodes=cfg.episodes if episodes is None else episodes,
+        seed=seed,
+        train_temperatures=train_temperatures,
+        cma=replace(cfg.cma, generations=generations),
+    )
+    net, artifact = load_model(model)
+    spec = real_spec(artifact)
+    folder = run or find_run(artifact.path)
+    history = None if folder is None else read_history(folder)
+    if run is not None and history is None:
+        raise ValueError(f"run must be a folder of `wm improve` with a judged round, got {run}")
+    found = measure(
+        subject_of(net, artifact),
+        lambda jobs: record(spec, partial(drive, model), jobs, procs),
+        cfg,
+        history=history,
+        console=console,
+    )
+    facts = {
+        "model": model,
+        "env": spec.id,
+        "config": asdict(cfg),
+        "wall_s": round(time.perf_counter() - began, 1),
+        "versions": versions(),
+        "hardware": describe(),
+    }
+    result = write_report(found, out, facts)
+    if console is not None:
+        console.print(summary(sections(found)))
+    return result
+
+
+def write_report(found: Fidelity, out: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Write both files, each whole or not at all; `facts` say what was measured and how."""
+    parts = sections(found)
+    verdicts = {part.key: part.verdict for part in parts}
+    result: dict[str, Any] = plain({**facts, "verdicts": verdicts, **found._asdict()})
+    title = f"Fidelity of {facts['model']}"
+    about = (
+        f"What the dream of {facts['env']} says against what came, in {found.real_episodes} real episodes "
+        f"({found.real_steps:,} steps) on seeds that no training has used."
+    )
+    write_text(out / PAGE, render(title, about, parts, _lines(facts)))
+    write_json(out / DATA, result)
+    return result
+
+
+def summary(parts: list[Section]) -> Table:
+    """The verdicts, for a terminal."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for part in parts:
+        table.add_row(f"[bold]{part.title}[/bold]", part.verdict)
+    return table
+
+
+def plain(value: Any) -> Any:
+    """`value` as strict JSON has it: named tuples as objects, what is not a finite number as null."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return plain(value._asdict())
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
+
+
+def _lines(facts: dict[str, Any]) -> dict[str, str]:
+    """Facts for the page's foot, a line each."""
+    return {name: _words(value) for name, value in facts.items()}
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{key} {_words(item)}" for key, item in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,55 @@
+"""Whether the seeds of a model's dreams do what they promise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from policies.policy import sample_actions
+from wm_agents.fidelity.subject import Subject
+from wm_envs.dream import DreamVectorEnv
+
+
+class Determinism(NamedTuple):
+    """What seeds do."""
+
+    repeats: bool
+    """The same seed gives the same dream, bit for bit."""
+    rows_alone: bool
+    """Row i seeded s is the single dream seeded s + i, but for rounding."""
+    worst: float
+    """Largest difference between those two."""
+
+
+def check_seeds(subject: Subject, rows: int = 4, steps: int = 20, seed: int = 7) -> Determinism:
+    """Dream the same twice, and each row alone, under the same random actions."""
+    rng = np.random.default_rng(seed)
+    acts = [sample_actions(subject.model.act_space, rows, rng) for _ in range(steps)]
+    first, again = (_trace(subject, acts, seed) for _ in range(2))
+    alone = np.concatenate([_trace(subject, [act[i : i + 1] for act in acts], seed + i) for i in range(rows)], 1)
+    near = bool(np.allclose(alone, first, rtol=1e-3, atol=1e-3))
+    return Determinism(bool(np.array_equal(first, again)), near, float(np.abs(alone - first).max()))
+
+
+def _trace(subject: Subject, acts: Sequence[NDArray[Any]], seed: int) -> NDArray[np.float64]:
+    """(steps + 1, rows, F + 3): feat, reward, term and trunc."""
+    envs = DreamVectorEnv(
+        subject.model,
+        subject.starts,
+        len(acts[0]),
+        obs="latent",
+        temperature=subject.temperature,
+        horizon=subject.horizon,
+        cut_off=subject.cut_off,
+        autoreset_mode=AutoresetMode.DISABLED,
+    )
+    obs, _ = envs.reset(seed=seed)
+    trace = [np.concatenate([obs, np.zeros((len(obs), 3))], 1)]
+    for act in acts:
+        obs, rew, term, trunc, _ = envs.step(act)
+        trace.append(np.concatenate([obs, rew[:, None], term[:, None], trunc[:, None]], 1))
+    return np.stack(trace)

@@ -1,0 +1,68 @@
+"""Dream and real score by temperature: Ha & Schmidhuber's table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from rich.console import Console
+
+from policies.cmaes import CMAConfig
+from wm_agents.evaluate import Score
+from wm_agents.evolve import evolve_in_dream, show_generations
+from wm_agents.fidelity.contender import Contender, squash_of
+from wm_agents.fidelity.ranking import interval
+from wm_agents.fidelity.subject import Subject, dream_score
+from wm_agents.progress import Bar
+
+
+class Warmth(NamedTuple):
+    """One temperature."""
+
+    tau: float
+    dream: float
+    """Of the saved policy, in dreams of this temperature."""
+    dream_std: float
+    dream_ci95: float | None
+    trained_dream: float | None = None
+    """Of a controller evolved from zero in dreams of this temperature, in them."""
+    trained_real: float | None = None
+    """Of that one, for real."""
+    trained_real_ci95: float | None = None
+
+
+def sweep(subject: Subject, taus: tuple[float, ...], *, episodes: int, seed: int) -> list[Warmth]:
+    """Dream the saved policy at every temperature."""
+    assert subject.policy is not None
+    scores = [
+        (tau, dream_score(subject, subject.policy, episodes=episodes, seed=seed, temperature=tau))
+        for tau in sorted(set(taus))
+    ]
+    return [Warmth(tau, score.mean, score.std, interval(score)[1]) for tau, score in scores]
+
+
+def train_at(
+    row: Warmth,
+    subject: Subject,
+    cma: CMAConfig,
+    real: Callable[[Contender], Score],
+    *,
+    episodes: int,
+    seed: int,
+    console: Console | None = None,
+) -> Warmth:
+    """The row with a controller that knows dreams of its temperature only, scored in them and for real."""
+    assert subject.horizon is not None
+    with Bar(f"evolving at tau {row.tau}, generation", cma.generations, console) as bar:
+        policy = evolve_in_dream(
+            subject.model,
+            subject.starts,
+            cma,
+            horizon=subject.horizon,
+            squash=squash_of(subject.policy),
+            temperature=row.tau,
+            on_generation=show_generations(bar),
+        ).policy
+    dream = dream_score(subject, policy, episodes=episodes, seed=seed, temperature=row.tau)
+    mean, ci95 = interval(real(Contender(f"trained at {row.tau}", weights=policy.weights)))
+    return row._replace(trained_dream=dream.mean, trained_real=mean, trained_real_ci95=ci95)
