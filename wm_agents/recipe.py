@@ -19,7 +19,7 @@ JUDGE_SEED = 900_000
 VISION = TrainingConfig(updates=4000, batch_size=64, lr=2e-3, schedule="onecycle")
 MEMORY = TrainingConfig(updates=3000, batch_size=64, lr=1e-3, schedule="onecycle", grad_clip=1.0)
 DYNAMICS = TrainingConfig(
-    updates=4000, batch_size=256, lr=1e-3, schedule="onecycle", grad_clip=10.0, precision="fp32", log_every=100
+    updates=4000, batch_size=256, lr=1e-3, schedule="onecycle", precision="fp32", log_every=100
 )
 
 

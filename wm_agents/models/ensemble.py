@@ -73,8 +73,10 @@ class Ensemble(nn.Module):
         self.act_space = act_space
         self.actions = act_dim(act_space)
         self.feat_dim = dim = obs_space.shape[0]
-        self.future = EnsembleMLP(cfg, dim + self.actions, 2 * dim + 2)
+        # Networks of their own: the likelihood of a sure change has gradients that would drown the rare end's.
+        self.change = EnsembleMLP(cfg, dim + self.actions, 2 * dim)
         self.reward = EnsembleMLP(cfg, 2 * dim + self.actions, 1)
+        self.end = EnsembleMLP(cfg, dim + self.actions, 2)
         self.scale = Scale(dim)
         self.dtype = torch.from_numpy(obs_space.low).dtype
         for name in ("low", "high"):
@@ -126,30 +128,34 @@ class Ensemble(nn.Module):
 
     def foresee(self, x: Tensor) -> Future:
         """Normalised (obs, act), (B, D + A) or (M, B, D + A), to what each member expects."""
-        out = self.future(x).float()
-        mean, logvar, rest = out.split([self.feat_dim, self.feat_dim, 2], dim=-1)
-        return Future(mean, -10 + 12 * torch.sigmoid(logvar), *rest.unbind(-1))
+        mean, logvar = self.change(x).float().chunk(2, dim=-1)
+        return Future(mean, -10 + 12 * torch.sigmoid(logvar), *self.end(x).float().unbind(-1))
 
     def earn(self, x: Tensor, change: Tensor) -> Tensor:
         """What each member pays for a move that goes on, (M, B), in units of `scale.rew`."""
         return cast(Tensor, self.reward(torch.cat([x, change], dim=-1)).float().squeeze(-1))
 
     def loss(self, moves: Moves) -> LossOutput:
-        """Likelihood of change and reward where the episode went on, the end's cross-entropy and its reward; summed."""
+        """Likelihood of change and reward where the episode went on, the end's cross-entropy and its reward, summed.
+
+        What is told of the change is its plain negative log-likelihood; the one that is trained on is steadied.
+        """
         scale, term, on = self.scale, moves.term, 1 - moves.term
         x = torch.cat([scale.normal(moves.obs), moves.act], dim=-1)
         change = (moves.next_obs - moves.obs) / scale.change_std
         ahead, rew = self.foresee(x), self.earn(x, change)
-        nll = 0.5 * ((change - ahead.mean).square() * (-ahead.logvar).exp() + ahead.logvar).mean(-1)
+        nll = 0.5 * ((change - ahead.mean).square() * (-ahead.logvar).exp() + ahead.logvar)
+        steadied = nll * (0.5 * ahead.logvar).exp().detach()  # Seitzer et al. 2022, beta = 0.5.
         weight = 1 + (self.cfg.term_weight - 1) * term
         bce = F.binary_cross_entropy_with_logits(ahead.end, term.expand_as(ahead.end), reduction="none") * weight
         parts = {
-            "change": _mean(nll, on),
+            "change": _mean(nll.mean(-1), on),
             "rew": _mean((rew - moves.rew / scale.rew).square(), on),
             "end_rew": _mean((ahead.end_rew - moves.rew / scale.end_rew).square(), term),
             "term": bce.mean(),
         }
-        return LossOutput(torch.stack(list(parts.values())).sum(), parts, {})
+        loss = _mean(steadied.mean(-1), on) + parts["rew"] + parts["end_rew"] + parts["term"]
+        return LossOutput(loss, parts, {})
 
 
 class Future(NamedTuple):
@@ -242,7 +248,7 @@ class EnsembleMLP(nn.Module):
         self.biases = nn.ParameterList(nn.Parameter(_uniform(cfg.members, 1, o, fan_in=i)) for i, o in pairs)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = x.expand(len(self.weights[0]), -1, -1)
+        out: Tensor = x.expand(len(self.weights[0]), -1, -1)
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             out = torch.baddbmm(bias, F.silu(out) if i else out, weight)
         return out

@@ -96,7 +96,12 @@ def fit_ensemble(
         return data.take(np.take_along_axis(bootstraps, draw, axis=1))
 
     trainer = Trainer(model, cfg, run_dir, loss=model.loss, callbacks=callbacks)
-    result = trainer.fit(batches, lambda: float(model.loss(trainer.fabric.to_device(held_out)).loss))
+
+    def validate() -> float:
+        parts = model.loss(trainer.fabric.to_device(held_out)).components
+        return float(torch.stack(list(parts.values())).sum())
+
+    result = trainer.fit(batches, validate)
     trainer.load_best()
     return result
 

@@ -1,0 +1,276 @@
+"""The ensemble: what it learns of systems that are known exactly, and where it says that it does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from policies.cmaes import CMAConfig
+from policies.rollout import returns, rollout
+from wm_agents.data.dataset import Dataset
+from wm_agents.data.episode import Episode
+from wm_agents.data.shard import write_shard
+from wm_agents.evolve import evolve_in_dream
+from wm_agents.models.ensemble import Ensemble, EnsembleConfig
+from wm_agents.training.config import TrainingConfig
+from wm_agents.training.ensemble import MoveSet, fit_ensemble, make_starts, read_moves
+from wm_envs.dream import DreamVectorEnv
+from wm_envs.world_model import RowStreams
+
+SMALL = EnsembleConfig(members=3, hidden=32)
+ACT = spaces.Box(-1, 1, (1,), np.float32)
+TRAINING = TrainingConfig(
+    updates=300, batch_size=64, lr=1e-2, schedule="onecycle", precision="fp32", val_every=100, save_every=300
+)
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+
+
+def space(dim: int) -> spaces.Box:
+    return spaces.Box(-10, 10, (dim,), np.float32)
+
+
+def moves(obs: Floats, act: Floats, rew: Floats, term: Floats, next_obs: Floats) -> MoveSet:
+    """Steps that stand alone, ten an episode, so that some are held out."""
+    as_tensors = [torch.from_numpy(np.asarray(part, np.float32)) for part in (obs, act, rew, term, next_obs)]
+    episode = np.arange(len(obs)) // 10
+    return MoveSet(*as_tensors, episode, np.arange(0, len(obs), 10))
+
+
+def fitted(data: MoveSet, tmp_path: Path, cfg: EnsembleConfig = SMALL, updates: int = 300) -> Ensemble:
+    torch.manual_seed(0)
+    model = Ensemble(cfg, space(data.obs.shape[1]), ACT)
+    fit_ensemble(model, data, TRAINING.replace(updates=updates), tmp_path / "fit", first=True)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory: pytest.TempPathFactory) -> Ensemble:
+    """x' = x + 0.2 act, which earns act, and ends, earning 5, where x' would be above 1."""
+    rng = np.random.default_rng(0)
+    obs, act = rng.uniform(-1, 1, (2000, 1)), rng.uniform(-1, 1, (2000, 1))
+    next_obs = obs + 0.2 * act
+    term = (next_obs > 1)[:, 0]
+    data = moves(obs, act, np.where(term, 5, act[:, 0]), term, next_obs)
+    return fitted(data, tmp_path_factory.mktemp("line"), updates=600)
+
+
+@torch.no_grad()
+def test_it_learns_change_reward_and_end(line: Ensemble) -> None:
+    obs, act = torch.meshgrid(torch.linspace(-1, 1, 21), torch.linspace(-1, 1, 11), indexing="ij")
+    obs, act = obs.reshape(-1, 1), act.reshape(-1, 1)
+    out = line.step({"obs": obs}, act, temperature=0)
+    moved = obs + 0.2 * act
+    clear = ((moved - 1).abs() > 0.03)[:, 0]
+    ends = (moved > 1)[:, 0]
+    assert out.end is not None and ends.sum() > 5
+    assert torch.equal(out.end[clear], ends[clear])
+    on = clear & ~ends
+    torch.testing.assert_close(out.latent["obs"][on], moved[on], atol=0.03, rtol=0)
+    torch.testing.assert_close(out.rew[on], act[on, 0], atol=0.15, rtol=0)  # A shift by one would be off by 0.9.
+    torch.testing.assert_close(out.rew[clear & ends], torch.full_like(out.rew[clear & ends], 5.0), atol=0.3, rtol=0)
+    assert out.cont[clear & ends].max() < 0.5 < out.cont[on].min()
+
+
+def test_ends_come_as_often_as_they_did_whatever_their_weight_in_the_loss(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    obs, act = rng.uniform(-1, 1, (4000, 1)), rng.uniform(-1, 1, (4000, 1))
+    data = moves(obs, act, np.ones(4000), rng.random(4000) < 0.1, obs)
+    model = fitted(data, tmp_path, EnsembleConfig(members=2, hidden=16, term_weight=20.0))
+    with torch.no_grad():
+        out = model.step({"obs": data.obs}, data.act, generator=torch.Generator().manual_seed(0))
+    assert out.end is not None
+    assert float(1 - out.cont.mean()) == pytest.approx(0.1, abs=0.03)
+    assert float(out.end.float().mean()) == pytest.approx(0.1, abs=0.03)
+
+
+@torch.no_grad()
+def test_temperature_multiplies_the_variance() -> None:
+    obs, act = torch.zeros(4000, 1), torch.zeros(4000, 1)
+    one = Ensemble(EnsembleConfig(members=1, hidden=8), space(1), ACT).eval()  # Untrained, it is unsure.
+
+    def spread(tau: float) -> float:
+        out = one.step({"obs": obs}, act, temperature=tau, generator=torch.Generator().manual_seed(0))
+        return float(out.latent["obs"].std())
+
+    assert spread(1.0) == pytest.approx(2 * spread(0.25), rel=1e-3) and spread(1.0) > 0
+    assert spread(0) < 1e-6
+
+
+@torch.no_grad()
+def test_a_row_dreams_the_same_in_a_batch_and_alone(line: Ensemble) -> None:
+    obs, act = torch.linspace(-1, 1, 6)[:, None], torch.linspace(1, -1, 6)[:, None]
+
+    def dream(rows: list[int]) -> torch.Tensor:
+        streams = RowStreams([np.random.default_rng(row) for row in rows])
+        for i in range(len(rows)):
+            streams.restart(i)
+        latent = {"obs": obs[rows]}
+        for _ in range(4):
+            latent = line.step(latent, act[rows], generator=streams).latent
+        return latent["obs"]
+
+    torch.testing.assert_close(dream([0, 1, 2, 3, 4, 5])[3:4], dream([3]), atol=1e-5, rtol=0)
+
+
+def test_what_has_two_values_keeps_them(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    obs = np.stack([rng.uniform(-1, 1, 2000), rng.integers(0, 2, 2000)], 1)
+    act = rng.uniform(-1, 1, (2000, 1))
+    next_obs = np.stack([obs[:, 0], act[:, 0] > 0], 1)  # A switch.
+    model = fitted(moves(obs, act, np.zeros(2000), np.zeros(2000), next_obs), tmp_path)
+    assert model.scale.two_valued.tolist() == [0, 1]
+    pressed = torch.tensor([[0.8], [-0.8], [0.6], [-0.6]])
+    obs = torch.tensor([[0.0, 1.0]] * 4)
+    with torch.no_grad():
+        switch = model.step({"obs": obs}, pressed, temperature=0).latent["obs"][:, 1]
+        unsure = model.step({"obs": obs}, 0 * pressed, generator=torch.Generator().manual_seed(0)).latent["obs"][:, 1]
+    assert switch.tolist() == [1, 0, 1, 0] and set(unsure.tolist()) <= {0, 1}
+
+
+@torch.no_grad()
+def test_dreams_stay_near_what_was_seen(line: Ensemble) -> None:
+    latent = {"obs": torch.zeros(8, 1)}
+    for _ in range(50):
+        latent = line.step(latent, -torch.ones(8, 1), generator=torch.Generator().manual_seed(0)).latent
+    low, high = float(line.scale.seen_low), float(line.scale.seen_high)
+    assert float(latent["obs"].min()) >= low - 0.2 * (high - low) - 1e-5
+
+
+def test_members_learn_from_data_of_their_own(line: Ensemble) -> None:
+    with torch.no_grad():
+        ahead = line.foresee(torch.zeros(1, 2)).mean
+    assert float(ahead.std(0).max()) > 0
+
+
+def test_feat_keeps_its_units_when_data_change(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def some(size: float) -> MoveSet:
+        obs = rng.uniform(-size, size, (100, 1))
+        return moves(obs, np.zeros((100, 1)), np.ones(100), np.zeros(100), obs)
+
+    model = Ensemble(SMALL, space(1), ACT)
+    cfg = TRAINING.replace(updates=2)
+    fit_ensemble(model, some(1.0), cfg, tmp_path / "a", first=True)
+    before, narrow = model.feat({"obs": torch.ones(1, 1)}), float(model.scale.obs_std)
+    fit_ensemble(model, some(5.0), cfg, tmp_path / "b", first=False)
+    torch.testing.assert_close(model.feat({"obs": torch.ones(1, 1)}), before)
+    assert float(model.scale.obs_std) > 3 * narrow
+
+
+class Line(gym.vector.VectorEnv[Any, Any, Any]):
+    """A line with two banks: the right one pays more and turns moves round; the pit between them costs 20 and ends."""
+
+    metadata = {"autoreset_mode": gym.vector.AutoresetMode.DISABLED}  # noqa: RUF012
+    num_envs = 1
+    single_action_space = ACT
+
+    def reset(self, **kwargs: Any) -> tuple[Floats, dict[str, Any]]:
+        self.x, self.age = 0.0, 0
+        return self._obs(), {}
+
+    def step(self, actions: Floats) -> tuple[Any, ...]:
+        self.x, self.age = float(move(self.x, float(actions[0, 0]))), self.age + 1
+        return self._obs(), np.array([earn(self.x)]), np.array([in_pit(self.x)]), np.array([self.age >= 30]), {}
+
+    def _obs(self) -> Floats:
+        return np.array([[self.x]], np.float32)
+
+
+def move(x: Any, act: Any) -> Any:
+    return np.clip(x + np.where(x > 1, -0.2, 0.2) * act, -1, 3)
+
+
+def in_pit(x: Any) -> Any:
+    return (x > 0.5) & (x < 1.5)
+
+
+def earn(x: Any) -> Any:
+    return np.where(in_pit(x), -20.0, np.where(x > 1, 2.0, 0.5 * x))
+
+
+@pytest.fixture(scope="module")
+def beside_the_pit(tmp_path_factory: pytest.TempPathFactory) -> Ensemble:
+    """A model of the line that has seen both banks of the pit, and never the pit."""
+    rng = np.random.default_rng(0)
+    x, act = rng.uniform(-1, 3, 4000), rng.uniform(-1, 1, 4000)
+    known = ~in_pit(x) & ~in_pit(move(x, act))
+    x, act = x[known], act[known]
+    to = move(x, act)
+    data = moves(x[:, None], act[:, None], earn(to), np.zeros(len(x)), to[:, None])
+    return fitted(data, tmp_path_factory.mktemp("pit"), EnsembleConfig(members=5, hidden=32))
+
+
+@torch.no_grad()
+def test_members_disagree_where_there_were_no_data(beside_the_pit: Ensemble) -> None:
+    x = torch.tensor([[-0.5], [0.0], [2.2], [1.2]])
+    doubt = beside_the_pit.step({"obs": x}, torch.ones(4, 1)).disagreement
+    assert doubt is not None and float(doubt[3]) > 1.5 * float(doubt[:3].max())
+
+
+@pytest.mark.parametrize(("pessimism", "falls"), [(0.0, True), (30.0, False)])
+def test_a_controller_exploits_the_plain_dream_and_not_the_pessimistic_one(
+    beside_the_pit: Ensemble, pessimism: float, falls: bool
+) -> None:
+    model, zero = beside_the_pit, {"obs": torch.zeros(1, 1)}
+    starts = {"begin": zero, "anywhere": zero}
+    cfg = CMAConfig(population=8, rollouts=2, generations=20, sigma=1.0)
+    evolved = evolve_in_dream(model, starts, cfg, horizon=30, pessimism=pessimism)
+
+    class OnFeat:
+        """The controller sees feat, the line gives x."""
+
+        def reset(self, num: int, seed: int) -> None: ...
+
+        def act(self, obs: Floats) -> Any:
+            return evolved.policy.act(model.feat({"obs": torch.from_numpy(obs)}).numpy())
+
+    plain = DreamVectorEnv(model, starts, 1, obs="latent", horizon=30, autoreset_mode="disabled")
+    dreamed = float(returns(rollout(plain, evolved.policy, seed=0))[0])
+    real = float(returns(rollout(Line(), OnFeat(), seed=0))[0])
+    if falls:
+        assert dreamed > 20 and real < -15
+    else:
+        assert real > -2
+
+
+def test_every_step_of_a_dataset_is_read_and_no_other(tmp_path: Path) -> None:
+    def episode(start: float, steps: int, term: bool) -> Episode:
+        obs = (start + np.arange(steps + 1, dtype=np.float32))[:, None]
+        act = np.linspace(-1, 1, steps, dtype=np.float32)[:, None]
+        return Episode(obs, act, obs[:-1, 0] * 10, term, not term, int(start), {})
+
+    write_shard(tmp_path, "seed-0000000", [episode(0, 3, True), episode(100, 2, False)])
+    data = read_moves(Ensemble(SMALL, space(1), ACT), Dataset(tmp_path))
+    assert data.obs[:, 0].tolist() == [0, 1, 2, 100, 101] and data.next_obs[:, 0].tolist() == [1, 2, 3, 101, 102]
+    assert data.rew.tolist() == [0, 10, 20, 1000, 1010] and data.term.tolist() == [0, 0, 1, 0, 0]
+    assert data.act[:, 0].tolist() == [-1, 0, 1, -1, 1]
+    assert data.episode.tolist() == [0, 0, 0, 1, 1] and data.first.tolist() == [0, 3]
+    starts = make_starts(data, 50, np.random.default_rng(0), np.array([1]))
+    begun, anywhere = ({*starts[bank]["obs"][:, 0].tolist()} for bank in ("begin", "anywhere"))
+    assert begun == {100} and anywhere == {100, 101}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Ensemble(SMALL, spaces.Box(0, 255, (8, 8, 3), np.uint8), ACT), "needs a Box of vectors"),
+        (lambda: EnsembleConfig(members=0), "members must be at least 1, got 0"),
+        (lambda: EnsembleConfig(term_weight=0.0), "term_weight must be above 0, got 0.0"),
+        (lambda: Ensemble(SMALL, space(2), ACT).encode(torch.zeros(3, 4)), r"obs must be \(B, 2\), got \(3, 4\)"),
+        (
+            lambda: Ensemble(SMALL, space(2), ACT).step({"obs": torch.zeros(3, 2)}, torch.zeros(3, 2)),
+            r"act must be \(3, 1\) .*got \(3, 2\)",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
