@@ -191,7 +191,7 @@ def test_collect_takes_its_flags(called: dict[str, Any], capsys: pytest.CaptureF
     assert wm("collect", "data", *flags.split(), "--seed", "3", "--procs", "4", "--stall", "9", "--max_gb", "0.5") == 0
     spec = RealSpec("CarRacing-v3", {"continuous": False}, size=64, action_repeat=4)
     assert called["args"][0] == CollectConfig(spec, "data", 5, 3, 4, stall=9, max_gb=0.5)
-    assert called["args"][1] is commands.explore
+    assert called["args"][1] is commands.explorer
     assert json.loads(capsys.readouterr().out)["stopped"] == "done"
     assert wm("collect", "data", "--spec.id", "A-v0", "--policy", "runs/m", "--noise", "[0.0,0.4]") == 0
     assert called["args"][1].args == ("runs/m", (0.0, 0.4))

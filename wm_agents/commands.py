@@ -12,6 +12,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from policies.cmaes import CMAConfig
+from policies.policy import explorer
 from policies.rollout import EVAL_SEED
 from wm_agents.checkpoint import Artifact
 from wm_agents.data.collect import CollectConfig
@@ -21,7 +22,7 @@ from wm_agents.evaluate import dream_horizon
 from wm_agents.evaluate import evaluate as judge
 from wm_agents.evolve import evolve_artifact
 from wm_agents.flags import Parser, flat, value_of
-from wm_agents.improve import explore, explore_with
+from wm_agents.improve import explore_with
 from wm_agents.improve import improve as improve_rounds
 from wm_agents.pretrained import load_model, load_policy, real_spec
 from wm_agents.recipe import RECIPES, ImproveConfig
@@ -64,7 +65,7 @@ def collect(
         max_gb: largest size of the dataset on disk.
     """
     cfg = CollectConfig(spec, out, steps, seed, procs, stall=stall, max_gb=max_gb)
-    make = explore if policy is None else partial(explore_with, policy, noise)
+    make = explorer if policy is None else partial(explore_with, policy, noise)
     summary = collect_episodes(cfg, make, console=console)
     print(json.dumps(summary._replace(returns=[])._asdict()))
     if summary.stopped == "interrupted":

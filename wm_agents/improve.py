@@ -20,8 +20,7 @@ from rich.console import Console
 
 from policies.cmaes import Generation
 from policies.linear import LinearPolicy
-from policies.mlp import MLPPolicy
-from policies.policy import HeldActions, NoisyPolicy, OrnsteinUhlenbeck, Policy
+from policies.policy import NoisyPolicy, Policy, explorer
 from wm_agents.atomic import write_json
 from wm_agents.checkpoint import model_card
 from wm_agents.data.collect import CollectConfig, collect
@@ -33,7 +32,7 @@ from wm_agents.hardware import describe
 from wm_agents.learn import Lesson, learn, new_model
 from wm_agents.models.vmc import VMC, sizes
 from wm_agents.ppo import Iteration, ppo_in_dream
-from wm_agents.pretrained import frame_policy, load_model, load_policy, load_starts, save_model
+from wm_agents.pretrained import Controller, frame_policy, load_model, load_policy, load_starts, save_model
 from wm_agents.recipe import JUDGE_SEED, SEEDS_A_ROUND, ImproveConfig
 from wm_agents.runlog import RunFolder, provenance, start_run
 from wm_agents.training.callbacks import Callback, LoggingCallback, ProgressCallback
@@ -100,7 +99,7 @@ class Improvement:
                 stall=cfg.stall,
                 max_gb=cfg.max_gb,
             ),
-            explore if first else partial(explore_with, str(self._dir(self.round - 1) / "model"), cfg.noise),
+            explorer if first else partial(explore_with, str(self._dir(self.round - 1) / "model"), cfg.noise),
             console=self.console,
         )
         if summary.stopped == "interrupted":
@@ -116,8 +115,8 @@ class Improvement:
         model = self._last_model()
         lesson = Lesson(self.cfg, Dataset(self.data_dir), self.round, self._dir(), self._callbacks)
         learned = learn(model, lesson)
-        self._save(model, learned.starts, None)
-        return {f"val_{part}": value for part, value in learned.val.items()}
+        self._save(model, learned.starts, learned.cut_off)
+        return {f"val_{part}": value for part, value in learned.val.items()} | {"cut_off": learned.cut_off}
 
     def control(self) -> dict[str, float]:
         """Train the controller in the dream, from where the last round left it."""
@@ -131,11 +130,12 @@ class Improvement:
             "pessimism": cfg.pessimism,
             "max_disagreement": cfg.max_disagreement,
         }
-        policy: LinearPolicy | MLPPolicy
+        save = partial(self._save, model, starts, artifact.config["cut_off"])
+        policy: Controller
         if cfg.controller == "ppo":
 
             def look(iteration: Iteration) -> bool:
-                return self._look(model, starts, iteration.policy, iteration)
+                return self._look(save, iteration.policy, iteration)
 
             before = self._dir(self.round - 1) / "ppo.safetensors" if self.round else None
             state = self._dir() / "ppo.safetensors"
@@ -147,7 +147,7 @@ class Improvement:
 
             def see(generation: Generation) -> bool:
                 policy = controller_at(generation.weights, model, cfg.squash)
-                return self._look(model, starts, policy, generation)
+                return self._look(save, policy, generation)
 
             state = self._dir() / "evolution.json"
             policy, dream_return = evolve_in_dream(
@@ -161,7 +161,7 @@ class Improvement:
                 on_generation=see,
                 **dream,
             )
-        self._save(model, starts, policy)
+        save(policy)
         return {"dream": dream_return}
 
     def judge(self) -> dict[str, float]:
@@ -254,13 +254,7 @@ class Improvement:
         self.round, self.stage = (self.round, STAGES[at]) if at < len(STAGES) else (self.round + 1, STAGES[0])
         self.run.update(round=self.round, stage=self.stage, history=history)
 
-    def _look(
-        self,
-        model: Model,
-        starts: dict[str, Latent],
-        policy: LinearPolicy | MLPPolicy,
-        now: Generation | Iteration,
-    ) -> bool:
+    def _look(self, save: Callable[[Controller], None], policy: Controller, now: Generation | Iteration) -> bool:
         """Tell how far the controller is, and let the caller look at it; True ends its training."""
         done = self.round * self.cfg.generations + now.number
         self.run.metrics(done, {"dream/return": now.mean, "speed/generation_s": now.wall_s})
@@ -268,7 +262,7 @@ class Improvement:
             self.console.print(f"  generation {now.number}: dream return {now.mean:.1f}, {now.wall_s:.2f} s")
         if self.on_check is None or self.cfg.check_every is None or done % self.cfg.check_every:
             return False
-        self._save(model, starts, policy)
+        save(policy)
         stages = [stage for stages in self.run.state["history"].values() for stage in stages.items()]
         wall_s = {name: sum(facts["wall_s"] for other, facts in stages if other == name) for name in STAGES}
         wall_s["control"] += time.perf_counter() - self.began
@@ -278,9 +272,10 @@ class Improvement:
             self.run.update(stopped=True)
         return self.stopped
 
-    def _save(self, model: Model, starts: dict[str, Latent], policy: LinearPolicy | MLPPolicy | None) -> None:
-        spec = self.cfg.spec
-        save_model(self._dir() / "model", model, spec, starts, horizon=spec.max_episode_steps, card="", policy=policy)
+    def _save(self, model: Model, starts: dict[str, Latent], cut_off: float, policy: Controller | None = None) -> None:
+        spec, path = self.cfg.spec, self._dir() / "model"
+        horizon = spec.max_episode_steps
+        save_model(path, model, spec, starts, horizon=horizon, cut_off=cut_off, card="", policy=policy)
 
     def _real_steps(self) -> int:
         history = self.run.state.get("history", {})
@@ -329,13 +324,6 @@ def improve(cfg: ImproveConfig, console: Console | None = None, on_check: OnChec
         improvement = Improvement(cfg, run, console, on_check)
         improvement.loop()
         return improvement.finish()
-
-
-def explore(env: gym.Env[Any, Any]) -> Policy:
-    """The policy of the first round's data."""
-    if isinstance(env.action_space, gym.spaces.Box):
-        return OrnsteinUhlenbeck(env.action_space)
-    return HeldActions(env.action_space)
 
 
 def explore_with(model: str, noise: tuple[float, ...], env: gym.Env[Any, Any]) -> Policy:

@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from wm_agents.calibrate import CUT_OFF, calibrate_cut_off
 from wm_agents.checkpoint import load_weights
-from wm_agents.data.dataset import Dataset
+from wm_agents.data.dataset import Dataset, hold_out
 from wm_agents.factory import Model
 from wm_agents.models import ensemble, vmc
 from wm_agents.pretrained import load_model
@@ -26,12 +27,19 @@ from wm_agents.training.vmc import encode_dataset, fit_memory, fit_vision, make_
 from wm_envs.real import is_image
 from wm_envs.world_model import Latent
 
+CALIBRATED = 200
+"""Held-out episodes that the cut-off is chosen on, at most."""
+FEW_ENDS = 10
+"""Fewer of them say nothing about a cut-off."""
+
 
 class Learned(NamedTuple):
     """Where dreams start from now, and the best validation loss of each part."""
 
     starts: dict[str, Latent]
     val: dict[str, float]
+    cut_off: float = CUT_OFF
+    """Dreams end where `cont` falls below; 0.5 where the model draws ends itself."""
 
 
 class Lesson(NamedTuple):
@@ -101,7 +109,11 @@ def _learn_vmc(model: vmc.VMC, lesson: Lesson) -> Learned:
         set_reward_scale(model, data)
     memory = fit_memory(model, data, cfg.memory, lesson.run_dir / "memory", cfg.window, lesson.callbacks("memory"))
     val["memory"] = memory.best_val or 0.0
-    return Learned(make_starts(model, data, cfg.starts, lesson.rng, lesson.recent), val)
+    starts = make_starts(model, data, cfg.starts, lesson.rng, lesson.recent)
+    held_out = hold_out(len(data.length), cfg.memory.seed)[1][-CALIBRATED:]
+    calibration = calibrate_cut_off(model, lesson.dataset.iter_episodes(held_out))
+    few = calibration.ends < FEW_ENDS
+    return Learned(starts, val, CUT_OFF if few else calibration.cut_off)
 
 
 def _learn_ensemble(model: ensemble.Ensemble, lesson: Lesson) -> Learned:

@@ -23,6 +23,7 @@ from wm_envs.registry import TASKS, RealSpec
 from wm_envs.world_model import Latent, WorldModel
 
 STORE = Path(__file__).parent / "store"
+Controller = LinearPolicy | MLPPolicy
 POLICIES: dict[str, type[LinearPolicy] | type[MLPPolicy]] = {"linear": LinearPolicy, "mlp": MLPPolicy}
 """Controllers on latents by kind; an artifact keeps one in `policy_<kind>.safetensors`."""
 FIELDS = ("family", "model", "spaces", "real", "temperature", "horizon")
@@ -83,7 +84,7 @@ def save_model(
     *,
     horizon: int | None,
     card: str,
-    policy: LinearPolicy | MLPPolicy | None = None,
+    policy: Controller | None = None,
     cut_off: float = 0.5,
     half: bool = False,
 ) -> None:
@@ -125,7 +126,7 @@ def load_starts(artifact: Artifact) -> dict[str, Latent]:
     return banks
 
 
-def load_policy(model: WorldModel, artifact: Artifact, kind: str | None = None) -> LinearPolicy | MLPPolicy:
+def load_policy(model: WorldModel, artifact: Artifact, kind: str | None = None) -> Controller:
     """The controller on latents that the artifact carries, or the one of `kind`.
 
     Raises:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from wm_agents.data.episode import Episode
 from wm_agents.data.shard import SUFFIX, TEMPORARY, ShardError, ShardInfo, read_info, write_shard
 
-__all__ = ["Dataset", "ShardInfo", "Windows", "split_episodes", "write_manifest", "write_shard"]
+__all__ = ["Dataset", "ShardInfo", "Windows", "hold_out", "split_episodes", "write_manifest", "write_shard"]
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
@@ -333,6 +333,12 @@ def split_episodes(num: int, val_fraction: float, seed: int = 0) -> tuple[Ints, 
     val[draw.argmin()] = True
     val[draw.argmax()] = False
     return np.flatnonzero(~val), np.flatnonzero(val)
+
+
+def hold_out(num: int, seed: int) -> tuple[Ints, Ints]:
+    """Episodes to train and to validate on, one in twenty; a lone one does both."""
+    train, val = split_episodes(num, 0.05, seed)
+    return train, val if len(val) else train
 
 
 def write_manifest(root: Path | str) -> dict[str, Any]:

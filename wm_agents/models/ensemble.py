@@ -256,4 +256,4 @@ class EnsembleMLP(nn.Module):
 
 def _uniform(members: int, rows: int, cols: int, fan_in: int) -> Tensor:
     """As nn.Linear begins."""
-    return (2 * torch.rand(members, rows, cols) - 1) / fan_in**0.5
+    return (2 * torch.rand(members, rows, cols) - 1) / math.sqrt(fan_in)

@@ -10,15 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wm_agents.data.dataset import Dataset, split_episodes
+from wm_agents.data.dataset import Dataset, hold_out
 from wm_agents.models.ensemble import Ensemble, Moves
 from wm_agents.training.callbacks import Callback
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.trainer import Trainer, TrainingResult
 from wm_envs.action import encode_action
 from wm_envs.world_model import Latent
-
-VAL_FRACTION = 0.05
 
 
 class MoveSet(NamedTuple):
@@ -83,7 +81,7 @@ def fit_ensemble(
     Args:
         first: these are the first data that the model sees; they settle the units of its feat.
     """
-    train, val = (np.flatnonzero(np.isin(data.episode, part)) for part in _split(len(data.first), cfg.seed))
+    train, val = (np.flatnonzero(np.isin(data.episode, part)) for part in hold_out(len(data.first), cfg.seed))
     seen = data.take(train)
     model.scale.fit(seen.obs, seen.next_obs, seen.rew, seen.term, first)
     members = model.cfg.members
@@ -117,9 +115,3 @@ def make_starts(
     anywhere = rng.choice(np.flatnonzero(np.isin(data.episode, among)), num)
     begin = data.first[rng.choice(among, num)]
     return {"begin": {"obs": data.obs[begin]}, "anywhere": {"obs": data.obs[anywhere]}}
-
-
-def _split(num: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Episodes to train and to validate on; a lone one does both."""
-    train, val = split_episodes(num, VAL_FRACTION, seed)
-    return train, val if len(val) else train
