@@ -66,11 +66,11 @@ class Curriculum:
 
     def run(self) -> bool:
         """Take on the tasks that are left, one after the other; True when all are solved."""
-        self.write()
+        self.publish()
         for course, record in zip(self.courses, self.records, strict=True):
             if not record.done:
                 self.take_on(course, record)
-        self.write()
+        self.publish()
         return all(record.solved for record in self.records)
 
     def take_on(self, course: Course, record: Record) -> None:
@@ -81,7 +81,7 @@ class Curriculum:
         if record.warm_start is None:
             record.warm_start = self._warm_start(course)
             self.save()
-        task = TaskRun(course, record, places, self.hands, self.save, self.elapsed_s, self.console)
+        task = TaskRun(course, record, places, self.hands, self.save, self.publish, self.elapsed_s, self.console)
         task.train()
         self.stage.leave()
         if record.warm_start.get("model") and "helped" not in record.warm_start:
@@ -94,6 +94,7 @@ class Curriculum:
         task.clean_up(delete=self.cfg.clean_cache)
         record.done = True
         self.save()
+        self.publish()
         final = record.final or {}
         text = f"{name}: {record.status} after {record.generations} generations"
         text += f"; {final['episodes']} held-out episodes: {final['real']:.1f} +- {final['std']:.1f}" if final else ""
@@ -103,12 +104,11 @@ class Curriculum:
         return Places(self.cfg.root / entry.folder, self.cfg.heavy_root / entry.folder)
 
     def save(self) -> None:
-        """Put all records on disk, then what is made of them."""
+        """Put all records on disk."""
         tasks = {record.env_id: record.to_dict() for record in self.records}
         self.folder.update(tasks=tasks, elapsed_s=self.elapsed_s())
-        self.write()
 
-    def write(self) -> None:
+    def publish(self) -> None:
         """Write what follows from the records."""
         root, hours = self.cfg.root, self.elapsed_s() / 3600
         write_text(root / "logs" / "curriculum_progress.csv", curriculum_progress(self.records))

@@ -109,12 +109,19 @@ class TaskRun:
         places: Places,
         hands: Hands,
         save: Callable[[], None],
+        publish: Callable[[], None],
         elapsed_s: Callable[[], float],
         console: Console,
     ) -> None:
-        """`save` puts all records on disk, `elapsed_s` tells the seconds that the whole run has taken."""
+        """One task of a run.
+
+        Args:
+            save: puts all records of the run on disk.
+            publish: writes what follows from all of them.
+            elapsed_s: tells the seconds that the run has taken.
+        """
         self.course, self.record, self.places, self.hands = course, record, places, hands
-        self.save, self.elapsed_s, self.console = save, elapsed_s, console
+        self.save, self.publish, self.elapsed_s, self.console = save, publish, elapsed_s, console
         self._log: MetricsLog | None = None
 
     def train(self) -> None:
@@ -142,7 +149,6 @@ class TaskRun:
                 self.take(check)
         looked = record.looked.get(str(check.round), 0.0) + time.perf_counter() - began
         record.looked[str(check.round)] = looked
-        self.save()
         return record.standing.verdict is not None
 
     def take(self, check: Check) -> None:
@@ -158,10 +164,9 @@ class TaskRun:
             self.evaluate(check, model)
         record.pending, record.looked_at = None, generation
         self.save()
-        for old in self.places.checkpoints.glob("gen_*"):
-            if old.name != record.best_model:
-                shutil.rmtree(old)
+        self._prune(record.best_model)
         self.write()
+        self.publish()
 
     def evaluate(self, check: Check, model: Path) -> None:
         """Play real episodes with the controller, and note where the task stands."""
@@ -214,8 +219,9 @@ class TaskRun:
         """Keep the last controller with its score on held-out seeds, and the best; film the last."""
         record, places, model = self.record, self.places, self.places.tmp / "model"
         if record.standing.verdict is None:  # The training came to its end between two looks.
-            steps = int(result["real_steps"])
-            self.take(Check(self.course.last_generation, self.course.cfg.rounds - 1, model, math.nan, steps, {}))
+            last, steps = self.course.last_generation, int(result["real_steps"])
+            if record.looked_at < last:
+                self.take(Check(last, self.course.cfg.rounds - 1, model, math.nan, steps, {}))
             record.standing.verdict = record.standing.verdict or "max_generations"
         summary = places.tmp / "summary.json"
         if summary.exists():
@@ -226,7 +232,7 @@ class TaskRun:
         copy_whole(model, places.checkpoints / "final")
         if record.best_model is not None and (places.checkpoints / record.best_model).exists():
             copy_whole(places.checkpoints / record.best_model, places.checkpoints / "best")
-            shutil.rmtree(places.checkpoints / record.best_model)
+        self._prune(None)
         if self.course.films:
             self.film(places.checkpoints / "final", record.generations)
         scores = {where: result[where]["mean"] for where in ("real", "dream")}
@@ -289,6 +295,12 @@ class TaskRun:
         if self._log is not None:
             self._log.close()
             self._log = None
+
+    def _prune(self, best: str | None) -> None:
+        """Delete the controllers that were kept to be looked at, but for the best."""
+        for old in self.places.checkpoints.glob("gen_*"):
+            if old.name != best:
+                shutil.rmtree(old)
 
     def _is_due(self, generation: int) -> bool:
         return generation % self.course.period == 0 or generation >= self.record.standing.plateau.limit
