@@ -27,6 +27,7 @@ from wm_agents.training.vmc import (
     fit_memory,
     fit_vision,
     make_starts,
+    rare_steps,
     sample_windows,
     set_reward_scale,
 )
@@ -160,6 +161,35 @@ def test_windows_are_a_function_of_their_generator() -> None:
     assert all(torch.equal(x, y) for x, y in zip(a, b)) and not torch.equal(a.mu, other.mu)
 
 
+def test_rare_steps_are_ends_and_rewards_but_the_commonest_of_each_kind_as_many() -> None:
+    data = counting([9, 3, 20, 6])
+    rew = torch.zeros(len(data.rew))
+    rew[data.offset[2] + 4] = 5.0
+    rew[data.offset[2] + 7] = rew[data.offset[0] + 1] = -1.0
+    rew[data.offset[1] + 1] = 5.0  # Of an episode that is not asked for.
+    rew[data.offset + data.length] = 9.0  # No step leaves the last frame.
+    rare = rare_steps(data._replace(rew=rew), np.array([0, 2, 3]))
+    found = {(int(e), int(t)): round(float(p), 6) for e, t, p in zip(*rare, strict=True)}
+    third, sixth = round(1 / 3, 6), round(1 / 6, 6)
+    assert found == {(0, 1): sixth, (2, 7): sixth, (2, 4): third, (0, 8): sixth, (2, 19): sixth}
+    assert rare_steps(data._replace(rew=rew * 0, term=rew * 0), np.arange(4)) is None
+
+
+def test_one_window_in_eight_holds_a_rare_step_anywhere_in_it() -> None:
+    data = counting([400, 300])
+    rew = torch.zeros(len(data.rew))
+    rew[200] = 1.0
+    data, among = data._replace(rew=rew, term=rew * 0), np.arange(2)
+    rare = rare_steps(data, among)
+    w = sample_windows(data, 800, 8, np.random.default_rng(0), among, rare)
+    holds = (w.rew > 0).any(1)
+    assert holds[:100].all() and holds[100:].sum() < 50
+    where = np.bincount(w.rew[:100].argmax(1), minlength=8)
+    assert where.min() > 2  # It is not always the window's middle.
+    plain = sample_windows(data, 800, 8, np.random.default_rng(0), among)
+    assert torch.equal(plain.mu[100:], w.mu[100:])  # The others are drawn as ever.
+
+
 # Alignment
 
 
@@ -214,6 +244,52 @@ def test_pictures_show_the_colours_of_the_frames(tmp_path: Path) -> None:
     assert picture[:32].max((0, 1)).tolist() == [220, 40, 40]
 
 
+def dots(num: int, steps: int = 150) -> tuple[list[Episode], np.ndarray]:
+    """A bar of two grey pixels at one of five places, over a ground that never changes."""
+    rng = np.random.default_rng(num)
+    ground = np.random.default_rng(0).integers(60, 120, (32, 32, 1)).astype(np.uint8)
+    act = np.zeros((steps, 1), np.float32)
+    episodes = []
+    for i in range(num):
+        obs = np.broadcast_to(ground, (steps + 1, 32, 32, 1)).copy()
+        for frame, x in zip(obs, rng.choice([4, 10, 16, 22, 28], steps + 1)):
+            frame[14:16, x] = 240
+        episodes.append(Episode(obs, act, act[:, 0], False, True, i, {}))
+    return episodes, ground
+
+
+@pytest.mark.parametrize("motion_weight, sees", [(31.0, True), pytest.param(0.0, False, marks=pytest.mark.slow)])
+def test_a_dot_that_moves_is_drawn_where_it_is(tmp_path: Path, motion_weight: float, sees: bool) -> None:
+    """Without the weight V draws the ground alone: two of 1,024 pixels are not worth a latent."""
+    episodes, ground = dots(6)
+    write_shard(tmp_path / "data", "seed-0000000", episodes, {})
+    torch.manual_seed(0)
+    cfg = VMCConfig(z_dim=4, hidden=8, motion_weight=motion_weight, kl_weight=0.005)
+    model = VMC(cfg, gym.spaces.Box(0, 255, (32, 32, 1), np.uint8), ACT)
+    training = FP32.replace(updates=200, lr=2e-3, batch_size=32, val_every=200)
+    fit_vision(model, Dataset(tmp_path / "data"), training, tmp_path / "run")
+    obs = dots(1)[0][0].obs
+    with torch.no_grad():
+        recon = model.vision.decode_obs(model.vision.encode(to_input(torch.from_numpy(obs)))[0]).numpy()
+    change = recon.astype(int) - ground
+    place = [np.stack(np.unravel_index(x.reshape(len(x), -1).argmax(1), (32, 32)), 1) for x in (obs - ground, change)]
+    hits = (np.abs(place[0] - place[1]).max(1) <= 2) & (change.max((1, 2, 3)) > 40)
+    assert hits.mean() >= 0.95 if sees else hits.mean() < 0.5
+
+
+def test_the_still_frame_is_the_median_of_the_data_and_set_once(tmp_path: Path) -> None:
+    episodes, ground = dots(6)
+    write_shard(tmp_path / "data", "seed-0000000", episodes, {})
+    cfg = VMCConfig(z_dim=4, hidden=8, motion_weight=31.0)
+    model = VMC(cfg, gym.spaces.Box(0, 255, (32, 32, 1), np.uint8), ACT)
+    one = FP32.replace(updates=1)
+    fit_vision(model, Dataset(tmp_path / "data"), one, tmp_path / "run")
+    assert np.array_equal((model.vision.still * 255).round().numpy(), ground.transpose(2, 0, 1))  # type: ignore[union-attr]
+    model.vision.still.fill_(0.5)  # type: ignore[union-attr]
+    fit_vision(model, Dataset(tmp_path / "data"), one, tmp_path / "again")
+    assert (model.vision.still == 0.5).all()  # type: ignore[union-attr]
+
+
 def test_the_normaliser_has_the_moments_of_the_data(tmp_path: Path) -> None:
     data, model = echo_data(tmp_path / "data", num=40), echo_model()
     result = fit_vision(model, data, FP32, tmp_path / "run")
@@ -236,6 +312,24 @@ def test_memory_learns_and_the_best_weights_stay(tmp_path: Path) -> None:
     after = float(model.memory_loss(*held_out).loss.detach())
     assert result.updates == 60 and result.best_val is not None and result.best_val < before / 2
     assert after == pytest.approx(result.best_val, abs=0.3)
+
+
+def test_rare_rewards_are_named_one_step_ahead(tmp_path: Path) -> None:
+    """One step in 50 earns 1, always after z = 1; a mean over all steps would say 0.02 everywhere."""
+    rng = np.random.default_rng(0)
+    data = counting([400] * 4)
+    hit = torch.from_numpy(rng.random(len(data.rew)) < 0.02).float()
+    hit[data.offset + data.length] = 0
+    mu = torch.stack([hit, torch.randn(len(hit), generator=torch.Generator().manual_seed(0))], 1)
+    data = data._replace(mu=mu, logsigma=torch.full_like(mu, -2), rew=hit, term=hit * 0, act=data.act * 0)
+    model = echo_model(rew_head="classes", rew_weight=10.0)
+    fit_memory(model, data, FP32.replace(updates=150, lr=1e-2), tmp_path, window=16)
+    assert model.classes.values[:2].tolist() == [0, 1] and model.classes.weights[:3].tolist() == [1, 3, 0]
+    w = sample_windows(data, 64, 16, np.random.default_rng(1), np.arange(4))
+    with torch.no_grad():
+        logits = model.memory(w.act.transpose(0, 1), w.mu[:, :-1].transpose(0, 1))[3]
+    dreamed = model.classes.expected(logits).T
+    assert dreamed[w.rew == 1].mean() > 0.9 and dreamed[w.rew == 0].mean() < 0.02
 
 
 class Stop(Callback):

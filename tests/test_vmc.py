@@ -16,11 +16,14 @@ from wm_agents.models.vmc import (
     ConvVAE,
     Identity,
     MDRNNCell,
+    RewardClasses,
     VMCConfig,
     _MDRNNBase,
     conv_vae_loss,
     gmm_loss,
     kl_divergence,
+    sizes,
+    to_input,
 )
 from wm_agents.training.loss import LossOutput
 from wm_envs.action import act_dim
@@ -33,8 +36,8 @@ VECTOR = gym.spaces.Box(-np.inf, np.inf, (4,), np.float32)
 MIXTURES = ["joint", "per_dim"]
 
 
-def pixels(size: int = 64) -> gym.spaces.Box:
-    return gym.spaces.Box(0, 255, (size, size, 3), np.uint8)
+def pixels(size: int = 64, channels: int = 3) -> gym.spaces.Box:
+    return gym.spaces.Box(0, 255, (size, size, channels), np.uint8)
 
 
 def count(module: nn.Module) -> int:
@@ -203,6 +206,78 @@ def test_wrong_shapes_are_refused_with_both_sides() -> None:
                 call(wrong)
     with pytest.raises(ValueError, match="temperature must be 0 .* or above, got -1"):
         model.step(latent, torch.zeros(2, 3), temperature=-1)
+
+
+# V for small things that move
+
+
+def test_grey_frames_are_seen_and_drawn_in_one_channel() -> None:
+    model = VMC(VMCConfig(z_dim=8, hidden=8), pixels(32, 1), ACT)
+    obs = torch.randint(0, 256, (2, 32, 32, 1), dtype=torch.uint8)
+    latent = model.encode(obs)
+    assert model.decode(latent).shape == obs.shape and model.decode(latent).dtype == torch.uint8
+    assert model.vision_loss(obs).loss.isfinite()
+
+
+def moving_model(**fields: object) -> VMC:
+    torch.manual_seed(0)
+    cfg = VMCConfig(z_dim=8, hidden=8, motion_weight=3.0, **fields)  # type: ignore[arg-type]
+    model = VMC(cfg, pixels(32), ACT)
+    model.vision.still.copy_(torch.rand(3, 32, 32))  # type: ignore[union-attr]
+    return model
+
+
+def test_what_differs_from_the_still_frame_is_seen_and_drawn_on_top_of_it() -> None:
+    moving = moving_model().vision
+    plain = ConvVAE(3, 8, "small", 32)
+    plain.load_state_dict({k: v for k, v in moving.state_dict().items() if k != "still"})
+    x = torch.rand(4, 3, 32, 32)
+    assert torch.equal(moving.encode(x)[0], plain.encode(x - moving.still)[0])
+    last = moving.decoder.deconvs[-1]
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    z = torch.randn(4, 8)
+    frames = moving.decode_obs(z)
+    assert torch.equal(frames, (moving.still * 255).round().to(torch.uint8).permute(1, 2, 0).expand(4, -1, -1, -1))
+    nn.init.constant_(last.bias, 0.5)  # Beyond white it stays white.
+    assert moving.decode_obs(z).min() >= 127 and moving.decode_obs(z).max() == 255
+
+
+def test_errors_weigh_more_where_a_frame_moves() -> None:
+    model = moving_model(kl_weight=0.25, free_bits=0.0)
+    still = (model.vision.still * 255).round().to(torch.uint8).permute(1, 2, 0)
+    obs = still.expand(2, -1, -1, -1).clone()
+    obs[0, 4, 5, 1] ^= 128
+    moved = np.zeros((2, 1, 32, 32))
+    moved[0, 0, 4, 5] = 1
+    assert np.array_equal(model.vision.moving(to_input(obs)).numpy(), moved)
+    torch.manual_seed(1)
+    out = model.vision_loss(obs)
+    torch.manual_seed(1)
+    recon, mu, logsigma = (x.detach().double() for x in model.vision(to_input(obs)))
+    want = ((1 + 3 * moved) * (recon.numpy() - to_input(obs).double().numpy()) ** 2).sum() / 2
+    assert float(out.components["rec"].detach()) == pytest.approx(want, rel=1e-5)
+    assert pressed(out) == pytest.approx(0.25 * float(kl_divergence(mu, logsigma).mean()), abs=1e-3 * want)
+
+
+def test_the_papers_vision_has_no_still_frame() -> None:
+    model = VMC(VMCConfig(), pixels(), ACT)
+    assert "vision.still" not in model.state_dict() and not [k for k in model.state_dict() if "classes" in k]
+    assert sizes(VMCConfig()) != sizes(VMCConfig(motion_weight=1.0)) != sizes(VMCConfig(rew_head="classes"))
+    assert sizes(VMCConfig(motion_weight=2.0)) == sizes(VMCConfig(motion_weight=1.0, kl_weight=0.1))
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"motion_weight": -1.0}, "weights must be at least 0, got self.motion_weight=-1.0"),
+        ({"kl_weight": -1.0}, "self.kl_weight=-1.0"),
+        ({"rew_head": "rank"}, "rew_head must be 'mse' or 'classes', got 'rank'"),
+    ],
+)
+def test_odd_settings_are_refused(fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        VMCConfig(**fields)
 
 
 # V for vectors
@@ -549,6 +624,91 @@ def test_memory_loss_in_bf16_is_close_to_fp32() -> None:
     assert rough == pytest.approx(exact, rel=0.01)
 
 
+# Rewards as classes
+
+
+def learned(*rewards: list[float]) -> RewardClasses:
+    classes = RewardClasses()
+    for rew in rewards:
+        classes.learn(torch.tensor(rew))
+    return classes
+
+
+def test_rewards_that_occur_become_classes_and_keep_their_place() -> None:
+    classes = learned([0, 0, 0, -1], [0, 0, 1, -1, 4], [-1, -1, 0])
+    assert classes.values[:5].tolist() == [0, -1, 1, 4, 0]
+    assert classes.weights[:5].tolist() == [3, 1, 3, 3, 0]  # The commonest of the last data counts once.
+    with pytest.raises(ValueError, match=r"at most 16 different rewards, got 24; use rew_head='mse'"):
+        classes.learn(torch.arange(10.0, 30.0))
+
+
+def test_the_dreamed_reward_is_the_mean_with_the_weights_taken_out() -> None:
+    classes = learned([0, 0, 0, -1, 1])
+    order = {round(float(v)): i for i, v in enumerate(classes.values[:3])}
+    chances = {0: 0.7, -1: 0.1, 1: 0.2}
+    logits = torch.full((16,), 9.0)  # Free places have logits too, which mean nothing.
+    for value, chance in chances.items():
+        weight = 1 if value == 0 else 3
+        logits[order[value]] = math.log(chance * weight)
+    assert float(classes.expected(logits)) == pytest.approx(0.2 - 0.1)
+    assert RewardClasses().expected(torch.randn(5, 16)).tolist() == [0] * 5
+
+
+def test_chances_of_rewards_are_learned_as_they_are() -> None:
+    """The minimum of the weighted loss, dreamed, is the mean of the data."""
+    rew = torch.tensor([0.0] * 16 + [-1.0] * 3 + [7.0])
+    classes = learned(rew.tolist())
+    logits = torch.zeros(16, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logits], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        total = classes.loss(logits.expand(len(rew), -1), rew).sum()
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    assert float(classes.expected(logits.detach())) == pytest.approx(float(rew.mean()), abs=1e-3)
+
+
+def test_a_memory_with_classes_is_one_memory_and_dreams_their_mean() -> None:
+    model = vector_model(hidden=16, rew_head="classes")
+    model.classes.learn(torch.tensor([0.0, 0.0, 1.0, -1.0]))
+    seq = model.memory
+    cell = MDRNNCell(4, 3, 16, 5, rewards=16)
+    cell.load_mdrnn(seq)
+    act, z = torch.randn(3, 2, 3), torch.randn(3, 2, 4)
+    whole = seq(act, z)
+    assert whole[3].shape == (3, 2, 16) and whole[4].shape == (3, 2)
+    parts = cell(act[0], z[0], cell.get_init_hidden(2))
+    assert all(torch.allclose(a[0], b, atol=1e-5) for a, b in zip(whole, parts))
+    step = model.step({**model.initial(2), "z": z[0]}, act[0], temperature=0)
+    assert torch.allclose(step.rew, model.classes.expected(parts[3]), atol=1e-5)
+    assert torch.allclose(step.cont, 1 - parts[4].sigmoid(), atol=1e-6)
+
+
+def test_the_reward_part_of_the_loss_is_the_weighted_cross_entropy() -> None:
+    model = vector_model(rew_head="classes", rew_weight=2.0)
+    batch = windows()
+    batch["rew"] = torch.tensor([0.0, 1.0, 0.0, -1.0, 0.0, 0.0, 1.0]).expand(3, -1).clone()
+    batch["mask"][1, 3:] = 0.0
+    batch["rew"][1, 3:] = 77.0  # Behind the end.
+    batch["logsigma"].fill_(-40.0)
+    model.classes.learn(torch.tensor([0.0, 0.0, 1.0, -1.0]))
+    loss, parts = memory_loss(model, batch)
+    logits = model.memory(batch["act"].transpose(0, 1), batch["mu"][:, :-1].transpose(0, 1))[3].transpose(0, 1)
+    logits, mask = logits.detach().double().numpy()[..., :3], batch["mask"].numpy()
+    values = model.classes.values[:3].numpy()
+    total = 0.0
+    for b in range(3):
+        for t in range(7):
+            if mask[b, t]:
+                k = int(np.flatnonzero(values == float(batch["rew"][b, t]))[0])
+                total -= (1 if k == 0 else 3) * (logits[b, t, k] - np.log(np.exp(logits[b, t]).sum()))
+    assert parts["rew"] == pytest.approx(total / mask.sum(), rel=1e-4)
+    assert loss == pytest.approx(parts["nll"] + 2 * parts["rew"] + parts["term"], rel=1e-4)
+
+
 # The model as a whole
 
 
@@ -586,7 +746,7 @@ def test_imagining_is_repeated_stepping() -> None:
     trajectory = imagine(model, start, acts, generator=torch.Generator().manual_seed(3))
     latent, generator = start, torch.Generator().manual_seed(3)
     for t in range(5):
-        latent, rew, cont = model.step(latent, acts[t], generator=generator)
+        latent, rew, cont, *_ = model.step(latent, acts[t], generator=generator)
         assert torch.equal(trajectory.rewards[t], rew) and torch.equal(trajectory.continues[t], cont)
         assert torch.equal(trajectory.latents[t + 1]["z"], latent["z"])
 

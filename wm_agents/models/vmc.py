@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import gymnasium as gym
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wm_agents.training.loss import LossOutput
 from wm_envs.action import act_dim
+from wm_envs.real import is_image
 from wm_envs.world_model import Generator, Latent, Step, draw_normal
 
 Mixture = Literal["joint", "per_dim"]
@@ -40,14 +40,35 @@ class VMCConfig:
     """Weight of the squared error of the normalised reward; at 2 M learned training rewards by heart (docs/log.md)."""
     term_weight: float = 10.0
     """Weight of the rare terminal steps in the cross-entropy (restart_factor of the authors' code)."""
+    motion_weight: float = 0.0
+    """Above 0, V sees and draws what differs from the median frame, and errors there weigh this much more: a ball of
+    two pixels would be lost otherwise. 0 is the paper's V."""
+    kl_weight: float = 1.0
+    """Of the KL against the squared error, which small things have little of."""
+    rew_head: Literal["mse", "classes"] = "mse"
+    """`classes`: a chance for each reward that occurs, at most 16 of them; for points that are scored now and then."""
+
+    def __post_init__(self) -> None:
+        if self.motion_weight < 0 or self.kl_weight < 0:
+            raise ValueError(f"weights must be at least 0, got {self.motion_weight=} and {self.kl_weight=}")
+        if self.rew_head not in ("mse", "classes"):
+            raise ValueError(f"rew_head must be 'mse' or 'classes', got {self.rew_head!r}")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def sizes(cfg: VMCConfig) -> tuple[str, int, int, int, str]:
+def sizes(cfg: VMCConfig) -> tuple[str, int, int, int, str, str, bool]:
     """What the weights depend on; the rest of a config only matters to training."""
-    return cfg.vision, cfg.z_dim, cfg.hidden, cfg.mixtures, cfg.mixture
+    return cfg.vision, cfg.z_dim, cfg.hidden, cfg.mixtures, cfg.mixture, cfg.rew_head, cfg.motion_weight > 0
+
+
+MOVED = 0.05
+"""Of the range of a pixel; what differs more from the still frame has moved."""
+MAX_CLASSES = 16
+"""Different rewards that `classes` can tell apart."""
+RARE_WEIGHT = 3.0
+"""Of every reward but the commonest in the cross-entropy; it is taken out of the odds again when dreaming."""
 
 
 # The paper's Doom model: twice the latent and the memory, no other change.
@@ -57,6 +78,8 @@ DOOM = VMCConfig(vision="paper", z_dim=64, hidden=512)
 class VMC(nn.Module):
     """The world model: latent {z (B, Z), h (B, H), c (B, H)}, feat [z, h]."""
 
+    family: ClassVar[str] = "vmc"
+
     def __init__(self, cfg: VMCConfig, obs_space: gym.Space[Any], act_space: gym.Space[Any]) -> None:
         super().__init__()
         self.cfg = cfg
@@ -64,11 +87,13 @@ class VMC(nn.Module):
         self.act_space = act_space
         self.vision = make_vision(cfg, obs_space)
         self.z_dim = self.vision.latent_size
-        self.memory = MDRNN(self.z_dim, act_dim(act_space), cfg.hidden, cfg.mixtures, cfg.mixture)
+        rewards = 1 if cfg.rew_head == "mse" else MAX_CLASSES
+        self.memory = MDRNN(self.z_dim, act_dim(act_space), cfg.hidden, cfg.mixtures, cfg.mixture, rewards)
         self.feat_dim = self.z_dim + cfg.hidden
         # Rewards are learned in units of their own size, set from the first data.
         self.rew_scale: Tensor
         self.register_buffer("rew_scale", torch.ones(()))
+        self.classes = RewardClasses() if cfg.rew_head == "classes" else None
 
     @property
     def device(self) -> torch.device:
@@ -102,7 +127,8 @@ class VMC(nn.Module):
         self._check_act(act, len(latent["h"]))
         h, c = self.memory.advance(latent["z"], act, latent["h"], latent["c"])
         head = self.memory.gmm_linear(h).float()
-        rew, term = head[:, -2] * self.rew_scale, head[:, -1]
+        rews, term = self.memory.ends(head)
+        rew = rews * self.rew_scale if self.classes is None else self.classes.expected(rews)
         z = self.memory.sample(head, temperature, generator)
         return Step({"z": z, "h": h, "c": c}, rew, torch.sigmoid(-term))
 
@@ -131,10 +157,14 @@ class VMC(nn.Module):
         """Equation of V: squared error summed over pixels, plus KL with free bits; mean over the batch."""
         x = to_input(obs)
         recon, mu, logsigma = self.vision(x)
-        rec = F.mse_loss(recon.float(), x, reduction="sum") / len(x)
+        if self.cfg.motion_weight == 0:
+            rec = F.mse_loss(recon.float(), x, reduction="sum") / len(x)
+        else:
+            weight = 1 + self.cfg.motion_weight * cast(ConvVAE, self.vision).moving(x)
+            rec = (weight * (recon.float() - x).square()).sum() / len(x)
         kl = kl_divergence(mu.float(), logsigma.float())
         pressed = kl.clamp(min=self.cfg.free_bits * self.z_dim).mean()
-        return LossOutput(rec + pressed, {"rec": rec, "kl": kl.mean()}, {})
+        return LossOutput(rec + self.cfg.kl_weight * pressed, {"rec": rec, "kl": kl.mean()}, {})
 
     def memory_loss(
         self, mu: Tensor, logsigma: Tensor, act: Tensor, rew: Tensor, term: Tensor, mask: Tensor
@@ -150,15 +180,56 @@ class VMC(nn.Module):
         mus, sigmas, logpi, rews, terms = (x.transpose(0, 1) for x in out)
         num = mask.sum().clamp(min=1)
         nll = (gmm_loss(z[:, 1:], mus, sigmas, logpi, reduce=False) * mask).sum() / num / self.z_dim
-        rew_mse = ((rews - rew / self.rew_scale).square() * mask).sum() / num
+        off = (rews - rew / self.rew_scale).square() if self.classes is None else self.classes.loss(rews, rew)
+        rew_loss = (off * mask).sum() / num
         weight = mask * (1 + (self.cfg.term_weight - 1) * term)
         bce = (F.binary_cross_entropy_with_logits(terms, term, reduction="none") * weight).sum() / num
-        loss = nll + self.cfg.rew_weight * rew_mse + bce
-        return LossOutput(loss, {"nll": nll, "rew": rew_mse, "term": bce}, {})
+        loss = nll + self.cfg.rew_weight * rew_loss + bce
+        return LossOutput(loss, {"nll": nll, "rew": rew_loss, "term": bce}, {})
+
+
+class RewardClasses(nn.Module):
+    """The rewards that occur, as classes of a categorical; a place that is free has weight 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: Tensor
+        self.weights: Tensor
+        self.register_buffer("values", torch.zeros(MAX_CLASSES))
+        self.register_buffer("weights", torch.eye(MAX_CLASSES)[0])  # 0 is always a reward.
+
+    def learn(self, rew: Tensor) -> None:
+        """Take in the rewards (N,) of data; those already known keep their place.
+
+        Raises:
+            ValueError: there are more than 16 different ones.
+        """
+        known = self.values[self.weights > 0]
+        values, counts = rew.unique(return_counts=True)
+        new = values[~torch.isin(values, known.to(values))]
+        if len(known) + len(new) > MAX_CLASSES:
+            raise ValueError(
+                f"rew_head='classes' needs at most {MAX_CLASSES} different rewards, got {len(known) + len(new)}; "
+                "use rew_head='mse'"
+            )
+        places = slice(len(known), len(known) + len(new))
+        self.values[places], self.weights[places] = new.to(self.values), RARE_WEIGHT
+        commonest = values[counts.argmax()].to(self.values)
+        self.weights[: places.stop] = torch.where(self.values[: places.stop] == commonest, 1.0, RARE_WEIGHT)
+
+    def expected(self, logits: Tensor) -> Tensor:
+        """The mean reward (...) at logits (..., 16)."""
+        return ((logits - self.weights.log()).where(self.weights > 0, -torch.inf).softmax(-1) * self.values).sum(-1)
+
+    def loss(self, logits: Tensor, rew: Tensor) -> Tensor:
+        """Weighted cross-entropy (...) of the rewards (...), which `learn` has seen."""
+        which = (rew[..., None] - self.values).abs().where(self.weights > 0, torch.inf).argmin(-1)
+        log_chance = logits.where(self.weights > 0, -torch.inf).log_softmax(-1)
+        return -self.weights[which] * log_chance.gather(-1, which[..., None])[..., 0]
 
 
 def to_input(obs: Tensor) -> Tensor:
-    """What V takes in: frames (B, H, W, 3) uint8 become float (B, 3, H, W) in [0, 1]; vectors become float32."""
+    """What V takes in: frames (B, H, W, C) uint8 become float (B, C, H, W) in [0, 1]; vectors become float32."""
     if obs.ndim != 4:
         return obs.float()
     # The permuted view is already channels-last in memory, which is what CPU convolutions like best.
@@ -176,12 +247,12 @@ def make_vision(cfg: VMCConfig, obs_space: gym.Space[Any]) -> ConvVAE | Identity
         if not isinstance(obs_space, gym.spaces.Box) or len(shape) != 1:
             raise ValueError(f"vision='identity' needs a Box of vectors, got {obs_space}; use 'small' for pixels")
         return Identity(obs_space)
-    if len(shape) != 3 or shape[0] != shape[1] or obs_space.dtype != np.uint8:
+    if not is_image(obs_space) or shape[0] != shape[1]:
         raise ValueError(
-            f"vision={cfg.vision!r} needs square (S, S, 3) uint8 pixels, got {obs_space}; "
+            f"vision={cfg.vision!r} needs square (S, S, 3) or (S, S, 1) uint8 pixels, got {obs_space}; "
             "set size in the preprocessing, or use 'identity' for vectors"
         )
-    return ConvVAE(shape[2], cfg.z_dim, cfg.vision, shape[0])
+    return ConvVAE(shape[2], cfg.z_dim, cfg.vision, shape[0], still=cfg.motion_weight > 0)
 
 
 class ConvVAE(nn.Module):
@@ -196,7 +267,9 @@ class ConvVAE(nn.Module):
         latent_size: int = 32,
         variant: Literal["paper", "small"] = "paper",
         size: int = 64,
+        still: bool = False,
     ) -> None:
+        """With `still`, `still` holds a frame (C, S, S): what differs from it is seen, and drawn on top of it."""
         super().__init__()
         if variant not in ("paper", "small"):
             raise ValueError(f"variant must be 'paper' or 'small', got {variant!r}")
@@ -207,19 +280,28 @@ class ConvVAE(nn.Module):
         self.latent_size = latent_size
         self.encoder = Encoder(img_channels, latent_size, variant, size)
         self.decoder = Decoder(img_channels, latent_size, variant, size)
+        self.still: Tensor | None
+        self.register_buffer("still", torch.zeros(img_channels, size, size) if still else None)
+        if still:
+            # z begins almost without noise: at sigma 1 small things drown in it, and are long not worth a latent.
+            nn.init.constant_(self.encoder.fc_logsigma.bias, -3.0)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images to (recon, mu, logsigma), with z drawn from the posterior."""
-        mu, logsigma = self.encoder(x)
-        return self.decoder(mu + logsigma.exp() * torch.randn_like(mu)), mu, logsigma
+        mu, logsigma = self.encode(x)
+        return self.decoder(mu + logsigma.exp() * torch.randn_like(mu), self.still), mu, logsigma
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(mu, logsigma), each (B, latent_size)."""
-        return cast(tuple[Tensor, Tensor], self.encoder(x))
+        return cast(tuple[Tensor, Tensor], self.encoder(x if self.still is None else x - self.still))
+
+    def moving(self, x: Tensor) -> Tensor:
+        """1 where an image differs from the still one, else 0: (B, 1, S, S)."""
+        return ((x - cast(Tensor, self.still)).abs().amax(1, keepdim=True) > MOVED).float()
 
     def decode_obs(self, z: Tensor) -> Tensor:
         """z to uint8 frames (B, S, S, C)."""
-        frames = self.decoder(z).float().mul(255).round_().to(torch.uint8)
+        frames = self.decoder(z, self.still).float().clamp(0, 1).mul(255).round_().to(torch.uint8)
         return cast(Tensor, frames.permute(0, 2, 3, 1).contiguous())
 
 
@@ -257,11 +339,13 @@ class Decoder(nn.Module):
             nn.ConvTranspose2d(i, o, k, stride=2, padding=pad) for i, o, k in zip(dims, dims[1:], kernels, strict=False)
         )
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, still: Tensor | None = None) -> Tensor:
+        """Images (B, C, S, S) in [0, 1]; or what is to be added to `still`, added, bounds left to the loss."""
         x = F.relu(self.fc(z)).unflatten(1, self.shape).contiguous(memory_format=torch.channels_last)
         for deconv in self.deconvs[:-1]:
             x = F.relu(deconv(x))
-        return torch.sigmoid(cast(Tensor, self.deconvs[-1](x)))
+        x = cast(Tensor, self.deconvs[-1](x))
+        return torch.sigmoid(x) if still is None else still + x
 
 
 class Identity(nn.Module):
@@ -299,35 +383,50 @@ class Identity(nn.Module):
 class _MDRNNBase(nn.Module):
     """What the sequence and the cell share: one linear head from the memory to a Gaussian mixture, reward and end."""
 
-    def __init__(self, latents: int, actions: int, hiddens: int, gaussians: int, mixture: Mixture = "joint") -> None:
+    def __init__(
+        self,
+        latents: int,
+        actions: int,
+        hiddens: int,
+        gaussians: int,
+        mixture: Mixture = "joint",
+        rewards: int = 1,
+    ) -> None:
+        """`rewards` is 1 for a number, or how many logits of rewards there are."""
         super().__init__()
         if mixture not in ("joint", "per_dim"):
             raise ValueError(f"mixture must be 'joint' or 'per_dim', got {mixture!r}")
         self.latents, self.actions, self.hiddens, self.gaussians = latents, actions, hiddens, gaussians
-        self.mixture = mixture
+        self.mixture, self.rewards = mixture, rewards
         per_component = 2 * latents + 1 if mixture == "joint" else 3 * latents
-        self.gmm_linear = nn.Linear(hiddens, per_component * gaussians + 2)
+        self.num_mixture = per_component * gaussians
+        self.gmm_linear = nn.Linear(hiddens, self.num_mixture + rewards + 1)
 
     def forward(self, *inputs: Any) -> Any:
         raise NotImplementedError("use MDRNN for sequences or MDRNNCell for single steps")
 
     def split(self, head: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The head's output (..., D) as mus, sigmas (..., K, Z), logpi (..., K) or (..., K, Z), rew and term (...)."""
+        """The head's output (..., D) as mus, sigmas (..., K, Z), logpi (..., K) or (..., K, Z), and `ends` of it."""
         k, z = self.gaussians, self.latents
         mus = head[..., : k * z].unflatten(-1, (k, z))
         sigmas = head[..., k * z : 2 * k * z].unflatten(-1, (k, z)).clamp(-7, 5).exp()
-        logits = head[..., 2 * k * z : -2]
+        logits = head[..., 2 * k * z : self.num_mixture]
         if self.mixture == "per_dim":
             logits = logits.unflatten(-1, (k, z))
         logpi = logits.log_softmax(dim=-1 if self.mixture == "joint" else -2)
-        return mus, sigmas, logpi, head[..., -2], head[..., -1]
+        return mus, sigmas, logpi, *self.ends(head)
+
+    def ends(self, head: Tensor) -> tuple[Tensor, Tensor]:
+        """Reward (...), or its logits (..., R), and the logit of the end (...)."""
+        rew = head[..., self.num_mixture : -1]
+        return rew[..., 0] if self.rewards == 1 else rew, head[..., -1]
 
     def sample(self, head: Tensor, temperature: float, generator: Generator) -> Tensor:
         """Draw z' (B, Z) from the head's mixture at tau; 0 gives the mean of the likeliest component."""
         if temperature < 0:
             raise ValueError(f"temperature must be 0 (the likeliest future) or above, got {temperature}")
         b, k, z = len(head), self.gaussians, self.latents
-        logits = head[:, 2 * k * z : -2]
+        logits = head[:, 2 * k * z : self.num_mixture]
         choices = 1 if self.mixture == "joint" else z
         logits = logits.view(b, k, choices)
         if temperature == 0:
@@ -349,8 +448,16 @@ class _MDRNNBase(nn.Module):
 class MDRNN(_MDRNNBase):
     """M over sequences, time first: p(z[t+1], rew[t], term[t] | z[:t+1], act[:t+1])."""
 
-    def __init__(self, latents: int, actions: int, hiddens: int, gaussians: int, mixture: Mixture = "joint") -> None:
-        super().__init__(latents, actions, hiddens, gaussians, mixture)
+    def __init__(
+        self,
+        latents: int,
+        actions: int,
+        hiddens: int,
+        gaussians: int,
+        mixture: Mixture = "joint",
+        rewards: int = 1,
+    ) -> None:
+        super().__init__(latents, actions, hiddens, gaussians, mixture, rewards)
         self.rnn = nn.LSTM(latents + actions, hiddens)
 
     def forward(self, actions: Tensor, latents: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -378,8 +485,16 @@ def _tanh(x: Tensor) -> Tensor:
 class MDRNNCell(_MDRNNBase):
     """M one step at a time; `load_mdrnn` copies a trained sequence model's weights."""
 
-    def __init__(self, latents: int, actions: int, hiddens: int, gaussians: int, mixture: Mixture = "joint") -> None:
-        super().__init__(latents, actions, hiddens, gaussians, mixture)
+    def __init__(
+        self,
+        latents: int,
+        actions: int,
+        hiddens: int,
+        gaussians: int,
+        mixture: Mixture = "joint",
+        rewards: int = 1,
+    ) -> None:
+        super().__init__(latents, actions, hiddens, gaussians, mixture, rewards)
         self.rnn = nn.LSTMCell(latents + actions, hiddens)
 
     def forward(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wm_agents.atomic import replacing, write_tensors
-from wm_agents.data.dataset import Dataset, split_episodes
+from wm_agents.data.dataset import Dataset, hold_out
 from wm_agents.hardware import has_bf16
 from wm_agents.models.vmc import VMC, ConvVAE, Identity, to_input
 from wm_agents.training.callbacks import Callback
@@ -23,7 +23,9 @@ from wm_agents.training.trainer import Trainer, TrainingResult
 from wm_envs.action import encode_action
 from wm_envs.world_model import Latent
 
-VAL_FRACTION = 0.05
+STILL_FRAMES = 1024
+RARE_SHARE = 8
+"""With rewards as classes, one window in so many is drawn around a rare step."""
 
 
 class LatentSet(NamedTuple):
@@ -91,18 +93,51 @@ class Windows(NamedTuple):
     mask: Tensor
 
 
+class RareSteps(NamedTuple):
+    """Steps that windows are to be drawn around, each kind of them equally often."""
+
+    episode: NDArray[np.int64]
+    t: NDArray[np.int64]
+    chance: NDArray[np.float64]
+
+
+def rare_steps(data: LatentSet, episodes: NDArray[np.int64]) -> RareSteps | None:
+    """The steps of `episodes` with any reward but the commonest, and those that end one; None if there are none."""
+    episode = np.repeat(episodes, data.length[episodes])
+    t = np.concatenate([np.arange(length) for length in data.length[episodes]])
+    at = torch.from_numpy(data.offset[episode] + t)
+    rew, term = data.rew[at].numpy(), data.term[at].numpy()
+    values, kind, counts = np.unique(rew, return_inverse=True, return_counts=True)
+    kind = np.where(term > 0, len(values), np.where(kind == counts.argmax(), -1, kind))
+    rare = np.flatnonzero(kind >= 0)
+    if not len(rare):
+        return None
+    share = 1 / np.bincount(kind[rare])[kind[rare]]
+    return RareSteps(episode[rare], t[rare], share / share.sum())
+
+
 def sample_windows(
-    data: LatentSet, num: int, length: int, rng: np.random.Generator, episodes: NDArray[np.int64]
+    data: LatentSet,
+    num: int,
+    length: int,
+    rng: np.random.Generator,
+    episodes: NDArray[np.int64],
+    rare: RareSteps | None = None,
 ) -> Windows:
     """Windows of `length` steps inside `episodes`; short episodes are masked out behind their end.
 
     A window may be drawn to stick out at either end and is then pushed back inside, so that the first and last steps
-    of an episode, its end among them, are seen no less often than those between.
+    of an episode, its end among them, are seen no less often than those between. One in eight holds a `rare` step.
     """
     places = data.length[episodes] + length - 1
     picks = episodes[rng.choice(len(episodes), num, p=places / places.sum())]
+    begin = rng.integers(1 - length, data.length[picks])
+    if rare is not None:
+        which = rng.choice(len(rare.t), num // RARE_SHARE, p=rare.chance)
+        picks[: len(which)] = rare.episode[which]
+        begin[: len(which)] = rare.t[which] - rng.integers(0, length, len(which))
     steps = data.length[picks]
-    start = np.clip(rng.integers(1 - length, steps), 0, np.maximum(steps - length, 0))
+    start = np.clip(begin, 0, np.maximum(steps - length, 0))
     t = start[:, None] + np.arange(length + 1)
     inside = t <= steps[:, None]
     index = torch.from_numpy(data.offset[picks, None] + np.minimum(t, steps[:, None]))
@@ -118,11 +153,16 @@ def fit_vision(
 ) -> TrainingResult:
     """Train V on random frames; vectors only need their mean and spread.
 
-    Pictures of held-out frames above their reconstructions go into `run_dir`/samples.
+    A V that sees what moves gets its still frame here, once: the median of training frames. Pictures of held-out
+    frames above their reconstructions go into `run_dir`/samples.
     """
-    train, val = _split(dataset.num_episodes, cfg.seed)
+    train, val = hold_out(dataset.num_episodes, cfg.seed)
     if isinstance(model.vision, Identity):
         return _fit_normaliser(model.vision, dataset, train, run_dir)
+
+    if model.vision.still is not None and not model.vision.still.any():
+        some = dataset.frames(STILL_FRAMES, np.random.default_rng(cfg.seed), train)
+        model.vision.still.copy_(to_input(torch.from_numpy(np.median(some, axis=0).astype(np.uint8))[None])[0])
 
     def batches(update: int) -> Tensor:
         frames = dataset.frames(cfg.batch_size, cfg.rng(update), train)
@@ -142,12 +182,18 @@ def fit_memory(
     window: int = 64,
     callbacks: tuple[Callback, ...] = (),
 ) -> TrainingResult:
-    """Train M on windows of latents, z drawn anew each time."""
-    train, val = _split(len(data.length), cfg.seed)
+    """Train M on windows of latents, z drawn anew each time; rewards as classes are taken in first."""
+    train, val = hold_out(len(data.length), cfg.seed)
     held_out = sample_windows(data, 256, window, np.random.default_rng(cfg.seed), val)
+    rare = None
+    if model.classes is not None:
+        steps = torch.ones(len(data.rew), dtype=torch.bool)
+        steps[torch.from_numpy(data.offset + data.length)] = False  # No step leaves the last frame.
+        model.classes.learn(data.rew[steps])
+        rare = rare_steps(data, train)
 
     def batches(update: int) -> Windows:
-        return sample_windows(data, cfg.batch_size, window, cfg.rng(update), train)
+        return sample_windows(data, cfg.batch_size, window, cfg.rng(update), train, rare)
 
     trainer = Trainer(model.memory, cfg, run_dir, loss=lambda w: model.memory_loss(*w), callbacks=callbacks)
     return _fit(model, trainer, batches, lambda: model.memory_loss(*trainer.fabric.to_device(held_out)))
@@ -226,12 +272,6 @@ def _fit_normaliser(vision: Identity, dataset: Dataset, train: NDArray[np.int64]
     vision.std.copy_(torch.from_numpy(frames.std(0)).clamp(min=1e-3))
     write_tensors(run_dir / "best.safetensors", vision.state_dict())
     return TrainingResult(0, None, 0.0, "done")
-
-
-def _split(num: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Episodes to train and to validate on; a lone one does both."""
-    train, val = split_episodes(num, VAL_FRACTION, seed)
-    return train, val if len(val) else train
 
 
 def _casting(model: VMC) -> torch.autocast:
