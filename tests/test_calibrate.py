@@ -101,6 +101,14 @@ def test_it_is_the_best_of_all_cut_offs() -> None:
     assert found.recall == ((cont < found.cut_off) & term).sum() / term.sum()
 
 
+def test_a_dream_does_not_end_much_more_often_than_reality() -> None:
+    cont = np.array([0.6, 0.7, 0.75, 0.8, 0.9, 0.9])
+    late = best_cut_off(cont, np.array([False, False, False, True, False, False]))  # It would take four for the one.
+    assert (late.cut_off, late.f1) == (0.5, 0.0) and "does not tell" in late.note
+    early = best_cut_off(cont, np.array([False, True, False, False, False, False]))
+    assert 0.7 < early.cut_off < 0.75 and early.f1 == pytest.approx(2 / 3) and not early.note
+
+
 def test_neighbouring_floats_are_told_apart_by_a_float32() -> None:
     low = np.float32(0.25)
     high = np.nextafter(low, np.float32(1))

@@ -96,6 +96,13 @@ def test_an_exact_model_s_probabilities_can_be_taken_at_their_word(exact: Fideli
     assert r.now.f1 == r.best.f1 == 1
 
 
+def test_every_end_counts_at_one_horizon(episodes: list[Episode]) -> None:
+    loop = looked_ahead(EXACT, episodes)
+    near = sum(min(ep.num_steps, 10) for ep in episodes if ep.term)  # Steps that have the end within 10.
+    assert near > 0
+    assert sum(h.num_ends for h in loop.horizons) == sum(h.sampled.num_ends for h in loop.horizons) == near
+
+
 def test_steps_too_far_add_up(episodes: list[Episode]) -> None:
     scale = obs_scale(episodes)[0]
     for h in looked_ahead(Drifting(end=END), episodes).horizons:
@@ -250,6 +257,31 @@ def test_memory_is_bounded_and_returns_are_not_lost() -> None:
     assert found.real_episodes == 24
     assert found.reliability.steps == 9  # The first episode alone: that of the saved policy.
     assert found.ranking.spearman == 1
+
+
+def test_a_full_memory_leaves_out_seeds_and_no_policy() -> None:
+    steps = measured(EXACT, replace(CFG, episodes=1)).reliability.steps
+    once_round = measured(EXACT, replace(CFG, max_gb=(steps + len(AMONG)) * 8e-9))  # Frames of two float32 each.
+    assert once_round.reliability.steps == steps < once_round.real_steps
+
+
+def test_dreams_end_at_the_subject_s_cut_off() -> None:
+    class Faint(Toy):
+        """cont is 0.3 at the end, else 1."""
+
+        def step(self, *args, **kwargs):
+            out = super().step(*args, **kwargs)
+            return out._replace(cont=0.3 + 0.7 * out.cont)
+
+    like = subject(Faint(end=END))
+    found = [
+        measure(like._replace(cut_off=cut_off), playing(EXACT, like.policy), CFG, among=AMONG)
+        for cut_off in (0.25, 0.35)
+    ]
+    assert [f.gap.gap for f in found] == [pytest.approx(11 * 0.45, abs=1e-3), pytest.approx(0, abs=1e-3)]
+    assert [f.open_loop.horizons[0].sampled.end_recall for f in found] == [0, 1]
+    assert [f.closed_loop[-1].dream > f.closed_loop[-1].real + 0.1 for f in found] == [True, False]
+    assert [f.reliability.now.recall for f in found] == [0, 1]
 
 
 def test_a_dream_without_a_horizon_lasts_as_long_as_the_longest_real_episode() -> None:

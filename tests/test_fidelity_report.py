@@ -199,7 +199,7 @@ def test_a_saved_model_is_measured_from_end_to_end(
     assert result["history"]["rounds"][0]["dream"] == 5.0  # The run that the model lies in.
     assert result["config"]["episodes"] == 1 and result["wall_s"] > 0
     out, err = capsys.readouterr()
-    assert out == "" and "real episodes 8/8" in err
+    assert out == "" and "real episodes 8/8" in err and "dreams 4/4" in err
     assert "Order of policies" in err and result["verdicts"]["ranking"] in err
 
 

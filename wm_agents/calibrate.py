@@ -14,6 +14,8 @@ from wm_envs.world_model import WorldModel
 
 Bools = NDArray[np.bool_]
 CUT_OFF = 0.5  # As `DreamVectorEnv` has it where it is not told.
+MOST_ENDS = 2
+"""Dreams end at most so many times as often as reality: the best F1 of a poor model would cut all of them short."""
 
 
 class Calibration(NamedTuple):
@@ -37,6 +39,8 @@ def calibrate_cut_off(
 ) -> Calibration:
     """Choose the cut-off with the best F1 over every step of `episodes`, foreseen from the real moment before it.
 
+    It stays at 0.5, and `note` says why, where no episode ended by itself or `cont` says nothing of ends.
+
     Args:
         episodes: held out from training; an iterator is read `batch` at a time and never held whole.
         temperature: at which `cont` is dreamed, for models whose end depends on what they drew.
@@ -55,7 +59,8 @@ def best_cut_off(cont: Floats, term: Bools) -> Calibration:
     alarms = np.cumsum(np.bincount(which))[:-1]
     hits = np.cumsum(np.bincount(which, weights=term))[:-1]
     cuts = _between(values[:-1], values[1:])
-    f1 = np.where(cuts < 1, 2 * hits / (ends + alarms), 0.0)
+    allowed = (cuts < 1) & (alarms <= MOST_ENDS * ends)
+    f1 = np.where(allowed, 2 * hits / (ends + alarms), 0.0)
     # Ending at every step has an F1 as well; what does no better has learned nothing.
     if f1.max(initial=0.0) <= 2 * ends / (len(term) + ends):
         return at_cut_off(cont, term, CUT_OFF, f"cont does not tell ends from other steps: the cut-off stays {CUT_OFF}")

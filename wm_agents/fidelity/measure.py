@@ -104,11 +104,30 @@ def measure(
     drives = _drive(play, among, cfg, console)
     horizon = subject.horizon or max(drives.steps)
     subject = subject._replace(horizon=horizon)
-    dreamed = {"episodes": cfg.dream_episodes, "seed": cfg.seed}
-    ranking = rank(subject, among, drives.scores, **dreamed)
+    model, dreamed = subject.model, {"episodes": cfg.dream_episodes, "seed": cfg.seed}
     warmths: list[Warmth] = []
-    if subject.policy is not None:
-        warmths = sweep(subject, (*cfg.temperatures, *cfg.train_temperatures), **dreamed)
+    closed: list[Closed] = []
+    own = [ep for ep, who in zip(drives.episodes, drives.who) if who == SAVED]
+    with Bar("dreams", 4, console) as bar:
+        ranking = rank(subject, among, drives.scores, **dreamed)
+        bar.update(1, "policies ranked")
+        if subject.policy is not None:
+            warmths = sweep(subject, (*cfg.temperatures, *cfg.train_temperatures), **dreamed)
+        bar.update(2, "temperatures tried")
+        ahead = open_loop(
+            model,
+            drives.episodes,
+            horizons=cfg.horizons,
+            windows=cfg.windows,
+            temperature=subject.temperature,
+            cut_off=subject.cut_off,
+            tolerance=cfg.tolerance,
+        )
+        bar.update(3, "real episodes dreamed anew")
+        if own and subject.policy is not None:
+            closed = closed_loop(subject, own, horizons=cfg.horizons, windows=cfg.windows)
+        seen = foresee(model, drives.episodes, temperature=subject.temperature)
+        bar.update(4, "ends weighed")
     for i, row in enumerate(warmths):
         if row.tau in cfg.train_temperatures:
             warmths[i] = train_at(
@@ -119,25 +138,14 @@ def measure(
                 **dreamed,
                 console=console,
             )
-    own = [ep for ep, who in zip(drives.episodes, drives.who) if who == SAVED]
     return Fidelity(
         len(drives.steps),
         sum(drives.steps),
-        open_loop(
-            subject.model,
-            drives.episodes,
-            horizons=cfg.horizons,
-            windows=cfg.windows,
-            temperature=subject.temperature,
-            cut_off=subject.cut_off,
-            tolerance=cfg.tolerance,
-        ),
-        reliability(foresee(subject.model, drives.episodes, temperature=subject.temperature), subject.cut_off),
+        ahead,
+        reliability(seen, subject.cut_off),
         check_seeds(subject),
         gap_of(ranking.saved, horizon, cfg.episodes) if ranking.saved else None,
-        closed_loop(subject, own, horizons=cfg.horizons, windows=cfg.windows)
-        if own and subject.policy is not None
-        else [],
+        closed,
         ranking,
         warmths,
         history,

@@ -83,16 +83,9 @@ def plot_ranking(ranking: Ranking) -> Figure:
     axes.errorbar(real, dream, high, wide, "o", color=DREAM, elinewidth=0.8)
     ends = [min(real + dream), max(real + dream)]
     axes.plot(ends, ends, color=OTHER, linewidth=0.8, label="dream = real")
-    for i, row in enumerate(sorted(rows, key=lambda r: r.real_mean)):
-        left = row.real_mean > (min(real) + max(real)) / 2  # Names stay within the axes, neighbours' on either side.
-        axes.annotate(
-            row.name,
-            (row.real_mean, row.dream_mean),
-            textcoords="offset points",
-            xytext=(-6 if left else 6, -10 if i % 2 else 5),
-            ha="right" if left else "left",
-            fontsize=7,
-        )
+    for i, row in enumerate(ranking.by_real, 1):
+        at, off = (row.real_mean, row.dream_mean), (0, 11 if i % 2 else -11)
+        axes.annotate(str(i), at, off, textcoords="offset points", ha="center", va="center", fontsize=8)
     return _done(figure, axes)
 
 

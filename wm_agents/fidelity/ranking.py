@@ -30,6 +30,11 @@ class Ranking(NamedTuple):
     policies: list[Ranked]
 
     @property
+    def by_real(self) -> list[Ranked]:
+        """Best first, for real."""
+        return sorted(self.policies, key=lambda r: -r.real_mean)
+
+    @property
     def saved(self) -> Ranked | None:
         """The policy that the model carries."""
         return next((r for r in self.policies if r.name == SAVED), None)

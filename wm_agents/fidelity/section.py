@@ -208,8 +208,8 @@ def _ranking(found: Fidelity) -> Section:
         verdict,
         ["policy", "real", "± 95 %", "dream", "± 95 %"],
         [
-            [p.name, f"{p.real_mean:.1f}", _num(p.real_ci95), f"{p.dream_mean:.1f}", _num(p.dream_ci95)]
-            for p in sorted(r.policies, key=lambda p: -p.real_mean)
+            [f"{i}. {p.name}", f"{p.real_mean:.1f}", _num(p.real_ci95), f"{p.dream_mean:.1f}", _num(p.dream_ci95)]
+            for i, p in enumerate(r.by_real, 1)
         ],
         plot_ranking(r) if r.policies else None,
         f"Linear correlation: {_num(r.pearson)}.",
