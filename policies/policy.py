@@ -167,12 +167,27 @@ class NoisyPolicy:
 
     Box: Ornstein-Uhlenbeck noise, the level its standard deviation as a share of half the range.
     Anything else: the share of steps taken by held random actions.
+
+    Args:
+        leave: share of the episodes in which held random actions take over for good, at a moment of their own: they
+            begin where only the policy gets, and find what it avoids (after Ecoffet et al. 2021, "Go-Explore").
+        leave_by: that moment is one of the first `leave_by` steps.
     """
 
-    def __init__(self, policy: Policy, space: Space, noise: tuple[float, ...] = (0.0, 0.3, 0.6)) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        space: Space,
+        noise: tuple[float, ...] = (0.0, 0.3, 0.6),
+        leave: float = 0.0,
+        leave_by: int = 300,
+    ) -> None:
         if not noise or min(noise) < 0:
             raise ValueError(f"noise must be one or more levels >= 0, got {noise}")
+        if not 0 <= leave <= 1 or leave_by < 1:
+            raise ValueError(f"need 0 <= leave <= 1 and leave_by >= 1, got {leave=} and {leave_by=}")
         self.policy, self.space, self.noise = policy, check_space(space), noise
+        self.leave, self.leave_by = leave, leave_by
         self.theta = 0.15
         self.other = HeldActions(space)
 
@@ -183,12 +198,18 @@ class NoisyPolicy:
         self.x = np.zeros((num, score_dim(self.space)))
         self.astray = np.zeros(num, bool)
         self.other.reset(num, int(self.rng.integers(2**31)))
+        leaves, moment = self.rng.random(num) < self.leave, self.rng.integers(self.leave_by, size=num)
+        self.stays = np.where(leaves, moment, np.iinfo(np.int64).max)
+        """Steps that each episode still has to go before it leaves the policy."""
 
     def act(self, obs: Array) -> Array:
         act = self.policy.act(obs)
-        if isinstance(self.space, spaces.Box):
-            return self._shake(self.space, act)
-        return self._swap(act)
+        act = self._shake(self.space, act) if isinstance(self.space, spaces.Box) else self._swap(act)
+        gone = self.stays <= 0
+        self.stays -= 1
+        if gone.any():
+            act[gone] = self.other.act(act)[gone]
+        return act
 
     def _shake(self, space: spaces.Box, act: Array) -> Array:
         scale = np.sqrt(1 - (1 - self.theta) ** 2)  # Keeps the standard deviation of x at 1.

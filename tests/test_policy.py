@@ -196,3 +196,29 @@ def test_ornstein_uhlenbeck_drives_the_car_over_many_more_tiles(monkeypatch: pyt
     monkeypatch.setattr(CarRacing, "_render", lambda self, mode: blank)  # Nobody looks.
     drive, chance = score(OrnsteinUhlenbeck(CAR), range(10)), score(RandomPolicy(CAR), range(10))
     assert drive > chance + 20, (drive, chance)
+
+
+def test_some_episodes_leave_the_policy_for_good() -> None:
+    space = spaces.Discrete(50)
+
+    class Always7:
+        def reset(self, num: int, seed: int) -> None: ...
+
+        def act(self, obs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            return np.full(len(obs), 7)
+
+    policy = NoisyPolicy(Always7(), space, noise=(0.0,), leave=0.5, leave_by=20)
+    policy.reset(400, seed=0)
+    own = np.array([policy.act(np.zeros((400, 1))) == 7 for _ in range(40)])  # (T, N)
+    left = ~own.all(0)
+    assert 0.4 < left.mean() < 0.6
+    moments = own[:, left].argmin(0)
+    assert moments.min() == 0 and 15 <= moments.max() <= 25
+    after = np.concatenate([own[moment:, row] for row, moment in zip(np.flatnonzero(left), moments, strict=True)])
+    assert after.mean() < 0.1  # One in fifty is the same by chance.
+
+
+@pytest.mark.parametrize("kwargs", [{"leave": 1.1}, {"leave": -0.1}, {"leave_by": 0}])
+def test_a_share_that_is_none_is_refused(kwargs: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="need 0 <= leave <= 1 and leave_by >= 1"):
+        NoisyPolicy(RandomPolicy(spaces.Discrete(2)), spaces.Discrete(2), **kwargs)

@@ -48,6 +48,8 @@ def collect(
     procs: int = 2,
     policy: str | None = None,
     noise: tuple[float, ...] = (0.0, 0.3, 0.6),
+    leave: float = 0.0,
+    leave_by: int = 300,
     stall: int | None = None,
     max_gb: float = 5.0,
 ) -> None:
@@ -61,11 +63,13 @@ def collect(
         procs: processes.
         policy: a model directory whose controller drives; exploration without one.
         noise: levels of noise on that controller, one drawn an episode, `[0.0,0.3]`.
+        leave: share of that controller's episodes which random actions take over for good,
+        leave_by: at one of so many first steps.
         stall: cut an episode after so many steps without reward.
         max_gb: largest size of the dataset on disk.
     """
     cfg = CollectConfig(spec, out, steps, seed, procs, stall=stall, max_gb=max_gb)
-    make = explorer if policy is None else partial(explore_with, policy, noise)
+    make = explorer if policy is None else partial(explore_with, policy, noise, leave, leave_by)
     summary = collect_episodes(cfg, make, console=console)
     print(json.dumps(summary._replace(returns=[])._asdict()))
     if summary.stopped == "interrupted":

@@ -96,10 +96,13 @@ class Improvement:
                 steps=cfg.random_steps if first else cfg.round_steps,
                 seed=cfg.seed + self.round * SEEDS_A_ROUND,
                 procs=cfg.procs,
+                shard_episodes=cfg.shard_episodes,
                 stall=cfg.stall,
                 max_gb=cfg.max_gb,
             ),
-            explorer if first else partial(explore_with, str(self._dir(self.round - 1) / "model"), cfg.noise),
+            explorer
+            if first
+            else partial(explore_with, str(self._dir(self.round - 1) / "model"), cfg.noise, cfg.leave, cfg.horizon),
             console=self.console,
         )
         if summary.stopped == "interrupted":
@@ -326,6 +329,6 @@ def improve(cfg: ImproveConfig, console: Console | None = None, on_check: OnChec
         return improvement.finish()
 
 
-def explore_with(model: str, noise: tuple[float, ...], env: gym.Env[Any, Any]) -> Policy:
+def explore_with(model: str, noise: tuple[float, ...], leave: float, leave_by: int, env: gym.Env[Any, Any]) -> Policy:
     """The policy of later rounds' data: a controller, shaken."""
-    return NoisyPolicy(frame_policy(model), env.action_space, noise)
+    return NoisyPolicy(frame_policy(model), env.action_space, noise, leave, leave_by)

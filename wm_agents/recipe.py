@@ -34,10 +34,14 @@ class ImproveConfig:
     """Agent steps of exploration before the first round."""
     round_steps: int = 30_000
     """Agent steps with the last controller, before each further round."""
+    shard_episodes: int = 8
+    """Episodes in a file of data; whole files are collected, so few where real steps are dear."""
     stall: int | None = None
     """Collected episodes are cut after so many steps without reward."""
     noise: tuple[float, ...] = (0.0, 0.3, 0.6)
     """Exploration noise on the controller, one level drawn an episode."""
+    leave: float = 0.0
+    """Share of the controller's episodes that random actions take over for good, within the first `horizon` steps."""
     family: Literal["auto", "vmc", "ensemble"] = "auto"
     """`vmc` for pixels or what needs a memory, `ensemble` for vectors that tell all; auto goes by the observation."""
     model: VMCConfig = field(default_factory=VMCConfig)
@@ -122,12 +126,17 @@ RECIPES = {
     "CartPole": ImproveConfig(
         TASKS["CartPole"].real,
         out="runs/cartpole",
-        rounds=1,
-        random_steps=1000,
+        rounds=3,
+        random_steps=600,
+        round_steps=400,
+        shard_episodes=1,
+        noise=(0.0, 0.1),
         controller="ppo",
+        ppo=PPOConfig(iterations=40),
         horizon=200,
         judge_episodes=0,
         starts=4096,
+        procs=1,
     ),
     "Acrobot": ImproveConfig(
         TASKS["Acrobot"].real,
@@ -135,6 +144,8 @@ RECIPES = {
         rounds=2,
         random_steps=5000,
         round_steps=4000,
+        shard_episodes=2,
+        noise=(0.0, 0.1),
         controller="ppo",
         horizon=200,
         judge_episodes=10,

@@ -202,8 +202,11 @@ class Scale(nn.Module):
         return (obs - self.obs_mean) / self.obs_std
 
     def plausible(self, obs: Tensor) -> Tensor:
-        """Inside what was ever seen and a fifth beyond; a dimension that only has two values takes the nearer one."""
-        margin = 0.2 * (self.seen_high - self.seen_low)
+        """No further out than what was seen is wide; a dimension that only has two values takes the nearer one.
+
+        Narrower walls would hold up what drifts: a cart that never ran off the track in its data must do so in dreams.
+        """
+        margin = self.seen_high - self.seen_low
         inside = obs.clamp(self.seen_low - margin, self.seen_high + margin)
         high = obs > (self.seen_low + self.seen_high) / 2
         return torch.where(self.two_valued > 0, torch.where(high, self.seen_high, self.seen_low), inside)
