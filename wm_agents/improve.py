@@ -88,7 +88,7 @@ class Improvement:
     def collect(self) -> dict[str, float]:
         """Drive for real: explore at first, then the last controller with noise."""
         cfg = self.cfg
-        first = self.round == 0
+        first, last = self.round == 0, str(self._dir(self.round - 1) / "model")
         summary = collect(
             CollectConfig(
                 cfg.spec,
@@ -100,9 +100,7 @@ class Improvement:
                 stall=cfg.stall,
                 max_gb=cfg.max_gb,
             ),
-            explorer
-            if first
-            else partial(explore_with, str(self._dir(self.round - 1) / "model"), cfg.noise, cfg.leave, cfg.horizon),
+            explorer if first else partial(explore_with, last, cfg.noise, cfg.leave, cfg.horizon),
             console=self.console,
         )
         if summary.stopped == "interrupted":
