@@ -129,7 +129,7 @@ def test_verdicts_own_up_to_what_cannot_be_said(bare: Fidelity) -> None:
     )
     assert "no policy" in said["gap"] and "no policy" in said["temperature"]
     assert "too few policies" in said["ranking"]
-    assert "No run folder" in said["training"]
+    assert "No judged round" in said["training"]
     assert said["disagreement"] == "A single model: there is no ensemble to disagree."
 
 

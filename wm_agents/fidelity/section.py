@@ -264,7 +264,7 @@ def _temperatures(found: Fidelity) -> Section:
 def _history(found: Fidelity) -> Section:
     title, history = "Gap along training", found.history
     if history is None:
-        return Section("training", title, "No run folder is known of (`--run DIR` names one).")
+        return Section("training", title, "No judged round is known of (`--run DIR` names a run folder).")
     gaps = [r.dream - r.real for r in history.rounds]
     over = sum(gap > 0 for gap in gaps)
     verdict = (
