@@ -20,7 +20,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import is_wrapped
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.dqn.policies import DQNPolicy
@@ -174,9 +174,13 @@ def _check_starts(space: gym.Space[Any]) -> None:
 
 
 class SB3Policy:
-    """Any SB3 model as a Policy of ours: `predict(deterministic=True)`, pixels and VecNormalize included."""
+    """Any SB3 model as a Policy of ours: `predict(deterministic=True)`, pixels and VecNormalize included.
 
-    def __init__(self, model: BaseAlgorithm) -> None:
+    Args:
+        model: the algorithm, or its `policy` alone, which can be sent to other processes.
+    """
+
+    def __init__(self, model: BaseAlgorithm | BasePolicy) -> None:
         self.model = model
 
     def reset(self, num: int, seed: int) -> None:
@@ -184,7 +188,7 @@ class SB3Policy:
 
     def act(self, obs: Array) -> Array:
         """Observations (N, ...) as the env gives them to the env's own actions."""
-        normalizer = self.model.get_vec_normalize_env()
+        normalizer = self.model.get_vec_normalize_env() if isinstance(self.model, BaseAlgorithm) else None
         seen: Any = obs if normalizer is None else normalizer.normalize_obs(obs)
         act: Array = self.model.predict(seen, deterministic=True)[0]
         return act.astype(self.model.action_space.dtype, copy=False)

@@ -274,9 +274,10 @@ def test_what_a_reset_says_is_kept_as_sb3_keeps_it() -> None:
 def test_envs_that_share_their_buffer_are_copied() -> None:
     envs = DreamVecEnv(SyncVectorEnv([Echo] * 2, copy=False, autoreset_mode=SAME_STEP))
     first = envs.reset()
-    kept = first.copy()
-    envs.step(move(2))
-    np.testing.assert_array_equal(first, kept)
+    second, *_ = envs.step(move(2))
+    kept = first.copy(), second.copy()
+    envs.step(move(2, -0.5))
+    np.testing.assert_array_equal((first, second), kept)
 
 
 def test_attributes_of_real_rows_are_their_own() -> None:
@@ -424,6 +425,14 @@ def test_state_dependent_exploration_leaves_the_mean() -> None:
     np.testing.assert_allclose(to_mlp(model).act(obs), model.predict(obs, deterministic=True)[0], atol=1e-6)
 
 
+@pytest.mark.parametrize("algo, act_space", [(PPO, BOX), (SAC, BOX), (TD3, BOX), (DQN, spaces.Discrete(3))])
+def test_a_policy_alone_can_be_sent_to_other_processes(algo, act_space: gym.Space) -> None:
+    model = small(algo, view(act_space=act_space))
+    obs = np.random.default_rng(0).standard_normal((50, 2)).astype(np.float32)
+    sent = pickle.loads(pickle.dumps(SB3Policy(model.policy)))
+    np.testing.assert_array_equal(sent.act(obs), SB3Policy(model).act(obs))
+
+
 def test_a_network_is_a_copy() -> None:
     model = small(PPO, view())
     obs = np.ones((1, 2), np.float32)
@@ -441,6 +450,10 @@ def test_what_is_no_plain_network_is_refused_by_name() -> None:
         to_mlp(small(SAC, view(), use_sde=True))
     with pytest.raises(ValueError, match=r"got \['Linear', 'ELU', 'Linear'\]"):
         to_mlp(small(PPO, view(), policy_kwargs={**TINY, "activation_fn": nn.ELU}))
+    mixed = small(PPO, view(), policy_kwargs={"net_arch": [8, 8]})
+    mixed.policy.mlp_extractor.policy_net[1] = nn.ReLU()
+    with pytest.raises(ValueError, match=r"got \['Linear', 'ReLU', 'Linear', 'Tanh', 'Linear'\]"):
+        to_mlp(mixed)
 
 
 def test_normalisation_is_part_of_the_policy() -> None:
