@@ -39,7 +39,7 @@ def run(out: Path, steps: int = 60, make: Callable = make_random, **changes: obj
 
 def run_here(out: Path, seed: int = 0, num: int = 3, stall: int | None = None, spec: RealSpec = ECHO) -> ShardInfo:
     """One shard in this process."""
-    task = ShardTask(spec, str(out), make_random, seed, num, stall, 0.0)
+    task = ShardTask(spec, str(out), make_random, seed, num, stall, None, 0.0)
     return collect_shard(task, Shared(mp.Event(), mp.Value("q", 0), mp.Value("q", 10**9)))
 
 
@@ -133,7 +133,7 @@ def test_max_gb_is_never_passed(tmp_path: Path) -> None:
 
 def test_too_little_free_disk_stops_before_it_begins_and_before_a_shard_lands(tmp_path: Path) -> None:
     assert run(tmp_path, min_free_gb=1e9).stopped == "free_disk"
-    task = ShardTask(ECHO, str(tmp_path), make_random, 0, 3, None, 1e9)
+    task = ShardTask(ECHO, str(tmp_path), make_random, 0, 3, None, None, 1e9)
     assert collect_shard(task, Shared(mp.Event(), mp.Value("q", 0), mp.Value("q", 10**9))) == "free_disk"
     assert names(tmp_path) == ["manifest.json"]
 
@@ -141,7 +141,7 @@ def test_too_little_free_disk_stops_before_it_begins_and_before_a_shard_lands(tm
 def test_a_halted_worker_drops_its_shard_at_once(tmp_path: Path) -> None:
     shared = Shared(mp.Event(), mp.Value("q", 0), mp.Value("q", 10**9))
     shared.halt.set()
-    assert collect_shard(ShardTask(ENDLESS, str(tmp_path), make_random, 0, 1, None, 0.0), shared) == "interrupted"
+    assert collect_shard(ShardTask(ENDLESS, str(tmp_path), make_random, 0, 1, None, None, 0.0), shared) == "interrupted"
     assert names(tmp_path) == []
 
 

@@ -131,3 +131,9 @@ def test_a_stream_that_stops_in_mid_episode_keeps_the_rest_as_cut() -> None:
 def test_a_stream_without_its_last_frame_is_refused() -> None:
     with pytest.raises(ValueError, match="3 steps needs 4 obs, got 3"):
         drop_autoreset_rows(np.zeros((3, 2)), np.zeros((3, 1)), *np.zeros((3, 3)))
+
+
+def test_a_long_episode_is_cut_and_says_so() -> None:
+    envs = SyncVectorEnv([lambda: gym.make("CartPole-v1")], autoreset_mode=AutoresetMode.DISABLED)
+    ep = collect_episode(rollout(envs, RandomPolicy(envs.single_action_space), seed=0), 0, max_steps=3)
+    assert len(ep.rew) == 3 and len(ep.obs) == 4 and ep.trunc and not ep.term

@@ -98,6 +98,7 @@ class Improvement:
                 procs=cfg.procs,
                 shard_episodes=cfg.shard_episodes,
                 stall=cfg.stall,
+                max_steps=cfg.max_steps,
                 max_gb=cfg.max_gb,
             ),
             explorer if first else partial(explore_with, last, cfg.noise, cfg.leave, cfg.horizon),

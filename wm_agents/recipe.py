@@ -38,6 +38,8 @@ class ImproveConfig:
     """Episodes in a file of data; whole files are collected, so few where real steps are dear."""
     stall: int | None = None
     """Collected episodes are cut after so many steps without reward."""
+    max_steps: int | None = None
+    """Collected episodes are cut when they are so long: hovering for ever teaches little."""
     noise: tuple[float, ...] = (0.0, 0.3, 0.6)
     """Exploration noise on the controller, one level drawn an episode."""
     leave: float = 0.0
@@ -154,13 +156,16 @@ RECIPES = {
     "LunarLander": ImproveConfig(
         TASKS["LunarLander"].real,
         out="runs/lunarlander",
-        rounds=10,
-        random_steps=20_000,
-        round_steps=10_000,
+        rounds=12,
+        random_steps=15_000,
+        round_steps=8_000,
+        max_steps=400,
         noise=(0.0, 0.1, 0.3),
+        leave=0.4,
         controller="ppo",
-        ppo=PPOConfig(gamma=0.995, gae_lambda=0.97),
-        horizon=200,
+        ppo=PPOConfig(iterations=100, envs=128, steps=128, batch_size=1024, epochs=6),
+        horizon=300,
+        judge_episodes=8,
         starts=4096,
     ),
 }

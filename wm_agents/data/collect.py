@@ -49,6 +49,8 @@ class CollectConfig:
     shard_episodes: int = 8
     stall: int | None = None
     """Cut an episode, as a truncation, after this many agent steps without a positive reward"""
+    max_steps: int | None = None
+    """Cut an episode, as a truncation, when it is so many agent steps long"""
     max_gb: float = 5.0
     """The shards in `out` never take more than this"""
     min_free_gb: float = 1.0
@@ -58,8 +60,9 @@ class CollectConfig:
         for name in ("steps", "procs", "shard_episodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.stall is not None and self.stall < 1:
-            raise ValueError(f"stall must be at least 1 step, or None, got {self.stall}")
+        for name in ("stall", "max_steps"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1 step, or None, got {getattr(self, name)}")
         check_seed(self.seed)
 
 
@@ -182,7 +185,7 @@ class _Plan:
         later = [seed for seed in self.found if seed > self.cursor]
         num = min([self.cfg.shard_episodes, *(seed - self.cursor for seed in later)])
         cfg = self.cfg
-        task = ShardTask(cfg.spec, cfg.out, make_policy, self.cursor, num, cfg.stall, cfg.min_free_gb)
+        task = ShardTask(cfg.spec, cfg.out, make_policy, self.cursor, num, cfg.stall, cfg.max_steps, cfg.min_free_gb)
         check_seed(self.cursor + num - 1)
         self.cursor += num
         self._take_found()

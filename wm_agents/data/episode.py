@@ -60,12 +60,18 @@ def check_episode(ep: Episode) -> None:
 
 
 def collect_episode(
-    transitions: Iterable[Transition], seed: int, *, stall: int | None = None, info: dict[str, Scalar] | None = None
+    transitions: Iterable[Transition],
+    seed: int,
+    *,
+    stall: int | None = None,
+    max_steps: int | None = None,
+    info: dict[str, Scalar] | None = None,
 ) -> Episode:
     """Gather one episode from a rollout of one row.
 
     Args:
         stall: cut the episode (as a truncation) after this many steps without a positive reward.
+        max_steps: cut it (as a truncation) when it is this long.
     """
     obs: list[Array] = []
     act: list[Array] = []
@@ -82,7 +88,7 @@ def collect_episode(
         rew.append(float(t.rew[0]))
         term, trunc = bool(t.term[0]), bool(t.trunc[0])
         idle = 0 if rew[-1] > 0 else idle + 1
-        if stall is not None and idle >= stall and not term:
+        if not term and ((stall is not None and idle >= stall) or len(act) == max_steps):
             trunc = True
         if term or trunc:
             break

@@ -40,6 +40,7 @@ class ShardTask(NamedTuple):
     seed: int
     num: int
     stall: int | None
+    max_steps: int | None
     min_free_gb: float
 
 
@@ -106,7 +107,7 @@ def play(task: ShardTask, shared: Shared) -> Iterator[Episode]:
         for seed in range(task.seed, task.seed + task.num):
             check_seed(seed)
             steps = _counted(rollout(envs, policy, seed=[seed], policy_seed=seed), shared)
-            yield collect_episode(steps, seed, stall=task.stall)
+            yield collect_episode(steps, seed, stall=task.stall, max_steps=task.max_steps)
     finally:
         envs.close()
 
