@@ -154,6 +154,10 @@ def test_verdicts_name_failures(found: Fidelity) -> None:
     assert "no better than always saying the share of ends" in said["calibration"]
     assert said["termination"] == "One step ahead no end is ever foreseen; 2 came (cut-off 0.5)."
     assert said["gap"].endswith("a gap of +99.0, more than chance would give.")
+    small = found.gap._replace(real_episodes=9, gap=0.03)
+    assert verdicts(found._replace(gap=small))["gap"].endswith("a gap of +0.0, less than a hundredth.")
+    chance = found.gap._replace(real_episodes=9, gap=-99.0, real_ci95=80.0, dream_ci95=60.0)
+    assert verdicts(found._replace(gap=chance))["gap"].endswith("no more than chance would give.")
 
 
 def test_a_controller_trained_at_a_temperature_is_in_the_table_and_the_plot(found: Fidelity) -> None:

@@ -179,6 +179,8 @@ def _gap(found: Fidelity) -> Section:
     wide = math.hypot(gap.real_ci95 or 0.0, gap.dream_ci95 or 0.0)
     if gap.real_episodes < 3:
         weigh = f"with {_count(gap.real_episodes, 'real episode')} no more than a hint"
+    elif abs(gap.gap) < 0.01 * abs(gap.real):
+        weigh = "less than a hundredth"
     else:
         weigh = "no more than chance would give" if abs(gap.gap) <= wide else "more than chance would give"
     return Section(
