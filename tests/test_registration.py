@@ -150,3 +150,14 @@ def test_fields_that_came_later_are_left_out_at_their_defaults() -> None:
 def test_a_real_spec_names_what_it_does_not_know() -> None:
     with pytest.raises(ValueError, match=r"unknown fields \['sizes'\] of a RealSpec; known are"):
         RealSpec.from_dict({"id": "CartPole-v1", "sizes": 3})
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_page_of_tasks_says_what_the_table_says(name: str) -> None:
+    task, page = TASKS[name], (ROOT / "docs" / "tasks.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith(f"| {name} |")]
+    spec = task.real
+    frames = "1 frame" if spec.action_repeat == 1 else f"{spec.action_repeat} frames"
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1] == spec.id and cells[4] == frames
+    assert cells[5].startswith(f"{spec.max_episode_steps:,} steps") and cells[6] == f"{task.threshold:g}"
