@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import pickle
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -558,3 +559,27 @@ def test_weights_of_other_sizes_are_refused_with_both_shapes(tmp_path: Path) -> 
         load_sb3(path, SAC, view(), buffer_size=10)
     with pytest.raises(ValueError, match=r"action_net.weight: \(3, 8\) in the model, \(1, 8\) in the file"):
         load_sb3(path, PPO, view(act_space=spaces.Discrete(3)), policy_kwargs=TINY)
+
+
+# The page for users
+
+
+def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "sb3.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    quick = {
+        "500_000": "64",
+        "num_envs=64": "num_envs=2",
+        "n_steps=64": "n_steps=32",
+        "batch_size=512": "batch_size=32",
+    }
+    quick |= {"n_eval_episodes=10": "n_eval_episodes=1", 'obs="latent"))': 'obs="latent", max_episode_steps=3))'}
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in blocks:
+        for long, short in quick.items():
+            block = block.replace(long, short)
+        exec(compile(block, "docs/sb3.md", "exec"), names)
+    assert len(blocks) == 5 and names["actions"].shape == (2, 3) and np.isfinite(names["mean"])
+    np.testing.assert_allclose(names["actions"], names["safe"].predict(names["feat"], deterministic=True)[0], atol=1e-5)
+    assert names["dreams"].temperature == 1.3
