@@ -12,7 +12,7 @@ from wm_agents.video import Frame, _envs, compose, real_and_dream, write_video
 from wm_envs.real import is_image
 from wm_envs.window import Window
 
-MOST_FRAMES = 2000
+MOST_FRAMES = 1000
 """A film or a show is cut after so many steps."""
 RESYNC_EVERY = 50
 """Steps after which the dream starts again from the real moment."""

@@ -49,8 +49,7 @@ def carry_out(cfg: CurriculumConfig, console: Console) -> int:
     for name, how in left_out.items():
         console.print(f"left out: {name}; to have it: {how}", highlight=False, soft_wrap=True, markup=False)
     check_device(cfg.device)
-    if cfg.tf32:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cfg.tf32
     check_window(cfg, console)
     if cfg.smoke_test:
         return SOLVED if look_around(cfg, courses, console) else NOT_ALL_SOLVED

@@ -77,8 +77,8 @@ class CurriculumConfig:
     record_video: bool = False
     """Film real episodes by the schedule, and the last controller."""
     video_schedule: Mode | None = None
-    """triad (near the beginning, in the middle, near the end), all (each evaluation) or none; triad from 200
-    generations on, else all."""
+    """triad (near the beginning, in the middle, near the end), all (each evaluation) or none; triad in quick runs and
+    from 200 generations on, else all."""
     video_gens: tuple[int, ...] = ()
     """Film just these generations, like 25,500,975."""
     video_every_n_gens: int | None = None

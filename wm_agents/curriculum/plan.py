@@ -88,15 +88,15 @@ def quick(cfg: ImproveConfig) -> ImproveConfig:
     """A little of everything."""
     return replace(
         cfg,
-        rounds=min(cfg.rounds, 2),
-        random_steps=min(cfg.random_steps, 6000),
-        round_steps=min(cfg.round_steps, 4000),
-        vision=_short(cfg.vision, 600),
+        rounds=min(cfg.rounds, 3),
+        random_steps=min(cfg.random_steps, 10_000),
+        round_steps=min(cfg.round_steps, 5000),
+        vision=_short(cfg.vision, 1200),
         vision_rounds=1,
-        memory=_short(cfg.memory, 600),
-        dynamics=_short(cfg.dynamics, 1500),
-        cma=replace(cfg.cma, population=32, rollouts=8, generations=12),
-        ppo=replace(cfg.ppo, iterations=20),
+        memory=_short(cfg.memory, 800),
+        dynamics=_short(cfg.dynamics, 2500),
+        cma=replace(cfg.cma, population=32, rollouts=8, generations=16),
+        ppo=replace(cfg.ppo, iterations=min(cfg.ppo.iterations, 20)),
         starts=min(cfg.starts, 1024),
         final_episodes=5,
     )
@@ -107,7 +107,8 @@ def films(cfg: CurriculumConfig, most: int, period: int) -> tuple[int, ...]:
     if not cfg.record_video:
         return ()
     evaluated = [*range(period, most + 1, period)]
-    how = {"mode": cfg.video_schedule, "every": cfg.video_every_n_gens, "explicit": cfg.video_gens}
+    mode = cfg.video_schedule or ("triad" if cfg.quick else None)
+    how = {"mode": mode, "every": cfg.video_every_n_gens, "explicit": cfg.video_gens}
     return tuple(video_generations(most, evaluated, **how))  # type: ignore[arg-type]
 
 

@@ -90,7 +90,7 @@ class Curriculum:
                 record.warm_start |= compare(course.cfg, source, tmp / "data", tmp / "warm_start")
         if self.cfg.keep_latents:
             task.keep_latents()
-        task.report(self.runtime())
+        task.report(self.runtime(course))
         task.clean_up(delete=self.cfg.clean_cache)
         record.done = True
         self.save()
@@ -121,12 +121,12 @@ class Curriculum:
         """Seconds that the run has taken, over all its starts."""
         return self.earlier_s + time.perf_counter() - self.began
 
-    def runtime(self) -> Runtime:
+    def runtime(self, course: Course) -> Runtime:
         """What times are measured on."""
-        device = torch.device(_device(self.cfg.device))
-        half = self.cfg.amp and has_bf16(device)
+        device, about = torch.device(_device(self.cfg.device)), describe()
+        parts = (course.cfg.vision, course.cfg.memory) if course.cfg.spec.size else (course.cfg.dynamics,)
+        half = any(part.precision == "bf16" or (part.precision == "auto" and has_bf16(device)) for part in parts)
         full = "tf32" if self.cfg.tf32 and device.type == "cuda" else "fp32"
-        about = describe()
         gpu = f", {about['gpu']}" if device.type == "cuda" else ""
         return Runtime(device.type, f"bf16/{full}" if half else full, f"{about['cpu']}, {about['cores']} cores{gpu}")
 

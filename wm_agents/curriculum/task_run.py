@@ -308,7 +308,9 @@ class TaskRun:
     def _note_times(self, wall_s: dict[str, float]) -> None:
         """Seconds of each stage of the training, without what was spent on looking at it."""
         record = self.record
-        record.phases |= {name: seconds for name, seconds in wall_s.items() if seconds}
+        record.phases |= {
+            name: seconds for name, seconds in wall_s.items() if seconds > 1e-3
+        }  # Else it had nothing to do.
         if "control" in wall_s:
             record.phases["control"] = max(wall_s["control"] - sum(record.looked.values()), 0.0)
 

@@ -1,0 +1,238 @@
+"""`wm curriculum`: exit codes, what is printed, the preflight; and a small one for real, killed and resumed."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from wm_agents.cli import main as wm
+from wm_agents.curriculum import check, command
+from wm_agents.curriculum import tasks as curriculum_tasks
+from wm_agents.curriculum.flags import CurriculumConfig
+from wm_agents.preflight import Finding
+
+ROOT = Path(__file__).parents[1]
+
+
+class Fake:
+    """A curriculum that ends as it is told to."""
+
+    ends: Any = True
+    """What `run` gives, or raises."""
+    state: dict[str, Any]
+
+    def __init__(self, cfg: CurriculumConfig, courses: list[Any], left_out: dict[str, str], console: Console) -> None:
+        self.cfg, self.courses, self.left_out, self.records = cfg, courses, left_out, []
+        self.folder = self
+        Fake.last = self  # type: ignore[attr-defined]
+
+    def __enter__(self) -> Fake:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def update(self, **values: Any) -> None:
+        Fake.state.update(values)
+
+    def run(self) -> bool:
+        if isinstance(self.ends, BaseException):
+            raise self.ends
+        return bool(self.ends)
+
+
+@pytest.fixture
+def pole(tmp_path: Path) -> str:
+    file = tmp_path / "pole.toml"
+    file.write_text('[[task]]\nname = "CartPole"\n')
+    return str(file)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[Fake]:
+    monkeypatch.setattr(command, "Curriculum", Fake)
+    monkeypatch.setattr(command, "look_around", lambda *args: True)
+    monkeypatch.setattr(Fake, "ends", True)
+    monkeypatch.setattr(Fake, "state", {}, raising=False)
+    return Fake
+
+
+@pytest.mark.parametrize(
+    "ends, code, said",
+    [
+        (True, 0, ""),
+        (False, 1, ""),
+        (KeyboardInterrupt(), 2, "interrupted; the same command goes on from what was done"),
+        (ValueError("the disk is full"), 3, "the disk is full"),
+        (KeyError("x"), 3, "KeyError: 'x' (--debug shows where)"),
+    ],
+)
+def test_exit_codes(
+    fake: type[Fake], pole: str, capsys: pytest.CaptureFixture[str], ends: Any, code: int, said: str
+) -> None:
+    fake.ends = ends
+    assert command.main(["--curriculum", pole], "wm curriculum") == code
+    err = capsys.readouterr().err
+    assert said in err and "Traceback" not in err
+
+
+def test_wrong_flags_are_an_error_and_help_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--amq", "1"], "wm curriculum") == 3
+    assert command.main(["--help"], "wm curriculum") == 0
+    assert wm(["curriculum", "--curriculum", "clasic"]) == 3
+    assert "wm curriculum: unknown curriculum 'clasic'; did you mean 'classic'?" in capsys.readouterr().err
+
+
+def test_debug_shows_where(fake: type[Fake], pole: str) -> None:
+    fake.ends = ValueError("here")
+    with pytest.raises(ValueError, match="here"):
+        command.main(["--curriculum", pole, "--debug"])
+
+
+def test_sigterm_is_as_ctrl_c_and_set_back_after(fake: type[Fake], pole: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(fake, "run", lambda self: signal.raise_signal(signal.SIGTERM))
+    assert command.main(["--curriculum", pole]) == 2
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    "flags, tasks",
+    [
+        ([], ["Pong", "LunarLander", "CarRacing"]),
+        (["--prefer-box2d", "False"], ["Pong", "Breakout", "CartPole", "Acrobot"]),
+        (["--prefer-box2d", "False", "--curriculum", "core"], ["Pong", "LunarLander", "CarRacing"]),
+    ],
+)
+def test_which_curriculum_is_run(fake: type[Fake], flags: list[str], tasks: list[str]) -> None:
+    command.main(flags)
+    assert [course.entry.name for course in fake.last.courses] == tasks  # type: ignore[attr-defined]
+
+
+def test_what_is_left_out_is_told(
+    fake: type[Fake], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(curriculum_tasks, "find_spec", lambda name: None if name == "Box2D" else object())
+    assert command.main([]) == 0
+    assert 'left out: CarRacing; to have it: pip install "gymnasium[box2d]"' in capsys.readouterr().err
+    assert set(fake.last.left_out) == {"LunarLander", "CarRacing"}  # type: ignore[attr-defined]
+    monkeypatch.setattr(curriculum_tasks, "find_spec", lambda name: None)
+    assert command.main([]) == 3
+    assert "no task of core can be played here: Pong: pip install" in capsys.readouterr().err
+
+
+def test_the_smoke_test_is_the_preflight_alone(fake: type[Fake], pole: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.ends = AssertionError("nothing is to be trained")
+    for well in (True, False):
+        monkeypatch.setattr(command, "look_around", lambda *args, well=well: well)
+        assert command.main(["--curriculum", pole, "--smoke-test", "True"]) == (0 if well else 1)
+
+
+def test_the_preflight_comes_first_once(
+    fake: type[Fake], pole: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks = []
+
+    def look(*args: Any) -> bool:
+        looks.append(args)
+        return len(looks) > 1
+
+    monkeypatch.setattr(command, "look_around", look)
+    assert command.main(["--curriculum", pole]) == 3
+    assert "--preflight False tries all the same" in capsys.readouterr().err
+    assert command.main(["--curriculum", pole, "--preflight", "False"]) == 0 and len(looks) == 1
+    assert command.main(["--curriculum", pole]) == 0 and len(looks) == 2
+    assert command.main(["--curriculum", pole]) == 0 and len(looks) == 2  # The folder knows that it went well.
+
+
+def test_a_device_that_is_not_there_is_told_at_once(
+    fake: type[Fake], pole: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert command.main(["--curriculum", pole, "--device", "cuda"]) == 3
+    assert "there is no cuda here" in capsys.readouterr().err
+
+
+def test_without_a_display_a_film_takes_the_windows_place_unless_it_must_not(
+    fake: type[Fake], pole: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
+        monkeypatch.delenv(name, raising=False)
+    show = ["--curriculum", pole, "--visualize", "True"]
+    assert command.main(show) == 0
+    assert "there is no display: videos/watch.mp4 of each task takes the window's place" in capsys.readouterr().err
+    assert command.main([*show, "--render-mode", "rgb_array", "--no-fallback-rgb"]) == 0
+    assert command.main([*show, "--no-fallback-rgb"]) == 3
+    assert "needs a display" in capsys.readouterr().err
+
+
+def test_the_preflight_looks_at_everything(pole: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "micro_run", lambda cfg, folder: "a whole curriculum")
+    cfg = CurriculumConfig(curriculum=pole, checkpoint_dir=str(tmp_path / "run"))
+    courses, _ = command.courses_of(cfg)
+    out = io.StringIO()
+    assert check.look_around(cfg, courses, Console(file=out, width=200))
+    findings = [Finding(**row) for row in json.loads((tmp_path / "run" / "preflight.json").read_text())]
+    names = ["device", "CartPole-v1", "films", "disk", "memory", "a small run of everything"]
+    assert [(finding.what, finding.ok) for finding in findings] == [(name, True) for name in names]
+    assert out.getvalue().count("  ok   ") == len(names)
+
+
+def test_the_preflight_finds_what_is_wrong_and_still_looks_at_the_rest(
+    pole: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any, **more: Any) -> str:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(check, "micro_run", broken)
+    monkeypatch.setattr(check, "check_env", broken)
+    monkeypatch.setattr(check, "estimate", broken)
+    cfg = CurriculumConfig(curriculum=pole, checkpoint_dir=str(tmp_path / "run"))
+    assert not check.look_around(cfg, command.courses_of(cfg)[0], Console(file=io.StringIO()))
+    findings = {row["what"]: row for row in json.loads((tmp_path / "run" / "preflight.json").read_text())}
+    assert [name for name, row in findings.items() if row["ok"]] == ["device", "films"]
+    assert all(row["hint"] for row in findings.values() if not row["ok"])
+
+
+@pytest.mark.slow
+def test_a_micro_run_takes_every_part_from_nothing_to_the_report(tmp_path: Path) -> None:
+    assert check.micro_run(CurriculumConfig(), tmp_path / "micro") == "a whole curriculum on CartPole"
+    assert not (tmp_path / "micro").exists()
+
+
+@pytest.mark.slow
+def test_a_real_curriculum_killed_twice_goes_on_to_its_end(tmp_path: Path) -> None:
+    file, out = tmp_path / "tasks.toml", tmp_path / "run"
+    file.write_text('[[task]]\nname = "CartPole"\nquick_threshold = 15.0\nmax_generations = 20\n')
+    args = ["--curriculum", str(file), "--quick", "True", "--checkpoint-dir", str(out), "--preflight", "False"]
+    args += ["--record-video", "True", "--episodes-per-eval", "2", "--procs", "1", "--eval-every", "1"]
+    start = [sys.executable, str(ROOT / "scripts" / "curriculum_trainer.py"), *args]
+
+    def evaluations() -> int:
+        state = out / "state.json"
+        tasks = json.loads(state.read_text()).get("tasks", {}) if state.exists() else {}
+        return len(tasks["CartPole-v1"]["evaluations"]) if tasks else 0
+
+    for stop, code, least in ((signal.SIGTERM, 2, 1), (signal.SIGKILL, -signal.SIGKILL, 2)):
+        process = subprocess.Popen(start, cwd=tmp_path, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        end = time.monotonic() + 300
+        while evaluations() < least and process.poll() is None:
+            assert time.monotonic() < end, "it takes too long"
+            time.sleep(0.05)
+        process.send_signal(stop)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == code, err
+    done = subprocess.run(start, cwd=tmp_path, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (task,) = json.loads((out / "curriculum_results.json").read_text())["tasks"]
+    assert task["solved"] and task["held_out"]["episodes"] == 5
+    assert (out / "CartPole-v1" / "videos" / f"gen_{task['generations_trained']:04d}.mp4").stat().st_size > 1000
