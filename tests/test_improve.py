@@ -19,9 +19,10 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from tiny import ArenaHere
+from tiny import ArenaHere, save_tiny
 
 from policies.cmaes import CMAConfig
+from policies.latent import LatentPolicy
 from wm_agents import improve as improving
 from wm_agents import learn as learning
 from wm_agents.data import worker
@@ -36,6 +37,8 @@ from wm_agents.recipe import ImproveConfig
 from wm_agents.runlog import read_metrics
 from wm_agents.training import ensemble as fit_members
 from wm_agents.training.config import TrainingConfig
+from wm_envs.action import encode_action
+from wm_envs.real import make_real
 from wm_envs.registry import RealSpec
 
 TESTS = Path(__file__).parent
@@ -97,6 +100,8 @@ def at_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("policies.play.Arena", ArenaHere)
     monkeypatch.setattr("wm_agents.data.collect.ProcessPoolExecutor", PoolHere)
     judge = improving.evaluate
+    # The report has tests of its own.
+    monkeypatch.setattr(improving, "fidelity_report", lambda model, out, **more: {})
     monkeypatch.setattr(improving, "evaluate", lambda *args, **more: judge(*args, **{**more, "episodes": 5}))
 
 
@@ -342,3 +347,23 @@ def test_a_run_without_a_judge_keeps_its_last_round(tmp_path: Path) -> None:
 
 def len_of(data: Path) -> int:
     return Dataset(data).num_steps
+
+
+@torch.no_grad()
+def test_the_latent_takes_in_the_action_that_was_taken_noise_and_all(tmp_path: Path) -> None:
+    spec = RealSpec("CartPole-v1", max_episode_steps=40)
+    path, env = save_tiny(tmp_path / "m", spec), make_real(spec)
+    net, artifact = load_model(path)
+    own = load_policy(net, artifact)
+    policy = improving.explore_with(path, (1.0,), 0.0, 300, env)
+    policy.reset(1, 0)
+    obs, _ = env.reset(seed=0)
+    latent, strayed = net.encode(torch.from_numpy(obs[None])), 0
+    for _ in range(8):
+        act = policy.act(obs[None])
+        strayed += int(act[0] != own.act(net.feat(latent).numpy())[0])
+        obs = env.step(act[0])[0]
+        latent = net.encode(torch.from_numpy(obs[None]), latent, torch.from_numpy(encode_action(env.action_space, act)))
+    policy.act(obs[None])
+    assert strayed and isinstance(policy, LatentPolicy) and policy.observer.latent is not None
+    torch.testing.assert_close(policy.observer.latent["h"], latent["h"])

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from policies.cmaes import Generation
+from policies.latent import LatentPolicy
 from policies.linear import LinearPolicy
 from policies.policy import NoisyPolicy, Policy, explorer
 from wm_agents.atomic import write_json
@@ -28,11 +29,20 @@ from wm_agents.data.dataset import Dataset
 from wm_agents.evaluate import evaluate, evaluate_real
 from wm_agents.evolve import controller_at, evolve_in_dream
 from wm_agents.factory import Model
+from wm_agents.fidelity.report import fidelity_report
 from wm_agents.hardware import describe
 from wm_agents.learn import Lesson, learn, new_model
 from wm_agents.models.vmc import VMC, sizes
 from wm_agents.ppo import Iteration, ppo_in_dream
-from wm_agents.pretrained import Controller, frame_policy, load_model, load_policy, load_starts, save_model
+from wm_agents.pretrained import (
+    Controller,
+    cached_model,
+    frame_policy,
+    load_model,
+    load_policy,
+    load_starts,
+    save_model,
+)
 from wm_agents.recipe import JUDGE_SEED, SEEDS_A_ROUND, ImproveConfig
 from wm_agents.runlog import RunFolder, provenance, start_run
 from wm_agents.training.callbacks import Callback, LoggingCallback, ProgressCallback
@@ -213,6 +223,7 @@ class Improvement:
         )
         save(card="")
         result = evaluate(str(final), episodes=self.cfg.final_episodes, procs=self.cfg.procs, console=self.console)
+        fidelity_report(str(final), self.run.path / "fidelity", procs=self.cfg.procs, quick=True, console=self.console)
         result |= {"round": int(best), **self._costs(history)}
         save(card=self._card(result))
         write_json(self.run.path / "summary.json", {**result, "rounds": history})
@@ -329,5 +340,6 @@ def improve(cfg: ImproveConfig, console: Console | None = None, on_check: OnChec
 
 
 def explore_with(model: str, noise: tuple[float, ...], leave: float, leave_by: int, env: gym.Env[Any, Any]) -> Policy:
-    """The policy of later rounds' data: a controller, shaken."""
-    return NoisyPolicy(frame_policy(model), env.action_space, noise, leave, leave_by)
+    """The policy of later rounds' data: a controller, shaken; the latent takes in what was done, noise and all."""
+    net, artifact = cached_model(model)
+    return LatentPolicy(net, NoisyPolicy(load_policy(net, artifact), env.action_space, noise, leave, leave_by))
