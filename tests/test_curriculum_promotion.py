@@ -116,6 +116,7 @@ def test_near_is_five_points_or_a_tenth_of_the_threshold(threshold: float, rolli
 @pytest.mark.parametrize("generations, extra", [(5, 10), (100, 10), (101, 11), (200, 20), (1000, 100)])
 def test_an_extension_is_a_tenth_of_the_generations_and_ten_at_least(generations: int, extra: int) -> None:
     assert Plateau(1.0, generations).extension == extra
+    assert Plateau(1.0, generations, period=4).extension == -(-extra // 4) * 4  # It ends with an evaluation.
 
 
 def test_an_extension_really_extends_spent_generations_once() -> None:

@@ -45,7 +45,7 @@ class Course(NamedTuple):
 
     @property
     def plateau(self) -> Plateau:
-        return Plateau(self.threshold, self.max_generations)
+        return Plateau(self.threshold, self.max_generations, period=self.period)
 
 
 def plan(entry: Entry, cfg: CurriculumConfig) -> Course:
@@ -150,5 +150,5 @@ def _stretch(base: ImproveConfig, course: Course) -> ImproveConfig:
         rounds=math.ceil((most + ext) / each),
         cma=replace(base.cma, generations=each),
         ppo=replace(base.ppo, iterations=each),
-        check_every=math.gcd(course.period, most, most + ext, *course.films),
+        check_every=math.gcd(course.period, most, *course.films),
     )

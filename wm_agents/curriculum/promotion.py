@@ -56,6 +56,8 @@ class Plateau:
     """By how much the rolling mean must beat the best one to count as improvement."""
     early_stop: bool = True
     """False: only spent generations stop."""
+    period: int = 1
+    """Generations between evaluations; an extension ends with one."""
     best: float | None = None
     """The best rolling mean that counted."""
     num_bad: int = 0
@@ -64,7 +66,7 @@ class Plateau:
     """The generation that would have been the last."""
 
     def __post_init__(self) -> None:
-        for name, low in (("max_generations", 1), ("patience", 1), ("min_delta", 0)):
+        for name, low in (("max_generations", 1), ("patience", 1), ("period", 1), ("min_delta", 0)):
             if not getattr(self, name) >= low:
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
 
@@ -87,8 +89,8 @@ class Plateau:
 
     @property
     def extension(self) -> int:
-        """Generations that an extension adds: a tenth of the most there may be, ten at least."""
-        return max(10, math.ceil(self.max_generations / 10))
+        """Generations that an extension adds: a tenth of the most there may be, ten at least, up to an evaluation."""
+        return math.ceil(max(10, self.max_generations / 10) / self.period) * self.period
 
     @property
     def limit(self) -> int:

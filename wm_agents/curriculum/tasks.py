@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -12,9 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
-import toml  # type: ignore[import-untyped]
 
 from wm_envs.registry import TASKS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import toml as tomllib  # Comes with jsonargparse[toml].
 
 
 class Threshold(NamedTuple):
@@ -89,8 +94,8 @@ def read_curriculum(name: str) -> list[Entry]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file; a curriculum is {', '.join(CURRICULA)} or a TOML file")
     try:
-        values = toml.loads(path.read_text())
-    except (toml.TomlDecodeError, IndexError) as error:
+        values = tomllib.loads(path.read_text())
+    except (ValueError, IndexError) as error:  # Both libraries' errors are ValueErrors.
         raise ValueError(f"{path} is no TOML: {error}") from error
     _check_names(path, "field", values, ["task"])
     tables = values.get("task")
