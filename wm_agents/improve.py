@@ -242,15 +242,16 @@ class Improvement:
 
     def _card(self, result: dict[str, Any]) -> str:
         real, dream, spec = result["real"], result["dream"], self.cfg.spec
+        judged = self.cfg.judge_episodes > 0 and not self.stopped
+        chosen = f"round {result['round']}, " + (f"chosen on seeds from {JUDGE_SEED}" if judged else "the last")
         facts = {
             "real environment": f"{spec.id}, gymnasium {result['versions']['gymnasium']}",
             "real score": f"{real['mean']} ± {real['std']} (95 % of the mean: ± {real['ci95']}), "
             f"{real['episodes']} episodes, seeds from {real['seed']}",
             "dream score": f"{dream['mean']} ± {dream['std']}, gap {result['gap']}",
             "data": f"{result['real_steps']} agent steps, {result['real_frames']} frames, "
-            f"the judging of rounds included; seeds from {self.cfg.seed} and {JUDGE_SEED}",
-            "training": f"{result['train_wall_s']} s of wall time over {len(self.run.state['history'])} rounds; "
-            f"round {result['round']} chosen on seeds from {JUDGE_SEED}",
+            f"the judging of rounds included; seeds from {self.cfg.seed}, and for judging from {JUDGE_SEED}",
+            "training": f"{result['train_wall_s']} s of wall time, {len(self.run.state['history'])} rounds; {chosen}",
             "command": provenance()["command"],
             "hardware": result["hardware"]["cpu"] + f", {result['hardware']['cores']} cores",
             "license": "MIT",

@@ -159,11 +159,17 @@ def provenance() -> dict[str, Any]:
     """When, by which command, from which commit, with which versions, on which hardware."""
     return {
         "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.argv),
+        "command": command(),
         "git": git_state(),
         "versions": versions(),
         "hardware": describe(),
     }
+
+
+def command() -> str:
+    """What was typed, wherever the program lies."""
+    name = Path(sys.argv[0]).name
+    return shlex.join(["wm" if name == "cli.py" else name, *sys.argv[1:]])
 
 
 def versions() -> dict[str, str | None]:
