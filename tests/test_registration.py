@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from tiny import save_tiny
 
 import wm_envs
 from wm_agents.pretrained import STORE
+from wm_envs.checker import check_vector_env
 from wm_envs.dream import DreamEnv, DreamVectorEnv
-from wm_envs.registry import TASKS, RealSpec, register_envs
+from wm_envs.registry import TASKS, RealSpec, Task, register_envs
 
 ROOT = Path(wm_envs.__file__).parents[1]
-shipped = pytest.mark.skipif(not (STORE / TASKS["CarRacing"].model).is_dir(), reason="no model ships yet")
+SHIPPED = [task for task in TASKS.values() if (STORE / task.model).is_dir()]
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +65,25 @@ def test_registering_needs_no_torch_and_no_ale() -> None:
     assert fresh("import sys, wm_envs; print([m for m in ('torch', 'ale_py', 'cv2') if m in sys.modules])") == "[]"
 
 
-@shipped
-def test_the_shipped_dream_and_its_real_twin_are_made_by_id() -> None:
-    dream, real = gym.make("Dream-CarRacing-v0"), gym.make("Real-CarRacing-v0")
+@pytest.mark.parametrize("task", SHIPPED, ids=lambda task: task.name)
+def test_a_shipped_dream_and_its_real_twin_are_made_by_id_and_pass_every_check(task: Task) -> None:
+    dream, real = gym.make(task.dream_id), gym.make(task.real_id)
     assert dream.observation_space == real.observation_space and dream.action_space == real.action_space
-    envs = gym.make_vec("Dream-CarRacing-v0", num_envs=4, obs="latent", temperature=1.15)
+    check_env(gym.make(task.dream_id, obs="latent", max_episode_steps=5).unwrapped, skip_render_check=True)
+    envs = gym.make_vec(task.dream_id, num_envs=4, obs="latent", temperature=1.15)
     assert isinstance(envs.unwrapped, DreamVectorEnv) and envs.unwrapped.temperature == 1.15
+    check_vector_env(partial(gym.make_vec, task.dream_id, obs="latent", max_episode_steps=9), steps=20)
+
+
+def test_shipped_models_are_small_and_have_a_card_without_a_machine_s_paths() -> None:
+    sizes = {}
+    for task in SHIPPED:
+        folder = STORE / task.model
+        sizes[task.name] = sum(file.stat().st_size for file in folder.iterdir())
+        card = (folder / "README.md").read_text()
+        assert (task.real.id in card and "held-out" in card) or "seeds from 1000000" in card
+        assert not re.search(r"/(tmp|work|home|root)/", card + (folder / "config.json").read_text()), folder
+    assert max(sizes.values()) <= 4e6 and sum(sizes.values()) <= 25e6, sizes
 
 
 def test_registering_twice_changes_nothing() -> None:
