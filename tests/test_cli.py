@@ -262,6 +262,16 @@ def test_improve_starts_from_a_tasks_recipe_and_flags_win(called: dict[str, Any]
     assert called["args"][0] == replace(recipe, out="x", cma=replace(recipe.cma, generations=3), vision=vision)
 
 
+def test_improve_takes_any_environment(called: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert wm("improve", "--env", "Pendulum-v1", "--rounds", "2") == 0
+    cfg = called["args"][0]
+    assert (cfg.spec, cfg.out, cfg.rounds, cfg.controller) == (RealSpec("Pendulum-v1"), "runs/pendulum-v1", 2, "ppo")
+    assert wm("improve", "--env", "CarRacing-v3") == 0
+    assert called["args"][0].spec.size == 64
+    assert wm("improve", "--env", "Pendulum-v1", "--task", "CartPole") == 2
+    assert "--task CartPole and --env Pendulum-v1 exclude each other" in capsys.readouterr().err
+
+
 def test_a_recipes_environment_arguments_stay_whole(called: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     spec = RealSpec("CarRacing-v3", {"continuous": False, "colours": {"road": [1, 2]}}, size=64)
     monkeypatch.setitem(RECIPES, "CarRacing", replace(RECIPES["CarRacing"], spec=spec))
@@ -281,7 +291,7 @@ def test_improve_reads_a_file_and_flags_win_over_it(
     file.write_text(file.read_text().replace("rounds = 3", 'task = "CarRacing"'))
     called.clear()
     assert wm("improve", "--config", str(file)) == 2
-    assert "task must be given as --task NAME, not in a file" in capsys.readouterr().err
+    assert "task and env must be given as --task NAME or --env ID, not in a file" in capsys.readouterr().err
     assert called == {}
 
 

@@ -25,7 +25,7 @@ from wm_agents.flags import Parser, flat, value_of
 from wm_agents.improve import explore_with
 from wm_agents.improve import improve as improve_rounds
 from wm_agents.pretrained import load_model, load_policy, real_spec
-from wm_agents.recipe import RECIPES, ImproveConfig
+from wm_agents.recipe import RECIPES, ImproveConfig, recipe_for
 from wm_agents.video import record
 from wm_envs.registry import TASKS, RealSpec
 
@@ -35,7 +35,7 @@ console = Console(stderr=True)
 def improve(cfg: ImproveConfig) -> None:
     """Collect, learn, dream and judge in rounds, in a run folder; the same command resumes.
 
-    `--task NAME` starts from the recipe of a shipped dream, `--spec.id ID` from any environment.
+    `--task NAME` starts from the recipe of a shipped dream, `--env ID` from settings for any environment; flags win.
     """
     improve_rounds(cfg, console)
 
@@ -236,11 +236,16 @@ def run(name: str, args: list[str]) -> None:
     parser = Parser(prog=f"wm {name}", description=about)
     parser.add_argument("--config", action="config", help="a TOML file with the same names as the flags")
     if name == "improve":
-        task = value_of("--task", args)
+        task, env = value_of("--task", args), value_of("--env", args)
         parser.add_argument("--task", choices=sorted(RECIPES), help="recipe of a shipped dream to start from")
+        parser.add_argument("--env", help="any Gymnasium id, or module:Id-v0, with settings to begin with")
         parser.add_class_arguments(ImproveConfig, fail_untyped=True)
+        if task is not None and env is not None:
+            parser.error(f"--task {task} and --env {env} exclude each other")
         if task in RECIPES:
             parser.set_defaults(flat(asdict(RECIPES[task])))
+        elif env is not None:
+            parser.set_defaults(flat(asdict(recipe_for(env))))
     else:
         parser.add_function_arguments(function, as_positional=True, fail_untyped=True, skip=set(FLAGS.get(name, {})))
     for dest, options in FLAGS.get(name, {}).items():
@@ -248,8 +253,8 @@ def run(name: str, args: list[str]) -> None:
     values = vars(parser.instantiate(parser.parse_args(args)))
     values.pop("config")
     if name == "improve":
-        if values.pop("task") != task:
-            parser.error("task must be given as --task NAME, not in a file")
+        if (values.pop("task"), values.pop("env")) != (task, env):
+            parser.error("task and env must be given as --task NAME or --env ID, not in a file")
         improve(ImproveConfig(**values))
     else:
         function(**values)

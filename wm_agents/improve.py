@@ -47,7 +47,7 @@ from wm_agents.recipe import JUDGE_SEED, SEEDS_A_ROUND, ImproveConfig
 from wm_agents.runlog import RunFolder, provenance, start_run
 from wm_agents.training.callbacks import Callback, LoggingCallback, ProgressCallback
 from wm_agents.video import record
-from wm_envs.real import make_real
+from wm_envs.real import check_spec, make_real
 from wm_envs.world_model import Latent
 
 STAGES = ("collect", "learn", "control", "judge")
@@ -332,12 +332,21 @@ def improve(cfg: ImproveConfig, console: Console | None = None, on_check: OnChec
         on_check: looks at the controller every `cfg.check_every` generations, and may end the run.
     """
     console = console or Console(stderr=True)
+    _check(cfg)
     settings = cfg.to_dict()
     seeds = {"collect": cfg.seed, "judge": JUDGE_SEED}
     with start_run(cfg.out, settings, seeds, may_change=set(settings) - FIXED) as run:
         improvement = Improvement(cfg, run, console, on_check)
         improvement.loop()
         return improvement.finish()
+
+
+def _check(cfg: ImproveConfig) -> None:
+    """Find what cannot work before any work is done."""
+    check_spec(cfg.spec)
+    env = make_real(cfg.spec)
+    new_model(cfg, env.observation_space, env.action_space)
+    env.close()
 
 
 def explore_with(model: str, noise: tuple[float, ...], leave: float, leave_by: int, env: gym.Env[Any, Any]) -> Policy:

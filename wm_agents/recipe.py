@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+import gymnasium as gym
+
 from policies.cmaes import CMAConfig
 from wm_agents.models.ensemble import EnsembleConfig
 from wm_agents.models.vmc import VMCConfig
 from wm_agents.ppo import PPOConfig
 from wm_agents.training.config import TrainingConfig
+from wm_envs.real import check_spec, is_picture
 from wm_envs.registry import TASKS, RealSpec
 
 SEEDS_A_ROUND = 20_000
@@ -18,9 +21,7 @@ JUDGE_SEED = 900_000
 
 VISION = TrainingConfig(updates=4000, batch_size=64, lr=2e-3, schedule="onecycle")
 MEMORY = TrainingConfig(updates=3000, batch_size=64, lr=1e-3, schedule="onecycle", grad_clip=1.0)
-DYNAMICS = TrainingConfig(
-    updates=4000, batch_size=256, lr=1e-3, schedule="onecycle", precision="fp32", log_every=100
-)
+DYNAMICS = TrainingConfig(updates=4000, batch_size=256, lr=1e-3, schedule="onecycle", precision="fp32", log_every=100)
 
 
 @dataclass(frozen=True)
@@ -170,3 +171,31 @@ RECIPES = {
     ),
 }
 """Settings to begin a task with; the last rounds of the shipped dreams had these (scripts/reference/ has them all)."""
+
+
+def recipe_for(env_id: str) -> ImproveConfig:
+    """Settings to begin with for any environment: `env_id` is installed, or `module:Id-v0`.
+
+    Raises:
+        ValueError: it cannot be dreamed of; the message names what stands in the way.
+    """
+    env = gym.make(env_id, disable_env_checker=True)
+    pixels = is_picture(env.observation_space)
+    env.close()
+    spec = RealSpec(env_id, size=64 if pixels else None)
+    check_spec(spec)
+    return ImproveConfig(
+        spec,
+        out=f"runs/{env_id.rpartition(':')[2].replace('/', '-').lower()}",
+        rounds=6,
+        random_steps=20_000 if pixels else 10_000,
+        round_steps=20_000 if pixels else 8_000,
+        shard_episodes=2,
+        noise=(0.0, 0.1, 0.3),
+        leave=0.2,
+        controller="ppo",
+        ppo=PPOConfig(iterations=100, envs=128, steps=128, batch_size=1024, epochs=6),
+        horizon=200,
+        judge_episodes=10,
+        starts=4096,
+    )

@@ -107,7 +107,7 @@ def _make(spec: RealSpec, render_mode: str | None) -> gym.Env[Any, Any]:
 def _act(env: gym.Env[Any, Any], spec: RealSpec) -> gym.Env[Any, Any]:
     """Choose among the actions and repeat them."""
     act_dim(env.action_space)  # Refuses what is no vector.
-    if spec.max_frames and not _is_picture(env.observation_space):
+    if spec.max_frames and not is_picture(env.observation_space):
         raise ValueError(f"max_frames needs uint8 pixels, got {env.observation_space}; leave it out")
     if spec.action_repeat > 1 or spec.max_frames:
         env = ActionRepeat(env, spec.action_repeat, spec.max_frames)
@@ -123,7 +123,7 @@ def _see(env: gym.Env[Any, Any], spec: RealSpec) -> gym.Env[Any, Any]:
         if is_image(space) or (isinstance(space, spaces.Box) and len(space.shape) == 1):
             return env
         return _flatten(env)
-    if not _is_picture(space):
+    if not is_picture(space):
         raise ValueError(
             f"observations must be (H, W), (H, W, 1) or (H, W, 3) uint8 pixels from 0 to 255 for size={spec.size}, "
             f"got {space}; leave size out for vectors, or wrap the env"
@@ -134,7 +134,7 @@ def _see(env: gym.Env[Any, Any], spec: RealSpec) -> gym.Env[Any, Any]:
     return env if is_image(env.observation_space) else ReshapeObservation(env, (spec.size, spec.size, 1))
 
 
-def _is_picture(space: gym.Space[Any]) -> bool:
+def is_picture(space: gym.Space[Any]) -> bool:
     """Whether observations are pixels that can be resized; grey ones may lack an axis for their channel."""
     grey = isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 2
     bounded = isinstance(space, spaces.Box) and bool((space.low == 0).all() and (space.high == 255).all())
