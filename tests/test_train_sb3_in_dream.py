@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -23,7 +24,7 @@ from toy_env import Echo
 from policies.sb3 import DreamVecEnv
 from wm_agents import evaluate
 from wm_agents.checkpoint import load_artifact
-from wm_agents.pretrained import STORE, load_model, load_policy
+from wm_agents.pretrained import STORE, frame_policy, load_model, load_policy
 from wm_envs.registry import TASKS, RealSpec
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -84,6 +85,12 @@ def test_the_policy_is_the_same_in_plain_sb3_and_in_the_artifact(out: Path) -> N
     feat = np.random.default_rng(0).standard_normal((20, model.feat_dim)).astype(np.float32)
     plain = PPO.load(out / "policy.zip")
     np.testing.assert_array_equal(load_policy(model, artifact).act(feat), plain.predict(feat, deterministic=True)[0])
+
+
+def test_scores_are_those_of_the_saved_policy_on_held_out_seeds(out: Path) -> None:
+    summary = json.loads((out / "summary.json").read_text())
+    again = evaluate.evaluate_real(SPEC, partial(frame_policy, str(out / "model")), [1_000_000, 1_000_001], 1)
+    assert again.returns == summary["real"]["returns"] != summary["random"]["returns"]
 
 
 def test_settings_in_the_zip_are_sb3_s_own_objects(out: Path) -> None:

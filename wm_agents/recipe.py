@@ -144,7 +144,7 @@ RECIPES = {
     "Acrobot": ImproveConfig(
         TASKS["Acrobot"].real,
         out="runs/acrobot",
-        rounds=2,
+        rounds=3,
         random_steps=5000,
         round_steps=4000,
         shard_episodes=2,
