@@ -111,6 +111,9 @@ class ImproveConfig:
         return values
 
 
+# A ball of two pixels and points that are scored now and then.
+SMALL_THINGS = VMCConfig(motion_weight=31.0, kl_weight=0.005, rew_head="classes")
+
 RECIPES = {
     "CarRacing": ImproveConfig(
         TASKS["CarRacing"].real,
@@ -124,6 +127,38 @@ RECIPES = {
         squash=("tanh", "sigmoid", "clip"),
         horizon=250,
         dream_stall=8,
+        starts=4096,
+    ),
+    "Pong": ImproveConfig(
+        TASKS["Pong"].real,
+        out="runs/pong",
+        rounds=7,
+        random_steps=100_000,
+        round_steps=35_000,
+        noise=(0.0, 0.1, 0.3),
+        model=SMALL_THINGS,
+        vision=replace(VISION, updates=6000),
+        vision_rounds=2,
+        controller="ppo",
+        ppo=PPOConfig(iterations=100, envs=256, steps=128, batch_size=2048, net=(128, 128)),
+        horizon=200,
+        judge_episodes=4,
+        starts=4096,
+    ),
+    "Breakout": ImproveConfig(
+        TASKS["Breakout"].real,
+        out="runs/breakout",
+        rounds=7,
+        random_steps=100_000,
+        round_steps=35_000,
+        noise=(0.0, 0.1, 0.3),
+        model=SMALL_THINGS,
+        vision=replace(VISION, updates=6000),
+        vision_rounds=2,
+        controller="ppo",
+        ppo=PPOConfig(iterations=100, envs=256, steps=128, batch_size=2048, net=(128, 128)),
+        horizon=200,
+        judge_episodes=4,
         starts=4096,
     ),
     "CartPole": ImproveConfig(
