@@ -114,6 +114,8 @@ def test_a_policy_on_pixels_is_trained_judged_and_filmed(script, tmp_path: Path)
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"policy.zip", "summary.json", "real.mp4"}
     assert SAC.load(tmp_path / "out" / "policy.zip", buffer_size=1).observation_space.shape == (3, 64, 64)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    settings = summary["settings"]
+    assert settings["learning_starts"] == "32" and settings["buffer_size"] == "20000"
     assert summary["obs"] == "pixels" and len(set(summary["real"]["returns"])) == 2
 
 
@@ -225,7 +227,7 @@ def test_the_benchmark_prints_both_sides(tmp_path: Path, monkeypatch, capsys) ->
         ("dream, latents", 4, 4 * 64),
         ("real, latents", 2, 2 * 512),
     ]
-    assert all(0 < s["learn_sps"] < s["env_sps"] and 0 < s["rollout_share"] < 1 for s in speeds)
+    assert all(s["learn_sps"] > 0 and s["env_sps"] > 0 and 0 < s["rollout_share"] < 1 for s in speeds)
     assert "10 epochs of 8 minibatches" in shown and "10,000 agent steps/s" in shown
 
 
