@@ -251,7 +251,7 @@ def test_what_training_went_on_from_is_deleted_only_if_asked(tmp_path: Path, cle
 def test_times_are_those_that_were_measured_without_the_looks(tmp_path: Path) -> None:
     _, (record,) = take(tmp_path, Scripted({POLE: RISING}), [course(POLE, 100.0)])
     times = record.phases
-    assert [*times] == ["collect", "learn", "control", "evaluation", "films", "held-out score", "report"]
+    assert [*times] == ["collect", "learn", "control", "evaluation", "films", "held-out score", "fidelity", "report"]
     assert (times["collect"], times["learn"], times["held-out score"]) == (1.0, 2.0, 4.0)
     assert 3.0 - sum(record.looked.values()) <= times["control"] < 3.0
     assert 0 < times["evaluation"] < 1 and 0 < times["report"] < 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import closing
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -11,10 +10,8 @@ from wm_agents.curriculum.films import video_generations
 from wm_agents.curriculum.flags import CurriculumConfig
 from wm_agents.curriculum.promotion import Plateau
 from wm_agents.curriculum.tasks import Entry
-from wm_agents.recipe import RECIPES, ImproveConfig
+from wm_agents.recipe import RECIPES, ImproveConfig, recipe_for
 from wm_agents.training.config import TrainingConfig
-from wm_envs.real import is_image, make_real
-from wm_envs.registry import TASKS, RealSpec
 
 MOST_ROUNDS = 40
 """More would collect on seeds that are kept for judging."""
@@ -66,22 +63,7 @@ def plan(entry: Entry, cfg: CurriculumConfig) -> Course:
 
 def recipe(entry: Entry) -> ImproveConfig:
     """What is known to train the task, or else settings by what the environment shows."""
-    if entry.task in RECIPES:
-        return RECIPES[entry.task]
-    spec = TASKS[entry.task].real if entry.task is not None else see(entry.env_id)
-    with closing(make_real(spec)) as env:
-        image = is_image(env.observation_space)
-    return ImproveConfig(spec, out="", controller="linear" if image else "ppo")
-
-
-def see(env_id: str) -> RealSpec:
-    """Pixels at 64x64 where the environment gives some, else its vector."""
-    spec = RealSpec(env_id, size=64)
-    try:
-        make_real(spec).close()
-    except ValueError:  # No pictures.
-        return RealSpec(env_id)
-    return spec
+    return recipe_for(entry.env_id) if entry.task is None else RECIPES[entry.task]
 
 
 def quick(cfg: ImproveConfig) -> ImproveConfig:
@@ -97,6 +79,7 @@ def quick(cfg: ImproveConfig) -> ImproveConfig:
         dynamics=_short(cfg.dynamics, 2500),
         cma=replace(cfg.cma, population=32, rollouts=8, generations=16),
         ppo=replace(cfg.ppo, iterations=min(cfg.ppo.iterations, 20)),
+        shard_episodes=min(cfg.shard_episodes, 2),
         starts=min(cfg.starts, 1024),
         final_episodes=5,
     )

@@ -123,6 +123,7 @@ class TaskRun:
         self.course, self.record, self.places, self.hands = course, record, places, hands
         self.save, self.publish, self.elapsed_s, self.console = save, publish, elapsed_s, console
         self._log: MetricsLog | None = None
+        self._looked_last: float | None = None
 
     def train(self) -> None:
         """Train to a verdict; what was done before is not done again."""
@@ -136,7 +137,11 @@ class TaskRun:
             self.write()
             source = (record.warm_start or {}).get("model")
             cfg = replace(self.course.cfg, out=str(places.tmp), warm_start=source)
-            self.conclude(self.hands.train(cfg, self.console, self.look))
+            result = self.hands.train(cfg, self.console, self.look)
+            if self._looked_last is not None:  # Else it was all done before, but for a moment.
+                rest = time.perf_counter() - self._looked_last - result["wall_s"]
+                record.phases |= {"held-out score": result["wall_s"], "fidelity": max(rest, 0.0)}
+            self.conclude(result)
         finally:
             self.close()
 
@@ -149,6 +154,7 @@ class TaskRun:
                 self.take(check)
         looked = record.looked.get(str(check.round), 0.0) + time.perf_counter() - began
         record.looked[str(check.round)] = looked
+        self._looked_last = time.perf_counter()
         return record.standing.verdict is not None
 
     def take(self, check: Check) -> None:
@@ -228,8 +234,9 @@ class TaskRun:
             stages = [s for stages in json.loads(summary.read_text())["rounds"].values() for s in stages.items()]
             names = dict.fromkeys(name for name, _ in stages)
             self._note_times({name: sum(s["wall_s"] for other, s in stages if other == name) for name in names})
-        record.phases["held-out score"] = result["wall_s"]
         copy_whole(model, places.checkpoints / "final")
+        if (places.tmp / "fidelity").exists():
+            copy_whole(places.tmp / "fidelity", places.report / "fidelity")
         if record.best_model is not None and (places.checkpoints / record.best_model).exists():
             copy_whole(places.checkpoints / record.best_model, places.checkpoints / "best")
         self._prune(None)
@@ -350,6 +357,7 @@ def copy_whole(source: Path, target: Path) -> None:
     if target.exists() or source == target:
         return
     tmp = target.with_name(f".{target.name}.tmp")
+    tmp.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(tmp, ignore_errors=True)
     shutil.copytree(source, tmp)
     tmp.rename(target)
