@@ -146,7 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", default="CarRacing", help="a task with a dream that ships")
     parser.add_argument("--num-envs", type=int, default=512, help="dreams side by side")
-    parser.add_argument("--real-envs", type=int, default=os.cpu_count() or 2, help="real ones, each in a process")
+    parser.add_argument("--real-envs", type=int, default=describe()["cores"], help="real ones, each in a process")
     parser.add_argument("--seconds", type=float, default=20.0, help="time for each learn()")
     parser.add_argument("--threads", type=int, default=None, help="torch threads; all cores by default")
     parser.add_argument("--pixels", action="store_true", help="the real env with pixels and CnnPolicy as well")

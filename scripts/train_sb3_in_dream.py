@@ -190,7 +190,7 @@ def dream_arguments(args: Any, artifact: Artifact) -> dict[str, Any]:
 def judge(args: Any, trained: Trained, model: WorldModel, artifact: Artifact, console: Console) -> dict[str, Score]:
     """The policy in its dream (as the artifact has it) and in the real environment, and the random policy there."""
     seeds = range(EVAL_SEED, EVAL_SEED + args.episodes)
-    how = {"horizon": dream_horizon(artifact) or args.horizon, "autoreset_mode": AutoresetMode.DISABLED}
+    how: dict[str, Any] = {"horizon": dream_horizon(artifact) or args.horizon, "autoreset_mode": AutoresetMode.DISABLED}
     dreams = make_dream_vec_env(args.dream, args.episodes, obs=args.obs, **how)
     dreamed = returns(rollout(dreams, SB3Policy(trained.model), seed=EVAL_SEED))
     spec, procs = real_spec(artifact), args.procs
