@@ -51,7 +51,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     keep("improve_rounds")
     keep("collect_episodes", CollectSummary(1, 2, 8, 100, 0.5, "done", [1.0], 2))
     keep("evolve_artifact")
-    keep("judge", {"real": score, "dream": score, "gap": 0.0, "wall_s": 1.0})
+    keep("judge", {"real": score, "dream": score, "gap": 0.0, "protocol": "as usual", "wall_s": 1.0})
     keep("record", 251)
     keep("run_demo", {"real": score})
     return seen
@@ -188,13 +188,32 @@ def test_sigterm_is_an_interruption_and_its_handler_is_put_back(monkeypatch: pyt
 
 def test_collect_takes_its_flags(called: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     flags = "--spec.id CarRacing-v3 --spec.size 64 --spec.action_repeat 4 --spec.kwargs.continuous false --steps 5"
-    assert wm("collect", "data", *flags.split(), "--seed", "3", "--procs", "4", "--stall", "9", "--max_gb", "0.5") == 0
+    assert (
+        wm(
+            "collect",
+            "data",
+            *flags.split(),
+            "--seed",
+            "3",
+            "--procs",
+            "4",
+            "--stall",
+            "9",
+            "--max_gb",
+            "0.5",
+            "--max_steps",
+            "8",
+        )
+        == 0
+    )
     spec = RealSpec("CarRacing-v3", {"continuous": False}, size=64, action_repeat=4)
-    assert called["args"][0] == CollectConfig(spec, "data", 5, 3, 4, stall=9, max_gb=0.5)
+    assert called["args"][0] == CollectConfig(spec, "data", 5, 3, 4, stall=9, max_steps=8, max_gb=0.5)
     assert called["args"][1] is commands.explorer
     assert json.loads(capsys.readouterr().out)["stopped"] == "done"
-    assert wm("collect", "data", "--spec.id", "A-v0", "--policy", "runs/m", "--noise", "[0.0,0.4]") == 0
-    assert called["args"][1].args == ("runs/m", (0.0, 0.4))
+    assert (
+        wm("collect", "data", "--spec.id", "A-v0", "--policy", "runs/m", "--noise", "[0.0,0.4]", "--leave", "0.5") == 0
+    )
+    assert called["args"][1].args == ("runs/m", (0.0, 0.4), 0.5, 300)
 
 
 @pytest.mark.parametrize(

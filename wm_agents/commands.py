@@ -51,6 +51,7 @@ def collect(
     leave: float = 0.0,
     leave_by: int = 300,
     stall: int | None = None,
+    max_steps: int | None = None,
     max_gb: float = 5.0,
 ) -> None:
     """Record episodes of a real environment; the same command resumes.
@@ -63,12 +64,13 @@ def collect(
         procs: processes.
         policy: a model directory whose controller drives; exploration without one.
         noise: levels of noise on that controller, one drawn an episode, `[0.0,0.3]`.
-        leave: share of that controller's episodes which random actions take over for good,
-        leave_by: at one of so many first steps.
+        leave: share of that controller's episodes which random actions take over for good.
+        leave_by: they do so within so many steps.
         stall: cut an episode after so many steps without reward.
+        max_steps: cut an episode when it is so long.
         max_gb: largest size of the dataset on disk.
     """
-    cfg = CollectConfig(spec, out, steps, seed, procs, stall=stall, max_gb=max_gb)
+    cfg = CollectConfig(spec, out, steps, seed, procs, stall=stall, max_steps=max_steps, max_gb=max_gb)
     make = explorer if policy is None else partial(explore_with, policy, noise, leave, leave_by)
     summary = collect_episodes(cfg, make, console=console)
     print(json.dumps(summary._replace(returns=[])._asdict()))
@@ -140,6 +142,7 @@ def evaluate(model: str, episodes: int = 100, seed: int = EVAL_SEED, procs: int 
         score = result[where]
         print(f"{where:<6} {score['mean']:.1f} ± {score['std']:.1f} (95 % of the mean: ± {score['ci95']:.1f})")
     print(f"gap    {result['gap']:.1f} over {episodes} episodes, seeds from {seed}; {result['wall_s']} s")
+    print(f"protocol: {result['protocol']}")
 
 
 def fidelity(

@@ -21,7 +21,7 @@ from wm_agents.progress import Bar
 from wm_agents.runlog import versions
 from wm_envs.dream import DreamVectorEnv
 from wm_envs.real import make_real
-from wm_envs.registry import RealSpec
+from wm_envs.registry import RealSpec, task_of
 from wm_envs.world_model import Latent, WorldModel
 
 
@@ -122,11 +122,13 @@ def evaluate(
     # The dream comes first: it takes seconds, and what is wrong with a model shows there.
     dream = evaluate_dream(net, load_starts(artifact), policy, episodes=episodes, seed=seed, **how)
     real = evaluate_real(spec, partial(frame_policy, model), range(seed, seed + episodes), procs, console)
+    task = task_of(spec)
     return {
         "model": model,
         "policy": policy.about()["kind"],
         "real": {"env": spec.id, "episodes": episodes, "seed": seed, **real.to_dict()},
         "dream": {"episodes": episodes, "seed": seed, **how, **dream.to_dict()},
+        "protocol": task.protocol if task else "the environment's own, seen as config.json says",
         "gap": round(dream.mean - real.mean, 3),
         "frames": real.frames,
         "wall_s": round(time.perf_counter() - began, 1),
