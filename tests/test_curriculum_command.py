@@ -60,6 +60,7 @@ def pole(tmp_path: Path) -> str:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[Fake]:
     monkeypatch.setattr(command, "Curriculum", Fake)
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")  # Set back after a test.
     monkeypatch.setattr(command, "look_around", lambda *args: True)
     monkeypatch.setattr(Fake, "ends", True)
     monkeypatch.setattr(Fake, "state", {}, raising=False)

@@ -199,7 +199,7 @@ RECIPES = {
         noise=(0.0, 0.1, 0.3),
         leave=0.4,
         controller="ppo",
-        ppo=PPOConfig(iterations=100, envs=128, steps=128, batch_size=1024, epochs=6),
+        ppo=PPOConfig(iterations=250, envs=128, steps=128, batch_size=1024, epochs=6, lr=3e-4, ent_coef=0.003),
         horizon=300,
         judge_episodes=8,
         starts=4096,

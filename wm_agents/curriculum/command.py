@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -51,6 +52,8 @@ def carry_out(cfg: CurriculumConfig, console: Console) -> int:
     check_device(cfg.device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cfg.tf32
     check_window(cfg, console)
+    if not cfg.visualize:
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # Else SDL complains where there is no display.
     if cfg.smoke_test:
         return SOLVED if look_around(cfg, courses, console) else NOT_ALL_SOLVED
     with Curriculum(cfg, courses, left_out, console) as run:
