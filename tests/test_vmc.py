@@ -251,6 +251,8 @@ def test_errors_weigh_more_where_a_frame_moves() -> None:
     moved = np.zeros((2, 1, 32, 32))
     moved[0, 0, 4, 5] = 1
     assert np.array_equal(model.vision.moving(to_input(obs)).numpy(), moved)
+    model.vision.rarity[4, 5] = 0.5
+    moved *= 0.5
     torch.manual_seed(1)
     out = model.vision_loss(obs)
     torch.manual_seed(1)
@@ -258,6 +260,21 @@ def test_errors_weigh_more_where_a_frame_moves() -> None:
     want = ((1 + 3 * moved) * (recon.numpy() - to_input(obs).double().numpy()) ** 2).sum() / 2
     assert float(out.components["rec"].detach()) == pytest.approx(want, rel=1e-5)
     assert pressed(out) == pytest.approx(0.25 * float(kl_divergence(mu, logsigma).mean()), abs=1e-3 * want)
+
+
+def test_pixels_that_move_often_count_less() -> None:
+    vision = moving_model().vision
+    still = (255 * vision.still).round().to(torch.uint8).permute(1, 2, 0)
+    frames = still.repeat(800, 1, 1, 1)
+    for t in range(8):
+        frames[100 * t, t, t] ^= 128  # Each once: typical.
+    frames[::200, 20, 20] ^= 128
+    vision.watch(frames)
+    want = torch.ones(32, 32)
+    want[20, 20] = 0.25
+    assert torch.equal(vision.rarity, want) and "rarity" not in vision.state_dict()
+    vision.watch(still[None])
+    assert (vision.rarity == 1).all()  # Nothing has moved.
 
 
 def test_the_papers_vision_has_no_still_frame() -> None:

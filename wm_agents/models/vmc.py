@@ -41,8 +41,8 @@ class VMCConfig:
     term_weight: float = 10.0
     """Weight of the rare terminal steps in the cross-entropy (restart_factor of the authors' code)."""
     motion_weight: float = 0.0
-    """Above 0, V sees and draws what differs from the median frame, and errors there weigh this much more: a ball of
-    two pixels would be lost otherwise. 0 is the paper's V."""
+    """Above 0, V sees and draws what differs from the median frame, and errors there weigh up to this much more, the
+    rarer a pixel moves: a ball of two pixels would be lost otherwise. 0 is the paper's V."""
     kl_weight: float = 1.0
     """Of the KL against the squared error, which small things have little of."""
     rew_head: Literal["mse", "classes"] = "mse"
@@ -160,7 +160,8 @@ class VMC(nn.Module):
         if self.cfg.motion_weight == 0:
             rec = F.mse_loss(recon.float(), x, reduction="sum") / len(x)
         else:
-            weight = 1 + self.cfg.motion_weight * cast(ConvVAE, self.vision).moving(x)
+            vision = cast(ConvVAE, self.vision)
+            weight = 1 + self.cfg.motion_weight * vision.moving(x) * vision.rarity
             rec = (weight * (recon.float() - x).square()).sum() / len(x)
         kl = kl_divergence(mu.float(), logsigma.float())
         pressed = kl.clamp(min=self.cfg.free_bits * self.z_dim).mean()
@@ -282,6 +283,9 @@ class ConvVAE(nn.Module):
         self.decoder = Decoder(img_channels, latent_size, variant, size)
         self.still: Tensor | None
         self.register_buffer("still", torch.zeros(img_channels, size, size) if still else None)
+        # How much a pixel's motion counts in the loss; of use in training alone.
+        self.rarity: Tensor
+        self.register_buffer("rarity", torch.ones(size, size), persistent=False)
         if still:
             # z begins almost without noise: at sigma 1 small things drown in it, and are long not worth a latent.
             nn.init.constant_(self.encoder.fc_logsigma.bias, -3.0)
@@ -294,6 +298,15 @@ class ConvVAE(nn.Module):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(mu, logsigma), each (B, latent_size)."""
         return cast(tuple[Tensor, Tensor], self.encoder(x if self.still is None else x - self.still))
+
+    def watch(self, frames: Tensor) -> None:
+        """Set `rarity` from many frames (N, S, S, C) uint8: pixels that move more often than typical ones count less.
+
+        Paddles, which are always somewhere in their columns, would else outweigh a ball that is nowhere often.
+        """
+        rate = sum((self.moving(to_input(x)).sum((0, 1)) for x in frames.split(512)), torch.zeros(())) / len(frames)
+        typical = rate[rate > 0].median() if rate.any() else rate.new_ones(())
+        self.rarity.copy_((typical / rate).clamp(max=1))
 
     def moving(self, x: Tensor) -> Tensor:
         """1 where an image differs from the still one, else 0: (B, 1, S, S)."""

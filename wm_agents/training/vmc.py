@@ -23,7 +23,8 @@ from wm_agents.training.trainer import Trainer, TrainingResult
 from wm_envs.action import encode_action
 from wm_envs.world_model import Latent
 
-STILL_FRAMES = 1024
+WATCHED = 16_384
+"""Frames that say what stands still and what moves how often."""
 RARE_SHARE = 8
 """With rewards as classes, one window in so many is drawn around a rare step."""
 
@@ -160,9 +161,12 @@ def fit_vision(
     if isinstance(model.vision, Identity):
         return _fit_normaliser(model.vision, dataset, train, run_dir)
 
-    if model.vision.still is not None and not model.vision.still.any():
-        some = dataset.frames(STILL_FRAMES, np.random.default_rng(cfg.seed), train)
-        model.vision.still.copy_(to_input(torch.from_numpy(np.median(some, axis=0).astype(np.uint8))[None])[0])
+    if model.vision.still is not None:
+        some = dataset.frames(WATCHED, np.random.default_rng(cfg.seed), train)
+        if not model.vision.still.any():
+            still = np.median(some[::16], axis=0).astype(np.uint8)
+            model.vision.still.copy_(to_input(torch.from_numpy(still)[None])[0])
+        model.vision.watch(torch.from_numpy(some).to(model.device))
 
     def batches(update: int) -> Tensor:
         frames = dataset.frames(cfg.batch_size, cfg.rng(update), train)
