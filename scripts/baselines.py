@@ -13,6 +13,7 @@ import argparse
 import json
 import re
 import time
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from policies.policy import RandomPolicy
 from policies.rollout import EVAL_SEED
-from policies.sb3 import SB3Policy
+from policies.sb3 import to_mlp
 from wm_agents.evaluate import Score, evaluate_real
 from wm_agents.hardware import describe
 from wm_agents.pretrained import load_model, real_spec
@@ -133,7 +134,7 @@ def main() -> None:
     tell("random", evaluate_real(spec, partial(RandomPolicy, env.action_space), seeds, 1))
     for algo in args.algos:
         model, took = train(name, algo, spec, args.steps or steps, limit, args.seed)
-        score = evaluate_real(spec, partial(SB3Policy, model.policy), seeds, 1)
+        score = evaluate_real(spec, partial(deepcopy, to_mlp(model)), seeds, 1)
         tell(algo, score, real_steps=model.num_timesteps, train_s=round(took, 1), seed=args.seed, hardware=describe())
 
 
