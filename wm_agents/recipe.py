@@ -192,7 +192,7 @@ RECIPES = {
     "LunarLander": ImproveConfig(
         TASKS["LunarLander"].real,
         out="runs/lunarlander",
-        rounds=12,
+        rounds=8,
         random_steps=15_000,
         round_steps=8_000,
         max_steps=400,
