@@ -25,8 +25,9 @@ from wm_agents.fidelity.measure import Fidelity, FidelityConfig, measure
 from wm_agents.fidelity.record import record
 from wm_agents.fidelity.reliability import reliability
 from wm_agents.fidelity.seeding import check_seeds
-from wm_agents.fidelity.training import Round, find_run, read_history
+from wm_agents.fidelity.training import History, Round, find_run, read_history, told_history
 from wm_agents.fidelity.window import copy_error, draw_windows, obs_scale
+from wm_agents.improve import STAGES
 from wm_envs.registry import RealSpec
 
 EXACT = Toy(end=END)
@@ -360,13 +361,15 @@ def test_a_worker_s_error_arrives_and_ends_the_recording() -> None:
         list(record(RealSpec("toy_env:Echo-v0"), Raises, [Job(1_000_000 + i, (0.0,)) for i in range(4)], procs=2))
 
 
+def stages(collected: int, dream: float, *, control: str = STAGES[2], **judged: float) -> dict[str, dict[str, float]]:
+    """What a run notes of a round, under the names that its stages have."""
+    collect, learn, _, judge = STAGES
+    return {collect: {"steps": collected}, learn: {"cut_off": 0.5}, control: {"dream": dream}, judge: judged}
+
+
 def test_a_run_s_rounds_are_read(tmp_path: Path) -> None:
     assert read_history(tmp_path) is None and find_run(tmp_path / "model") is None
-    rounds = {
-        "0": {"collect": {"steps": 100}, "evolve": {"dream": 5.0}, "judge": {"real": 2.0, "std": 1.0, "steps": 10}},
-        "10": {"collect": {"steps": 50}, "evolve": {"dream": 7.0}, "judge": {"real": 8.0}},
-        "2": {"collect": {"steps": 50}, "evolve": {"dream": 6.0}},
-    }
+    rounds = {"0": stages(100, 5.0, real=2.0, std=1.0, steps=10), "10": stages(50, 7.0, real=8.0), "2": stages(50, 6.0)}
     (tmp_path / "state.json").write_text(json.dumps({"history": rounds}))
     (tmp_path / "run.json").write_text(json.dumps({"config": {"horizon": 150}}))
     going = read_history(tmp_path)
@@ -378,3 +381,22 @@ def test_a_run_s_rounds_are_read(tmp_path: Path) -> None:
     assert read_history(tmp_path)[3:] == (9.0, 8.5)
     for inside in ("model", "round-10/model"):
         assert find_run(tmp_path / inside) == tmp_path.resolve()
+
+
+def test_runs_that_called_the_stage_evolve_are_read_too(tmp_path: Path) -> None:
+    rounds = {"0": stages(100, 5.0, control="evolve", real=2.0)}
+    (tmp_path / "state.json").write_text(json.dumps({"history": rounds}))
+    assert read_history(tmp_path).rounds == [Round(0, 5.0, 2.0, None, 100)]
+
+
+def test_a_model_s_config_tells_of_its_rounds(tmp_path: Path) -> None:
+    def told(config: dict) -> History | None:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return told_history(tmp_path)
+
+    assert told_history(tmp_path) is told({}) is told({"rounds": []}) is None
+    rounds = [{"round": 0, "dream": 5, "real": 2.5}, {"round": 1, "dream": 6.0, "real": 4.0, "std": 1.0}]
+    assert told({"rounds": rounds}).rounds == [Round(0, 5.0, 2.5, None, None), Round(1, 6.0, 4.0, 1.0, None)]
+    for wrong in ([{"round": 0, "dream": 5.0}], [{"round": 0, "dream": None, "real": 1.0}], [3], 3, {"0": {}}):
+        with pytest.raises(ValueError, match=r'config.json: "rounds" must be a list of .* got'):
+            told({"rounds": wrong})

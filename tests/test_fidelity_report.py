@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from wm_agents.fidelity.section import sections
 from wm_agents.fidelity.subject import subject_of
 from wm_agents.fidelity.sweep import Warmth
 from wm_agents.fidelity.training import History, Round
+from wm_agents.improve import STAGES
 from wm_agents.pretrained import load_model
 from wm_envs.registry import RealSpec
 
@@ -185,7 +187,7 @@ def test_every_row_of_a_table_is_as_wide_as_its_head(found: Fidelity, bare: Fide
 @pytest.fixture(scope="module")
 def pole(tmp_path_factory: pytest.TempPathFactory) -> str:
     run = tmp_path_factory.mktemp("runs")
-    rounds = {"0": {"evolve": {"dream": 5.0}, "judge": {"real": 2.0, "std": 1.0, "steps": 10}}}
+    rounds = {"0": {STAGES[2]: {"dream": 5.0}, STAGES[3]: {"real": 2.0, "std": 1.0, "steps": 10}}}
     (run / "state.json").write_text(json.dumps({"history": rounds}))
     return save_tiny(run / "model", RealSpec("CartPole-v1", max_episode_steps=30), horizon=30)
 
@@ -205,6 +207,32 @@ def test_a_saved_model_is_measured_from_end_to_end(
     out, err = capsys.readouterr()
     assert out == "" and "real episodes 8/8" in err and "dreams 4/4" in err
     assert "Order of policies" in err and result["verdicts"]["ranking"] in err
+
+
+def test_a_shipped_model_shows_the_course_of_its_training(
+    pole: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "shipped"
+    shutil.copytree(pole, model)
+    config = json.loads((model / "config.json").read_text())
+    rounds = [{"round": 0, "dream": 9.0, "real": 4.0}, {"round": 2, "dream": 5.0, "real": 6.0}]
+    (model / "config.json").write_text(json.dumps({**config, "rounds": rounds}))
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(report, "measure", lambda *args, **kwargs: seen.update(kwargs) or found_nothing())
+    with pytest.raises(InterruptedError):
+        fidelity_report(str(model), tmp_path / "out")
+    assert seen["history"].rounds == [Round(0, 9.0, 4.0, None, None), Round(2, 5.0, 6.0, None, None)]
+
+
+def found_nothing() -> Fidelity:
+    raise InterruptedError
+
+
+def test_rounds_without_steps_on_record_are_shown(found: Fidelity) -> None:
+    told = History("config.json", [Round(0, 9.0, 4.0, None, None)], None, None, None)
+    section = next(s for s in sections(found._replace(history=told)) if s.key == "training")
+    assert section.rows == [["0", "–", "9.0", "4.0", "–", "+5.0"]]
+    assert "in dreams of another length (" not in section.note
 
 
 def test_the_cut_off_temperature_and_horizon_are_the_artifact_s(pole: str) -> None:

@@ -20,7 +20,7 @@ from wm_agents.fidelity.page import render
 from wm_agents.fidelity.record import record
 from wm_agents.fidelity.section import Section, sections
 from wm_agents.fidelity.subject import subject_of
-from wm_agents.fidelity.training import find_run, read_history
+from wm_agents.fidelity.training import find_run, read_history, told_history
 from wm_agents.hardware import describe
 from wm_agents.pretrained import load_model, real_spec
 from wm_agents.runlog import versions
@@ -48,7 +48,8 @@ def fidelity_report(
         episodes: real ones, of each policy; by default 8, or 1 when it is to be quick.
         quick: eight policies and fewer dreams: a first look.
         train_temperatures: at which new controllers are evolved, for so many generations, and judged for real.
-        run: the folder of the run that made the model; by default the one it lies in.
+        run: the folder of the run that made the model; by default the one it lies in, else its config.json may
+            tell of its rounds.
     """
     began = time.perf_counter()
     cfg = QUICK if quick else FidelityConfig()
@@ -65,6 +66,7 @@ def fidelity_report(
     history = None if folder is None else read_history(folder)
     if run is not None and history is None:
         raise ValueError(f"run must be a folder of `wm improve` with a judged round, got {run}")
+    history = history or told_history(artifact.path)
     found = measure(
         subject_of(net, artifact),
         lambda jobs: record(spec, partial(drive, model), jobs, procs),

@@ -278,7 +278,7 @@ def _history(found: Fidelity) -> Section:
             f" At the end of the run the chosen controller had {history.final_dream:.1f} in dreams of full length and "
             f"{history.final_real:.1f} for real."
         )
-    span = "of another length" if history.horizon is None else f"of {_count(history.horizon, 'step')}"
+    span = "" if history.horizon is None else f"of {_count(history.horizon, 'step')} (as last configured) "
     return Section(
         "training",
         title,
@@ -287,7 +287,7 @@ def _history(found: Fidelity) -> Section:
         [
             [
                 str(r.round),
-                f"{r.real_steps:,}",
+                "–" if r.real_steps is None else f"{r.real_steps:,}",
                 f"{r.dream:.1f}",
                 f"{r.real:.1f}",
                 _num(r.real_std),
@@ -296,7 +296,7 @@ def _history(found: Fidelity) -> Section:
             for r, gap in zip(history.rounds, gaps)
         ],
         plot_history(history),
-        f"Dream: mean return of the last population, in dreams {span} (as last configured) that start anywhere; real: "
+        f"Dream: mean return of the last population, in dreams {span}that start anywhere; real: "
         "whole episodes of its mean. The two differ for more than one reason: their course says more than their level."
         f"{ends}",
     )

@@ -1,4 +1,4 @@
-"""The gap between dream and reality along a training run, read from its folder."""
+"""The gap between dream and reality along a training run, read from its folder or from the model it left."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ class Round(NamedTuple):
     dream: float
     real: float
     real_std: float | None
-    real_steps: int
-    """Real steps spent up to here."""
+    real_steps: int | None
+    """Real steps spent up to here; None where that is not on record."""
 
 
 class History(NamedTuple):
     """The rounds of a run."""
 
-    folder: str
+    source: str
+    """The run folder, or the config.json that tells of it."""
     rounds: list[Round]
     horizon: int | None
-    """Steps of the dreams that the controller was evolved in: their returns span these only."""
+    """Steps of the dreams that the controller learned in: their returns span these only; None: not on record."""
     final_dream: float | None
     """Of the chosen controller in dreams of full length, as the run's end found it."""
     final_real: float | None
@@ -38,13 +39,34 @@ def read_history(folder: Path) -> History | None:
     for index in sorted(history, key=int):
         stages = history[index]
         steps += sum(int(stage.get("steps", 0)) for stage in stages.values())
-        dream, judge = stages.get("evolve", {}).get("dream"), stages.get("judge", {})
+        # Runs of before there was PPO call the stage "evolve".
+        control, judge = stages.get("control") or stages.get("evolve") or {}, stages.get("judge", {})
+        dream = control.get("dream")
         if dream is not None and judge.get("real") is not None:
             rounds.append(Round(int(index), float(dream), float(judge["real"]), judge.get("std"), steps))
     if not rounds:
         return None
     final = [summary.get(where, {}).get("mean") for where in ("dream", "real")]
     return History(str(folder), rounds, run.get("config", {}).get("horizon"), *final)
+
+
+def told_history(model: Path) -> History | None:
+    """The rounds that a model's config.json tells of under "rounds", as shipped ones do; None if there are none.
+
+    Raises:
+        ValueError: one of them lacks its number or a score.
+    """
+    file = model / "config.json"
+    told = _read(file).get("rounds") or []
+    try:
+        rounds = [
+            Round(int(r["round"]), float(r["dream"]), float(r["real"]), r.get("std"), r.get("real_steps")) for r in told
+        ]
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f'{file}: "rounds" must be a list of {{"round", "dream", "real"}}, all numbers, got {told}; remove the key'
+        ) from error
+    return History(str(file), rounds, None, None, None) if rounds else None
 
 
 def find_run(model: Path) -> Path | None:
