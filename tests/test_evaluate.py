@@ -17,7 +17,7 @@ from toy_policy import Always, refuse
 from policies.linear import LinearPolicy
 from wm_agents import evaluate as evaluating
 from wm_agents.checkpoint import load_artifact
-from wm_agents.evaluate import Score, dream_horizon, evaluate, evaluate_dream, evaluate_real
+from wm_agents.evaluate import Score, dream_horizon, evaluate, evaluate_dream, evaluate_real, student95
 from wm_agents.pretrained import load_model, load_policy, load_starts, save_model
 from wm_envs.registry import RealSpec
 
@@ -37,9 +37,28 @@ def at_home(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_score_is_the_mean_with_its_spread_and_interval() -> None:
     score = Score([1.0, 2.0, 3.0, 6.0])
     assert (score.mean, score.std) == (3.0, pytest.approx(math.sqrt(14 / 3)))
-    assert score.ci95 == pytest.approx(1.96 * math.sqrt(14 / 3) / 2)
-    assert str(score) == "3.0 ± 2.2 (95 % of the mean: ± 2.1; 4 episodes)"
+    assert score.ci95 == pytest.approx(3.182 * math.sqrt(14 / 3) / 2)
+    assert str(score) == "3.0 ± 2.2 (95 % of the mean: ± 3.4; 4 episodes)"
     assert Score([5.0]).to_dict() == {"mean": 5.0, "std": 0.0, "ci95": 0.0, "returns": [5.0]}
+
+
+@pytest.mark.parametrize(
+    "num, quantile",
+    [(2, 12.706), (3, 4.303), (8, 2.365), (10, 2.262), (11, 2.228), (21, 2.086), (100, 1.984), (10**6, 1.960)],
+)
+def test_few_episodes_have_student_s_wider_interval(num: int, quantile: float) -> None:
+    assert student95(num - 1) == pytest.approx(quantile, abs=6e-4)
+
+
+def test_the_interval_of_three_holds_the_true_mean_in_95_of_100_cases() -> None:
+    draws = np.random.default_rng(0).normal(size=(5_000, 3))
+    held = [abs(score.mean) < score.ci95 for score in (Score(list(row)) for row in draws)]
+    assert np.mean(held) == pytest.approx(0.95, abs=0.007)  # 1.96 would hold 81 % of them.
+
+
+def test_a_single_value_has_no_quantile() -> None:
+    with pytest.raises(ValueError, match="dof must be at least 1, got 0"):
+        student95(0)
 
 
 def test_returns_stand_in_the_order_of_the_seeds_whatever_process_played_them() -> None:

@@ -43,8 +43,9 @@ class Score(NamedTuple):
 
     @property
     def ci95(self) -> float:
-        """Half width of the 95 % interval of the mean."""
-        return 1.96 * self.std / math.sqrt(len(self.returns))
+        """Half width of the 95 % interval of the mean, after Student; 0 for a single episode, as its spread."""
+        num = len(self.returns)
+        return student95(num - 1) * self.std / math.sqrt(num) if num > 1 else 0.0
 
     def __str__(self) -> str:
         return f"{self.mean:.1f} ± {self.std:.1f} (95 % of the mean: ± {self.ci95:.1f}; {len(self.returns)} episodes)"
@@ -52,6 +53,18 @@ class Score(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         rounded = {"mean": self.mean, "std": self.std, "ci95": self.ci95}
         return {**{name: round(value, 3) for name, value in rounded.items()}, "returns": self.returns}
+
+
+def student95(dof: int) -> float:
+    """The 97.5 % quantile of Student's t, to three digits behind the point."""
+    few = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+    if dof < 1:
+        raise ValueError(f"dof must be at least 1, got {dof}: a single value has no spread")
+    if dof <= len(few):
+        return few[dof - 1]
+    z = 1.959964  # The same quantile of a normal; then Abramowitz & Stegun 1964, eq. 26.7.5.
+    terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + sum(term / dof**i for i, term in enumerate(terms, 1))
 
 
 def evaluate_real(
