@@ -165,17 +165,23 @@ def evolve(
     `on_generation` may return True to stop.
     """
     evolution = Evolution.load(state, cfg) if state is not None and state.exists() else Evolution(x0, cfg)
-    while evolution.generation < cfg.generations:
+
+    def told(began: float) -> bool:
+        if on_generation is None or not evolution.told:
+            return False
+        values, wall_s = evolution.told[-1], time.perf_counter() - began
+        means = float(values.mean()), float(values.max())
+        return bool(on_generation(Generation(evolution.generation, *means, evolution.sigma, wall_s, evolution.mean)))
+
+    # A run that was killed before this generation was looked at looks at it now.
+    stopped = told(time.perf_counter())
+    while evolution.generation < cfg.generations and not stopped:
         began = time.perf_counter()
         values = score(evolution.ask(), evolution.generation)
         evolution.tell(values)
-        index = evolution.generation
         if state is not None:
             evolution.save(state)
-        if on_generation is not None:
-            wall_s, means = time.perf_counter() - began, (float(values.mean()), float(values.max()))
-            if on_generation(Generation(index, *means, evolution.sigma, wall_s, evolution.mean)):
-                break
+        stopped = told(began)
     return evolution
 
 

@@ -203,12 +203,11 @@ class NoisyPolicy:
         """Steps that each episode still has to go before it leaves the policy."""
 
     def act(self, obs: Array) -> Array:
-        act = self.policy.act(obs)
-        act = self._shake(self.space, act) if isinstance(self.space, spaces.Box) else self._swap(act)
+        act, random = self.policy.act(obs), self.other.act(obs)
+        act = self._shake(self.space, act) if isinstance(self.space, spaces.Box) else self._swap(act, random)
         gone = self.stays <= 0
         self.stays -= 1
-        if gone.any():
-            act[gone] = self.other.act(act)[gone]
+        act[gone] = random[gone]
         return act
 
     def _shake(self, space: spaces.Box, act: Array) -> Array:
@@ -218,13 +217,12 @@ class NoisyPolicy:
         noise = (self.level[:, None] * self.x).reshape(act.shape) * half
         return np.clip(act + noise, space.low, space.high).astype(space.dtype)
 
-    def _swap(self, act: Array) -> Array:
+    def _swap(self, act: Array, random: Array) -> Array:
         # Astray for 5 steps on average, and for `level` of the time in all.
         level = np.minimum(self.level, 1.0)
         leave = np.where(level < 1, 0.2 * level / np.maximum(1 - level, 1e-9), 1.0)
         stay = np.where(level < 1, 0.8, 1.0)
         self.astray = self.rng.random(len(act)) < np.where(self.astray, stay, np.minimum(leave, 1.0))
-        random = self.other.act(act)
         swapped = np.array(act)
         swapped[self.astray] = random[self.astray]
         return swapped

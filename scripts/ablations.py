@@ -14,7 +14,6 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -26,33 +25,14 @@ from policies.linear import LinearPolicy
 from policies.policy import Policy, RandomPolicy
 from policies.rollout import EVAL_SEED
 from wm_agents.evaluate import evaluate_real
-from wm_agents.evolve import evolve_in_dream, show_generations
+from wm_agents.evolve import evolve_by
 from wm_agents.hardware import describe
-from wm_agents.recipe import RECIPES
 from wm_agents.models.vmc import MDRNN, VMC
-from wm_agents.pretrained import frame_policy, load_model, load_starts, real_spec, save_model
-from wm_agents.progress import Bar
+from wm_agents.pretrained import cut_off_of, frame_policy, load_model, load_starts, real_spec, save_model
+from wm_agents.recipe import RECIPES
 from wm_agents.runlog import versions
-from wm_envs.world_model import Latent
 
 RECIPE = RECIPES["CarRacing"]
-
-
-def evolve(model: VMC, starts: dict[str, Latent], generations: int, console: Console, sees: slice) -> LinearPolicy:
-    """A controller from zero, in the model's dream, on a part of feat."""
-    cfg = replace(RECIPE.cma, generations=generations, seed=1)
-    with Bar("dreaming, generation", generations, console) as bar:
-        return evolve_in_dream(
-            model,
-            starts,
-            cfg,
-            horizon=RECIPE.horizon,
-            squash=RECIPE.squash,
-            stall=RECIPE.dream_stall,
-            sees=sees,
-            temperature=RECIPE.temperature,
-            on_generation=show_generations(bar),
-        ).policy
 
 
 def forget(model: VMC) -> None:
@@ -74,6 +54,13 @@ def main() -> None:
     starts, spec = load_starts(artifact), real_spec(artifact)
     table = Table("controller", "real return", "95 %", "wall s", title=f"{spec.id}, {args.episodes} episodes")
     rows = {}
+    cut_off = cut_off_of(artifact)
+    if not isinstance(model, VMC):
+        raise SystemExit(f"{args.model} must be a V-M-C model, it is of the family {model.family!r}")
+
+    def evolve(sees: slice = slice(None)) -> LinearPolicy:
+        """A controller from zero, in the model's dream, on a part of feat."""
+        return evolve_by(RECIPE, model, starts, args.generations, cut_off=cut_off, sees=sees, console=console)
 
     def judge(name: str, make_policy: Callable[[], Policy], began: float) -> None:
         seeds = range(EVAL_SEED, EVAL_SEED + args.episodes)
@@ -86,14 +73,15 @@ def main() -> None:
     judge("random actions", partial(RandomPolicy, model.act_space), time.perf_counter())
     for name, sees in (("z and h", slice(None)), ("z only", slice(model.z_dim))):
         began = time.perf_counter()
-        policy = evolve(model, starts, args.generations, console, sees)
+        policy = evolve(sees)
         judge(name, partial(frame_policy, args.model, policy.weights, policy.squash), began)
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         forget(model)
-        policy = evolve(model, starts, args.generations, console, slice(None))
+        policy = evolve()
         path = Path(folder) / "model"
-        save_model(path, model, spec, starts, horizon=artifact.config["horizon"], card="", policy=policy)
+        horizon = artifact.config["horizon"]
+        save_model(path, model, spec, starts, horizon=horizon, cut_off=cut_off, card="", policy=policy)
         judge("z and h, M untrained", partial(frame_policy, str(path)), began)
     if artifact.policies:
         judge("the model's own policy", partial(frame_policy, args.model), time.perf_counter())

@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box, Discrete
 from rich.console import Console
 from safetensors.torch import load_file
 from tiny import ArenaHere, save_tiny
+from toy import Toy, toy_starts
 
 from policies.cmaes import CMAConfig
 from policies.latent import LatentPolicy
@@ -30,9 +32,9 @@ from wm_agents.data.dataset import Dataset
 from wm_agents.data.worker import Shared
 from wm_agents.improve import Improvement, improve
 from wm_agents.models.ensemble import EnsembleConfig
-from wm_agents.models.vmc import VMCConfig
-from wm_agents.ppo import PPOConfig
-from wm_agents.pretrained import cached_model, load_model, load_policy, load_starts
+from wm_agents.models.vmc import VMC, VMCConfig
+from wm_agents.ppo import Iteration, PPOConfig, ppo_in_dream
+from wm_agents.pretrained import cached_model, load_model, load_policy, load_starts, save_model
 from wm_agents.recipe import ImproveConfig
 from wm_agents.runlog import read_metrics
 from wm_agents.training import ensemble as fit_members
@@ -367,3 +369,55 @@ def test_the_latent_takes_in_the_action_that_was_taken_noise_and_all(tmp_path: P
     policy.act(obs[None])
     assert strayed and isinstance(policy, LatentPolicy) and policy.observer.latent is not None
     torch.testing.assert_close(policy.observer.latent["h"], latent["h"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"spec": RealSpec("toy_env:Echo-v0")}, "sets no limit to its episodes; give one, --spec.max_episode_steps N"),
+        ({"pessimism": 1.0}, "need an ensemble of at least 2 members, got vmc with 1"),
+        (
+            {"family": "ensemble", "max_disagreement": 1.0, "ensemble": EnsembleConfig(members=1)},
+            "at least 2 members, got ensemble with 1",
+        ),
+        ({"spec": RealSpec("CartPole-v1", size=64)}, "CartPole-v1: observations must be"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_work(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        improve(replace(POLE, out=str(tmp_path / "run"), **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_warm_start_takes_what_v_learned_and_not_what_stood_still(tmp_path: Path) -> None:
+    cfg = replace(CAR, model=VMCConfig(z_dim=4, hidden=8, motion_weight=10.0), warm_start=str(tmp_path / "m"))
+    spaces_ = (Box(0, 255, (32, 32, 1), np.uint8), Discrete(2))
+    first = learning.new_model(replace(cfg, warm_start=None, seed=5), *spaces_)
+    assert isinstance(first, VMC)
+    first.vision.still.fill_(0.5)
+    starts = {"begin": first.initial(1), "anywhere": first.initial(1)}
+    save_model(tmp_path / "m", first, RealSpec("CarRacing-v3", size=32), starts, horizon=5, card="")
+    second = learning.new_model(cfg, *spaces_)
+    assert isinstance(second, VMC)
+    ours, theirs = second.vision.state_dict(), first.vision.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours if name != "still")
+    assert not ours["still"].any()
+
+
+def test_ppo_that_was_killed_before_a_look_looks_again_and_goes_on(tmp_path: Path) -> None:
+    toy, cfg = Toy(), PPOConfig(iterations=3, envs=4, steps=8, batch_size=16, net=(4,))
+    seen: list[int] = []
+
+    def look(iteration: Iteration) -> bool:
+        seen.append(iteration.number)
+        if len(seen) == 2:
+            raise Killed
+        return False
+
+    how: dict[str, Any] = {"state": tmp_path / "ppo.safetensors", "horizon": 5, "on_iteration": look}
+    with pytest.raises(Killed):
+        ppo_in_dream(toy, toy_starts(), cfg, **how)
+    last = ppo_in_dream(toy, toy_starts(), cfg, **how)
+    assert seen == [1, 2, 2, 3] and last.number == 3 and np.isfinite(last.mean)
+    again = ppo_in_dream(toy, toy_starts(), cfg, **how)
+    assert (again.number, again.mean) == (3, last.mean)

@@ -178,3 +178,8 @@ def test_the_page_of_tasks_says_what_the_table_says(name: str) -> None:
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1] == spec.id and cells[4] == frames
     assert cells[5].startswith(f"{spec.max_episode_steps:,} steps") and cells[6] == f"{task.threshold:g}"
+
+
+def test_settings_for_any_environment_know_the_ales_ids_too() -> None:
+    code = "from wm_agents.recipe import recipe_for; print(recipe_for('ALE/Freeway-v5').spec)"
+    assert "size=64" in fresh(code)

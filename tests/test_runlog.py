@@ -110,3 +110,10 @@ def test_git_state_is_none_outside_a_checkout(tmp_path: Path) -> None:
 def test_hardware_and_versions_are_json() -> None:
     facts = json.loads(json.dumps({**describe(), **versions()}))
     assert facts["cpu"] and facts["python"] and isinstance(facts["bf16"], bool)
+
+
+def test_a_run_of_before_a_setting_existed_goes_on(tmp_path: Path) -> None:
+    start_run(tmp_path, {"spec": {"id": "A-v0"}, "rounds": 2}, {}).close()
+    start_run(tmp_path, {"spec": {"id": "A-v0", "crop": None}, "rounds": 2, "family": "auto"}, {}).close()
+    with pytest.raises(ValueError, match="config.spec was .*is .*crop"):
+        start_run(tmp_path, {"spec": {"id": "A-v0", "crop": [1, 2]}, "rounds": 2, "family": "auto"}, {})

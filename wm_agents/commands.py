@@ -24,7 +24,7 @@ from wm_agents.evolve import evolve_artifact
 from wm_agents.flags import Parser, flat, value_of
 from wm_agents.improve import explore_with
 from wm_agents.improve import improve as improve_rounds
-from wm_agents.pretrained import load_model, load_policy, real_spec
+from wm_agents.pretrained import cut_off_of, load_model, load_policy, real_spec
 from wm_agents.recipe import RECIPES, ImproveConfig, recipe_for
 from wm_agents.video import record
 from wm_envs.registry import TASKS, RealSpec
@@ -206,6 +206,7 @@ def video(model: str, out: str = "real_vs_dream.mp4", seed: int = EVAL_SEED, res
         seed=seed,
         resync_every=resync_every,
         temperature=artifact.config["temperature"],
+        cut_off=cut_off_of(artifact),
     )
     print(f"{out}: {frames} frames")
 

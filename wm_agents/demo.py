@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,9 @@ from policies.policy import RandomPolicy
 from policies.rollout import EVAL_SEED
 from wm_agents.atomic import write_json
 from wm_agents.evaluate import evaluate_dream, evaluate_real
-from wm_agents.evolve import evolve_in_dream, show_generations
+from wm_agents.evolve import evolve_by
 from wm_agents.hardware import describe
-from wm_agents.pretrained import frame_policy, load_model, load_starts, real_spec
-from wm_agents.progress import Bar
+from wm_agents.pretrained import cut_off_of, frame_policy, load_model, load_starts, real_spec
 from wm_agents.recipe import RECIPES
 from wm_agents.runlog import versions
 from wm_agents.video import record
@@ -39,33 +37,24 @@ def run_demo(out: Path, *, generations: int, episodes: int, procs: int, console:
             "train one with scripts/reference/carracing.sh"
         ) from error
     starts, spec, recipe = load_starts(artifact), real_spec(artifact), RECIPES["CarRacing"]
-    cfg = replace(recipe.cma, generations=generations, seed=1)
-    with Bar("dreaming, generation", generations, console) as bar:
-        policy = evolve_in_dream(
-            model,
-            starts,
-            cfg,
-            horizon=recipe.horizon,
-            squash=recipe.squash,
-            temperature=recipe.temperature,
-            stall=recipe.dream_stall,
-            on_generation=show_generations(bar),
-        ).policy
+    cut_off = cut_off_of(artifact)
+    policy = evolve_by(recipe, model, starts, generations, cut_off=cut_off, console=console)
     dreamed = time.perf_counter() - began
     seeds = range(EVAL_SEED, EVAL_SEED + episodes)
     console.print("driving for real: the new controller, then random actions")
     real = evaluate_real(spec, partial(frame_policy, DREAM, policy.weights, policy.squash), seeds, procs, console)
     floor = evaluate_real(spec, partial(RandomPolicy, model.act_space), seeds, procs, console)
-    how = {"temperature": artifact.config["temperature"], "horizon": artifact.config["horizon"]}
+    cfg = artifact.config
+    how = {"temperature": cfg["temperature"], "horizon": cfg["horizon"], "cut_off": cut_off}
     dream = evaluate_dream(model, starts, policy, episodes=100, seed=EVAL_SEED, **how)
     film = out / "real_vs_dream.mp4"
     console.print(f"filming {film}", soft_wrap=True)
-    record(film, spec, model, policy, seed=EVAL_SEED)
+    record(film, spec, model, policy, seed=EVAL_SEED, cut_off=cut_off)
     summary = {
         "dream_env": DREAM,
         "real_env": spec.id,
         "controller": f"linear, {policy.weights.size} parameters, evolved from zero in dreams only",
-        "dream_steps": cfg.generations * cfg.population * cfg.rollouts * recipe.horizon,
+        "dream_steps": generations * recipe.cma.population * recipe.cma.rollouts * recipe.horizon,
         "real": {"episodes": episodes, "seed": EVAL_SEED, **real.to_dict()},
         "random": {"episodes": episodes, "seed": EVAL_SEED, **floor.to_dict()},
         "dream": {"episodes": 100, **how, **{name: x for name, x in dream.to_dict().items() if name != "returns"}},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,8 +18,9 @@ from policies.linear import LinearPolicy, num_params
 from policies.play import Arena
 from wm_agents.checkpoint import Artifact, model_card, save_artifact, sha256
 from wm_agents.hardware import has_bf16
-from wm_agents.pretrained import POLICIES, frame_policy, load_model, load_starts, real_spec
+from wm_agents.pretrained import POLICIES, cut_off_of, frame_policy, load_model, load_starts, real_spec
 from wm_agents.progress import Bar
+from wm_agents.recipe import ImproveConfig
 from wm_agents.runlog import start_run
 from wm_envs.dream import DreamVectorEnv
 from wm_envs.world_model import Latent, WorldModel
@@ -80,6 +81,32 @@ def evolve_in_dream(
     evolution = evolve(score, x0, cfg, state=state, on_generation=on_generation)
     weights = widen(unflatten(evolution.mean, model.act_space))
     return Evolved(LinearPolicy(model.act_space, weights, squash), float(evolution.told[-1].mean()))
+
+
+def evolve_by(
+    recipe: ImproveConfig,
+    model: WorldModel,
+    starts: dict[str, Latent],
+    generations: int,
+    *,
+    cut_off: float,
+    sees: slice = slice(None),
+    console: Console | None = None,
+) -> LinearPolicy:
+    """A controller from zero by a task's recipe, with a progress bar."""
+    with Bar("dreaming, generation", generations, console) as bar:
+        return evolve_in_dream(
+            model,
+            starts,
+            replace(recipe.cma, generations=generations, seed=1),
+            horizon=recipe.horizon,
+            squash=recipe.squash,
+            sees=sees,
+            temperature=recipe.temperature,
+            cut_off=cut_off,
+            stall=recipe.dream_stall,
+            on_generation=show_generations(bar),
+        ).policy
 
 
 def controller_at(flat: NDArray[np.float64], model: WorldModel, squash: tuple[str, ...] | None) -> LinearPolicy:
@@ -147,6 +174,7 @@ def evolve_artifact(
                     horizon=horizon,
                     squash=squash,
                     temperature=temperature,
+                    cut_off=cut_off_of(artifact),
                     stall=stall,
                     state=state,
                     on_generation=show,

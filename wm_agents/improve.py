@@ -32,6 +32,7 @@ from wm_agents.factory import Model
 from wm_agents.fidelity.report import fidelity_report
 from wm_agents.hardware import describe
 from wm_agents.learn import Lesson, learn, new_model
+from wm_agents.models.ensemble import Ensemble
 from wm_agents.models.vmc import VMC, sizes
 from wm_agents.ppo import Iteration, ppo_in_dream
 from wm_agents.pretrained import (
@@ -52,6 +53,8 @@ from wm_envs.world_model import Latent
 
 STAGES = ("collect", "learn", "control", "judge")
 SHIPPED_STARTS = 512
+FILMED = 1000
+"""Frames of a round's film, at most; they are real steps too."""
 # Any other setting may change between rounds; run.json says when.
 FIXED = {"spec", "random_steps", "squash", "family", "controller"}
 
@@ -174,7 +177,7 @@ class Improvement:
                 **dream,
             )
         save(policy)
-        return {"dream": dream_return}
+        return {"dream": dream_return} if np.isfinite(dream_return) else {}
 
     def judge(self) -> dict[str, float]:
         """Drive for real without noise, on seeds kept for choosing between rounds."""
@@ -186,12 +189,20 @@ class Improvement:
         )
         self.console.print(f"  real return {score}")
         net, artifact = load_model(self._dir() / "model")
-        record(self._dir() / "real_vs_dream.mp4", self.cfg.spec, net, load_policy(net, artifact), seed=JUDGE_SEED)
+        filmed = record(
+            self._dir() / "real_vs_dream.mp4",
+            self.cfg.spec,
+            net,
+            load_policy(net, artifact),
+            seed=JUDGE_SEED,
+            cut_off=artifact.config["cut_off"],
+            max_frames=FILMED,
+        )
         return {
             "real": score.mean,
             "std": score.std,
             "ci95": score.ci95,
-            "steps": score.frames // self.cfg.spec.action_repeat,
+            "steps": score.frames // self.cfg.spec.action_repeat + filmed - 1,
         }
 
     def finish(self) -> dict[str, Any]:
@@ -271,7 +282,8 @@ class Improvement:
     def _look(self, save: Callable[[Controller], None], policy: Controller, now: Generation | Iteration) -> bool:
         """Tell how far the controller is, and let the caller look at it; True ends its training."""
         done = self.round * self.cfg.generations + now.number
-        self.run.metrics(done, {"dream/return": now.mean, "speed/generation_s": now.wall_s})
+        values = {"dream/return": now.mean, "speed/generation_s": now.wall_s}
+        self.run.metrics(done, {name: value for name, value in values.items() if np.isfinite(value)})
         if now.number % 10 == 0:
             self.console.print(f"  generation {now.number}: dream return {now.mean:.1f}, {now.wall_s:.2f} s")
         if self.on_check is None or self.cfg.check_every is None or done % self.cfg.check_every:
@@ -345,8 +357,17 @@ def _check(cfg: ImproveConfig) -> None:
     """Find what cannot work before any work is done."""
     check_spec(cfg.spec)
     env = make_real(cfg.spec)
-    new_model(cfg, env.observation_space, env.action_space)
+    model = new_model(cfg, env.observation_space, env.action_space)
+    limit = cfg.spec.max_episode_steps or (env.spec.max_episode_steps if env.spec is not None else None)
     env.close()
+    if limit is None:
+        raise ValueError(f"{cfg.spec.id} sets no limit to its episodes; give one, --spec.max_episode_steps N")
+    doubting = cfg.pessimism > 0 or cfg.max_disagreement is not None
+    if doubting and not (isinstance(model, Ensemble) and cfg.ensemble.members > 1):
+        raise ValueError(
+            f"pessimism and max_disagreement need an ensemble of at least 2 members, got {model.family} "
+            f"with {cfg.ensemble.members if isinstance(model, Ensemble) else 1}; set family and ensemble.members"
+        )
 
 
 def explore_with(model: str, noise: tuple[float, ...], leave: float, leave_by: int, env: gym.Env[Any, Any]) -> Policy:

@@ -84,7 +84,9 @@ def take_vision(model: vmc.VMC, source: str) -> bool:
     own, given = model.vision.state_dict(), other.vision.state_dict()
     if {name: w.shape for name, w in own.items()} != {name: w.shape for name, w in given.items()}:
         return False
-    load_weights(model.vision, given)
+    # What stands still in one environment does not in another.
+    still = {name: w for name, w in own.items() if name == "still"}
+    load_weights(model.vision, given | still)
     return True
 
 

@@ -81,22 +81,25 @@ def ppo_in_dream(
     dream |= {"obs": "latent", "precision": "bf16" if has_bf16(model.device) else "fp32"}
     envs = DreamVectorEnv(model, starts, cfg.envs, **dream)
     learner = _make(cfg, envs)
-    done = 0
+    about: dict[str, str] = {}
     for file in (state, before):
         if file is not None and file.exists():
             tensors, about = read_tensors(file)
             load_weights(learner.policy, tensors)
-            done = int(about["iterations"]) if file == state else 0
             break
-    iteration = Iteration(done, np.nan, 0.0, to_mlp(learner))
-    while iteration.number < cfg.iterations:
+    resumed = state.exists()
+    number, mean = (int(about["iterations"]), float(about["mean"])) if resumed else (0, np.nan)
+    iteration = Iteration(number, mean, 0.0, to_mlp(learner))
+    # A run that was killed before this iteration was looked at looks at it now.
+    stopped = resumed and on_iteration is not None and bool(on_iteration(iteration))
+    while iteration.number < cfg.iterations and not stopped:
         began = time.perf_counter()
         learner.learn(cfg.envs * cfg.steps, reset_num_timesteps=False)  # One rollout and its update.
         wall_s, number = time.perf_counter() - began, iteration.number + 1
         iteration = Iteration(number, _mean_return(learner), wall_s, to_mlp(learner))
-        write_tensors(state, learner.policy.state_dict(), {"iterations": str(number)})
-        if on_iteration is not None and on_iteration(iteration):
-            break
+        about = {"iterations": str(number), "mean": repr(iteration.mean)}
+        write_tensors(state, learner.policy.state_dict(), about)
+        stopped = on_iteration is not None and bool(on_iteration(iteration))
     return iteration
 
 

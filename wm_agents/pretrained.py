@@ -117,6 +117,11 @@ def _fps(spec: RealSpec) -> float:
     return float(env.metadata["render_fps"])
 
 
+def cut_off_of(artifact: Artifact) -> float:
+    """Where the artifact's dreams end; older ones do not say."""
+    return float(artifact.config.get("cut_off", 0.5))
+
+
 def load_starts(artifact: Artifact) -> dict[str, Latent]:
     """The artifact's banks of latents, by name."""
     banks: dict[str, Latent] = {}
@@ -164,7 +169,7 @@ def _dream_arguments(model: str, device: str, kwargs: dict[str, Any]) -> dict[st
     defaults = {
         "temperature": artifact.config["temperature"],
         "horizon": limit if limit is not None else artifact.config["horizon"],
-        "cut_off": artifact.config.get("cut_off", 0.5),
+        "cut_off": cut_off_of(artifact),
         "fps": artifact.config["fps"],
         "drawing": artifact.config["real"]["id"],
     }

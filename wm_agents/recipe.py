@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-import gymnasium as gym
-
 from policies.cmaes import CMAConfig
 from wm_agents.models.ensemble import EnsembleConfig
 from wm_agents.models.vmc import VMCConfig
 from wm_agents.ppo import PPOConfig
 from wm_agents.training.config import TrainingConfig
-from wm_envs.real import check_spec, is_picture
+from wm_envs.real import check_spec, is_picture, native_space
 from wm_envs.registry import TASKS, RealSpec
 
 SEEDS_A_ROUND = 20_000
@@ -105,7 +103,7 @@ class ImproveConfig:
         return self.ppo.iterations if self.controller == "ppo" else self.cma.generations
 
     def to_dict(self) -> dict[str, Any]:
-        values = asdict(self)
+        values = asdict(self) | {"spec": self.spec.to_dict()}
         for machine_only in ("out", "procs", "rounds", "max_gb"):
             values.pop(machine_only)
         return values
@@ -132,22 +130,6 @@ RECIPES = {
     "Pong": ImproveConfig(
         TASKS["Pong"].real,
         out="runs/pong",
-        rounds=7,
-        random_steps=100_000,
-        round_steps=35_000,
-        noise=(0.0, 0.1, 0.3),
-        model=SMALL_THINGS,
-        vision=replace(VISION, updates=6000),
-        vision_rounds=2,
-        controller="ppo",
-        ppo=PPOConfig(iterations=100, envs=256, steps=128, batch_size=2048, net=(128, 128)),
-        horizon=200,
-        judge_episodes=4,
-        starts=4096,
-    ),
-    "Breakout": ImproveConfig(
-        TASKS["Breakout"].real,
-        out="runs/breakout",
         rounds=7,
         random_steps=100_000,
         round_steps=35_000,
@@ -192,7 +174,7 @@ RECIPES = {
     "LunarLander": ImproveConfig(
         TASKS["LunarLander"].real,
         out="runs/lunarlander",
-        rounds=8,
+        rounds=13,
         random_steps=15_000,
         round_steps=8_000,
         max_steps=400,
@@ -201,10 +183,11 @@ RECIPES = {
         controller="ppo",
         ppo=PPOConfig(iterations=250, envs=128, steps=128, batch_size=1024, epochs=6, lr=3e-4, ent_coef=0.003),
         horizon=300,
-        judge_episodes=8,
+        judge_episodes=24,
         starts=4096,
     ),
 }
+RECIPES["Breakout"] = replace(RECIPES["Pong"], spec=TASKS["Breakout"].real, out="runs/breakout")
 """Settings to begin a task with; the last rounds of the shipped dreams had these (scripts/reference/ has them all)."""
 
 
@@ -214,9 +197,7 @@ def recipe_for(env_id: str) -> ImproveConfig:
     Raises:
         ValueError: it cannot be dreamed of; the message names what stands in the way.
     """
-    env = gym.make(env_id, disable_env_checker=True)
-    pixels = is_picture(env.observation_space)
-    env.close()
+    pixels = is_picture(native_space(env_id))
     spec = RealSpec(env_id, size=64 if pixels else None)
     check_spec(spec)
     return ImproveConfig(

@@ -146,13 +146,20 @@ def _check_same_run(path: Path, old: dict[str, Any], new: dict[str, Any], may_ch
     differing = [
         f"{part}.{name} was {old[part].get(name)!r}, is {new[part].get(name)!r}"
         for part in ("config", "seeds")
-        for name in {**old[part], **new[part]}
-        if old[part].get(name) != new[part].get(name) and not (part == "config" and name in may_change)
+        for name in old[part]  # What it does not name came later, and was at its default.
+        if _said(old[part].get(name)) != _said(new[part].get(name)) and not (part == "config" and name in may_change)
     ]
     if differing:
         raise ValueError(
             f"{path} holds another run: {'; '.join(differing)}. Continue it as it was, or use another folder"
         )
+
+
+def _said(value: Any) -> Any:
+    """`value` without what it leaves open: a field that came later is at its default, and says nothing."""
+    if not isinstance(value, dict):
+        return value
+    return {name: _said(part) for name, part in value.items() if part is not None and part is not False}
 
 
 def provenance() -> dict[str, Any]:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -200,8 +200,11 @@ def record(
     resync_every: int | None = 50,
     temperature: float = 1.0,
     cut_off: float = 0.5,
+    max_frames: int | None = None,
 ) -> int:
     """Write `real | dream` of one episode, at the real environment's speed; returns the number of frames.
+
+    `max_frames` are filmed at most.
 
     A model of pixels is shown beside the frames that it sees; a drawing of a dream of vectors beside the environment's
     own rendering, or a drawing of the real vectors if it has none.
@@ -211,7 +214,7 @@ def record(
     with closing(_envs(spec, rendered=not is_image(model.obs_space))) as envs:
         how: dict[str, Any] = {"resync_every": resync_every, "temperature": temperature, "cut_off": cut_off}
         pairs = real_and_dream(envs, model, controller, seed=seed, drawing=spec.id, **how)
-        return write_video(path, map(compose, pairs), envs.metadata["render_fps"])
+        return write_video(path, map(compose, islice(pairs, max_frames)), envs.metadata["render_fps"])
 
 
 def record_real(path: Path, spec: RealSpec, policy: Policy, *, seed: int) -> int:

@@ -44,6 +44,7 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
             Ha & Schmidhuber's; an artifact carries the one that was calibrated on held-out episodes.
         pessimism: the reward is lowered by so much times the ensemble's disagreement.
         max_disagreement: an episode ends (terminated) where the disagreement is above this: the model knows no further.
+            Where rewards are negative an early end is a gain, and pessimism the better choice.
         precision: "fp32", or "bf16" for matrix products and convolutions in bfloat16: more than twice as fast from
             some 256 rows on where the CPU has it (`scripts/bench_dream_speed.py`), slower for a single row.
         fps: steps a second of the real environment, for films and windows.
@@ -222,7 +223,7 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
             if self.pessimism or self.max_disagreement is not None:
                 raise ValueError(
                     f"pessimism and max_disagreement need an ensemble, {type(self.model).__name__} is a single model; "
-                    "leave them out, or train with model.members above 1"
+                    "leave them out, or train an ensemble of two members or more"
                 )
             return rew, term, {}
         apart = out.disagreement.float().cpu().numpy().copy()

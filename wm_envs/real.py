@@ -26,7 +26,7 @@ from wm_envs.wrappers import ActionRepeat, ChosenActions
 if TYPE_CHECKING:
     from wm_envs.world_model import WorldModel
 
-MAX_VECTOR = 4096
+MAX_VECTOR = 2000
 """Longer vectors are pictures by another name, and no model here takes them."""
 ALE_FPS = 60
 
@@ -72,6 +72,13 @@ def check_spec(spec: RealSpec) -> None:
                 raise ValueError(f"{spec.id}: observations must be finite, got NaN or infinity")
     finally:
         env.close()
+
+
+def native_space(env_id: str) -> gym.Space[Any]:
+    """What an environment shows before anything is done to it."""
+    env = _make(RealSpec(env_id), None)
+    env.close()
+    return env.observation_space
 
 
 def is_image(space: gym.Space[Any]) -> bool:

@@ -117,7 +117,7 @@ class Ensemble(nn.Module):
         end = chance > (0.5 if noise is None else torch.special.ndtr(noise[:, -1]))
         apart = torch.cat([ahead.mean.var(0, correction=0), rew.var(0, correction=0)[:, None]], dim=1).mean(1).sqrt()
         earned = torch.where(end, ahead.end_rew.mean(0) * scale.end_rew, rew.mean(0) * scale.rew)
-        return Step({"obs": next_obs}, earned, 1 - chance, end, apart)
+        return Step({"obs": next_obs}, earned, 1 - chance, end, apart if self.cfg.members > 1 else None)
 
     def decode(self, latent: Latent) -> Tensor:
         obs = torch.clamp(latent["obs"], self.low, self.high)  # type: ignore[arg-type]
