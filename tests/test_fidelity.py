@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from toy import BOX, Toy
 from toy_line import END, LINE, Backwards, Doubtful, Drifting, Hot, constant, playing, subject
 from toy_policy import Always, Raises
@@ -15,7 +16,7 @@ from toy_policy import Always, Raises
 from policies.cmaes import CMAConfig
 from policies.linear import LinearPolicy
 from policies.play import Job
-from wm_agents.along import Foreseen
+from wm_agents.along import Foreseen, foresee
 from wm_agents.data.episode import Episode
 from wm_agents.fidelity.ahead import OpenLoop, match_ends, open_loop
 from wm_agents.fidelity.closed_loop import closed_loop
@@ -23,7 +24,7 @@ from wm_agents.fidelity.contender import RANDOM, SAVED, Contender, contenders, c
 from wm_agents.fidelity.correlation import pearson, spearman
 from wm_agents.fidelity.measure import Fidelity, FidelityConfig, measure
 from wm_agents.fidelity.record import record
-from wm_agents.fidelity.reliability import reliability
+from wm_agents.fidelity.reliability import drawn_ends, reliability
 from wm_agents.fidelity.seeding import check_seeds
 from wm_agents.fidelity.training import History, Round, find_run, read_history, told_history
 from wm_agents.fidelity.window import copy_error, draw_windows, obs_scale
@@ -37,6 +38,14 @@ AMONG = [
     Contender(RANDOM),
     *(Contender(f"{move}", weights=constant(move).weights) for move in (0.1, 0.3, 0.9, -0.5)),
 ]
+
+
+class Draws(Toy):
+    """Draws its ends, always right, and says nothing of them in cont."""
+
+    def step(self, *args, **kwargs):
+        out = super().step(*args, **kwargs)
+        return out._replace(end=out.cont < 0.5, cont=out.cont * 0 + 1)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +103,7 @@ def test_an_exact_model_s_probabilities_can_be_taken_at_their_word(exact: Fideli
     assert r.steps == exact.real_steps
     assert [(b.low, b.high, b.said, b.came) for b in r.bins] == [(0, 0.01, 0, 0), (0.9, 1, 1, 1)]
     assert sum(b.steps for b in r.bins) == r.steps
-    assert r.now.f1 == r.best.f1 == 1
+    assert r.now.f1 == r.best.f1 == 1 and not r.drawn
 
 
 def test_every_end_counts_at_one_horizon(episodes: list[Episode]) -> None:
@@ -187,13 +196,33 @@ def test_disagreement_is_held_against_the_error(episodes: list[Episode]) -> None
 
 
 def test_what_a_dream_draws_as_its_end_is_its_end(episodes: list[Episode]) -> None:
-    class Draws(Toy):
-        def step(self, *args, **kwargs):
-            out = super().step(*args, **kwargs)
-            return out._replace(end=out.cont < 0.5, cont=out.cont * 0 + 1)
-
     for h in looked_ahead(Draws(end=END), episodes).horizons:
         assert h.num_ends == 0 or h.sampled.end_recall == 1
+
+
+def test_ends_that_a_model_draws_are_judged_as_drawn_and_no_cut_off_is() -> None:
+    r = measured(Draws(end=END)).reliability
+    assert r.drawn and r.best is None
+    assert (r.now.precision, r.now.recall, r.now.ends) == (1, 1, r.ends)
+    assert r.now.note == "the model draws its ends itself: no cut-off is used"
+    assert r.brier == pytest.approx(r.ends / r.steps)  # Of its cont, which never moves from 1.
+
+
+def test_drawn_ends_follow_the_order_of_what_is_foreseen(episodes: list[Episode]) -> None:
+    drawn, seen = drawn_ends(Draws(end=END), episodes, batch=5), foresee(EXACT, episodes, batch=5)
+    assert np.array_equal(drawn, seen.real_term) and drawn.any()
+    assert drawn_ends(EXACT, episodes) is None
+
+
+def test_drawn_ends_follow_seed_and_temperature(episodes: list[Episode]) -> None:
+    class Coin(Toy):
+        def step(self, latent, act, *, temperature=1.0, generator=None):
+            drawn = torch.rand(len(act), generator=generator) < 0.3 * temperature
+            return super().step(latent, act)._replace(end=drawn)
+
+    once, again, other = (drawn_ends(Coin(), episodes, seed=seed) for seed in (1, 1, 2))
+    assert np.array_equal(once, again) and not np.array_equal(once, other)
+    assert not drawn_ends(Coin(), episodes, temperature=0.0).any()
 
 
 def test_horizons_longer_than_any_episode_are_left_out(episodes: list[Episode]) -> None:

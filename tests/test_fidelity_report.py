@@ -162,6 +162,19 @@ def test_verdicts_name_failures(found: Fidelity) -> None:
     assert verdicts(found._replace(gap=chance))["gap"].endswith("no more than chance would give.")
 
 
+def test_the_page_says_where_ends_are_drawn(found: Fidelity) -> None:
+    drawn = found._replace(reliability=found.reliability._replace(drawn=True, best=None))
+    by_key, usual = ({s.key: s for s in sections(f)} for f in (drawn, found))
+    assert by_key["termination"].verdict.endswith("of the foreseen ends come (drawn by the model itself).")
+    assert "The model draws its ends itself" in by_key["termination"].note
+    assert by_key["calibration"].note.endswith("Ends are drawn with just these probabilities.")
+    for key, words in (
+        ("termination", "The best cut-off on these episodes"),
+        ("calibration", "the cut-off takes care"),
+    ):
+        assert words in usual[key].note and words not in by_key[key].note
+
+
 def test_a_controller_trained_at_a_temperature_is_in_the_table_and_the_plot(found: Fidelity) -> None:
     rows = [Warmth(0.5, 1.0, 0.1, 0.1, 7.0, 2.0, 0.5), Warmth(1.0, 2.0, 0.1, 0.1, 6.0, 3.5, 0.5)]
     section = next(s for s in sections(found._replace(temperatures=rows)) if s.key == "temperature")

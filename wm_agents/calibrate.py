@@ -70,8 +70,12 @@ def best_cut_off(cont: Floats, term: Bools) -> Calibration:
 
 def at_cut_off(cont: Floats, term: Bools, cut_off: float, note: str = "") -> Calibration:
     """How a given cut-off does."""
-    flagged = cont < cut_off
-    ends, hits, alarms = int(term.sum()), int((flagged & term).sum()), int(flagged.sum())
+    return of_ends(cont < cut_off, term, cut_off, note)
+
+
+def of_ends(said: Bools, term: Bools, cut_off: float, note: str = "") -> Calibration:
+    """How the ends `said` of every step do, wherever they come from."""
+    ends, hits, alarms = int(term.sum()), int((said & term).sum()), int(said.sum())
     f1 = 2 * hits / (ends + alarms) if ends else None
     return Calibration(cut_off, hits / alarms if alarms else None, hits / ends if ends else None, f1, ends, note)
 

@@ -19,7 +19,7 @@ from wm_agents.fidelity.ahead import OpenLoop, open_loop
 from wm_agents.fidelity.closed_loop import Closed, closed_loop
 from wm_agents.fidelity.contender import SAVED, Contender, contenders
 from wm_agents.fidelity.ranking import Gap, Ranking, gap_of, rank
-from wm_agents.fidelity.reliability import Reliability, reliability
+from wm_agents.fidelity.reliability import Reliability, drawn_ends, reliability
 from wm_agents.fidelity.seeding import Determinism, check_seeds
 from wm_agents.fidelity.subject import Subject
 from wm_agents.fidelity.sweep import Warmth, sweep, train_at
@@ -127,6 +127,7 @@ def measure(
         if own and subject.policy is not None:
             closed = closed_loop(subject, own, horizons=cfg.horizons, windows=cfg.windows)
         seen = foresee(model, drives.episodes, temperature=subject.temperature)
+        drawn = drawn_ends(model, drives.episodes, temperature=subject.temperature)
         bar.update(4, "ends weighed")
     for i, row in enumerate(warmths):
         if row.tau in cfg.train_temperatures:
@@ -142,7 +143,7 @@ def measure(
         len(drives.steps),
         sum(drives.steps),
         ahead,
-        reliability(seen, subject.cut_off),
+        reliability(seen, subject.cut_off, drawn),
         check_seeds(subject),
         gap_of(ranking.saved, horizon, cfg.episodes) if ranking.saved else None,
         closed,

@@ -116,18 +116,25 @@ def _rewards(found: Fidelity) -> Section:
 
 
 def _ends(found: Fidelity) -> Section:
-    loop, now = found.open_loop, found.reliability.now
+    loop, now, best = found.open_loop, found.reliability.now, found.reliability.best
+    where = "drawn by the model itself" if found.reliability.drawn else f"cut-off {_num(now.cut_off)}"
     if not found.reliability.ends:
         verdict = "No real episode ended by itself, so nothing can be said of how well ends are foreseen."
     elif now.precision is None:
-        verdict = f"One step ahead no end is ever foreseen; {now.ends} came (cut-off {_num(now.cut_off)})."
+        verdict = f"One step ahead no end is ever foreseen; {now.ends} came ({where})."
     else:
         verdict = (
             f"One step ahead {_share(now.recall)} of {_count(now.ends, 'real end')} are foreseen, and "
-            f"{_share(now.precision)} of the foreseen ends come (cut-off {_num(now.cut_off)})."
+            f"{_share(now.precision)} of the foreseen ends come ({where})."
         )
-    best = found.reliability.best
-    hint = f"The best cut-off on these episodes: {_num(best.cut_off)}, F1 {_num(best.f1)}." if best.f1 else best.note
+    if best is None:
+        hint = (
+            "The model draws its ends itself, with the probability it foresees, and no cut-off moves them: even one "
+            "whose probabilities are right draws some at steps where none comes."
+        )
+    else:
+        found_best = f"The best cut-off on these episodes: {_num(best.cut_off)}, F1 {_num(best.f1)}."
+        hint = found_best if best.f1 else best.note
     return Section(
         "termination",
         "Ends by horizon",
@@ -167,8 +174,13 @@ def _reliability(found: Fidelity) -> Section:
         ["foreseen", "steps", "mean foreseen", "came"],
         [[f"{b.low:g} to {b.high:g}", f"{b.steps:,}", _num(b.said), _num(b.came)] for b in r.bins],
         plot_reliability(r),
-        "All real steps, one step ahead. Models that weigh rare ends more in training say too high a probability on "
-        "purpose: the cut-off takes care of that.",
+        "All real steps, one step ahead. "
+        + (
+            "Ends are drawn with just these probabilities."
+            if r.drawn
+            else "Models that weigh rare ends more in training say too high a probability on purpose: the cut-off "
+            "takes care of that."
+        ),
     )
 
 
