@@ -64,7 +64,7 @@ def student95(dof: int) -> float:
         return few[dof - 1]
     z = 1.959964  # The same quantile of a normal; then Abramowitz & Stegun 1964, eq. 26.7.5.
     terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + sum(term / dof**i for i, term in enumerate(terms, 1))
+    return z + sum(term / float(dof) ** i for i, term in enumerate(terms, 1))
 
 
 def evaluate_real(
