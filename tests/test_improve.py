@@ -135,6 +135,8 @@ def test_a_run_leaves_a_model_its_scores_and_how_it_came_about(tmp_path: Path) -
     assert 450 <= summary["real_steps"] < 900
     model, artifact = load_model(tmp_path / "model")
     assert load_policy(model, artifact).weights.shape == (2, 4 + 16 + 1)
+    told = [(round_["round"], round_["real"]) for round_ in artifact.config["rounds"]]
+    assert told == [(r, summary["rounds"][str(r)]["judge"]["real"]) for r in range(2)]
     assert {bank: len(latent["z"]) for bank, latent in load_starts(artifact).items()} == {"begin": 64, "anywhere": 64}
     assert model.vision.std.ne(1).all() and float(model.rew_scale) == 1  # The normaliser reached the model.
     card = (tmp_path / "model" / "README.md").read_text()

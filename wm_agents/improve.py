@@ -214,6 +214,11 @@ class Improvement:
         # Rounds in their order: without a judge, or stopped before him, the last one stands.
         judged = {index: stages.get("judge", {}).get("real") for index, stages in history.items()}
         scored = {index: real for index, real in judged.items() if real is not None}
+        rounds = [
+            {"round": int(index), "dream": history[index]["control"]["dream"], "real": real}
+            for index, real in scored.items()
+            if "dream" in history[index]["control"]
+        ]
         best = max(judged, key=int) if self.stopped or not scored else max(scored, key=lambda index: scored[index])
         model, artifact = load_model(self._dir(int(best)) / "model")
         starts = {
@@ -230,6 +235,7 @@ class Improvement:
             horizon=self.cfg.spec.max_episode_steps,
             cut_off=artifact.config["cut_off"],
             policy=load_policy(model, artifact),
+            rounds=rounds,
             half=True,
         )
         save(card="")

@@ -86,6 +86,7 @@ def save_model(
     card: str,
     policy: Controller | None = None,
     cut_off: float = 0.5,
+    rounds: list[dict[str, float]] | None = None,
     half: bool = False,
 ) -> None:
     """Write a model, where its dreams start and, if there is one, the policy that learned in them.
@@ -93,6 +94,7 @@ def save_model(
     Args:
         horizon: steps after which dreams are truncated, None for never.
         cut_off: dreams end where the model's `cont` falls below this.
+        rounds: what each round of training promised and what was earned, for the fidelity report.
     """
     config = {
         "family": model.family,
@@ -104,6 +106,7 @@ def save_model(
         "cut_off": cut_off,
         "fps": _fps(spec),
         "versions": versions(),
+        **({} if rounds is None else {"rounds": rounds}),
     }
     flat = {f"{bank}/{key}": leaf.cpu() for bank, latent in starts.items() for key, leaf in latent.items()}
     policies = {} if policy is None else {policy.about()["kind"]: (policy.tensors(), policy.about())}

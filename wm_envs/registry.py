@@ -137,6 +137,7 @@ TASKS = {
     ]
 }
 
+
 def task_of(spec: RealSpec) -> Task | None:
     """The task whose environment is seen just so."""
     return next((task for task in TASKS.values() if task.real == spec), None)
