@@ -18,6 +18,9 @@ from policies.linear import LinearPolicy
 from policies.play import Job
 from wm_agents.along import Foreseen, foresee
 from wm_agents.data.episode import Episode
+from wm_agents.evaluate import Score
+from wm_agents.evolve import evolve_in_dream
+from wm_agents.fidelity import sweep
 from wm_agents.fidelity.ahead import OpenLoop, match_ends, open_loop
 from wm_agents.fidelity.closed_loop import closed_loop
 from wm_agents.fidelity.contender import RANDOM, SAVED, Contender, contenders, controller
@@ -46,6 +49,14 @@ class Draws(Toy):
     def step(self, *args, **kwargs):
         out = super().step(*args, **kwargs)
         return out._replace(end=out.cont < 0.5, cont=out.cont * 0 + 1)
+
+
+class Faint(Toy):
+    """cont is 0.3 at the end, else 1."""
+
+    def step(self, *args, **kwargs):
+        out = super().step(*args, **kwargs)
+        return out._replace(cont=0.3 + 0.7 * out.cont)
 
 
 @pytest.fixture(scope="module")
@@ -260,6 +271,19 @@ def test_controllers_trained_at_a_temperature_are_judged_for_real() -> None:
     assert cold.trained_real > 4  # It has learned to walk to the end; one that stays earns 0.
 
 
+def test_controllers_are_trained_in_dreams_that_end_where_they_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+
+    def watched(*args, **kwargs):
+        seen.update(kwargs)
+        return evolve_in_dream(*args, **kwargs)
+
+    monkeypatch.setattr(sweep, "evolve_in_dream", watched)
+    like, row = subject(Faint(end=END))._replace(cut_off=0.35), sweep.Warmth(0.7, 0.0, 0.0, None)
+    sweep.train_at(row, like, CMAConfig(8, 1, 2), lambda who: Score([1.0]), episodes=4, seed=1_000_000)
+    assert (seen["cut_off"], seen["temperature"], seen["horizon"]) == (0.35, 0.7, 20)
+
+
 def test_seeds_do_what_they_promise() -> None:
     noisy = subject(Toy(noise=0.3, end=END))
     found = check_seeds(noisy)
@@ -296,13 +320,6 @@ def test_a_full_memory_leaves_out_seeds_and_no_policy() -> None:
 
 
 def test_dreams_end_at_the_subject_s_cut_off() -> None:
-    class Faint(Toy):
-        """cont is 0.3 at the end, else 1."""
-
-        def step(self, *args, **kwargs):
-            out = super().step(*args, **kwargs)
-            return out._replace(cont=0.3 + 0.7 * out.cont)
-
     like = subject(Faint(end=END))
     found = [
         measure(like._replace(cut_off=cut_off), playing(EXACT, like.policy), CFG, among=AMONG)

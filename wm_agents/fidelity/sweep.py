@@ -61,6 +61,7 @@ def train_at(
             horizon=subject.horizon,
             squash=squash_of(subject.policy),
             temperature=row.tau,
+            cut_off=subject.cut_off,
             on_generation=show_generations(bar),
         ).policy
     dream = dream_score(subject, policy, episodes=episodes, seed=seed, temperature=row.tau)
