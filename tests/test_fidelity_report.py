@@ -16,17 +16,26 @@ from tiny import save_tiny
 from toy import Toy
 from toy_line import END, Doubtful, playing, subject
 
+from policies.linear import LinearPolicy
 from wm_agents import cli
 from wm_agents.fidelity import report
 from wm_agents.fidelity.contender import RANDOM, SAVED, Contender
 from wm_agents.fidelity.measure import QUICK, Fidelity, FidelityConfig, measure
 from wm_agents.fidelity.report import DATA, PAGE, fidelity_report, plain, write_report
 from wm_agents.fidelity.section import sections
-from wm_agents.fidelity.subject import subject_of
+from wm_agents.fidelity.subject import Subject, subject_of
 from wm_agents.fidelity.sweep import Warmth
 from wm_agents.fidelity.training import History, Round
 from wm_agents.improve import STAGES
-from wm_agents.pretrained import load_model
+from wm_agents.pretrained import (
+    cached_model,
+    frame_policy,
+    load_model,
+    load_policy,
+    load_starts,
+    real_spec,
+    save_model,
+)
 from wm_envs.registry import RealSpec
 
 CFG = FidelityConfig(episodes=2, dream_episodes=4, windows=60, horizons=(1, 5), temperatures=(0.5, 1.0))
@@ -239,6 +248,26 @@ def test_a_shipped_model_shows_the_course_of_its_training(
 
 def found_nothing() -> Fidelity:
     raise InterruptedError
+
+
+def test_a_rewritten_model_is_measured_as_it_is_now(pole: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tmp_path / "rewritten"
+    shutil.copytree(pole, model)
+    net, before = cached_model(str(model))
+    policy = load_policy(net, before)
+    other = LinearPolicy(net.act_space, policy.weights + 1)
+    save_model(model, net, real_spec(before), load_starts(before), horizon=30, card="", policy=other)
+    acting = []
+
+    def measure(like: Subject, *args: Any, **kwargs: Any) -> Fidelity:
+        acting.extend([like.policy, frame_policy(str(model)).controller])  # In dreams, and for real.
+        return found_nothing()
+
+    monkeypatch.setattr(report, "measure", measure)
+    with pytest.raises(InterruptedError):
+        fidelity_report(str(model), tmp_path / "out")
+    for policy in acting:
+        np.testing.assert_array_equal(policy.weights, other.weights)
 
 
 def test_rounds_without_steps_on_record_are_shown(found: Fidelity) -> None:

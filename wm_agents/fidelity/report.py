@@ -22,7 +22,7 @@ from wm_agents.fidelity.section import Section, sections
 from wm_agents.fidelity.subject import subject_of
 from wm_agents.fidelity.training import find_run, read_history, told_history
 from wm_agents.hardware import describe
-from wm_agents.pretrained import load_model, real_spec
+from wm_agents.pretrained import cached_model, load_model, real_spec
 from wm_agents.runlog import versions
 
 PAGE, DATA = "fidelity.html", "fidelity.json"
@@ -60,6 +60,7 @@ def fidelity_report(
         train_temperatures=train_temperatures,
         cma=replace(cfg.cma, generations=generations),
     )
+    cached_model.cache_clear()  # The directory may have been rewritten since this process last played its policy.
     net, artifact = load_model(model)
     spec = real_spec(artifact)
     folder = run or find_run(artifact.path)
