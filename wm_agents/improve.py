@@ -217,7 +217,7 @@ class Improvement:
         rounds = [
             {"round": int(index), "dream": history[index]["control"]["dream"], "real": real}
             for index, real in scored.items()
-            if "dream" in history[index]["control"]
+            if "dream" in history[index].get("control", {})
         ]
         best = max(judged, key=int) if self.stopped or not scored else max(scored, key=lambda index: scored[index])
         model, artifact = load_model(self._dir(int(best)) / "model")
