@@ -173,6 +173,7 @@ def test_tasks_are_taken_in_order_and_promoted_on_the_mean_of_five(tmp_path: Pat
         (ACRO, False, -5.0, 0.0, 30),
     ]
     assert found["tasks"][0]["held_out"]["seed"] == EVAL_SEED and found["tasks"][0]["held_out"]["real"] == 140.0
+    assert found["tasks"][0]["real_steps"] == 100 + 7 * 30  # Of a round of training, and of the evaluations.
 
 
 def test_all_solved_is_told(tmp_path: Path) -> None:
@@ -391,10 +392,12 @@ def test_where_training_does_not_look_again_a_kill_costs_one_look_at_most(
 def test_what_was_done_is_not_done_again(tmp_path: Path) -> None:
     script = Scripted({POLE: RISING, ACRO: FLAT})
     take(tmp_path, script, COURSES)
+    times = (tmp_path / POLE / "report" / "table_runtime.tex").read_text()
     before = facts(tmp_path)
     num = len(script.trained), len(script.played), len(script.filmed)
     take(tmp_path, script, COURSES)
     assert (len(script.trained), len(script.played), len(script.filmed)) == num and facts(tmp_path) == before
+    assert (tmp_path / POLE / "report" / "table_runtime.tex").read_text() == times
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,7 @@ def test_a_directory_is_copied_whole_or_not_at_all(tiny: Path, tmp_path: Path, m
     monkeypatch.setattr(shutil, "copytree", copy)
     copy_whole(tiny, target)
     assert {path.name for path in target.iterdir()} == {path.name for path in tiny.iterdir()}
+    assert [path.name for path in target.parent.iterdir()] == ["copy"]
     copy_whole(tmp_path / "none", target)  # What is there stays.
 
 
