@@ -16,7 +16,7 @@ from policies.play import Job, Played, play
 from policies.policy import Policy
 from policies.rollout import EVAL_SEED, returns, rollout
 from wm_agents.checkpoint import Artifact
-from wm_agents.pretrained import frame_policy, load_model, load_policy, load_starts, real_spec
+from wm_agents.pretrained import cut_off_of, frame_policy, load_model, load_policy, load_starts, real_spec
 from wm_agents.progress import Bar
 from wm_agents.runlog import versions
 from wm_envs.dream import DreamVectorEnv
@@ -130,7 +130,7 @@ def evaluate(
     how = {
         "temperature": cfg["temperature"],
         "horizon": dream_horizon(artifact),
-        "cut_off": cfg.get("cut_off", 0.5),
+        "cut_off": cut_off_of(artifact),
     }
     # The dream comes first: it takes seconds, and what is wrong with a model shows there.
     dream = evaluate_dream(net, load_starts(artifact), policy, episodes=episodes, seed=seed, **how)
