@@ -9,7 +9,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +40,8 @@ class Killed(BaseException):
 class Scripted:
     """Trains nothing: a controller of generation g scores `curve(g)`. Goes on after kills as the real loop does."""
 
-    def __init__(self, curves: dict[str, Curve], looks_again: bool = False) -> None:
-        """`looks_again`: a training that goes on shows once more the controller that it had come to."""
-        self.curves, self.looks_again = curves, looks_again
+    def __init__(self, curves: dict[str, Curve]) -> None:
+        self.curves = curves
         self.trained: list[ImproveConfig] = []
         self.played: list[tuple[str, int, int]] = []
         self.filmed: list[Path] = []
@@ -56,7 +54,7 @@ class Scripted:
         self.trained.append(cfg)
         out = Path(cfg.out)
         state = json.loads((out / "state.json").read_text()) if (out / "state.json").exists() else {"done": 0}
-        again = self.looks_again and state["done"] > 0
+        again = state["done"] > 0  # What it had come to is shown once more.
         while (again or state["done"] < cfg.rounds * cfg.generations) and not state.get("stopped"):
             if not again:
                 state["done"] += 1
@@ -86,13 +84,15 @@ class Scripted:
         self.played.append((spec.id, generation, seeds[0]))
         return Played([self.curves[spec.id](generation) + off for off in range(-1, len(seeds) - 1)], 10 * len(seeds))
 
-    def film(self, model: Path, path: Path, seed: int) -> None:
+    def film(self, model: Path, path: Path, seed: int) -> int:
         self.filmed.append(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(model.name.encode())
+        return 7
 
-    def show(self, model: Path, seed: int, path: Path) -> None:
+    def show(self, model: Path, seed: int, path: Path) -> int:
         self.shown.append(path)
+        return 0
 
     @property
     def hands(self) -> Hands:
@@ -157,7 +157,9 @@ FLAT: Curve = lambda generation: -5.0  # noqa: E731
 
 def test_tasks_are_taken_in_order_and_promoted_on_the_mean_of_five(tmp_path: Path) -> None:
     script = Scripted({POLE: RISING, ACRO: FLAT})
-    solved, records = take(tmp_path, script, [course(POLE, 100.0), course(ACRO, 0.0)], {"Pong": "pip install it"})
+    solved, records = take(
+        tmp_path, script, [course(POLE, 100.0, films=(3,)), course(ACRO, 0.0)], {"Pong": "pip install it"}
+    )
     assert not solved
     # Evaluations at 2, 4, ... 20: the mean of 6 ... 14 is 100.
     assert [(r.env_id, r.status, r.generations) for r in records] == [
@@ -173,7 +175,7 @@ def test_tasks_are_taken_in_order_and_promoted_on_the_mean_of_five(tmp_path: Pat
         (ACRO, False, -5.0, 0.0, 30),
     ]
     assert found["tasks"][0]["held_out"]["seed"] == EVAL_SEED and found["tasks"][0]["held_out"]["real"] == 140.0
-    assert found["tasks"][0]["real_steps"] == 100 + 7 * 30  # Of a round of training, and of the evaluations.
+    assert found["tasks"][0]["real_steps"] == 100 + 7 * 30 + 7  # A round of training, evaluations, a film.
 
 
 def test_all_solved_is_told(tmp_path: Path) -> None:
@@ -344,9 +346,8 @@ COURSES = [
 ]
 
 
-def run_once(folder: Path, looks_again: bool) -> None:
-    script = Scripted({POLE: RISING, ACRO: FLAT}, looks_again)
-    take(folder, script, COURSES, early_stop=False)
+def go(folder: Path) -> None:
+    take(folder, Scripted({POLE: RISING, ACRO: FLAT}), COURSES, early_stop=False)
 
 
 @pytest.mark.parametrize("after", [False, True])
@@ -354,7 +355,6 @@ def run_once(folder: Path, looks_again: bool) -> None:
 def test_a_run_killed_between_any_two_writes_ends_as_one_that_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool, every: int
 ) -> None:
-    go = partial(run_once, looks_again=True)
     go(tmp_path / "whole")
     whole = facts(tmp_path / "whole")
     assert len(whole) > 20
@@ -366,27 +366,6 @@ def test_a_run_killed_between_any_two_writes_ends_as_one_that_was_not(
         shutil.rmtree(folder)
         kills += 1
     assert kills * every > 70
-
-
-@pytest.mark.slow
-def test_where_training_does_not_look_again_a_kill_costs_one_look_at_most(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    go = partial(run_once, looks_again=False)
-    go(tmp_path / "whole")
-    whole = facts(tmp_path / "whole")
-    looks = [name for name in whole if "eval_snapshots" in name]
-    lost = 0
-    for folder in kill_points(tmp_path, monkeypatch, go, after=False, every=1):
-        go(folder)
-        got = facts(folder)
-        missing = [name for name in looks if name not in got]
-        assert len(missing) <= 1, (folder, missing)
-        lost += len(missing)
-        assert [t["status"] for t in got["curriculum_results.json"]["tasks"]] == ["SOLVED", "MAX_GENERATIONS"]
-        shutil.rmtree(folder)
-    # Between the training's own note and ours there are two writes; an evaluation that has begun is never lost.
-    assert 0 < lost <= 2 * len(looks)
 
 
 def test_what_was_done_is_not_done_again(tmp_path: Path) -> None:
@@ -419,7 +398,7 @@ def test_another_run_is_not_continued_in_its_folder(
 
 
 def test_patience_may_be_another_when_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = Scripted({ACRO: FLAT}, looks_again=True)
+    script = Scripted({ACRO: FLAT})
     play = script.play
 
     def stop(spec: RealSpec, model: Path, seeds: range) -> Played:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import SPEC, ArenaHere, save_tiny
 
+from policies.play import Job, Played
 from wm_agents import watch
 from wm_agents.curriculum import stage, warm_start
 from wm_agents.curriculum.flags import CurriculumConfig
@@ -40,6 +42,9 @@ class Arena(ArenaHere):
         super().__init__(*args)
         self.opened.append(self)
         self.closed = False
+
+    def play(self, jobs: Iterable[Job]) -> Iterator[Played]:
+        yield from reversed([*super().play(jobs)])  # As they end, not as they were asked for.
 
     def close(self) -> None:
         self.closed = True
@@ -76,6 +81,7 @@ def test_an_evaluation_plays_one_episode_a_seed_with_the_model_at_hand(tiny: Pat
     on = Stage(CurriculumConfig(procs=1))
     first, again = (on.play(SPEC, tiny, range(910_000, 910_003)) for _ in range(2))
     assert first == again and len(first.returns) == 3 and first.steps == 18
+    assert first.returns[0] == on.play(SPEC, tiny, range(910_000, 910_001)).returns[0]
     assert on.play(SPEC, still, range(910_000, 910_003)).returns != first.returns
     assert len(Arena.opened) == 1  # The processes stay from one evaluation to the next.
     on.play(RealSpec("CarRacing-v3", size=32, action_repeat=4, max_episode_steps=5), tiny, range(910_000, 910_001))
@@ -92,7 +98,7 @@ def film_facts(path: Path) -> tuple[int, float]:
 
 
 def test_films_run_at_the_real_speed_unless_told_otherwise(tiny: Path, tmp_path: Path) -> None:
-    Stage(CurriculumConfig()).film(tiny, tmp_path / "a.mp4", 910_000)
+    assert Stage(CurriculumConfig()).film(tiny, tmp_path / "a.mp4", 910_000) == 6  # Steps.
     Stage(CurriculumConfig(fps=30)).film(tiny, tmp_path / "b.mp4", 910_000)
     assert film_facts(tmp_path / "a.mp4") == (7, 12.5)  # 50 frames a second, four a step.
     assert film_facts(tmp_path / "b.mp4") == (7, 30.0)
@@ -110,14 +116,14 @@ def test_a_model_of_vectors_is_filmed_too(tmp_path: Path) -> None:
 
 
 def test_nothing_is_shown_unless_it_is_asked_for(tiny: Path, tmp_path: Path) -> None:
-    Stage(CurriculumConfig()).show(tiny, 910_000, tmp_path / "watch.mp4")
+    assert Stage(CurriculumConfig()).show(tiny, 910_000, tmp_path / "watch.mp4") == 0
     assert not Window.opened and not (tmp_path / "watch.mp4").exists()
 
 
 def test_one_window_is_for_the_whole_run(tiny: Path, tmp_path: Path) -> None:
     on = Stage(CurriculumConfig(visualize=True, eval_fps=90))
     for _ in range(2):
-        on.show(tiny, 910_000, tmp_path / "watch.mp4")
+        assert on.show(tiny, 910_000, tmp_path / "watch.mp4") == 6
         on.leave()
     (window,) = Window.opened
     assert (window.fps, window.frames, window.closed) == (90, 14, False)

@@ -22,17 +22,20 @@ def film(model: Path, path: Path, *, seed: int, fps: float | None = None) -> int
     """Write one episode of the model's controller to `path`, at the real environment's speed or `fps`.
 
     Returns:
-        The number of frames.
+        The number of frames, one more than steps.
     """
     with closing(_Show(model)) as show:
         return write_video(path, show.frames(seed), fps or show.fps)
 
 
-def watch(model: Path, window: Window, *, seed: int) -> None:
-    """Show one episode of the model's controller in `window`."""
+def watch(model: Path, window: Window, *, seed: int) -> int:
+    """Show one episode of the model's controller in `window`; returns the number of frames."""
+    frames = 0
     with closing(_Show(model)) as show:
         for frame in show.frames(seed):
             window.show(frame)
+            frames += 1
+    return frames
 
 
 class _Show:

@@ -73,7 +73,7 @@ def quick(cfg: ImproveConfig) -> ImproveConfig:
         rounds=min(cfg.rounds, 3),
         random_steps=min(cfg.random_steps, 10_000),
         round_steps=min(cfg.round_steps, 5000),
-        vision=_short(cfg.vision, 1200),
+        vision=_short(cfg.vision, 2000),
         vision_rounds=1,
         memory=_short(cfg.memory, 800),
         dynamics=_short(cfg.dynamics, 2500),

@@ -30,7 +30,7 @@ class Evaluation:
     dream_return: float | None
     """What the controller earned in the dream it trains in."""
     real_steps: int
-    """Agent steps of real episodes so far, evaluations included."""
+    """Agent steps of real episodes so far, evaluations and films included."""
     elapsed_s: float
     """Seconds that the run has taken so far, over all its starts."""
     timestamp: str
@@ -60,14 +60,14 @@ class Record:
     """Score of the kept controller on held-out seeds."""
     warm_start: dict[str, Any] | None = None
     """The model that V began with, and what that was worth."""
-    pending: dict[str, Any] | None = None
-    """A controller that is being looked at; None when that is done."""
     looked_at: int = 0
-    """The last generation that was."""
+    """The last generation that was filmed or evaluated."""
     best_model: str | None = None
     """Which of the kept controllers had the best evaluation."""
-    evaluated_steps: int = 0
+    looked_steps: int = 0
     """Agent steps of all evaluations."""
+    films: dict[str, int] = field(default_factory=dict)
+    """Agent steps of each film, by generation."""
     looked: dict[str, float] = field(default_factory=dict)
     """Seconds that looking at controllers took, by round of the training."""
     done: bool = False

@@ -111,7 +111,7 @@ def results(records: Sequence[Record], left_out: dict[str, str], hours: float, q
     """`curriculum_results.json`; null where there is no number yet."""
     solved = sum(record.solved for record in records)
     return {
-        "total_time_hours": round(hours, 4),
+        "total_time_hours": round(hours, 6),
         "tasks_completed": solved,
         "total_tasks": len(records),
         "success_rate": solved / len(records),

@@ -10,8 +10,7 @@
     <run>/<env>/videos/        gen_0050.mp4 ...
     <run>/<env>/tmp/           what the training goes on from
 
-A run that is killed anywhere goes on by the same command: `state.json` holds every evaluation, and one that was begun
-is the first thing to be finished.
+A run that is killed anywhere goes on by the same command: `state.json` holds every evaluation.
 """
 
 from __future__ import annotations

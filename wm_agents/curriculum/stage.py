@@ -30,22 +30,22 @@ class Stage:
         played = sorted(self.arena.play([Job(seed, (str(model),)) for seed in seeds]))
         return Played([round(p.ret, 3) for p in played], sum(p.steps for p in played))
 
-    def film(self, model: Path, path: Path, seed: int) -> None:
-        film(model, path, seed=seed, fps=self.cfg.fps)
+    def film(self, model: Path, path: Path, seed: int) -> int:
+        return film(model, path, seed=seed, fps=self.cfg.fps) - 1
 
-    def show(self, model: Path, seed: int, path: Path) -> None:
+    def show(self, model: Path, seed: int, path: Path) -> int:
         """Let the user watch an episode, if that is asked for: in a window, or as a film where there is none."""
         if not self.cfg.visualize:
-            return
+            return 0
         if self.cfg.render_mode == "rgb_array" or display_error():
             path.unlink(missing_ok=True)
-            self.film(model, path, seed)
-            return
+            return self.film(model, path, seed)
         if self.window is None:
             self.window = Window(self.cfg.eval_fps)
-        watch(model, self.window, seed=seed)
+        frames = watch(model, self.window, seed=seed)
         if not self.cfg.window_reuse:
             self.close_window()
+        return frames - 1
 
     def leave(self) -> None:
         """A task is through."""

@@ -1,7 +1,7 @@
 """One task of a curriculum, from its first generation to its report.
 
-Every step can be killed: what was evaluated is in the record, an evaluation that was begun is finished first, and all
-files are made of the record again.
+Every step can be killed: what was evaluated is in the record, a training that goes on shows once more the controller
+that was being looked at, and all files are made of the record again.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ class Hands(NamedTuple):
     train: Train
     play: Callable[[RealSpec, Path, range], Played]
     """One real episode a seed, by the controller of a model directory."""
-    film: Callable[[Path, Path, int], None]
-    """Write a film of a model's controller to a path, on a seed."""
-    show: Callable[[Path, int, Path], None]
-    """Let the user watch an episode, if there is one; the path is for where there is no window."""
+    film: Callable[[Path, Path, int], int]
+    """Write a film of a model's controller to a path, on a seed; tells the agent steps that were played."""
+    show: Callable[[Path, int, Path], int]
+    """Let the user watch an episode, if there is one, likewise; the path is for where there is no window."""
 
 
 class Places(NamedTuple):
@@ -132,8 +132,6 @@ class TaskRun:
             return
         _forget_what_is_redone(record, places.tmp)
         try:
-            if record.pending is not None:
-                self.take(_read_check(record.pending))
             self.write()
             source = (record.warm_start or {}).get("model")
             cfg = replace(self.course.cfg, out=str(places.tmp), warm_start=source)
@@ -158,17 +156,15 @@ class TaskRun:
         return record.standing.verdict is not None
 
     def take(self, check: Check) -> None:
-        """Film and evaluate one controller. If that is cut short, a later call with the same check makes up for it."""
+        """Film and evaluate one controller; if that is cut short, a later call with the same check does it anew."""
         record, generation = self.record, check.generation
         model = self.places.checkpoints / f"gen_{generation:04d}"
         copy_whole(check.model, model)
-        record.pending = _check_as_json(check._replace(model=model))
-        self.save()
         if generation in self.course.films:
             self.film(model, generation)
         if self._is_due(generation):
             self.evaluate(check, model)
-        record.pending, record.looked_at = None, generation
+        record.looked_at = generation
         self.save()
         self._prune(record.best_model)
         self.write()
@@ -189,7 +185,7 @@ class TaskRun:
         mean = float(np.mean(played.returns))
         if record.best is None or mean > record.best:
             record.best_model = model.name
-        record.evaluated_steps += played.steps
+        record.looked_steps += played.steps
         record.standing.add(check.generation, mean)
         record.evaluations.append(
             Evaluation(
@@ -201,23 +197,23 @@ class TaskRun:
                 num_bad=record.standing.plateau.num_bad,
                 solved=record.solved,
                 dream_return=check.dream_return if np.isfinite(check.dream_return) else None,
-                real_steps=check.real_steps + record.evaluated_steps,
+                real_steps=check.real_steps + record.looked_steps + sum(record.films.values()),
                 elapsed_s=round(self.elapsed_s(), 1),
                 timestamp=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             )
         )
         self._tell()
         with self.clock("films"):
-            self.hands.show(model, seed, self.places.videos / "watch.mp4")
+            record.looked_steps += self.hands.show(model, seed, self.places.videos / "watch.mp4")
 
     def film(self, model: Path, generation: int) -> None:
         """Film an episode; a film that fails costs a line, not the training."""
-        path = self.places.videos / f"gen_{generation:04d}.mp4"
-        if path.exists():
+        path, films = self.places.videos / f"gen_{generation:04d}.mp4", self.record.films
+        if str(generation) in films:
             return
         with self.clock("films"):
             try:
-                self.hands.film(model, path, EVALUATION_SEED)
+                films[str(generation)] = self.hands.film(model, path, EVALUATION_SEED)
             except (OSError, ValueError, RuntimeError) as error:
                 self.console.print(f"  no film of generation {generation}: {error}", highlight=False, markup=False)
 
@@ -361,16 +357,6 @@ def copy_whole(source: Path, target: Path) -> None:
     shutil.rmtree(tmp, ignore_errors=True)
     shutil.copytree(source, tmp)
     tmp.rename(target)
-
-
-def _check_as_json(check: Check) -> dict[str, Any]:
-    finite = math.isfinite(check.dream_return)
-    return check._asdict() | {"model": str(check.model), "dream_return": check.dream_return if finite else None}
-
-
-def _read_check(values: dict[str, Any]) -> Check:
-    dream_return = math.nan if values["dream_return"] is None else values["dream_return"]
-    return Check(**{**values, "model": Path(values["model"]), "dream_return": dream_return})
 
 
 def _forget_what_is_redone(record: Record, tmp: Path) -> None:
