@@ -262,6 +262,18 @@ def test_errors_weigh_more_where_a_frame_moves() -> None:
     assert pressed(out) == pytest.approx(0.25 * float(kl_divergence(mu, logsigma).mean()), abs=1e-3 * want)
 
 
+def test_a_frame_that_moves_as_a_whole_counts_little() -> None:
+    vision = moving_model().vision
+    x = vision.still.repeat(3, 1, 1, 1)
+    x[0] += 0.2
+    x[1, :, :16] += 0.2
+    x[2, :, 3, 4] += 0.2
+    attention = vision.attention(x)
+    assert attention[0].unique().tolist() == pytest.approx([0.1])
+    assert attention[1].unique().tolist() == pytest.approx([0, 0.2])
+    assert attention[2, 0, 3, 4] == 1 == attention[2].sum()
+
+
 def test_pixels_that_move_often_count_less() -> None:
     vision = moving_model().vision
     still = (255 * vision.still).round().to(torch.uint8).permute(1, 2, 0)

@@ -65,6 +65,8 @@ def sizes(cfg: VMCConfig) -> tuple[str, int, int, int, str, str, bool]:
 
 MOVED = 0.05
 """Of the range of a pixel; what differs more from the still frame has moved."""
+SMALL = 0.1
+"""Of a frame's pixels. Where more of them move, as in a title that opens the game, each counts less in proportion."""
 MAX_CLASSES = 16
 """Different rewards that `classes` can tell apart."""
 RARE_WEIGHT = 3.0
@@ -160,8 +162,7 @@ class VMC(nn.Module):
         if self.cfg.motion_weight == 0:
             rec = F.mse_loss(recon.float(), x, reduction="sum") / len(x)
         else:
-            vision = cast(ConvVAE, self.vision)
-            weight = 1 + self.cfg.motion_weight * vision.moving(x) * vision.rarity
+            weight = 1 + self.cfg.motion_weight * cast(ConvVAE, self.vision).attention(x)
             rec = (weight * (recon.float() - x).square()).sum() / len(x)
         kl = kl_divergence(mu.float(), logsigma.float())
         pressed = kl.clamp(min=self.cfg.free_bits * self.z_dim).mean()
@@ -307,6 +308,12 @@ class ConvVAE(nn.Module):
         rate = sum((self.moving(to_input(x)).sum((0, 1)) for x in frames.split(512)), torch.zeros(())) / len(frames)
         typical = rate[rate > 0].median() if rate.any() else rate.new_ones(())
         self.rarity.copy_((typical / rate).clamp(max=1))
+
+    def attention(self, x: Tensor) -> Tensor:
+        """How much the motion of each pixel counts, from 0 to 1: (B, 1, S, S)."""
+        moved = self.moving(x)
+        share = moved.mean((2, 3), keepdim=True)
+        return moved * self.rarity * (SMALL / share.clamp(min=SMALL))
 
     def moving(self, x: Tensor) -> Tensor:
         """1 where an image differs from the still one, else 0: (B, 1, S, S)."""
