@@ -273,8 +273,33 @@ def test_a_film_that_fails_does_not_end_the_training(tmp_path: Path) -> None:
     def fail(*args: object) -> None:
         raise OSError("ffmpeg ended with status 1")
 
-    script.film = fail  # type: ignore[assignment]
+    script.film = script.show = fail  # type: ignore[assignment, method-assign]
     assert take(tmp_path, script, [course(POLE, 100.0, films=(2,))])[0]
+
+
+def test_copies_that_a_kill_cut_short_are_swept_up(tmp_path: Path) -> None:
+    for name in (".gen_0002.tmp", ".best.tmp", "gen_0001"):
+        write_json(tmp_path / POLE / "checkpoints" / name / "config.json", {})
+    take(tmp_path, Scripted({POLE: RISING}), [course(POLE, 100.0)])
+    assert {path.name for path in (tmp_path / POLE / "checkpoints").iterdir()} == {"best", "final"}
+
+
+def test_pages_of_the_training_go_to_the_report_and_its_logs_to_the_logs(tmp_path: Path) -> None:
+    script = Scripted({POLE: RISING})
+    train = script.train
+
+    def paged(cfg: ImproveConfig, *args: Any, **more: Any) -> dict[str, Any]:
+        for name in ("fidelity/index.html", "fidelity/plot.png", "round-00/vision/metrics.jsonl", "data/a.h5"):
+            (Path(cfg.out) / name).parent.mkdir(parents=True, exist_ok=True)
+            (Path(cfg.out) / name).write_text("x")
+        return train(cfg, *args, **more)
+
+    script.train = paged  # type: ignore[method-assign]
+    take(tmp_path, script, [course(POLE, 100.0)])
+    task = tmp_path / POLE
+    assert {path.name for path in (task / "report" / "fidelity").iterdir()} == {"index.html", "plot.png"}
+    train_logs = [str(p.relative_to(task / "logs" / "train")) for p in (task / "logs" / "train").rglob("*.*")]
+    assert train_logs == ["round-00/vision/metrics.jsonl"] and not (task / "tmp").exists()
 
 
 def facts(root: Path) -> dict[str, Any]:

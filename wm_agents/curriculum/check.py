@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -107,5 +108,8 @@ def look_around(cfg: CurriculumConfig, courses: list[Course], console: Console) 
         add("memory", partial(check_memory, memory), "close other programs, or set --procs 1 or --quick True")
     hint = "run it again with --debug to see where it failed"
     add("a small run of everything", partial(timed, partial(micro_run, cfg, tmp)), hint)
+    with suppress(OSError):  # There may be more in it.
+        tmp.rmdir()
+        tmp.parent.rmdir()
     write_json(cfg.root / "preflight.json", [finding._asdict() for finding in findings])
     return all(finding.ok for finding in findings)

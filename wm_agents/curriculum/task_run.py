@@ -136,9 +136,9 @@ class TaskRun:
             source = (record.warm_start or {}).get("model")
             cfg = replace(self.course.cfg, out=str(places.tmp), warm_start=source)
             result = self.hands.train(cfg, self.console, self.look)
-            if self._looked_last is not None:  # Else it was all done before, but for a moment.
-                rest = time.perf_counter() - self._looked_last - result["wall_s"]
-                record.phases |= {"held-out score": result["wall_s"], "fidelity": max(rest, 0.0)}
+            record.phases["held-out score"] = result["wall_s"]
+            if self._looked_last is not None:
+                record.phases["fidelity"] = max(time.perf_counter() - self._looked_last - result["wall_s"], 0.0)
             self.conclude(result)
         finally:
             self.close()
@@ -203,19 +203,25 @@ class TaskRun:
             )
         )
         self._tell()
-        with self.clock("films"):
+        with self.filming(check.generation):
             record.looked_steps += self.hands.show(model, seed, self.places.videos / "watch.mp4")
 
     def film(self, model: Path, generation: int) -> None:
-        """Film an episode; a film that fails costs a line, not the training."""
+        """Film an episode, once."""
         path, films = self.places.videos / f"gen_{generation:04d}.mp4", self.record.films
-        if str(generation) in films:
-            return
+        if str(generation) not in films:
+            with self.filming(generation):
+                films[str(generation)] = self.hands.film(model, path, EVALUATION_SEED)
+
+    @contextmanager
+    def filming(self, generation: int) -> Iterator[None]:
+        """What goes wrong with a film or a window costs a line, not the training."""
         with self.clock("films"):
             try:
-                films[str(generation)] = self.hands.film(model, path, EVALUATION_SEED)
-            except (OSError, ValueError, RuntimeError) as error:
-                self.console.print(f"  no film of generation {generation}: {error}", highlight=False, markup=False)
+                yield
+            except Exception as error:  # Codecs and displays raise what they like.
+                text = f"  generation {generation} cannot be shown: {type(error).__name__}: {error}"
+                self.console.print(text, highlight=False, markup=False)
 
     def conclude(self, result: dict[str, Any]) -> None:
         """Keep the last controller with its score on held-out seeds, and the best; film the last."""
@@ -279,8 +285,10 @@ class TaskRun:
     def clean_up(self, delete: bool) -> None:
         """Keep the training's logs, and delete the rest of what it went on from."""
         places = self.places
-        kept = [f for pattern in LOGS for f in places.tmp.rglob(pattern)]
+        kept = [file for pattern in LOGS for file in places.tmp.rglob(pattern)]
         for file in kept:
+            if file.is_relative_to(places.tmp / "fidelity"):  # That is in the report.
+                continue
             target = places.logs / "train" / file.relative_to(places.tmp)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(file, target)
@@ -300,10 +308,11 @@ class TaskRun:
             self._log = None
 
     def _prune(self, best: str | None) -> None:
-        """Delete the controllers that were kept to be looked at, but for the best."""
-        for old in self.places.checkpoints.glob("gen_*"):
-            if old.name != best:
-                shutil.rmtree(old)
+        """Delete the controllers that were kept to be looked at, but for the best, and copies that a kill cut short."""
+        for pattern in ("gen_*", ".*.tmp"):
+            for old in self.places.checkpoints.glob(pattern):
+                if old.name != best:
+                    shutil.rmtree(old)
 
     def _is_due(self, generation: int) -> bool:
         return generation % self.course.period == 0 or generation >= self.record.standing.plateau.limit
@@ -311,9 +320,8 @@ class TaskRun:
     def _note_times(self, wall_s: dict[str, float]) -> None:
         """Seconds of each stage of the training, without what was spent on looking at it."""
         record = self.record
-        record.phases |= {
-            name: seconds for name, seconds in wall_s.items() if seconds > 1e-3
-        }  # Else it had nothing to do.
+        busy = {name: seconds for name, seconds in wall_s.items() if seconds > 1e-3}
+        record.phases |= busy  # The others had nothing to do.
         if "control" in wall_s:
             record.phases["control"] = max(wall_s["control"] - sum(record.looked.values()), 0.0)
 
