@@ -30,6 +30,7 @@ from wm_agents import learn as learning
 from wm_agents.data import worker
 from wm_agents.data.dataset import Dataset
 from wm_agents.data.worker import Shared
+from wm_agents.evaluate import Score
 from wm_agents.improve import Improvement, improve
 from wm_agents.models.ensemble import EnsembleConfig
 from wm_agents.models.vmc import VMC, VMCConfig
@@ -423,3 +424,10 @@ def test_ppo_that_was_killed_before_a_look_looks_again_and_goes_on(tmp_path: Pat
     assert seen == [1, 2, 2, 3] and last.number == 3 and np.isfinite(last.mean)
     again = ppo_in_dream(toy, toy_starts(), cfg, **how)
     assert (again.number, again.mean) == (3, last.mean)
+
+
+@pytest.mark.usefixtures("at_home")
+def test_rounds_judged_on_fewer_episodes_do_not_compete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([Score([99.0]), Score([5.0, 7.0]), Score([3.0, 4.0])])
+    monkeypatch.setattr(improving, "evaluate_real", lambda *args: next(scores))
+    assert run(replace(POLE, rounds=3), tmp_path)["round"] == 1

@@ -202,6 +202,7 @@ class Improvement:
             "real": score.mean,
             "std": score.std,
             "ci95": score.ci95,
+            "episodes": len(score.returns),
             "steps": score.frames // self.cfg.spec.action_repeat + filmed - 1,
         }
 
@@ -212,12 +213,15 @@ class Improvement:
         """
         history = self.run.state["history"]
         # Rounds in their order: without a judge, or stopped before him, the last one stands.
-        judged = {index: stages.get("judge", {}).get("real") for index, stages in history.items()}
-        scored = {index: real for index, real in judged.items() if real is not None}
+        verdicts = {index: stages.get("judge", {}) for index, stages in history.items()}
+        # A mean of fewer episodes is luckier: those of most episodes are compared, and no others.
+        most = max(verdict.get("episodes", 0) for verdict in verdicts.values())
+        judged = {index: verdict.get("real") for index, verdict in verdicts.items()}
+        scored = {i: real for i, real in judged.items() if real is not None and verdicts[i].get("episodes", 0) == most}
         rounds = [
             {"round": int(index), "dream": history[index]["control"]["dream"], "real": real}
-            for index, real in scored.items()
-            if "dream" in history[index].get("control", {})
+            for index, real in judged.items()
+            if real is not None and "dream" in history[index].get("control", {})
         ]
         best = max(judged, key=int) if self.stopped or not scored else max(scored, key=lambda index: scored[index])
         model, artifact = load_model(self._dir(int(best)) / "model")
