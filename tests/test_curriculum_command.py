@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gymnasium.envs.registration import register, registry
 from rich.console import Console
 
 from wm_agents.cli import main as wm
@@ -129,6 +130,21 @@ def test_what_is_left_out_is_told(
     monkeypatch.setattr(curriculum_tasks, "find_spec", lambda name: None)
     assert command.main([]) == 3
     assert "no task of core can be played here: Pong: pip install" in capsys.readouterr().err
+
+
+def test_what_cannot_be_dreamed_of_is_told_before_any_work_is_done(
+    fake: type[Fake], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    register("Endless-v0", entry_point="gymnasium.envs.classic_control.pendulum:PendulumEnv")
+    file = tmp_path / "tasks.toml"
+    file.write_text('[[task]]\nname = "CartPole"\n[[task]]\nenv = "Endless-v0"\nthreshold = 0.0\n')
+    try:
+        assert command.main(["--curriculum", str(file)]) == 3
+        assert "Endless-v0 sets no limit to its episodes" in capsys.readouterr().err
+        file.write_text(file.read_text() + "max_episode_steps = 50\n")
+        assert command.main(["--curriculum", str(file)]) == 0
+    finally:
+        registry.pop("Endless-v0")
 
 
 def test_the_smoke_test_is_the_preflight_alone(fake: type[Fake], pole: str, monkeypatch: pytest.MonkeyPatch) -> None:

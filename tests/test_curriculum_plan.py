@@ -105,3 +105,8 @@ def test_any_environment_is_trained_by_what_it_shows() -> None:
     course = plan(Entry("Pendulum-v1", Threshold(-200, -900)), CurriculumConfig())
     assert course.cfg.spec.id == "Pendulum-v1" and course.cfg.spec.size is None
     assert plan(Entry("CarRacing-v3", Threshold(1, 1)), CurriculumConfig()).cfg.spec.size == 64
+
+
+def test_a_limit_of_steps_goes_before_the_environments_own() -> None:
+    assert planned(replace(POLE, max_episode_steps=90)).cfg.spec.max_episode_steps == 90
+    assert planned(POLE).cfg.spec.max_episode_steps == 500

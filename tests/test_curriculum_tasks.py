@@ -44,6 +44,7 @@ def test_a_file_lists_tasks_in_order(tmp_path: Path) -> None:
         max_generations = 30
         [[task]]
         name = "CartPole"
+        max_episode_steps = 90
         [[task]]
         env = "Acrobot-v1"
         threshold = -90.0
@@ -53,7 +54,7 @@ def test_a_file_lists_tasks_in_order(tmp_path: Path) -> None:
         """
     assert read_curriculum(of(tmp_path, text)) == [
         Entry("Pendulum-v1", Threshold(-200.0, -900.5), None, 30),
-        Entry("CartPole-v1", Threshold(475.0, 195.0), "CartPole"),
+        Entry("CartPole-v1", Threshold(475.0, 195.0), "CartPole", None, 90),
         Entry("Acrobot-v1", Threshold(-90.0, -90.0), "Acrobot"),
         Entry("ALE/Pong-v5", Threshold(21.0, 21.0), "Pong"),
     ]

@@ -15,6 +15,7 @@ from wm_agents.curriculum.flags import CurriculumConfig, parse
 from wm_agents.curriculum.plan import Course, plan
 from wm_agents.curriculum.run import Curriculum
 from wm_agents.curriculum.tasks import installed, read_curriculum
+from wm_agents.improve import _check as check_training
 from wm_agents.preflight import check_device, display_error
 
 SOLVED, NOT_ALL_SOLVED, INTERRUPTED, ERROR = range(4)
@@ -73,13 +74,16 @@ def courses_of(cfg: CurriculumConfig) -> tuple[list[Course], dict[str, str]]:
     """What can be run here, and what is left out and how to have it.
 
     Raises:
-        ValueError: nothing of it can be run here.
+        ValueError: nothing of it can be run here, or something cannot be dreamed of; the message names it.
     """
     name = cfg.curriculum or ("core" if cfg.prefer_box2d else "classic")
     entries, left_out = installed(read_curriculum(name))
     if not entries:
         raise ValueError(f"no task of {name} can be played here: {'; '.join(f'{k}: {v}' for k, v in left_out.items())}")
-    return [plan(entry, cfg) for entry in entries], left_out
+    courses = [plan(entry, cfg) for entry in entries]
+    for course in courses:
+        check_training(course.cfg)
+    return courses, left_out
 
 
 def check_window(cfg: CurriculumConfig, console: Console) -> None:

@@ -63,7 +63,9 @@ def plan(entry: Entry, cfg: CurriculumConfig) -> Course:
 
 def recipe(entry: Entry) -> ImproveConfig:
     """What is known to train the task, or else settings by what the environment shows."""
-    return recipe_for(entry.env_id) if entry.task is None else RECIPES[entry.task]
+    base = recipe_for(entry.env_id) if entry.task is None else RECIPES[entry.task]
+    steps = entry.max_episode_steps or base.spec.max_episode_steps
+    return replace(base, spec=replace(base.spec, max_episode_steps=steps))
 
 
 def quick(cfg: ImproveConfig) -> ImproveConfig:

@@ -55,6 +55,8 @@ class Entry:
     """The known task whose recipe trains it; None: any environment."""
     max_generations: int | None = None
     """Of this task, where they differ from those of the run."""
+    max_episode_steps: int | None = None
+    """A limit in agent steps where the environment has none, or a lower one."""
 
     @property
     def name(self) -> str:
@@ -81,6 +83,7 @@ def read_curriculum(name: str) -> list[Entry]:
         threshold = 475.0         # must be given for another environment
         quick_threshold = 195.0   # the threshold, unless given
         max_generations = 100     # those of the run, unless given
+        max_episode_steps = 200   # the environment's own, unless given
 
     Raises:
         ValueError: no such curriculum, or a file that says something else.
@@ -108,7 +111,14 @@ def read_curriculum(name: str) -> list[Entry]:
     return entries
 
 
-FIELDS = {"name": str, "env": str, "threshold": float, "quick_threshold": float, "max_generations": int}
+FIELDS = {
+    "name": str,
+    "env": str,
+    "threshold": float,
+    "quick_threshold": float,
+    "max_generations": int,
+    "max_episode_steps": int,
+}
 
 
 def _read_entry(where: str, table: dict[str, Any]) -> Entry:
@@ -127,12 +137,12 @@ def _read_entry(where: str, table: dict[str, Any]) -> Entry:
     full = float(table.get("threshold", usual.full if usual else math.nan))
     # Quick is what the table says; else what is known of the task, unless its threshold is another one here.
     quick = float(table.get("quick_threshold", usual.quick if usual and "threshold" not in table else full))
-    generations = table.get("max_generations")
+    limits = {limit: table.get(limit) for limit in ("max_generations", "max_episode_steps")}
     if name is not None:
-        return Entry(TASKS[name].real.id, Threshold(full, quick), name, generations)
+        return Entry(TASKS[name].real.id, Threshold(full, quick), name, **limits)
     assert env_id is not None
     task = next((task.name for task in TASKS.values() if task.real.id == env_id), None)
-    return Entry(env_id, Threshold(full, quick), task, generations)
+    return Entry(env_id, Threshold(full, quick), task, **limits)
 
 
 def _check_names(where: object, what: str, values: Iterable[str], names: list[str]) -> None:
