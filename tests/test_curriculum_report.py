@@ -57,7 +57,7 @@ def record(means: list[float], threshold: float = 18.0, env_id: str = "ALE/Pong-
                 "2026-11-21T10:00:00",
             )
         )
-    task.phases = {"collect": 226.04, "vision": 174.3, "evolve": 4000.0, "evaluation": 0.52}
+    task.phases = {"collect": 226.04, "learn": 174.3, "control": 4000.0, "evaluation": 0.52}
     return task
 
 
@@ -224,8 +224,8 @@ def test_the_table_of_times_shows_what_was_measured() -> None:
     assert found == [
         ["Phase", "Wallclock", "Device", "Precision"],
         ["collect", "3 min 46 s", "cpu", "-"],
-        ["vision", "2 min 54 s", "cpu", "bf16"],
-        ["evolve", "1 h 06 min", "cpu", "bf16"],
+        ["learn", "2 min 54 s", "cpu", "bf16"],
+        ["control", "1 h 06 min", "cpu", "-"],
         ["evaluation", "0.5 s", "cpu", "-"],
         ["all", "1 h 13 min", "", ""],
     ]

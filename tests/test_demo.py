@@ -46,7 +46,7 @@ def test_the_demo_leaves_a_film_and_its_figures(
         evolved.append(evolve_in_dream(*args, **kwargs))
         return evolved[0]
 
-    monkeypatch.setattr(demo, "evolve_in_dream", keep)
+    monkeypatch.setattr("wm_agents.evolve.evolve_in_dream", keep)
     out = tmp_path / "outputs" / "demo"
     summary = run(out)
     assert json.loads((out / "summary.json").read_text()) == summary

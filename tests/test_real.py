@@ -221,7 +221,7 @@ def test_other_environments_are_checked_as_they_are() -> None:
         (odd("text"), r"Odd-v0: observations must be made of Box.*got observation\['say'\] is Text.*drop or encode"),
         (odd("sequence"), r"observation\[1\] is Sequence"),
         (odd("graph"), r"observation is Graph"),
-        (odd("floats"), r"would be 12,288 numbers flat, more than 4,096: .*for pixels set size=64"),
+        (odd("floats"), r"would be 12,288 numbers flat, more than 2,000: .*for pixels set size=64"),
         (odd("planes", size=64), r"\(H, W, 3\) uint8 pixels from 0 to 255 for size=64, got Box.*\(3, 64, 64\)"),
         (odd("floats", size=64), r"uint8 pixels from 0 to 255 for size=64, got Box.*float32"),
         (odd("dict", size=64), r"for size=64, got Dict.*leave size out for vectors"),
