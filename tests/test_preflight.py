@@ -65,9 +65,9 @@ class Odd(gym.Env[Any, Any]):
 
 @pytest.fixture
 def odd() -> Iterator[str]:
-    register("Odd-v0", entry_point=Odd)
-    yield "Odd-v0"
-    registry.pop("Odd-v0")
+    register("Strange-v0", entry_point=Odd)
+    yield "Strange-v0"
+    registry.pop("Strange-v0")
 
 
 def spec(odd: str, fault: str, pixels: bool = True) -> RealSpec:
@@ -92,7 +92,7 @@ def test_sane_environments_are_told_by_what_they_show(odd: str) -> None:
 def test_frames_that_teach_nothing_are_found(odd: str, fault: str, pixels: bool, message: str) -> None:
     with pytest.raises(ValueError) as error:
         check_env(spec(odd, fault, pixels))
-    assert message in str(error.value) and "Odd-v0" in str(error.value)
+    assert message in str(error.value) and "Strange-v0" in str(error.value)
 
 
 def test_looks_can_be_left_out(odd: str) -> None:
