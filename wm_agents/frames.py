@@ -1,0 +1,36 @@
+"""Frames as environments show them and as networks take them: float (B, C, H, W) in [0, 1] inside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+CHANNELS = (1, 3)
+
+
+def frame_shape(space: gym.Space[Any]) -> tuple[int, int, int] | None:
+    """(C, H, W) of a space of uint8 frames in either layout; None for anything else."""
+    if not isinstance(space, spaces.Box) or len(space.shape) != 3 or space.dtype != np.uint8:
+        return None
+    a, b, c = space.shape
+    if c in CHANNELS:
+        return c, a, b
+    return (a, b, c) if a in CHANNELS else None
+
+
+def to_network(obs: Tensor) -> Tensor:
+    """Frames (..., H, W, C) or (..., C, H, W) to float (..., C, H, W): uint8 is divided by 255, float is in [0, 1]."""
+    # The moved view is already channels-last in memory, which is what CPU convolutions like best.
+    x = obs.movedim(-1, -3) if obs.shape[-1] in CHANNELS else obs
+    return x if x.is_floating_point() else x.float() / 255
+
+
+def to_frames(x: Tensor, space: gym.Space[Any]) -> Tensor:
+    """Float (..., C, H, W) to uint8 frames in the layout of `space`."""
+    frames = (x.float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return frames if tuple(frames.shape[-3:]) == space.shape else frames.movedim(-3, -1).contiguous()

@@ -1,0 +1,135 @@
+"""What the configs of all families share: a config is frozen, has sizes by name, and is saved as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from wm_agents.atomic import write_json
+from wm_agents.errors import ConfigurationError, check_names, did_you_mean
+
+ACTION_TYPES = ("continuous", "discrete")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldModelConfig:
+    """Settings of a world model; each family derives its own from it.
+
+    The three fields here say what a model was asked for. A model is built for spaces, which must agree with them.
+    """
+
+    family: ClassVar[str] = ""
+    SIZES: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Values by the name of a size, as in `family:size`."""
+
+    obs_shape: tuple[int, ...] | None = None
+    """(D,) for vectors, (H, W, C) or (C, H, W) for frames; None takes whatever the environment shows."""
+    action_dim: int | None = None
+    """Width of an encoded action: numbers of a Box, choices of a Discrete; None takes what the environment has."""
+    action_type: Literal["continuous", "discrete"] | None = None
+    """A Box of actions, or one choice of `action_dim`."""
+
+    def __post_init__(self) -> None:
+        if self.obs_shape is not None:
+            object.__setattr__(self, "obs_shape", tuple(self.obs_shape))
+            if not self.obs_shape or not all(type(n) is int and n > 0 for n in self.obs_shape):
+                self.fail("obs_shape", "whole numbers above 0, as (8,) or (64, 64, 3)")
+        if self.action_dim is not None and (type(self.action_dim) is not int or self.action_dim < 1):
+            self.fail("action_dim", "a whole number above 0")
+        if self.action_type is not None and self.action_type not in ACTION_TYPES:
+            self.fail("action_type", "'continuous' or 'discrete'")
+
+    def fail(self, name: str, expected: str) -> None:
+        """Say what `name` must be and is not.
+
+        Raises:
+            ConfigurationError: always.
+        """
+        raise ConfigurationError(f"{type(self).__name__}.{name} must be {expected}, got {getattr(self, name)!r}")
+
+    @classmethod
+    def from_size(cls, size: str, **overrides: Any) -> Self:
+        """The config of a size by name, `overrides` replacing fields of it.
+
+        Raises:
+            ConfigurationError: there is no such size or field.
+        """
+        if size not in cls.SIZES:
+            hint = did_you_mean(size, cls.SIZES)
+            raise ConfigurationError(
+                f"size of {cls.__name__} must be one of {', '.join(cls.SIZES)}, got {size!r}{hint}"
+            )
+        return cls.from_dict({**cls.SIZES[size], **overrides})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from plain values, lists standing for tuples.
+
+        Raises:
+            ConfigurationError: a field does not exist, and which one is nearest.
+        """
+        check_names(values, [f.name for f in fields(cls)], cls.__name__)
+        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**plain)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as JSON takes them."""
+        return asdict(self)
+
+    def replace(self, **changes: Any) -> Self:
+        """The same settings with `changes`."""
+        check_names(changes, [f.name for f in fields(self)], type(self).__name__)
+        return replace(self, **changes)
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON: into `path` where it ends in .json, else into the directory `path` as config.json.
+
+        Raises:
+            ConfigurationError: there is a saved model, whose config.json says more.
+        """
+        path = _file(Path(path))
+        if path.exists() and "files" in _read(path):
+            raise ConfigurationError(f"{path} belongs to a saved model; give another directory, or a file .json")
+        write_json(path, {"family": self.family, "model": self.to_dict()})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote, or the config of a saved model: a directory or its config.json.
+
+        The config is of its family's own class, whichever class it is asked of.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ConfigurationError: it is no config of ours, or another family's than this class's.
+        """
+        from wm_agents.factory import config_class
+
+        path = _file(Path(path))
+        facts = _read(path)
+        if not isinstance(facts.get("family"), str) or not isinstance(facts.get("model"), dict):
+            raise ConfigurationError(f"{path} is no config of a world model: it needs 'family' and 'model'")
+        kind = config_class(facts["family"])
+        if not issubclass(kind, cls):
+            raise ConfigurationError(
+                f"{path} holds a {kind.__name__}, not a {cls.__name__}; load it as WorldModelConfig"
+            )
+        return kind.from_dict(facts["model"])
+
+
+def _file(path: Path) -> Path:
+    return path if path.suffix == ".json" else path / "config.json"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        facts: Any = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist; give a saved model's directory or a saved config") from None
+    except ValueError as error:
+        raise ConfigurationError(f"{path} is not JSON ({error})") from error
+    if not isinstance(facts, dict):
+        raise ConfigurationError(f"{path} is no config of a world model, it holds a {type(facts).__name__}")
+    return facts
