@@ -1,0 +1,518 @@
+"""Replay: the last episodes in memory as one ring of frames, and windows of them at random.
+
+Frames lie end to end, a step beside the frame that it leaves; the last frame of an episode has no step. A window is a
+run of frames, so that drawing a batch is one gather. What is in the ring is whole: the oldest episode leaves at once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import DTypeLike, NDArray
+from torch import Tensor
+
+from wm_agents.atomic import replacing
+from wm_agents.data.episode import Episode, check_episode
+from wm_envs.action import act_dim, encode_action
+from wm_envs.world_model import Latent
+
+Array = NDArray[Any]
+
+FORMAT_VERSION = 1
+ALIASES = {"actions": "act", "rewards": "rew", "terminations": "term"}
+LATENT = "latent/"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B windows of T steps and T+1 frames: obs[t], act[t] -> rew[t], obs[t+1]. `batch["obs"]` works too."""
+
+    obs: Tensor
+    """(B, T+1, *obs_shape) in the env's own dtype."""
+    act: Tensor
+    """(B, T, A) float32, encoded."""
+    rew: Tensor
+    """(B, T) float32."""
+    term: Tensor
+    """(B, T) bool: the step ended its episode by termination."""
+    first: Tensor
+    """(B, T+1) bool: the frame opens an episode. Where first[t+1], step t belongs to nobody: all of it is zero."""
+    last: Tensor
+    """(B, T+1) bool: the frame is the last of its episode, terminated or truncated."""
+    latent: Latent | None = None
+    """Stored latents of frame 0, leaves (B, ...); zeros where none was written, None if none ever was."""
+    index: Tensor | None = None
+    """(B, T+1) int64: where the frames are in the buffer, for `write_latents`."""
+
+    def __getitem__(self, name: str) -> Any:
+        """A field by its name, or by the longer one: actions, rewards, terminations."""
+        known = [f.name for f in fields(self)]
+        if ALIASES.get(name, name) not in known:
+            near = get_close_matches(name, [*known, *ALIASES], n=1, cutoff=0.0)[0]
+            raise KeyError(f"a batch has no {name!r}; did you mean {near!r}?")
+        return getattr(self, ALIASES.get(name, name))
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same on another device."""
+        moved = {f.name: value.to(device) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        latent = None if self.latent is None else {key: leaf.to(device) for key, leaf in self.latent.items()}
+        return replace(self, latent=latent, **moved)
+
+
+class _Owned(NamedTuple):
+    """One episode in the ring."""
+
+    begin: int
+    """Position of its first frame; positions count every frame ever added."""
+    steps: int
+
+
+class ReplayBuffer:
+    """Up to `capacity` steps in whole episodes; the oldest make room. Not for two threads at once.
+
+    A position p that counts all frames ever added lies in slot p % slots; the ring grows as it fills.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        obs_shape: tuple[int, ...],
+        action_dim: int,
+        obs_dtype: DTypeLike = np.float32,
+        *,
+        max_gb: float | None = None,
+        latent_dtype: DTypeLike = np.float16,
+    ) -> None:
+        """Make an empty buffer.
+
+        Args:
+            capacity: steps, at most.
+            action_dim: width of an encoded action: the dimensions of a Box, the choices of a Discrete.
+            max_gb: the arrays never take more memory than this.
+            latent_dtype: in which `write_latents` keeps what it is given.
+        """
+        for name, value in (("capacity", capacity), ("action_dim", action_dim)):
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+                raise ValueError(f"{name} must be a whole number from 1 up, got {value!r}")
+        if max_gb is not None and not max_gb > 0:
+            raise ValueError(f"max_gb must be above 0, or None, got {max_gb}")
+        self.capacity, self.action_dim = int(capacity), int(action_dim)
+        self.obs_shape = tuple(int(n) for n in obs_shape)
+        self.max_gb = max_gb
+        self.latent_dtype = np.dtype(latent_dtype)
+        self._owned: deque[_Owned] = deque()
+        self._steps = 0
+        self._head = 0  # Where the next frame goes.
+        self._slots = 0
+        self._frames: dict[str, Array] = {
+            "obs": np.zeros((0, *self.obs_shape), obs_dtype),
+            "act": np.zeros((0, self.action_dim), np.float32),
+            "rew": np.zeros(0, np.float32),
+            "term": np.zeros(0, bool),
+            "first": np.zeros(0, bool),
+            "last": np.zeros(0, bool),
+        }
+        self._latents: dict[str, Array] = {}
+        self._places: tuple[int, int, Array] | None = None
+
+    def __len__(self) -> int:
+        """Steps in the buffer."""
+        return self._steps
+
+    def __repr__(self) -> str:
+        return (
+            f"ReplayBuffer({self._steps} of {self.capacity} steps, {self.num_episodes} episodes, {self.nbytes} bytes)"
+        )
+
+    @property
+    def obs_dtype(self) -> np.dtype[Any]:
+        return self._frames["obs"].dtype
+
+    @property
+    def num_episodes(self) -> int:
+        return len(self._owned)
+
+    @property
+    def num_frames(self) -> int:
+        return self._head - self._tail
+
+    @property
+    def nbytes(self) -> int:
+        """What the arrays take, free slots included."""
+        return sum(array.nbytes for array in self._arrays().values())
+
+    @property
+    def _tail(self) -> int:
+        return self._owned[0].begin if self._owned else self._head
+
+    def add(
+        self, episode: Episode, act_space: gym.Space[Any], latents: Mapping[str, Array | Tensor] | None = None
+    ) -> None:
+        """Take in an episode with the env's own actions.
+
+        Args:
+            latents: of its T+1 frames, leaves (T+1, ...).
+
+        Raises:
+            ValueError: its parts do not fit together, or not this buffer.
+        """
+        check_episode(episode)
+        if act_dim(act_space) != self.action_dim:
+            raise ValueError(f"actions must be {self.action_dim} wide, got {act_dim(act_space)} for {act_space}")
+        self._check_obs(np.asarray(episode.obs))
+        act = encode_action(act_space, episode.act)
+        self._append(episode.obs, act, episode.rew, bool(episode.term), latents)
+
+    def add_episode(
+        self,
+        obs: Array,
+        actions: Array,
+        rewards: Array,
+        dones: Array | None = None,
+        *,
+        terminated: bool | None = None,
+    ) -> None:
+        """Take in an episode of T steps.
+
+        Give T+1 obs and say whether it `terminated` (if not, it was cut off). T obs with T `dones` are taken as well:
+        a last True counts as a termination, and the last frame, which is not there, as a repeat of the one before.
+
+        Args:
+            obs: (T+1, *obs_shape), or (T, *obs_shape).
+            actions: (T, A) encoded, or whole numbers (T,) or (T, 1), which become one-hots.
+            rewards: (T,)
+            dones: (T,), True at the last step or nowhere.
+        """
+        obs, rewards = np.asarray(obs), np.asarray(rewards)
+        steps = len(rewards) if rewards.ndim else 0
+        self._check_obs(obs)
+        if steps == 0 or rewards.shape != (steps,):
+            raise ValueError(f"rewards must be (T,) with T from 1 up, got {rewards.shape}")
+        if len(obs) not in (steps, steps + 1):
+            raise ValueError(f"obs must be {steps + 1} frames for {steps} rewards, the last one too, got {len(obs)}")
+        if terminated is None:
+            terminated = self._ends(dones, steps)
+        elif dones is not None:
+            raise ValueError("give dones or terminated, not both")
+        if len(obs) == steps:
+            obs = np.concatenate([obs, obs[-1:]])
+        if not np.isfinite(rewards).all():
+            raise ValueError(f"rewards must be finite, got {rewards[~np.isfinite(rewards)][0]}")
+        self._append(obs, self._encoded(np.asarray(actions), steps), rewards, bool(terminated), None)
+
+    def sample(
+        self,
+        batch_size: int,
+        seq_len: int,
+        device: torch.device | str = "cpu",
+        *,
+        pack: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Batch:
+        """Draw windows of `seq_len` steps, every place in the buffer equally likely.
+
+        Args:
+            pack: windows run on from one episode into the next; without, each is inside one episode.
+            generator: on the CPU; torch's own unless given.
+
+        Raises:
+            ValueError: there is no such window.
+        """
+        if batch_size < 1 or seq_len < 1:
+            raise ValueError(f"batch_size and seq_len must be at least 1, got {batch_size} and {seq_len}")
+        begin = self._packed(batch_size, seq_len, generator) if pack else self._inside(batch_size, seq_len, generator)
+        index = begin[:, None] + np.arange(seq_len + 1)
+        at = index % self._slots
+        steps = at[:, :-1]
+        latent = {key: torch.from_numpy(leaf[at[:, 0]]).float() for key, leaf in self._latents.items()}
+        batch = Batch(
+            obs=torch.from_numpy(self._frames["obs"].take(at, axis=0)),
+            act=torch.from_numpy(self._frames["act"].take(steps, axis=0)),
+            rew=torch.from_numpy(self._frames["rew"].take(steps)),
+            term=torch.from_numpy(self._frames["term"].take(steps)),
+            first=torch.from_numpy(self._frames["first"].take(at)),
+            last=torch.from_numpy(self._frames["last"].take(at)),
+            latent=latent or None,
+            index=torch.from_numpy(index),
+        )
+        return batch if torch.device(device).type == "cpu" else batch.to(device)
+
+    def write_latents(self, index: Tensor | Array, latent: Mapping[str, Tensor | Array]) -> None:
+        """Keep latents of the frames at `index` (any shape); what has left the ring since is passed over.
+
+        Args:
+            latent: leaves (*index.shape, ...).
+        """
+        where = _numpy(index)
+        leaves = {key: _numpy(leaf) for key, leaf in latent.items()}
+        for key, leaf in leaves.items():
+            if leaf.shape[: where.ndim] != where.shape:
+                raise ValueError(f"latent {key!r} must be ({', '.join(map(str, where.shape))}, ...), got {leaf.shape}")
+        self._know_latents({key: leaf.shape[where.ndim :] for key, leaf in leaves.items()})
+        there = (where >= self._tail) & (where < self._head)
+        for key, leaf in leaves.items():
+            self._latents[key][where[there] % self._slots] = leaf[there]
+
+    def save(self, path: str | Path) -> None:
+        """Write everything as one npz, in one move; each array has a row a frame."""
+        live = np.arange(self._tail, self._head) % max(self._slots, 1)
+        parts = {name: array[live] for name, array in self._arrays().items()}
+        ends = np.zeros(len(live), bool)
+        ends[:-1] = parts["last"][1:]
+        arrays = {
+            "obs": parts.pop("obs"),
+            "actions": parts.pop("act"),
+            "rewards": parts.pop("rew"),
+            "dones": ends,
+            "terminated": parts.pop("term"),
+            **parts,
+            "obs_shape": np.array(self.obs_shape, np.int64),
+            "action_dim": np.array(self.action_dim),
+            "capacity": np.array(self.capacity),
+            "max_gb": np.array(np.nan if self.max_gb is None else self.max_gb),
+            "latent_dtype": np.array(self.latent_dtype.name),
+            "tail": np.array(self._tail),
+            "format_version": np.array(FORMAT_VERSION),
+        }
+        with replacing(Path(path)) as tmp, open(tmp, "wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, path: str | Path) -> ReplayBuffer:
+        """Read what `save` wrote, to the bit, or an npz with its first seven keys alone, cut at `dones`.
+
+        Raises:
+            ValueError: a key is missing, or arrays do not fit together.
+        """
+        with np.load(path, allow_pickle=False) as file:
+            try:
+                stored = {name: file[name] for name in file.files}
+            except ValueError as error:
+                raise ValueError(f"{path} holds Python objects, which are never loaded: {error}") from error
+        _check_stored(stored, path)
+        shape = tuple(int(n) for n in stored["obs_shape"])
+        max_gb = float(stored.get("max_gb", np.nan))
+        buffer = cls(
+            int(stored["capacity"]),
+            shape,
+            int(stored["action_dim"]),
+            stored["obs"].dtype,
+            max_gb=None if np.isnan(max_gb) else max_gb,
+            latent_dtype=str(stored.get("latent_dtype", "float16")),
+        )
+        if "format_version" in stored:
+            buffer._take_stored(stored)
+        else:
+            buffer._take_plain(stored)
+        return buffer
+
+    def _take_stored(self, stored: dict[str, Array]) -> None:
+        """Episodes end where frames say so; positions go on from where they were."""
+        latents = {name.removeprefix(LATENT): leaf for name, leaf in stored.items() if name.startswith(LATENT)}
+        self._head = int(stored["tail"])
+        begin = 0
+        for end in np.flatnonzero(stored["last"]) + 1:
+            part, steps = slice(begin, end), slice(begin, end - 1)
+            self._append(
+                stored["obs"][part],
+                stored["actions"][steps],
+                stored["rewards"][steps],
+                bool(stored["terminated"][end - 2]),
+                {key: leaf[part] for key, leaf in latents.items()} or None,
+            )
+            begin = int(end)
+
+    def _take_plain(self, stored: dict[str, Array]) -> None:
+        begin = 0
+        for end in [*(np.flatnonzero(stored["dones"]) + 1), len(stored["dones"])]:
+            if end > begin:
+                part = slice(begin, int(end))
+                self.add_episode(*(stored[name][part] for name in ("obs", "actions", "rewards", "dones")))
+            begin = int(end)
+
+    def _append(
+        self,
+        obs: Array,
+        act: NDArray[np.float32],
+        rew: Array,
+        term: bool,
+        latents: Mapping[str, Array | Tensor] | None,
+    ) -> None:
+        """Write one episode at the head; every part was checked."""
+        steps, frames = len(rew), len(rew) + 1
+        leaves = {key: _numpy(leaf) for key, leaf in (latents or {}).items()}
+        for key, leaf in leaves.items():
+            if len(leaf) != frames:
+                raise ValueError(f"latents must be of all {frames} frames, got {len(leaf)} of {key!r}")
+        if leaves:
+            self._know_latents({key: leaf.shape[1:] for key, leaf in leaves.items()})
+        if steps > self.capacity or frames > self._most_slots():
+            raise ValueError(
+                f"an episode of {steps} steps does not fit a buffer of {self.capacity} steps, {self._most_slots()} "
+                "frames; raise capacity or max_gb, or cut episodes shorter"
+            )
+        while self._steps + steps > self.capacity:
+            self._evict()
+        self._make_room(frames)
+        at = np.arange(self._head, self._head + frames) % self._slots
+        put = self._frames
+        put["obs"][at] = obs
+        put["act"][at[:-1]], put["rew"][at[:-1]] = act, rew
+        put["act"][at[-1]], put["rew"][at[-1]] = 0, 0
+        put["term"][at] = put["first"][at] = put["last"][at] = False
+        put["term"][at[-2]], put["first"][at[0]], put["last"][at[-1]] = term, True, True
+        for key, store in self._latents.items():
+            store[at] = leaves.get(key, 0)
+        self._owned.append(_Owned(self._head, steps))
+        self._head += frames
+        self._steps += steps
+        self._places = None
+
+    def _evict(self) -> None:
+        self._steps -= self._owned.popleft().steps
+        self._places = None
+
+    def _make_room(self, frames: int) -> None:
+        """Have `frames` free slots: in a ring of twice the size while that may be, then by dropping the oldest."""
+        most = self._most_slots()
+        need = self.num_frames + frames
+        if need > self._slots and self._slots < most:
+            self._resize(min(max(2 * self._slots, need, 1024), most))
+        while self.num_frames + frames > self._slots:
+            self._evict()
+
+    def _most_slots(self) -> int:
+        """Each step has a frame and each episode one more; no more than the memory allows."""
+        if self.max_gb is None:
+            return 2 * self.capacity
+        frame = sum(_row_bytes(array) for array in self._arrays().values())
+        return min(2 * self.capacity, int(self.max_gb * 1e9) // frame)
+
+    def _resize(self, slots: int) -> None:
+        """Lay the live frames out in a ring of `slots`, one array at a time."""
+        live = np.arange(self._tail, self._head)
+        for kind in (self._frames, self._latents):
+            for name, old in kind.items():
+                new = np.zeros((slots, *old.shape[1:]), old.dtype)
+                for part in np.array_split(live, max(len(live) // 4096, 1)):
+                    new[part % slots] = old[part % max(self._slots, 1)]
+                kind[name] = new
+                del old
+        self._slots = slots
+
+    def _know_latents(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Make room for latents beside the frames, once; later ones must be alike."""
+        known = {key: leaf.shape[1:] for key, leaf in self._latents.items()}
+        if known and known != shapes:
+            raise ValueError(f"latents must be {known} as those before, got {shapes}")
+        if known:
+            return
+        self._latents = {key: np.zeros((self._slots, *shape), self.latent_dtype) for key, shape in shapes.items()}
+        most = self._most_slots()
+        if self._slots > most:
+            while self.num_frames > most:
+                self._evict()
+            self._resize(most)
+
+    def _packed(self, num: int, seq_len: int, generator: torch.Generator | None) -> NDArray[np.int64]:
+        places = self.num_frames - seq_len
+        if places < 1:
+            raise ValueError(
+                f"windows of {seq_len} steps need {seq_len + 1} frames, the buffer has {self.num_frames}; "
+                "add episodes or lower seq_len"
+            )
+        return self._tail + torch.randint(places, (num,), generator=generator).numpy()
+
+    def _inside(self, num: int, seq_len: int, generator: torch.Generator | None) -> NDArray[np.int64]:
+        """Pick among all places at once: episode e has steps - seq_len + 1 of them."""
+        if self._places is None or self._places[0] != seq_len:
+            steps = np.array([ep.steps for ep in self._owned], np.int64)
+            upto = np.cumsum(np.maximum(steps - seq_len + 1, 0))
+            self._places = (seq_len, int(steps.max(initial=0)), upto)
+            self._begins = np.array([ep.begin for ep in self._owned], np.int64)
+        _, longest, upto = self._places
+        if not len(upto) or upto[-1] == 0:
+            raise ValueError(
+                f"no episode has {seq_len} steps, the longest of {self.num_episodes} has {longest}; "
+                "lower seq_len, or let windows run over several episodes with pack=True"
+            )
+        pick = torch.randint(int(upto[-1]), (num,), generator=generator).numpy()
+        episode = np.searchsorted(upto, pick, side="right")
+        before = np.where(episode > 0, upto[episode - 1], 0)
+        begin: NDArray[np.int64] = self._begins[episode] + pick - before
+        return begin
+
+    def _arrays(self) -> dict[str, Array]:
+        return self._frames | {LATENT + key: leaf for key, leaf in self._latents.items()}
+
+    def _check_obs(self, obs: Array) -> None:
+        if obs.shape[1:] != self.obs_shape:
+            raise ValueError(f"obs must be (T+1, {', '.join(map(str, self.obs_shape))}), got {obs.shape}")
+        if obs.dtype == np.uint8 and self.obs_dtype != np.uint8:
+            raise ValueError(
+                f"obs are uint8, the buffer keeps {self.obs_dtype}; make it with obs_dtype=np.uint8, which is smaller"
+            )
+        if not np.can_cast(obs.dtype, self.obs_dtype, "same_kind"):
+            raise ValueError(f"obs must be {self.obs_dtype}, got {obs.dtype}; see ReplayBuffer's obs_dtype")
+
+    def _encoded(self, actions: Array, steps: int) -> NDArray[np.float32]:
+        choices = actions.dtype.kind in "iu" and self.action_dim > 1 and actions.shape in ((steps,), (steps, 1))
+        if choices:
+            return encode_action(gym.spaces.Discrete(self.action_dim), actions.reshape(steps))
+        if actions.shape != (steps, self.action_dim):
+            raise ValueError(
+                f"actions must be ({steps}, {self.action_dim}) for {steps} rewards, got {actions.shape}; "
+                "choices may be whole numbers (T,)"
+            )
+        if actions.dtype.kind not in "fiub" or not np.isfinite(actions).all():
+            raise ValueError(f"actions must be finite numbers, got {actions.dtype} with NaN, infinity or objects")
+        return actions.astype(np.float32)
+
+    @staticmethod
+    def _ends(dones: Array | None, steps: int) -> bool:
+        if dones is None:
+            return False
+        flags = np.asarray(dones, bool)
+        if flags.shape != (steps,):
+            raise ValueError(f"dones must be ({steps},) for {steps} rewards, got {flags.shape}")
+        if flags[:-1].any():
+            raise ValueError(f"an episode ends once, dones is True at step {int(flags.argmax())} of {steps}; split it")
+        return bool(flags[-1])
+
+
+def _row_bytes(array: Array) -> int:
+    return int(np.prod(array.shape[1:], dtype=np.int64)) * array.dtype.itemsize
+
+
+def _numpy(values: Tensor | Array) -> Array:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def _check_stored(stored: dict[str, Array], path: str | Path) -> None:
+    """Foreign files enter here."""
+    wanted = ["obs", "actions", "rewards", "dones", "obs_shape", "action_dim", "capacity"]
+    if "format_version" in stored:
+        if int(stored["format_version"]) > FORMAT_VERSION:
+            raise ValueError(f"{path} has format {int(stored['format_version'])}, newer than {FORMAT_VERSION}; update")
+        wanted += ["terminated", "first", "last", "tail", "max_gb", "latent_dtype"]
+    if missing := [name for name in wanted if name not in stored]:
+        raise ValueError(f"{path} is no replay buffer: it lacks {', '.join(missing)}; it has {', '.join(stored)}")
+    num, shape, width = len(stored["obs"]), tuple(stored["obs_shape"].tolist()), int(stored["action_dim"])
+    rows = {"obs": (num, *shape), "actions": (num, width)}
+    flat = {name: (num,) for name in ("rewards", "dones", "terminated", "first", "last") if name in wanted}
+    for name, want in (rows | flat).items():
+        if stored[name].shape != want:
+            raise ValueError(f"{path}: {name} must be {want}, got {stored[name].shape}")
+    if "last" in wanted and num:
+        first, last = stored["first"], stored["last"]
+        alternate = first[0] and last[-1] and (first[1:] == last[:-1]).all() and not (first & last).any()
+        if not alternate:
+            raise ValueError(f"{path} holds half an episode: every first frame must follow a last one; save it again")
