@@ -128,9 +128,7 @@ class ReplayBuffer:
         return self._steps
 
     def __repr__(self) -> str:
-        return (
-            f"ReplayBuffer({self._steps} of {self.capacity} steps, {self.num_episodes} episodes, {self.nbytes} bytes)"
-        )
+        return f"ReplayBuffer({self._steps} of {self.capacity} steps in {self.num_episodes} episodes)"
 
     @property
     def obs_dtype(self) -> np.dtype[Any]:
@@ -283,7 +281,7 @@ class ReplayBuffer:
             "format_version": np.array(FORMAT_VERSION),
         }
         with replacing(Path(path)) as tmp, open(tmp, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+            np.savez(file, allow_pickle=False, **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> ReplayBuffer:

@@ -1,0 +1,29 @@
+"""Data to train on where there is no environment: noise, for trying things out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from wm_agents.data.replay import ReplayBuffer
+
+__all__ = ["ReplayBuffer", "create_random_buffer"]
+
+
+def create_random_buffer(
+    capacity: int = 10_000,
+    obs_shape: tuple[int, ...] = (4,),
+    action_dim: int = 2,
+    num_episodes: int = 100,
+    episode_length: int = 100,
+    seed: int | None = None,
+) -> ReplayBuffer:
+    """A buffer of episodes of noise: observations, actions and rewards are standard normal, all episodes terminate."""
+    rng = np.random.default_rng(seed)
+    buffer = ReplayBuffer(capacity, obs_shape, action_dim)
+    for _ in range(num_episodes):
+        obs, act, rew = (
+            rng.standard_normal((episode_length + more, *shape), np.float32)
+            for more, shape in ((1, obs_shape), (0, (action_dim,)), (0, ()))
+        )
+        buffer.add_episode(obs, act, rew, terminated=True)
+    return buffer
