@@ -1,0 +1,118 @@
+"""Distributions that world models and critics share: numbers as bins, choices as one-hots; all in float32."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+def symlog(x: Tensor) -> Tensor:
+    """sign(x) ln(1 + |x|): the identity near 0, a logarithm far out (Hafner et al. 2023, eq. 9)."""
+    return x.sign() * x.abs().log1p()
+
+
+def symexp(x: Tensor) -> Tensor:
+    """sign(x) (e^|x| - 1), which undoes `symlog`."""
+    return x.sign() * x.abs().expm1()
+
+
+class TwoHot(nn.Module):
+    """Real numbers as logits over bins: a target is shared between the two bins beside it.
+
+    Args:
+        num: bins.
+        limit: the outermost bins are at -limit and limit, in symlog.
+        space: where distances are measured. "symexp": among bins at symexp of an even grid (DreamerV3);
+            "symlog": on the even grid itself, numbers going through symlog and back through symexp (TD-MPC2).
+    """
+
+    def __init__(self, num: int = 255, limit: float = 20.0, space: Literal["symexp", "symlog"] = "symexp") -> None:
+        super().__init__()
+        if num < 3 or num % 2 == 0 or not limit > 0:
+            raise ValueError(f"TwoHot needs an odd num from 3 up and a limit above 0, got {num} and {limit}")
+        self.num, self.limit, self.space = num, limit, space
+        half = torch.linspace(-limit, 0, num // 2 + 1)
+        # The grid and not its symexp is kept, so that a model in half precision stays in range.
+        self.register_buffer("grid", torch.cat([half, -half[:-1].flip(0)]), persistent=False)
+        self.grid: Tensor
+
+    @property
+    def bins(self) -> Tensor:
+        """Where the bins are, (num,), in the space that distances are measured in."""
+        grid = self.grid.float()
+        return symexp(grid) if self.space == "symexp" else grid
+
+    def mean(self, logits: Tensor) -> Tensor:
+        """The number expected, logits (..., num) to (...)."""
+        probs, bins, half = logits.float().softmax(-1), self.bins, self.num // 2
+        # Mirrored bins are added in pairs: summed in a row, even chances would not give 0 to the bit.
+        pairs = probs[..., half + 1 :] - probs[..., :half].flip(-1)
+        mean = (pairs * bins[half + 1 :]).sum(-1)
+        return mean if self.space == "symexp" else symexp(mean)
+
+    def shares(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For numbers (...): the bin below, the bin above, and the share of the one above; each (...)."""
+        bins = self.bins
+        x = target.detach().float()
+        x = x if self.space == "symexp" else symlog(x)
+        x = x.clamp(bins[0], bins[-1])
+        above = torch.bucketize(x, bins).clamp(min=1)
+        low, high = bins[above - 1], bins[above]
+        return above - 1, above, (x - low) / (high - low)
+
+    def encode(self, target: Tensor) -> Tensor:
+        """Numbers (...) as (..., num), which sum to 1."""
+        below, above, share = self.shares(target)
+        hot = torch.zeros(*target.shape, self.num, device=target.device)
+        return hot.scatter(-1, below[..., None], 1 - share[..., None]).scatter(-1, above[..., None], share[..., None])
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy of logits (..., num) against numbers (...), which get no gradient; (...)."""
+        return self.nll(logits.float().log_softmax(-1), target)
+
+    def nll(self, log_probs: Tensor, target: Tensor) -> Tensor:
+        """`loss` from log-probabilities, for more than one target."""
+        below, above, share = self.shares(target)
+        return -torch.lerp(
+            log_probs.gather(-1, below[..., None])[..., 0], log_probs.gather(-1, above[..., None])[..., 0], share
+        )
+
+
+def mixed(logits: Tensor, unimix: float = 0.01) -> Tensor:
+    """Probabilities (..., K) of logits, a share `unimix` of them even, so that no choice is ever impossible."""
+    probs = logits.float().softmax(-1)
+    return probs if unimix == 0 else (1 - unimix) * probs + unimix / probs.shape[-1]
+
+
+def tempered(probs: Tensor, temperature: float) -> Tensor:
+    """Probabilities (..., K) whose logarithms are divided by a temperature above 0."""
+    return probs if temperature == 1 else (probs.log() / temperature).softmax(-1)
+
+
+def draw_one_hot(probs: Tensor, uniform: Tensor) -> Tensor:
+    """One-hots (..., K) of probabilities, drawn by numbers (...) of [0, 1) through their running sum."""
+    passed = (probs.cumsum(-1)[..., :-1] <= uniform[..., None]).sum(-1, keepdim=True)
+    return (passed == torch.arange(probs.shape[-1], device=probs.device)).to(probs.dtype)
+
+
+def likeliest(probs: Tensor) -> Tensor:
+    """One-hots (..., K) of the most likely choices."""
+    return (probs.argmax(-1, keepdim=True) == torch.arange(probs.shape[-1], device=probs.device)).to(probs.dtype)
+
+
+def straight_through(hot: Tensor, probs: Tensor) -> Tensor:
+    """The one-hot in value, the probabilities in gradient (Bengio et al. 2013)."""
+    return hot + (probs - probs.detach())
+
+
+def kl(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p || q) of probabilities (..., G, K), summed over choices and groups: (...)."""
+    return (p * (p.log() - q.log())).sum((-2, -1))
+
+
+def entropy(probs: Tensor) -> Tensor:
+    """In nats, (..., K) to (...); chances of 0 count nothing."""
+    each: Tensor = torch.special.entr(probs)
+    return each.sum(-1)
