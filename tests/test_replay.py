@@ -147,9 +147,11 @@ def test_memory_stays_within_its_budget():
         assert buffer.nbytes <= 1e5
     assert buffer.num_episodes == 11  # 100,000 bytes are 128 frames of 768 bytes and a little more.
     batch = buffer.sample(2, 4, pack=True)
+    buffer.sample(2, 10)
     buffer.write_latents(batch.index, {"h": torch.ones(2, 5, 500)})
     assert buffer.nbytes <= 1e5
     assert 0 < buffer.num_episodes < 11
+    assert buffer.sample(200, 10).index.min() == 11 * (30 - buffer.num_episodes)  # What left is not drawn.
 
 
 def test_pictures_stay_uint8_and_are_not_widened_unasked():
@@ -170,8 +172,26 @@ def test_a_buffer_grows_with_what_it_holds():
     assert buffer.nbytes < 2e7
 
 
+def test_growing_keeps_everything_in_its_place():
+    buffer = ReplayBuffer(1500, (1,), 1)
+    begin = 0
+    for steps in [*[100] * 40, *[1] * 1200]:  # Full and round the ring; then many more frames for the same steps.
+        count = np.arange(begin, begin + steps + 1, dtype=np.float32)[:, None]
+        buffer.add_episode(count, count[1:], count[1:, 0])
+        begin += steps + 1
+        if steps == 100 or begin > 6400:
+            drawn = buffer.sample(300, steps, generator=seeded())
+            assert steps == 1 or drawn.index.max() == begin - 1  # What is new is drawn at once.
+            assert torch.equal(drawn.obs[..., 0], drawn.index.float())
+            assert torch.equal(drawn.rew, drawn.obs[:, 1:, 0])
+    assert len(buffer) == 1500
+    assert drawn.index.min() < 4200 and drawn.index.max() > 6400
+
+
 def test_save_then_load_draws_the_same_batches_for_ever(tmp_path):
     buffer = filled(40, capacity=100, latent_dtype="float32")
+    for seed in range(4):
+        buffer.add(echo(seed, end="trunc"), BOX)
     batch = buffer.sample(8, 10, pack=True, generator=seeded())
     buffer.write_latents(batch.index, {"h": torch.randn(8, 11, 4), "z": torch.randn(8, 11, 2, 3)})
     buffer.save(tmp_path / "replay.npz")
@@ -190,7 +210,7 @@ def test_the_npz_is_plain_and_has_the_documented_keys(tmp_path):
     filled(5).save(tmp_path / "replay.npz")
     with np.load(tmp_path / "replay.npz", allow_pickle=False) as file:
         assert {"obs", "actions", "rewards", "dones", "obs_shape", "action_dim", "capacity"} <= set(file.files)
-        assert file["dones"].sum() == 5
+        assert np.array_equal(np.flatnonzero(file["dones"]) + 1, np.flatnonzero(file["last"]))
 
 
 def test_a_foreign_npz_is_cut_at_its_dones(tmp_path):
@@ -236,7 +256,7 @@ def test_latents_are_given_back_with_frame_zero_and_forgotten_with_their_frames(
     assert buffer.sample(1, 5).latent["h"].tolist() == [[0.0]]
     later = buffer.sample(50, 1, generator=seeded())
     assert torch.equal(later.latent["h"][:, 0], later.index[:, 0].float())
-    for seed in range(4):
+    for seed in range(8):
         buffer.add(echo(seed, 5), BOX)  # The first episode left, and its slots have new owners.
     buffer.write_latents(batch.index, {"h": values + 7})
     assert not buffer.sample(100, 1, pack=True, generator=seeded()).latent["h"].any()
