@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from wm_envs.action import act_dim, encode_action
+from wm_envs.action import act_dim, decode_action, encode_action
 
 CAR = spaces.Box(np.array([-1, 0, 0], np.float32), np.array([1, 1, 1], np.float32))
 CASES = [
@@ -35,6 +35,23 @@ def test_every_action_of_the_space_is_taken(space: gym.Space) -> None:
     space.seed(0)
     got = encode_action(space, np.stack([space.sample() for _ in range(20)]))
     assert np.abs(got).max() <= 1
+
+
+@pytest.mark.parametrize("space", [case[0] for case in CASES], ids=str)
+def test_decoding_undoes_encoding(space: gym.Space) -> None:
+    space.seed(0)
+    act = np.stack([space.sample() for _ in range(20)])
+    back = decode_action(space, encode_action(space, act))
+    assert back.dtype == space.dtype and back.shape == act.shape and all(space.contains(a) for a in back)
+    np.testing.assert_allclose(back, act, atol=1e-6)
+
+
+def test_any_vector_becomes_an_action_of_the_space() -> None:
+    np.testing.assert_allclose(decode_action(CAR, np.array([[-3.0, 0.5, 2.0]], np.float32)), [[-1, 0.75, 1]])
+    assert decode_action(spaces.Discrete(3, start=2), np.array([[0.1, 0.7, 0.2]])).tolist() == [3]
+    assert decode_action(spaces.MultiDiscrete([2, 3]), np.array([[0.1, 0.7, 0.2, 0.9, 0.3]])).tolist() == [[1, 1]]
+    with pytest.raises(ValueError, match=r"act must be \(N, 3\) for Box.*, got \(1, 2\)"):
+        decode_action(CAR, np.zeros((1, 2)))
 
 
 def test_a_box_action_out_of_bounds_is_clipped() -> None:

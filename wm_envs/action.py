@@ -58,6 +58,28 @@ def encode_action(space: gym.Space[Any], act: Array) -> NDArray[np.float32]:
     return hot
 
 
+def decode_action(space: gym.Space[Any], act: Array) -> Array:
+    """Turn vectors (N, act_dim) into the env's own actions (N, *space.shape): what `encode_action` would make of them.
+
+    A Box is clipped to its bounds, of choices the largest is taken, bits are 1 above 0.
+    """
+    width = act_dim(space)
+    if act.ndim != 2 or act.shape[1] != width:
+        raise ValueError(f"act must be (N, {width}) for {space}, got {act.shape}")
+    shape = (len(act), *(space.shape or ()))
+    if isinstance(space, spaces.Box):
+        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+        own = np.clip(low + 0.5 * (act.reshape(shape).astype(np.float64) + 1) * (high - low), low, high)
+        return (own.round() if space.dtype.kind in "iu" else own).astype(space.dtype)
+    if isinstance(space, spaces.MultiBinary):
+        return (act.reshape(shape) > 0).astype(space.dtype)
+    assert isinstance(space, spaces.Discrete | spaces.MultiDiscrete), space
+    counts = np.asarray(space.n if isinstance(space, spaces.Discrete) else space.nvec).ravel()
+    parts = np.split(act, np.cumsum(counts)[:-1], axis=1)
+    best = np.stack([part.argmax(1) for part in parts], 1).reshape(shape)
+    return (best + space.start).astype(space.dtype)
+
+
 def _scale(space: spaces.Box, act: Array) -> NDArray[np.float32]:
     if act.dtype.kind not in "fiu":
         raise ValueError(f"act must be numbers for {space}, got dtype {act.dtype}")
