@@ -1,29 +1,223 @@
-"""The families of world models by name: what `config.json` calls `family` and what it is built with."""
+"""World models by name: `create_world_model` makes or loads any of them, the others tell what there is."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypedDict, overload
 
 import gymnasium as gym
+import torch
 
-from wm_agents.models.ensemble import Ensemble, EnsembleConfig
-from wm_agents.models.vmc import VMC, VMCConfig
+from wm_agents.errors import ConfigurationError, did_you_mean
+from wm_agents.families import ALIASES, FAMILIES, build, config_class, resolve
+from wm_agents.hardware import find_device
+from wm_agents.models.config import WorldModelConfig
+from wm_agents.models.model import Model
+from wm_agents.space import Env, action_space_of, action_type_of, space_from_dict, space_of, spaces_of
+from wm_envs.action import act_dim
 
-Model = VMC | Ensemble
-
-FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {"vmc": (VMC, VMCConfig), "ensemble": (Ensemble, EnsembleConfig)}
+__all__ = ["ALIASES", "FAMILIES", "Model", "build", "create_world_model", "get_config", "get_model_info", "list_models"]
 
 
-def build(family: str, values: Mapping[str, Any], obs_space: gym.Space[Any], act_space: gym.Space[Any]) -> Model:
-    """A new model of `family` from the values of its config.
+class ModelInfo(TypedDict):
+    """What `get_model_info` tells."""
+
+    name: str
+    family: str
+    size: str
+    """A preset's size; `stored` for a saved model."""
+    description: str
+    parameters: int
+    """Counted in a model of these observations and actions, not taken from the name."""
+    obs_shape: tuple[int, ...]
+    action_dim: int
+
+
+def create_world_model(
+    model: str | Path,
+    *,
+    obs_shape: tuple[int, ...] | None = None,
+    action_dim: int | None = None,
+    action_type: str | None = None,
+    env: Env | None = None,
+    device: str | torch.device = "cpu",
+    **overrides: Any,
+) -> Model:
+    """A new model of a preset, or a saved one with its weights.
+
+    Args:
+        model: a preset `family:size` or its alias, a saved model's directory, or the name of a shipped one.
+        obs_shape: (D,) for vectors; (H, W, C) or (C, H, W) for uint8 frames of 1 or 3 channels, kept in that order.
+        action_dim: numbers of a continuous action, in [-1, 1], or choices of a discrete one.
+        action_type: "continuous" (default) or "discrete".
+        env: an environment or its id, whose spaces are taken instead of the three above. By id, pixels are seen as
+            `make_real` shows them: resized to 64x64.
+        device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best there is.
+        overrides: fields of the family's config, for presets; a saved model keeps its own.
 
     Raises:
-        ValueError: there is no such family, or the spaces are none it can take.
-        TypeError: `values` are not its config's.
+        ConfigurationError: a name, size, shape or field that does not exist or does not fit; the nearest one is named.
     """
-    if family not in FAMILIES:
-        raise ValueError(f"family must be one of {', '.join(map(repr, FAMILIES))}, got {family!r}")
-    kind, config = FAMILIES[family]
-    model: Model = kind(config(**values), obs_space, act_space)
-    return model
+    place = find_device(device)
+    asked = _Asked(obs_shape, action_dim, action_type, env)
+    preset = resolve(model) if isinstance(model, str) else None
+    if preset is None:
+        return _load(model, asked, overrides, place)
+    obs_space, act_space = asked.spaces(str(model))
+    cfg = _config(*preset, obs_space, act_space, overrides)
+    return build(cfg.family, cfg, obs_space, act_space).to(place)
+
+
+def get_config(
+    model: str,
+    *,
+    obs_shape: tuple[int, ...] | None = None,
+    action_dim: int | None = None,
+    action_type: str | None = None,
+    env: Env | None = None,
+    **overrides: Any,
+) -> WorldModelConfig:
+    """The config that `create_world_model` would build with, of its family's own class.
+
+    Raises:
+        ConfigurationError: as `create_world_model`.
+    """
+    preset = resolve(model)
+    if preset is None:
+        from wm_agents.pretrained import model_path
+
+        cfg = WorldModelConfig.load(_found(model_path, model))
+        if overrides:
+            raise ConfigurationError(_keeps_its_own(model, overrides))
+        return cfg
+    asked = _Asked(obs_shape, action_dim, action_type, env)
+    if asked == _Asked(None, None, None, None):
+        return config_class(preset[0]).from_size(preset[1], **overrides)
+    return _config(*preset, *asked.spaces(model), overrides)
+
+
+@overload
+def list_models(verbose: Literal[False] = False) -> list[str]: ...
+@overload
+def list_models(verbose: Literal[True]) -> dict[str, ModelInfo]: ...
+def list_models(verbose: bool = False) -> list[str] | dict[str, ModelInfo]:
+    """Names of all presets and shipped models; with `verbose` what `get_model_info` says of each."""
+    names = [f"{family}:{size}" for family in FAMILIES for size in config_class(family).SIZES] + _stored()
+    return {name: get_model_info(name) for name in names} if verbose else names
+
+
+def get_model_info(model: str) -> ModelInfo:
+    """What a preset, an alias or a saved model is; its parameters are counted without making any.
+
+    Raises:
+        ConfigurationError: there is no such model.
+    """
+    preset = resolve(model)
+    obs_space: gym.Space[Any]
+    if preset is not None:
+        about = FAMILIES[preset[0]]
+        obs_space, act_space = space_of(about.obs_shape), action_space_of(about.action_dim)
+        cfg, name, size = _config(*preset, obs_space, act_space, {}), ":".join(preset), preset[1]
+    else:
+        from wm_agents.pretrained import model_path
+
+        path = _found(model_path, model)
+        facts = json.loads((path / "config.json").read_text())
+        obs_space, act_space = (space_from_dict(facts["spaces"][name]) for name in ("obs", "act"))
+        cfg, name, size = WorldModelConfig.load(path), str(model), "stored"
+    return {
+        "name": name,
+        "family": cfg.family,
+        "size": size,
+        "description": FAMILIES[cfg.family].about,
+        "parameters": count_parameters(cfg, obs_space, act_space),
+        "obs_shape": tuple(obs_space.shape or ()),
+        "action_dim": act_dim(act_space),
+    }
+
+
+def count_parameters(cfg: WorldModelConfig, obs_space: gym.Space[Any], act_space: gym.Space[Any]) -> int:
+    """Weights that are trained in a model, which is never filled with numbers for it."""
+    with torch.device("meta"):
+        net = build(cfg.family, cfg, obs_space, act_space)
+    return sum(p.numel() for p in net.parameters() if p.requires_grad)
+
+
+class _Asked(NamedTuple):
+    """What a caller said of observations and actions."""
+
+    obs_shape: tuple[int, ...] | None
+    action_dim: int | None
+    action_type: str | None
+    env: Env | None
+
+    def spaces(self, model: str) -> tuple[gym.Space[Any], gym.Space[Any]]:
+        if self.env is not None:
+            if twice := [name for name in self._fields[:3] if getattr(self, name) is not None]:
+                raise ConfigurationError(f"env says what {' and '.join(twice)} would; give the one or the other")
+            return spaces_of(self.env)
+        if self.obs_shape is None or self.action_dim is None:
+            lacking = [name for name in self._fields[:2] if getattr(self, name) is None]
+            raise ConfigurationError(f"{model} needs {' and '.join(lacking)}, as (8,) and 2, or env=")
+        return space_of(self.obs_shape), action_space_of(self.action_dim, self.action_type)
+
+
+def _config(
+    family: str, size: str, obs_space: gym.Space[Any], act_space: gym.Space[Any], overrides: Mapping[str, Any]
+) -> WorldModelConfig:
+    """The config of a preset that fits what is seen and done."""
+    cfg = config_class(family).from_size(size).fitting(obs_space)
+    if overrides:
+        cfg = cfg.replace(**overrides)
+    kind = action_type_of(act_space)
+    return cfg.replace(obs_shape=obs_space.shape, action_dim=act_dim(act_space), action_type=kind)
+
+
+def _load(model: str | Path, asked: _Asked, overrides: Mapping[str, Any], device: torch.device) -> Model:
+    """A saved model; what the caller says of it must be true of it."""
+    from wm_agents.pretrained import load_model, model_path
+
+    path = _found(model_path, model)
+    if overrides:
+        raise ConfigurationError(_keeps_its_own(model, overrides))
+    net = load_model(path, str(device))[0]
+    said = {"obs_shape": asked.obs_shape, "action_dim": asked.action_dim, "action_type": asked.action_type}
+    if asked.env is not None:
+        obs_space, act_space = spaces_of(asked.env)
+        said = {
+            "obs_shape": obs_space.shape,
+            "action_dim": act_dim(act_space),
+            "action_type": action_type_of(act_space),
+        }
+    has = {"obs_shape": net.obs_space.shape, "action_dim": net.actions, "action_type": action_type_of(net.act_space)}
+    for name, value in said.items():
+        value = tuple(value) if isinstance(value, list) else value
+        if value is not None and value != has[name]:
+            raise ConfigurationError(f"{model} has {name} {has[name]}, got {value}; leave it out to load the model")
+    return net
+
+
+def _keeps_its_own(model: str | Path, overrides: Mapping[str, Any]) -> str:
+    return f"{model} is a saved model and keeps its config; leave out {', '.join(overrides)}, or start from a preset"
+
+
+def _found(model_path: Any, model: str | Path) -> Path:
+    """The directory of a saved model, or an error that names the nearest of all names."""
+    try:
+        path: Path = model_path(str(model))
+    except FileNotFoundError as error:
+        names = [*ALIASES, *(f"{family}:{size}" for family in FAMILIES for size in config_class(family).SIZES)]
+        hint = did_you_mean(str(model), [*names, *_stored()])
+        if not hint:
+            hint = f"; presets are {', '.join(FAMILIES)}, each as family:size, and list_models() has them all"
+        raise ConfigurationError(f"no model {str(model)!r}: {error}{hint}") from None
+    return path
+
+
+def _stored() -> list[str]:
+    """Shipped models by name."""
+    from wm_agents.pretrained import STORE
+
+    return sorted(path.parent.name for path in STORE.glob("*/config.json"))

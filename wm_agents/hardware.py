@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from wm_agents.errors import ConfigurationError
+
 
 @cache
 def cpu_has_bf16() -> bool:
@@ -22,6 +24,24 @@ def has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     return device.type == "cpu" and cpu_has_bf16()
+
+
+def find_device(name: str | torch.device) -> torch.device:
+    """The device of a name, "auto" being the best there is.
+
+    Raises:
+        ConfigurationError: there is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigurationError(f"device must be auto, cpu, cuda, cuda:1 or mps, got {name!r}") from None
+    here = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 1)
+    if (device.index or 0) >= here:
+        raise ConfigurationError(f"device {name!r} is not on this machine; use 'cpu', or 'auto' for the best there is")
+    return device
 
 
 def describe() -> dict[str, Any]:

@@ -94,6 +94,7 @@ def learn(model: Model, lesson: Lesson) -> Learned:
     """Fit `model` to the data; a training that was stopped goes on from where it was."""
     if isinstance(model, ensemble.Ensemble):
         return _learn_ensemble(model, lesson)
+    assert isinstance(model, vmc.VMC), model.family
     return _learn_vmc(model, lesson)
 
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from policies.latent import LatentPolicy
 from policies.linear import LinearPolicy
 from policies.mlp import MLPPolicy
-from wm_agents.checkpoint import Artifact, ArtifactError, load_artifact, load_weights, save_artifact
-from wm_agents.factory import Model, build
+from wm_agents.checkpoint import Artifact, ArtifactError, load_artifact, load_weights, model_card, save_artifact
+from wm_agents.families import build
+from wm_agents.models.model import Model
 from wm_agents.runlog import versions
 from wm_agents.space import space_from_dict, space_to_dict
 from wm_envs.dream import DreamEnv, DreamVectorEnv
@@ -26,8 +27,10 @@ STORE = Path(__file__).parent / "store"
 Controller = LinearPolicy | MLPPolicy
 POLICIES: dict[str, type[LinearPolicy] | type[MLPPolicy]] = {"linear": LinearPolicy, "mlp": MLPPolicy}
 """Controllers on latents by kind; an artifact keeps one in `policy_<kind>.safetensors`."""
-FIELDS = ("family", "model", "spaces", "real", "temperature", "horizon")
-"""What config.json must say of a dream."""
+FIELDS = ("family", "model", "spaces")
+"""What config.json must say of a model."""
+DREAM_FIELDS = ("real", "temperature", "horizon", "fps")
+"""What it must say besides of a model that can be dreamed in."""
 
 
 def model_path(model: str) -> Path:
@@ -51,7 +54,7 @@ def model_path(model: str) -> Path:
 
 
 def load_model(model: str | Path, device: str = "cpu") -> tuple[Model, Artifact]:
-    """Load a model ready to dream, and the artifact it came from.
+    """Load a model in eval mode, and the artifact it came from.
 
     Raises:
         ArtifactError: it is corrupt, foreign or of a newer version.
@@ -59,7 +62,7 @@ def load_model(model: str | Path, device: str = "cpu") -> tuple[Model, Artifact]
     artifact = load_artifact(model_path(str(model)))
     cfg = artifact.config
     if lacking := [name for name in FIELDS if name not in cfg]:
-        raise ArtifactError(f"{artifact.path / 'config.json'} lacks {', '.join(map(repr, lacking))}; it is no dream's")
+        raise ArtifactError(f"{artifact.path / 'config.json'} lacks {', '.join(map(repr, lacking))}; it is no model's")
     try:
         obs_space, act_space = (space_from_dict(cfg["spaces"][name]) for name in ("obs", "act"))
         net = build(cfg["family"], cfg["model"], obs_space, act_space)
@@ -72,8 +75,47 @@ def load_model(model: str | Path, device: str = "cpu") -> tuple[Model, Artifact]
 
 
 def real_spec(artifact: Artifact) -> RealSpec:
-    """How the real environment of a model is made and seen."""
+    """How the real environment of a model is made and seen.
+
+    Raises:
+        ArtifactError: the model was saved without one.
+    """
+    check_dream(artifact)
     return RealSpec.from_dict(artifact.config["real"])
+
+
+def check_dream(artifact: Artifact) -> None:
+    """Refuse a model that cannot be dreamed in.
+
+    Raises:
+        ArtifactError: it was saved alone; what is missing.
+    """
+    lacking = [name for name in DREAM_FIELDS if name not in artifact.config]
+    if lacking or not artifact.starts:
+        missing = ", ".join(
+            [*(f"{name!r} in config.json" for name in lacking), *([] if artifact.starts else ["starts"])]
+        )
+        raise ArtifactError(
+            f"{artifact.path} holds a model alone and cannot be dreamed in, it lacks {missing}; save it with "
+            "wm_agents.pretrained.save_model(path, model, RealSpec(env_id), starts, horizon=..., card=...), where "
+            "starts are latents of real frames by bank, such as {'begin': model.encode(first_frames)}"
+        )
+
+
+def save_bare(path: Path, model: Model) -> Path:
+    """Write a model alone, without what a dream needs.
+
+    Raises:
+        ArtifactError: a model that can be dreamed in is there; it would lose its starts and its policies.
+    """
+    if (path / "config.json").is_file() and "real" in load_artifact(path).config:
+        raise ArtifactError(
+            f"{path} holds a model that can be dreamed in; saving the model alone would lose its starts and policies. "
+            "Give another directory, or use wm_agents.pretrained.save_model"
+        )
+    title = f"{model.family} model of {model.obs_space} and {model.act_space}"
+    card = model_card(title, {"parameters": f"{sum(p.numel() for p in model.parameters()):,}"})
+    return save_artifact(path, {**_facts(model), "versions": versions()}, model.state_dict(), {}, card)
 
 
 def save_model(
@@ -97,9 +139,7 @@ def save_model(
         rounds: what each round of training promised and what was earned, for the fidelity report.
     """
     config = {
-        "family": model.family,
-        "model": model.cfg.to_dict(),
-        "spaces": {"obs": space_to_dict(model.obs_space), "act": space_to_dict(model.act_space)},
+        **_facts(model),
         "real": spec.to_dict(),
         "temperature": 1.0,
         "horizon": horizon,
@@ -111,6 +151,11 @@ def save_model(
     flat = {f"{bank}/{key}": leaf.cpu() for bank, latent in starts.items() for key, leaf in latent.items()}
     policies = {} if policy is None else {policy.about()["kind"]: (policy.tensors(), policy.about())}
     save_artifact(path, config, model.state_dict(), flat, card, policies, half=half)
+
+
+def _facts(model: Model) -> dict[str, Any]:
+    spaces = {"obs": space_to_dict(model.obs_space), "act": space_to_dict(model.act_space)}
+    return {"family": model.family, "model": model.cfg.to_dict(), "spaces": spaces}
 
 
 def _fps(spec: RealSpec) -> float:
@@ -168,6 +213,7 @@ def frame_policy(
 
 def _dream_arguments(model: str, device: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     net, artifact = load_model(model, device)
+    check_dream(artifact)
     limit = kwargs.pop("max_episode_steps", None)
     defaults = {
         "temperature": artifact.config["temperature"],

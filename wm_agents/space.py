@@ -1,12 +1,18 @@
-"""Gymnasium spaces as JSON, so that an artifact can say what it sees and does."""
+"""Gymnasium spaces as JSON, so that an artifact can say what it sees and does; and spaces of shapes, and of an env."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector import VectorEnv
+
+from wm_agents.errors import ConfigurationError, did_you_mean
+from wm_agents.frames import CHANNELS, frame_shape
+
+Env = gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | str
 
 
 def space_to_dict(space: gym.Space[Any]) -> dict[str, Any]:
@@ -49,6 +55,68 @@ def space_from_dict(values: dict[str, Any]) -> gym.Space[Any]:
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a space: {values}; {error!r}") from error
     raise ValueError(f"unknown space type {kind!r}; this artifact is newer or not ours")
+
+
+def space_of(obs_shape: tuple[int, ...]) -> spaces.Box:
+    """The space of observations of a shape: float32 vectors, or uint8 frames with their channels where they are.
+
+    Raises:
+        ConfigurationError: neither.
+    """
+    shape = tuple(obs_shape)
+    if not shape or not all(isinstance(n, int | np.integer) and n > 0 for n in shape):
+        raise ConfigurationError(f"obs_shape must be whole numbers above 0, as (8,) or (64, 64, 3), got {obs_shape!r}")
+    if len(shape) == 1:
+        return spaces.Box(-np.inf, np.inf, shape, np.float32)
+    space = spaces.Box(0, 255, shape, np.uint8)
+    if frame_shape(space) is None:
+        channels = " or ".join(map(str, CHANNELS))
+        raise ConfigurationError(
+            f"obs_shape must be (D,) for vectors, or (H, W, C) or (C, H, W) for frames with C = {channels} channels, "
+            f"got {shape}; give grey frames an axis of 1, or pass env="
+        )
+    return space
+
+
+def action_space_of(action_dim: int, action_type: str | None = None) -> gym.Space[Any]:
+    """The space of actions of a width: `Box(-1, 1, (A,))`, or `Discrete(A)` for "discrete".
+
+    Raises:
+        ConfigurationError: another type, or no width.
+    """
+    action_type = "continuous" if action_type is None else action_type
+    if action_type not in ("continuous", "discrete"):
+        hint = did_you_mean(str(action_type), ("continuous", "discrete"))
+        raise ConfigurationError(f"action_type must be 'continuous' or 'discrete', got {action_type!r}{hint}")
+    if not isinstance(action_dim, int | np.integer) or isinstance(action_dim, bool) or action_dim < 1:
+        raise ConfigurationError(f"action_dim must be a whole number above 0, got {action_dim!r}")
+    if action_type == "discrete":
+        return spaces.Discrete(int(action_dim))
+    return spaces.Box(-1, 1, (int(action_dim),), np.float32)
+
+
+def spaces_of(env: Env) -> tuple[gym.Space[Any], gym.Space[Any]]:
+    """What a model of `env` sees and does."""
+    if isinstance(env, VectorEnv):
+        return env.single_observation_space, env.single_action_space
+    if not isinstance(env, str):
+        return env.observation_space, env.action_space
+    from wm_envs.real import is_picture, make_real, native_space
+    from wm_envs.registry import TASKS, RealSpec
+
+    task = next((t for t in TASKS.values() if env in (t.real.id, t.real_id, t.dream_id)), None)
+    try:
+        spec = task.real if task else RealSpec(env, size=64 if is_picture(native_space(env)) else None)
+        made = make_real(spec)
+    except (gym.error.Error, ImportError) as error:
+        raise ConfigurationError(f"env {env!r} cannot be made: {error}") from error
+    made.close()
+    return made.observation_space, made.action_space
+
+
+def action_type_of(space: gym.Space[Any]) -> Literal["continuous", "discrete"]:
+    """Numbers, or choices."""
+    return "continuous" if isinstance(space, spaces.Box) else "discrete"
 
 
 def _bound(bound: np.ndarray[Any, Any]) -> Any:

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
+import gymnasium as gym
+
 from wm_agents.atomic import write_json
 from wm_agents.errors import ConfigurationError, check_names, did_you_mean
 
@@ -75,6 +77,10 @@ class WorldModelConfig:
         plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         return cls(**plain)
 
+    def fitting(self, obs_space: gym.Space[Any]) -> Self:
+        """The same settings with what must follow from the observations, such as no convolutions for vectors."""
+        return self
+
     def to_dict(self) -> dict[str, Any]:
         """All fields, as JSON takes them."""
         return asdict(self)
@@ -105,7 +111,7 @@ class WorldModelConfig:
             FileNotFoundError: there is none.
             ConfigurationError: it is no config of ours, or another family's than this class's.
         """
-        from wm_agents.factory import config_class
+        from wm_agents.families import config_class
 
         path = _file(Path(path))
         facts = _read(path)

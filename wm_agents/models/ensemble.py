@@ -9,23 +9,31 @@ anew at each step; how far the members are apart is the doubt that pessimistic d
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 import gymnasium as gym
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wm_agents.models.config import WorldModelConfig
+from wm_agents.models.model import Model
 from wm_agents.training.loss import LossOutput
-from wm_envs.action import act_dim
 from wm_envs.world_model import Generator, Latent, Step, draw_normal
+
+if TYPE_CHECKING:
+    from wm_agents.data.replay import Batch
 
 
 @dataclass(frozen=True)
-class EnsembleConfig:
+class EnsembleConfig(WorldModelConfig):
     """Sizes and loss weights of an ensemble."""
+
+    family: ClassVar[str] = "ensemble"
+    SIZES: ClassVar[Mapping[str, Mapping[str, Any]]] = {"ci": {"members": 2, "hidden": 32}, "default": {}}
 
     members: int = 5
     hidden: int = 256
@@ -35,14 +43,12 @@ class EnsembleConfig:
     """Weight of the rare terminal steps in the cross-entropy; it is taken out of the odds again when dreaming."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("members", "hidden", "layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"EnsembleConfig.{name} must be at least 1, got {getattr(self, name)}")
         if not self.term_weight > 0:
             raise ValueError(f"EnsembleConfig.term_weight must be above 0, got {self.term_weight}")
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Moves(NamedTuple):
@@ -59,19 +65,16 @@ class Moves(NamedTuple):
     next_obs: Tensor
 
 
-class Ensemble(nn.Module):
+class Ensemble(Model):
     """The world model: latent {obs (B, D)} in the observation's own units, feat the same in units of its spread."""
 
     family: ClassVar[str] = "ensemble"
+    cfg: EnsembleConfig
 
     def __init__(self, cfg: EnsembleConfig, obs_space: gym.Space[Any], act_space: gym.Space[Any]) -> None:
-        super().__init__()
+        super().__init__(cfg, obs_space, act_space)
         if not isinstance(obs_space, gym.spaces.Box) or len(obs_space.shape) != 1:
             raise ValueError(f"an ensemble needs a Box of vectors, got {obs_space}; use the family 'vmc' for pixels")
-        self.cfg = cfg
-        self.obs_space: gym.Space[Any] = obs_space
-        self.act_space = act_space
-        self.actions = act_dim(act_space)
         self.feat_dim = dim = obs_space.shape[0]
         # Networks of their own: the likelihood of a sure change has gradients that would drown the rare end's.
         self.change = EnsembleMLP(cfg, dim + self.actions, 2 * dim)
@@ -82,10 +85,6 @@ class Ensemble(nn.Module):
         for name in ("low", "high"):
             self.register_buffer(name, torch.from_numpy(getattr(obs_space, name).copy()).float(), persistent=False)
 
-    @property
-    def device(self) -> torch.device:
-        return self.scale.obs_mean.device
-
     def initial(self, num: int) -> Latent:
         return {"obs": torch.zeros(num, self.feat_dim, device=self.device)}
 
@@ -93,18 +92,12 @@ class Ensemble(nn.Module):
         self, obs: Tensor, latent: Latent | None = None, act: Tensor | None = None, first: Tensor | None = None
     ) -> Latent:
         """Take in an observation: it says all there is to say, whatever came before."""
-        if tuple(obs.shape[1:]) != (self.feat_dim,):
-            raise ValueError(f"obs must be (B, {self.feat_dim}), got {tuple(obs.shape)}")
-        return {"obs": obs.float()}
+        return {"obs": self.take_obs(obs).float()}
 
     def step(self, latent: Latent, act: Tensor, *, temperature: float = 1.0, generator: Generator = None) -> Step:
         """Dream one step; tau multiplies the variance, and at 0 the members' mean is followed."""
         obs, scale = latent["obs"], self.scale
-        if tuple(act.shape) != (len(obs), self.actions):
-            raise ValueError(
-                f"act must be {(len(obs), self.actions)} for {self.act_space}, got {tuple(act.shape)}; "
-                "encode_action() turns the env's own actions into it"
-            )
+        self.check_act(act, len(obs))
         x = torch.cat([scale.normal(obs), act], dim=1)
         ahead = self.foresee(x)
         noise = draw_normal(len(obs), self.feat_dim + 2, generator, obs.device) if temperature > 0 else None
@@ -135,7 +128,22 @@ class Ensemble(nn.Module):
         """What each member pays for a move that goes on, (M, B), in units of `scale.rew`."""
         return cast(Tensor, self.reward(torch.cat([x, change], dim=-1)).float().squeeze(-1))
 
-    def loss(self, moves: Moves) -> LossOutput:
+    def loss(self, batch: Batch) -> LossOutput:
+        """`moves_loss` of every step in the windows.
+
+        In training mode each member draws its own from them, as from a bootstrap, and the first batch sets the units
+        where no fit has.
+        """
+        mine = ~batch.first[:, 1:]
+        obs, next_obs = (x[mine].float() for x in (batch.obs[:, :-1], batch.obs[:, 1:]))
+        moves = Moves(obs, batch.act[mine], batch.rew[mine], batch.term[mine].float(), next_obs)
+        if not self.training:
+            return self.moves_loss(Moves(*(x[None] for x in moves)))
+        self.scale.settle(moves)
+        pick = torch.randint(len(obs), (self.cfg.members, len(obs)), device=obs.device)
+        return self.moves_loss(Moves(*(x[pick] for x in moves)))
+
+    def moves_loss(self, moves: Moves) -> LossOutput:
         """Likelihood of change and reward where the episode went on, the end's cross-entropy and its reward, summed.
 
         What is told of the change is its plain negative log-likelihood; the one that is trained on is steadied.
@@ -211,16 +219,30 @@ class Scale(nn.Module):
         high = obs > (self.seen_low + self.seen_high) / 2
         return torch.where(self.two_valued > 0, torch.where(high, self.seen_high, self.seen_low), inside)
 
+    def settle(self, moves: Moves) -> None:
+        """Set the units from the first steps (N, ...), if they are not set; take in how far later ones go."""
+        obs, next_obs, low, high = moves.obs, moves.next_obs, self.seen_low.clone(), self.seen_high.clone()
+        if low.isinf().all():
+            self.fit(obs, next_obs, moves.rew, moves.term, first=True)
+            return
+        both = torch.cat([obs, next_obs, low[None], high[None]])
+        two_valued = (self.two_valued > 0) | (low == high)
+        self.see(both)
+        self.two_valued.mul_(two_valued)
+
+    def see(self, obs: Tensor) -> None:
+        """Set how far `obs` (N, D) go, and which of their dimensions have two values."""
+        self.seen_low.copy_(obs.min(0).values)
+        self.seen_high.copy_(obs.max(0).values)
+        at_bounds = (obs == self.seen_low) | (obs == self.seen_high)
+        self.two_valued.copy_((at_bounds.all(0) & (self.seen_low < self.seen_high)).float())
+
     def fit(self, obs: Tensor, next_obs: Tensor, rew: Tensor, term: Tensor, first: bool) -> None:
         """Set all units from steps (N, ...); those of feat, which controllers rely on, from the `first` data alone."""
         self.obs_mean.copy_(obs.mean(0))
         self.obs_std.copy_(_spread(obs))
         self.change_std.copy_(_spread(next_obs - obs))
-        both = torch.cat([obs, next_obs])
-        self.seen_low.copy_(both.min(0).values)
-        self.seen_high.copy_(both.max(0).values)
-        at_bounds = (both == self.seen_low) | (both == self.seen_high)
-        self.two_valued.copy_((at_bounds.all(0) & (self.seen_low < self.seen_high)).float())
+        self.see(torch.cat([obs, next_obs]))
         on, ends = rew[term == 0], rew[term > 0]
         self.rew.fill_(_size(on))
         self.end_rew.fill_(_size(ends))

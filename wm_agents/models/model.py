@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 Array = NDArray[np.generic]
 
 
+FAR = 16.0
+"""Float frames that go further than noise would are 0 to 255, cast."""
+
+
 class Model(nn.Module, ABC):
     """A `WorldModel` that learns from a `Batch`. A family says what its latent is and how it moves."""
 
@@ -129,12 +133,16 @@ class Model(nn.Module, ABC):
         shape = tuple(self.obs_space.shape or ())
         frames = frame_shape(self.obs_space) is not None
         if tuple(obs.shape[1:]) != shape or (frames and not (obs.dtype == torch.uint8 or obs.is_floating_point())):
-            kind = "uint8, or float in [0, 1]" if frames else "numbers"
+            kind = " uint8, or float in [0, 1]" if frames else ""
             hint = "; one observation needs a batch axis, obs[None]" if tuple(obs.shape) == shape else ""
             if frames and _turned(tuple(obs.shape[1:])) == shape:
                 hint = "; the channels of this model are on the other side, use obs.movedim"
             want = ", ".join(map(str, ("B", *shape)))
-            raise ValueError(f"obs must be ({want}) {kind}, got {tuple(obs.shape)} {obs.dtype}{hint}")
+            raise ValueError(f"obs must be ({want}){kind}, got {tuple(obs.shape)} {obs.dtype}{hint}")
+        if frames and obs.is_floating_point() and obs.numel() and obs.max() > FAR:
+            raise ValueError(
+                f"float frames must be in [0, 1], got up to {float(obs.max()):g}; pass uint8, or divide by 255"
+            )
         return obs.to(self.device)
 
     def check_act(self, act: Tensor, num: int) -> None:

@@ -6,26 +6,40 @@ Timing as in the paper: feat[t] = [z[t], h[t]], where h[t] has taken in (z, act)
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import gymnasium as gym
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wm_agents.frames import frame_shape, to_network
+from wm_agents.models.config import WorldModelConfig
+from wm_agents.models.model import Model
 from wm_agents.training.loss import LossOutput
-from wm_envs.action import act_dim
-from wm_envs.real import is_image
 from wm_envs.world_model import Generator, Latent, Step, draw_normal
+
+if TYPE_CHECKING:
+    from wm_agents.data.replay import Batch
 
 Mixture = Literal["joint", "per_dim"]
 
 
 @dataclass(frozen=True)
-class VMCConfig:
+class VMCConfig(WorldModelConfig):
     """Sizes and loss weights of a V-M-C model."""
+
+    family: ClassVar[str] = "vmc"
+    SIZES: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "ci": {"z_dim": 8, "hidden": 32},
+        "small": {},
+        "paper": {"vision": "paper"},
+        "doom": {"vision": "paper", "z_dim": 64, "hidden": 512},
+    }
 
     vision: Literal["small", "paper", "identity"] = "small"
     """`small`: half width, padded, for CPUs; `paper`: 64 px only; `identity`: vector observations, normalised."""
@@ -49,13 +63,14 @@ class VMCConfig:
     """`classes`: a chance for each reward that occurs, at most 16 of them; for points that are scored now and then."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.motion_weight < 0 or self.kl_weight < 0:
             raise ValueError(f"weights must be at least 0, got {self.motion_weight=} and {self.kl_weight=}")
         if self.rew_head not in ("mse", "classes"):
             raise ValueError(f"rew_head must be 'mse' or 'classes', got {self.rew_head!r}")
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def fitting(self, obs_space: gym.Space[Any]) -> Self:
+        return self if frame_shape(obs_space) is not None else self.replace(vision="identity")
 
 
 def sizes(cfg: VMCConfig) -> tuple[str, int, int, int, str, str, bool]:
@@ -65,6 +80,8 @@ def sizes(cfg: VMCConfig) -> tuple[str, int, int, int, str, str, bool]:
 
 MOVED = 0.05
 """Of the range of a pixel; what differs more from the still frame has moved."""
+MEDIAN_OF = 1024
+"""Frames, at least; twice as many at most, whose median stands still."""
 SMALL = 0.1
 """Of a frame's pixels. Where more of them move, as in a title that opens the game, each counts less in proportion."""
 MAX_CLASSES = 16
@@ -74,32 +91,26 @@ RARE_WEIGHT = 3.0
 
 
 # The paper's Doom model: twice the latent and the memory, no other change.
-DOOM = VMCConfig(vision="paper", z_dim=64, hidden=512)
+DOOM = VMCConfig.from_size("doom")
 
 
-class VMC(nn.Module):
+class VMC(Model):
     """The world model: latent {z (B, Z), h (B, H), c (B, H)}, feat [z, h]."""
 
     family: ClassVar[str] = "vmc"
+    cfg: VMCConfig
 
     def __init__(self, cfg: VMCConfig, obs_space: gym.Space[Any], act_space: gym.Space[Any]) -> None:
-        super().__init__()
-        self.cfg = cfg
-        self.obs_space: gym.Space[Any] = obs_space
-        self.act_space = act_space
+        super().__init__(cfg, obs_space, act_space)
         self.vision = make_vision(cfg, obs_space)
         self.z_dim = self.vision.latent_size
         rewards = 1 if cfg.rew_head == "mse" else MAX_CLASSES
-        self.memory = MDRNN(self.z_dim, act_dim(act_space), cfg.hidden, cfg.mixtures, cfg.mixture, rewards)
+        self.memory = MDRNN(self.z_dim, self.actions, cfg.hidden, cfg.mixtures, cfg.mixture, rewards)
         self.feat_dim = self.z_dim + cfg.hidden
         # Rewards are learned in units of their own size, set from the first data.
         self.rew_scale: Tensor
         self.register_buffer("rew_scale", torch.ones(()))
         self.classes = RewardClasses() if cfg.rew_head == "classes" else None
-
-    @property
-    def device(self) -> torch.device:
-        return self.rew_scale.device
 
     def initial(self, num: int) -> Latent:
         return {
@@ -111,12 +122,12 @@ class VMC(nn.Module):
         self, obs: Tensor, latent: Latent | None = None, act: Tensor | None = None, first: Tensor | None = None
     ) -> Latent:
         """Take in a frame. z is the posterior's mean: what is seen for real carries no noise of its own."""
-        self._check_obs(obs)
+        obs = self.take_obs(obs)
         h = c = torch.zeros(len(obs), self.cfg.hidden, device=self.device)
         if latent is not None:
             if act is None:
                 raise ValueError("encode needs the act that led from latent to obs, got None")
-            self._check_act(act, len(obs))
+            self.check_act(act, len(obs))
             h, c = self.memory.advance(latent["z"], act, latent["h"], latent["c"])
         if first is not None:
             keep = (~first).float()[:, None]
@@ -126,7 +137,7 @@ class VMC(nn.Module):
 
     def step(self, latent: Latent, act: Tensor, *, temperature: float = 1.0, generator: Generator = None) -> Step:
         """Dream one step; tau divides the logits and multiplies the variance (authors' doomrnn.py)."""
-        self._check_act(act, len(latent["h"]))
+        self.check_act(act, len(latent["h"]))
         h, c = self.memory.advance(latent["z"], act, latent["h"], latent["c"])
         head = self.memory.gmm_linear(h).float()
         rews, term = self.memory.ends(head)
@@ -135,28 +146,50 @@ class VMC(nn.Module):
         return Step({"z": z, "h": h, "c": c}, rew, torch.sigmoid(-term))
 
     def decode(self, latent: Latent) -> Tensor:
-        return self.vision.decode_obs(latent["z"])
+        obs = self.vision.decode_obs(latent["z"])
+        # V draws (S, S, C).
+        return obs if tuple(obs.shape[1:]) == self.obs_space.shape else obs.movedim(-1, 1).contiguous()
 
     def feat(self, latent: Latent) -> Tensor:
         return torch.cat([latent["z"], latent["h"]], dim=1)
 
-    def _check_obs(self, obs: Tensor) -> None:
-        shape = tuple(self.obs_space.shape or ())
-        frames = len(shape) == 3
-        if tuple(obs.shape[1:]) != shape or (frames and obs.dtype != torch.uint8):
-            want = f"(B, {', '.join(map(str, shape))}) {'uint8' if frames else 'numbers'}"
-            raise ValueError(f"obs must be {want}, got {tuple(obs.shape)} {obs.dtype}")
+    def loss(self, batch: Batch) -> LossOutput:
+        """V on every frame of the windows and M on what V sees in them; M's gradients do not reach V.
 
-    def _check_act(self, act: Tensor, num: int) -> None:
-        want = (num, self.memory.actions)
-        if tuple(act.shape) != want:
-            raise ValueError(
-                f"act must be {want} for {self.act_space}, got {tuple(act.shape)}; "
-                "encode_action() turns the env's own actions into it"
-            )
+        In training mode the units of the data are taken from the first batch, where no fit has set them.
+        """
+        B, T1, *_ = batch.obs.shape
+        if self.training:
+            self.settle(batch)
+        vision, mu, logsigma = self._see(batch.obs.flatten(0, 1))
+        mu, logsigma = (x.detach().float().unflatten(0, (B, T1)) for x in (mu, logsigma))
+        # Behind the first end in a window lies another episode, which M would open with the memory of this one.
+        mask = (batch.first[:, 1:].cumsum(1) == 0).float()
+        memory = self.memory_loss(mu, logsigma, batch.act, batch.rew, batch.term.float(), mask)
+        return LossOutput(vision.loss + memory.loss, vision.components | memory.components, {})
+
+    def settle(self, batch: Batch) -> None:
+        """Take the units that V and M learn in from a batch, as the fits of `training.vmc` take them from a dataset."""
+        obs, rew = batch.obs.flatten(0, 1), batch.rew.flatten()
+        self.vision.watch(obs)
+        self.scale_rewards(rew)
+        if self.classes is not None:
+            self.classes.learn(rew)
+
+    def scale_rewards(self, rew: Tensor) -> None:
+        """Rewards (N,) are learned in units of the root mean square of the first that are not all 0.
+
+        Not of their spread: a reward of 1 at every step has none.
+        """
+        size = rew.double().square().mean().sqrt()
+        self.rew_scale.copy_(torch.where((self.rew_scale == 1) & (size > 0), size, self.rew_scale))
 
     def vision_loss(self, obs: Tensor) -> LossOutput:
         """Equation of V: squared error summed over pixels, plus KL with free bits; mean over the batch."""
+        return self._see(obs)[0]
+
+    def _see(self, obs: Tensor) -> tuple[LossOutput, Tensor, Tensor]:
+        """V's loss on observations (N, ...), and the posterior it saw them in."""
         x = to_input(obs)
         recon, mu, logsigma = self.vision(x)
         if self.cfg.motion_weight == 0:
@@ -166,7 +199,7 @@ class VMC(nn.Module):
             rec = (weight * (recon.float() - x).square()).sum() / len(x)
         kl = kl_divergence(mu.float(), logsigma.float())
         pressed = kl.clamp(min=self.cfg.free_bits * self.z_dim).mean()
-        return LossOutput(rec + self.cfg.kl_weight * pressed, {"rec": rec, "kl": kl.mean()}, {})
+        return LossOutput(rec + self.cfg.kl_weight * pressed, {"rec": rec, "kl": kl.mean()}, {}), mu, logsigma
 
     def memory_loss(
         self, mu: Tensor, logsigma: Tensor, act: Tensor, rew: Tensor, term: Tensor, mask: Tensor
@@ -231,11 +264,8 @@ class RewardClasses(nn.Module):
 
 
 def to_input(obs: Tensor) -> Tensor:
-    """What V takes in: frames (B, H, W, C) uint8 become float (B, C, H, W) in [0, 1]; vectors become float32."""
-    if obs.ndim != 4:
-        return obs.float()
-    # The permuted view is already channels-last in memory, which is what CPU convolutions like best.
-    return obs.permute(0, 3, 1, 2).float() / 255
+    """What V takes in: frames become float (B, C, H, W) in [0, 1], vectors float32."""
+    return to_network(obs) if obs.ndim == 4 else obs.float()
 
 
 def make_vision(cfg: VMCConfig, obs_space: gym.Space[Any]) -> ConvVAE | Identity:
@@ -249,12 +279,13 @@ def make_vision(cfg: VMCConfig, obs_space: gym.Space[Any]) -> ConvVAE | Identity
         if not isinstance(obs_space, gym.spaces.Box) or len(shape) != 1:
             raise ValueError(f"vision='identity' needs a Box of vectors, got {obs_space}; use 'small' for pixels")
         return Identity(obs_space)
-    if not is_image(obs_space) or shape[0] != shape[1]:
+    frame = frame_shape(obs_space)
+    if frame is None or frame[1] != frame[2]:
         raise ValueError(
             f"vision={cfg.vision!r} needs square (S, S, 3) or (S, S, 1) uint8 pixels, got {obs_space}; "
             "set size in the preprocessing, or use 'identity' for vectors"
         )
-    return ConvVAE(shape[2], cfg.z_dim, cfg.vision, shape[0], still=cfg.motion_weight > 0)
+    return ConvVAE(frame[0], cfg.z_dim, cfg.vision, frame[1], still=cfg.motion_weight > 0)
 
 
 class ConvVAE(nn.Module):
@@ -301,10 +332,17 @@ class ConvVAE(nn.Module):
         return cast(tuple[Tensor, Tensor], self.encoder(x if self.still is None else x - self.still))
 
     def watch(self, frames: Tensor) -> None:
-        """Set `rarity` from many frames (N, S, S, C) uint8: pixels that move more often than typical ones count less.
+        """Learn from frames (N, S, S, C) what stands still, if that is not known yet, and what moves how often.
 
-        Paddles, which are always somewhere in their columns, would else outweigh a ball that is nowhere often.
+        `rarity`: pixels that move more often than typical ones count less. Paddles, which are always somewhere in their
+        columns, would else outweigh a ball that is nowhere often.
         """
+        if self.still is None:
+            return
+        if not self.still.any():
+            some = frames[:: max(len(frames) // MEDIAN_OF, 1)].cpu().numpy()
+            median = torch.from_numpy(np.median(some, axis=0).astype(some.dtype))
+            self.still.copy_(to_input(median[None])[0])
         rate = sum((self.moving(to_input(x)).sum((0, 1)) for x in frames.split(512)), torch.zeros(())) / len(frames)
         typical = rate[rate > 0].median() if rate.any() else rate.new_ones(())
         self.rarity.copy_((typical / rate).clamp(max=1))
@@ -393,6 +431,17 @@ class Identity(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mu, logsigma = self.encode(x)
         return x, mu, logsigma
+
+    def watch(self, x: Tensor) -> None:
+        """Take the units of z from observations (N, D), if they are not set yet."""
+        if not self.mean.any() and (self.std == 1).all():
+            self.fit(x)
+
+    def fit(self, x: Tensor) -> None:
+        """Set the units of z to the mean and the spread of observations (N, D)."""
+        std, mean = torch.std_mean(x.double(), dim=0, correction=0)
+        self.mean.copy_(mean)
+        self.std.copy_(std.clamp(min=1e-3))
 
     def decode_obs(self, z: Tensor) -> Tensor:
         """z to observations (B, Z) in the space's bounds and dtype."""

@@ -93,10 +93,10 @@ def fit_ensemble(
         draw = cfg.rng(update).integers(len(train), size=(members, cfg.batch_size))
         return data.take(np.take_along_axis(bootstraps, draw, axis=1))
 
-    trainer = Trainer(model, cfg, run_dir, loss=model.loss, callbacks=callbacks)
+    trainer = Trainer(model, cfg, run_dir, loss=model.moves_loss, callbacks=callbacks)
 
     def validate() -> float:
-        parts = model.loss(trainer.fabric.to_device(held_out)).components
+        parts = model.moves_loss(trainer.fabric.to_device(held_out)).components
         return float(torch.stack(list(parts.values())).sum())
 
     result = trainer.fit(batches, validate)

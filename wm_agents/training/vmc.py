@@ -163,9 +163,6 @@ def fit_vision(
 
     if model.vision.still is not None:
         some = dataset.frames(WATCHED, np.random.default_rng(cfg.seed), train)
-        if not model.vision.still.any():
-            still = np.median(some[::16], axis=0).astype(np.uint8)
-            model.vision.still.copy_(to_input(torch.from_numpy(still)[None])[0])
         model.vision.watch(torch.from_numpy(some).to(model.device))
 
     def batches(update: int) -> Tensor:
@@ -191,9 +188,7 @@ def fit_memory(
     held_out = sample_windows(data, 256, window, np.random.default_rng(cfg.seed), val)
     rare = None
     if model.classes is not None:
-        steps = torch.ones(len(data.rew), dtype=torch.bool)
-        steps[torch.from_numpy(data.offset + data.length)] = False  # No step leaves the last frame.
-        model.classes.learn(data.rew[steps])
+        model.classes.learn(data.rew[_steps(data)])
         rare = rare_steps(data, train)
 
     def batches(update: int) -> Windows:
@@ -262,18 +257,21 @@ def make_starts(
 
 
 def set_reward_scale(model: VMC, data: LatentSet) -> None:
-    """Rewards are learned in units of their root mean square; set once, before M's first fit.
+    """Take the unit of rewards from all of them; once, before M's first fit."""
+    model.rew_scale.fill_(1.0)
+    model.scale_rewards(data.rew[_steps(data)].to(model.device))
 
-    Not of their spread: a reward of 1 at every step has none.
-    """
-    size = float(data.rew.double().square().sum() / data.length.sum()) ** 0.5
-    model.rew_scale.fill_(size if size > 0 else 1.0)
+
+def _steps(data: LatentSet) -> Tensor:
+    """(frames,) bool: a step leaves the frame; none leaves the last of an episode."""
+    steps = torch.ones(len(data.rew), dtype=torch.bool)
+    steps[torch.from_numpy(data.offset + data.length)] = False
+    return steps
 
 
 def _fit_normaliser(vision: Identity, dataset: Dataset, train: NDArray[np.int64], run_dir: Path) -> TrainingResult:
-    frames = dataset.frames(min(50_000, dataset.num_frames), np.random.default_rng(0), train).astype(np.float64)
-    vision.mean.copy_(torch.from_numpy(frames.mean(0)))
-    vision.std.copy_(torch.from_numpy(frames.std(0)).clamp(min=1e-3))
+    frames = dataset.frames(min(50_000, dataset.num_frames), np.random.default_rng(0), train)
+    vision.fit(torch.from_numpy(frames))
     write_tensors(run_dir / "best.safetensors", vision.state_dict())
     return TrainingResult(0, None, 0.0, "done")
 
