@@ -108,14 +108,14 @@ def measure(name: str, precision: str, seconds: float, repeats: int, threads: in
 
     quiet = 10**9  # Neither logs nor checkpoints are what is measured.
     cfg = TrainingConfig(
-        updates=quiet,
+        total_steps=quiet,
         batch_size=BATCH,
-        precision=precision,  # type: ignore[arg-type]
+        mixed_precision=precision == "bf16",
         grad_clip=part.grad_clip,
         device="cpu",
-        log_every=quiet,
-        save_every=quiet,
-        val_every=quiet,
+        log_interval=quiet,
+        save_interval=quiet,
+        eval_interval=quiet,
     )
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(part.module, cfg, folder, loss=part.loss)

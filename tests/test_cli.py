@@ -122,7 +122,7 @@ def test_an_unknown_command_is_told_the_nearest(capsys: pytest.CaptureFixture[st
         ("evaluate m --episodes many", "Parser key \"episodes\": Expected a <class 'int'>. Got value: many"),
         ("evolve m out --in space", "argument --in: invalid choice: 'space'"),
         ("improve --task CarRcing", "argument --task: invalid choice: 'CarRcing'"),
-        ("improve --task CarRacing --vison.updates 3", "did you mean --vision.updates?"),
+        ("improve --task CarRacing --vison.total_steps 3", "did you mean --vision.total_steps?"),
         ("improve --out x", "the following arguments are required: spec.id"),
     ],
 )
@@ -276,8 +276,8 @@ def test_improve_starts_from_a_tasks_recipe_and_flags_win(called: dict[str, Any]
     recipe = RECIPES["CarRacing"]
     assert wm("improve", "--task", "CarRacing") == 0
     assert called["args"][0] == recipe
-    assert wm("improve", "--task=CarRacing", "--out", "x", "--cma.generations", "3", "--vision.updates", "7") == 0
-    vision = recipe.vision.replace(updates=7)
+    assert wm("improve", "--task=CarRacing", "--out", "x", "--cma.generations", "3", "--vision.total_steps", "7") == 0
+    vision = recipe.vision.replace(total_steps=7)
     assert called["args"][0] == replace(recipe, out="x", cma=replace(recipe.cma, generations=3), vision=vision)
 
 

@@ -33,8 +33,12 @@ def test_a_task_is_trained_by_its_recipe_but_judged_by_the_evaluations() -> None
     "flags, read, wanted",
     [
         ({"device": "cuda:1"}, lambda c: {c.vision.device, c.memory.device, c.dynamics.device}, {"cuda:1"}),
-        ({"amp": False}, lambda c: {c.vision.precision, c.memory.precision, c.dynamics.precision}, {"fp32"}),
-        ({"amp": True}, lambda c: {c.vision.precision, c.memory.precision}, {"auto"}),
+        (
+            {"amp": False},
+            lambda c: {c.vision.mixed_precision, c.memory.mixed_precision, c.dynamics.mixed_precision},
+            {False},
+        ),
+        ({"amp": True}, lambda c: {c.vision.mixed_precision, c.memory.mixed_precision}, {"auto"}),
         ({"vae_batch": 16}, lambda c: c.vision.batch_size, 16),
         ({"vae_img_size": 32}, lambda c: c.spec.size, 32),
         ({"seed": 7}, lambda c: c.seed, 7),
@@ -80,7 +84,7 @@ def test_quick_has_thresholds_of_its_own_and_less_of_everything() -> None:
     for name in ("random_steps", "round_steps", "starts", "final_episodes"):
         assert getattr(short.cfg, name) < getattr(full, name), name
     for name in ("vision", "memory", "dynamics"):
-        assert getattr(short.cfg, name).updates < getattr(full, name).updates, name
+        assert getattr(short.cfg, name).total_steps < getattr(full, name).total_steps, name
     assert short.max_generations // short.period >= 10
     assert planned(quick=True, max_generations=100).max_generations == 100
 

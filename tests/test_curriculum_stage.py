@@ -175,7 +175,9 @@ def test_a_directory_is_copied_whole_or_not_at_all(tiny: Path, tmp_path: Path, m
 
 
 SMALL = VMCConfig(z_dim=4, hidden=8, mixtures=2)
-VISION = TrainingConfig(updates=20, batch_size=8, lr=3e-3, precision="fp32", val_every=5, save_every=20)
+VISION = TrainingConfig(
+    total_steps=20, batch_size=8, learning_rate=3e-3, mixed_precision=False, eval_interval=5, save_interval=20
+)
 CAR = ImproveConfig(RealSpec("CarRacing-v3", size=32), out="", model=SMALL, vision=VISION)
 
 

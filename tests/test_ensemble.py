@@ -27,7 +27,13 @@ from wm_envs.world_model import RowStreams
 SMALL = EnsembleConfig(members=3, hidden=32)
 ACT = spaces.Box(-1, 1, (1,), np.float32)
 TRAINING = TrainingConfig(
-    updates=300, batch_size=64, lr=1e-2, schedule="onecycle", precision="fp32", val_every=100, save_every=300
+    total_steps=300,
+    batch_size=64,
+    learning_rate=1e-2,
+    scheduler="onecycle",
+    mixed_precision=False,
+    eval_interval=100,
+    save_interval=300,
 )
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -46,7 +52,7 @@ def moves(obs: Floats, act: Floats, rew: Floats, term: Floats, next_obs: Floats)
 def fitted(data: MoveSet, tmp_path: Path, cfg: EnsembleConfig = SMALL, updates: int = 300) -> Ensemble:
     torch.manual_seed(0)
     model = Ensemble(cfg, space(data.obs.shape[1]), ACT)
-    fit_ensemble(model, data, TRAINING.replace(updates=updates), tmp_path / "fit", first=True)
+    fit_ensemble(model, data, TRAINING.replace(total_steps=updates), tmp_path / "fit", first=True)
     return model.eval()
 
 
@@ -157,7 +163,7 @@ def test_feat_keeps_its_units_when_data_change(tmp_path: Path) -> None:
         return moves(obs, np.zeros((100, 1)), np.ones(100), np.zeros(100), obs)
 
     model = Ensemble(SMALL, space(1), ACT)
-    cfg = TRAINING.replace(updates=2)
+    cfg = TRAINING.replace(total_steps=2)
     fit_ensemble(model, some(1.0), cfg, tmp_path / "a", first=True)
     before, narrow = model.feat({"obs": torch.ones(1, 1)}), float(model.scale.obs_std)
     fit_ensemble(model, some(5.0), cfg, tmp_path / "b", first=False)

@@ -22,6 +22,7 @@ from wm_agents.training.callbacks import Callback
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.trainer import Trainer
 from wm_agents.training.vmc import (
+    FramePool,
     LatentSet,
     encode_dataset,
     fit_memory,
@@ -34,7 +35,9 @@ from wm_agents.training.vmc import (
 
 ACT = gym.spaces.Box(-1, 1, (1,), np.float32)
 PIXELS = gym.spaces.Box(0, 255, (32, 32, 3), np.uint8)
-FP32 = TrainingConfig(updates=20, batch_size=16, lr=1e-3, precision="fp32", val_every=10, save_every=10)
+FP32 = TrainingConfig(
+    total_steps=20, batch_size=16, learning_rate=1e-3, mixed_precision=False, eval_interval=10, save_interval=10
+)
 
 
 def echo_data(root: Path, num: int = 12, length: int | None = 30, end: str = "trunc") -> Dataset:
@@ -98,6 +101,17 @@ def test_every_frame_is_seen_and_every_step_kept_in_its_place(tmp_path: Path) ->
         assert seen.term[steps].tolist() == [0.0] * (ep.num_steps - 1) + [1.0]
         last = frames.stop - 1
         assert seen.act[last] == seen.rew[last] == seen.term[last] == 0
+
+
+def test_a_batch_of_frames_holds_few_neighbours_and_is_the_same_again(tmp_path: Path) -> None:
+    data = echo_data(tmp_path, num=4, length=1000)  # A frame says which step it is.
+    pool = FramePool(data, FP32, np.arange(3))
+    batches = [pool.batch(update)[:, 0].sort().values for update in range(50)]
+    neighbours = sum(int((batch.diff() == 1).sum()) for batch in batches) / (50 * (FP32.batch_size - 1))
+    assert neighbours < 0.1  # 16 of 1,001 steps, in 3 episodes, drawn alone: 4 %.
+    again = FramePool(data, FP32, np.arange(3))
+    assert all(torch.equal(again.batch(update)[:, 0].sort().values, batches[update]) for update in (49, 3))
+    assert not torch.equal(pool.batch(pool.deals)[:, 0], pool.batch(0)[:, 0])
 
 
 def test_images_are_kept_in_half_precision_and_vectors_whole(tmp_path: Path) -> None:
@@ -204,7 +218,7 @@ def test_memory_predicts_the_next_latent_from_the_action_that_leads_to_it(
     set_reward_scale(model, seen)
     seen = seen._replace(act=seen.act.roll(by, 0))
     among = np.arange(len(seen.length))
-    cfg = FP32.replace(updates=120, batch_size=64, lr=1e-2)
+    cfg = FP32.replace(total_steps=120, batch_size=64, learning_rate=1e-2)
     trainer = Trainer(model.memory, cfg, tmp_path / "memory", loss=lambda w: model.memory_loss(*w))
     # Windows of one step: with more, M could remember an action that came too early.
     trainer.fit(lambda i: sample_windows(seen, cfg.batch_size, 1, cfg.rng(i), among))
@@ -224,7 +238,7 @@ def test_vision_learns_and_leaves_its_best_weights_and_pictures(tmp_path: Path) 
     data, model = pixel_data(tmp_path / "data"), pixel_model()
     frames = torch.from_numpy(data.frames(64, np.random.default_rng(5)))
     before = float(model.vision_loss(frames).loss.detach())
-    cfg = FP32.replace(updates=80, lr=3e-3, batch_size=32, val_every=20)
+    cfg = FP32.replace(total_steps=80, learning_rate=3e-3, batch_size=32, eval_interval=20)
     result = fit_vision(model, data, cfg, tmp_path / "run")
     assert result.updates == 80 and result.best_val is not None
     after = float(model.vision_loss(frames).loss.detach())
@@ -239,7 +253,7 @@ def test_vision_learns_and_leaves_its_best_weights_and_pictures(tmp_path: Path) 
 
 def test_pictures_show_the_colours_of_the_frames(tmp_path: Path) -> None:
     data = pixel_data(tmp_path / "data", num=1)  # Its square is red.
-    fit_vision(pixel_model(), data, FP32.replace(updates=1), tmp_path / "run")
+    fit_vision(pixel_model(), data, FP32.replace(total_steps=1), tmp_path / "run")
     picture = cv2.imread(str(tmp_path / "run" / "samples" / "update_00000001.png"))[..., ::-1]
     assert picture[:32].max((0, 1)).tolist() == [220, 40, 40]
 
@@ -266,7 +280,7 @@ def test_a_dot_that_moves_is_drawn_where_it_is(tmp_path: Path, motion_weight: fl
     torch.manual_seed(0)
     cfg = VMCConfig(z_dim=4, hidden=8, motion_weight=motion_weight, kl_weight=0.005)
     model = VMC(cfg, gym.spaces.Box(0, 255, (32, 32, 1), np.uint8), ACT)
-    training = FP32.replace(updates=200, lr=2e-3, batch_size=32, val_every=200)
+    training = FP32.replace(total_steps=200, learning_rate=2e-3, batch_size=32, eval_interval=200)
     fit_vision(model, Dataset(tmp_path / "data"), training, tmp_path / "run")
     obs = dots(1)[0][0].obs
     with torch.no_grad():
@@ -282,7 +296,7 @@ def test_the_still_frame_is_the_median_of_the_data_and_set_once(tmp_path: Path) 
     write_shard(tmp_path / "data", "seed-0000000", episodes, {})
     cfg = VMCConfig(z_dim=4, hidden=8, motion_weight=31.0)
     model = VMC(cfg, gym.spaces.Box(0, 255, (32, 32, 1), np.uint8), ACT)
-    one = FP32.replace(updates=1)
+    one = FP32.replace(total_steps=1)
     fit_vision(model, Dataset(tmp_path / "data"), one, tmp_path / "run")
     assert np.array_equal((model.vision.still * 255).round().numpy(), ground.transpose(2, 0, 1))  # type: ignore[union-attr]
     model.vision.still.fill_(0.5)  # type: ignore[union-attr]
@@ -308,7 +322,7 @@ def test_memory_learns_and_the_best_weights_stay(tmp_path: Path) -> None:
     torch.manual_seed(0)
     held_out = sample_windows(latents, 64, 8, np.random.default_rng(9), np.arange(12))
     before = float(model.memory_loss(*held_out).loss.detach())
-    result = fit_memory(model, latents, FP32.replace(updates=60, lr=1e-2), tmp_path / "memory", window=8)
+    result = fit_memory(model, latents, FP32.replace(total_steps=60, learning_rate=1e-2), tmp_path / "memory", window=8)
     after = float(model.memory_loss(*held_out).loss.detach())
     assert result.updates == 60 and result.best_val is not None and result.best_val < before / 2
     assert after == pytest.approx(result.best_val, abs=0.3)
@@ -323,7 +337,7 @@ def test_rare_rewards_are_named_one_step_ahead(tmp_path: Path) -> None:
     mu = torch.stack([hit, torch.randn(len(hit), generator=torch.Generator().manual_seed(0))], 1)
     data = data._replace(mu=mu, logsigma=torch.full_like(mu, -2), rew=hit, term=hit * 0, act=data.act * 0)
     model = echo_model(rew_head="classes", rew_weight=10.0)
-    fit_memory(model, data, FP32.replace(updates=150, lr=1e-2), tmp_path, window=16)
+    fit_memory(model, data, FP32.replace(total_steps=150, learning_rate=1e-2), tmp_path, window=16)
     assert model.classes.values[:2].tolist() == [0, 1] and model.classes.weights[:3].tolist() == [1, 3, 0]
     w = sample_windows(data, 64, 16, np.random.default_rng(1), np.arange(4))
     with torch.no_grad():
@@ -373,7 +387,9 @@ def test_plateaus_lower_the_learning_rate_and_patience_ends_the_fit(tmp_path: Pa
         def on_validation(self, trainer: Trainer, value: float) -> None:
             lrs.append(trainer.optimizer.param_groups[0]["lr"])
 
-    cfg = FP32.replace(updates=500, schedule="plateau", plateau_patience=1, val_every=1, patience=4, lr=1.0)
+    cfg = FP32.replace(
+        total_steps=500, scheduler="plateau", plateau_patience=1, eval_interval=1, patience=4, learning_rate=1.0
+    )
     run = tmp_path / "run"
     if part == "vision":
         result = fit_vision(model, data, cfg, run, (Watch(),))

@@ -45,7 +45,15 @@ from wm_envs.real import make_real
 from wm_envs.registry import RealSpec
 
 TESTS = Path(__file__).parent
-TRAINING = TrainingConfig(updates=20, batch_size=16, lr=3e-3, precision="fp32", val_every=10, save_every=5, log_every=5)
+TRAINING = TrainingConfig(
+    total_steps=20,
+    batch_size=16,
+    learning_rate=3e-3,
+    mixed_precision=False,
+    eval_interval=10,
+    save_interval=5,
+    log_interval=5,
+)
 POLE = ImproveConfig(
     RealSpec("CartPole-v1", max_episode_steps=100),
     out="",
@@ -252,7 +260,7 @@ from wm_agents.runlog import start_run
 
 if __name__ == "__main__":
     cfg = {"car": CAR, "pole": POLE}[sys.argv[1]]
-    cfg = replace(cfg, out=sys.argv[2], rounds=1, memory=cfg.memory.replace(updates=200))
+    cfg = replace(cfg, out=sys.argv[2], rounds=1, memory=cfg.memory.replace(total_steps=200))
     with start_run(cfg.out, cfg.to_dict(), {}) as run:
         Improvement(cfg, run, Console(stderr=True)).loop()
 """

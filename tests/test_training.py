@@ -28,7 +28,9 @@ from wm_agents.training.callbacks import (
 )
 from wm_agents.training.trainer import make_optimizer, make_scheduler
 
-FAST = TrainingConfig(updates=12, batch_size=8, log_every=4, val_every=4, save_every=4, device="cpu", precision="fp32")
+FAST = TrainingConfig(
+    total_steps=12, batch_size=8, log_interval=4, eval_interval=4, save_interval=4, device="cpu", mixed_precision=False
+)
 
 
 class Toy(nn.Module):
@@ -78,7 +80,7 @@ def scripted(values: list[float]) -> Any:
 
 
 def test_config_survives_save_and_load(tmp_path: Path) -> None:
-    cfg = TrainingConfig(updates=7, lr=0.1, grad_clip=None, schedule="plateau", patience=3)
+    cfg = TrainingConfig(total_steps=7, learning_rate=0.1, grad_clip=None, scheduler="plateau", patience=3)
     cfg.save(tmp_path / "training.json")
     assert TrainingConfig.load(tmp_path / "training.json") == cfg
 
@@ -87,23 +89,23 @@ def test_an_unknown_field_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text('{"bach_size": 3}')
     with pytest.raises(ValueError, match=r"unknown field 'bach_size' of TrainingConfig; did you mean 'batch_size'"):
         TrainingConfig.load(tmp_path / "c.json")
-    with pytest.raises(ValueError, match="did you mean 'val_every'"):
-        FAST.replace(eval_every=3)
+    with pytest.raises(ValueError, match="did you mean 'eval_interval'"):
+        FAST.replace(eval_intervall=3)
 
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("updates", 0, "updates must be a whole number from 1 up, got 0"),
-        ("updates", True, "got True"),
+        ("total_steps", 0, "total_steps must be a whole number from 1 up, got 0"),
+        ("total_steps", True, "got True"),
         ("batch_size", 2.5, "batch_size must be a whole number from 1 up, got 2.5"),
         ("batch_size", "64", "got '64'"),
-        ("lr", 0.0, "lr must be above 0"),
-        ("lr", math.nan, "lr must be a number from 0 up, got nan"),
+        ("learning_rate", 0.0, "learning_rate must be above 0"),
+        ("learning_rate", math.nan, "learning_rate must be a number from 0 up, got nan"),
         ("grad_clip", 0, "None for no clipping"),
         ("optimizer", "sgd", "optimizer must be one of adam, adamw, rmsprop, got 'sgd'"),
-        ("schedule", "cosine", "one of constant, onecycle, plateau"),
-        ("precision", "fp16", "one of auto, fp32, bf16"),
+        ("scheduler", "cosine", "one of constant, onecycle, plateau"),
+        ("mixed_precision", "fp16", "one of auto, True, False"),
         ("patience", 0, "patience must be a whole number from 1 up"),
         ("plateau_factor", 1.0, "plateau_factor must be between 0 and 1"),
     ],
@@ -117,7 +119,7 @@ def test_a_wrong_value_is_named(field: str, value: Any, message: str) -> None:
 
 
 def test_training_lowers_the_loss_and_leaves_last_best_and_metrics(tmp_path: Path) -> None:
-    trainer, result = train(tmp_path, FAST.replace(updates=40, lr=0.03), (LoggingCallback(),))
+    trainer, result = train(tmp_path, FAST.replace(total_steps=40, learning_rate=0.03), (LoggingCallback(),))
     rows = read_metrics(tmp_path / "metrics.jsonl")
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     assert losses[-1] < 0.5 * losses[0]
@@ -148,8 +150,8 @@ def test_without_validation_there_is_no_best(tmp_path: Path) -> None:
 
 
 def test_validation_does_not_change_training(tmp_path: Path) -> None:
-    often, _ = train(tmp_path / "a", FAST.replace(val_every=1))
-    once, _ = train(tmp_path / "b", FAST.replace(val_every=12))
+    often, _ = train(tmp_path / "a", FAST.replace(eval_interval=1))
+    once, _ = train(tmp_path / "b", FAST.replace(eval_interval=12))
     assert _same(often, once)
 
 
@@ -159,7 +161,7 @@ def test_parameter_groups_keep_their_own_rates(tmp_path: Path) -> None:
     trainer = Trainer(module, FAST, tmp_path, loss=module.loss, params=groups)
     norm = module.net[1].weight.detach().clone()
     trainer.fit(batches(FAST))
-    assert [group["lr"] for group in trainer.optimizer.param_groups] == [0.5, FAST.lr]
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == [0.5, FAST.learning_rate]
     assert torch.equal(module.net[1].weight, norm)
 
 
@@ -169,7 +171,7 @@ def test_parameter_groups_keep_their_own_rates(tmp_path: Path) -> None:
 @pytest.mark.parametrize("schedule", ["constant", "onecycle", "plateau"])
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
 def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path, optimizer: str, schedule: str) -> None:
-    cfg = FAST.replace(optimizer=optimizer, schedule=schedule, grad_clip=1.0, patience=5, plateau_patience=0)
+    cfg = FAST.replace(optimizer=optimizer, scheduler=schedule, grad_clip=1.0, patience=5, plateau_patience=0)
     whole, result = train(tmp_path / "whole", cfg, (LoggingCallback(),))
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "killed", cfg, (LoggingCallback(), KillAt(7)))
@@ -185,16 +187,16 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
 
 
 def test_a_finished_run_goes_on_when_given_more_updates(tmp_path: Path) -> None:
-    whole, _ = train(tmp_path / "whole", FAST.replace(updates=16))
+    whole, _ = train(tmp_path / "whole", FAST.replace(total_steps=16))
     train(tmp_path / "parts", FAST)
-    parts, result = train(tmp_path / "parts", FAST.replace(updates=16))
+    parts, result = train(tmp_path / "parts", FAST.replace(total_steps=16))
     assert result.updates == 16 and _same(whole, parts)
 
 
 def test_other_settings_are_not_resumed(tmp_path: Path) -> None:
     train(tmp_path)
-    with pytest.raises(ValueError, match=r"cannot resume .*: lr was 0.001, is 0.5; use another folder"):
-        train(tmp_path, FAST.replace(lr=0.5))
+    with pytest.raises(ValueError, match=r"cannot resume .*: learning_rate was 0.001, is 0.5; use another folder"):
+        train(tmp_path, FAST.replace(learning_rate=0.5))
 
 
 def test_a_folder_in_use_is_refused_when_not_resuming(tmp_path: Path) -> None:
@@ -214,7 +216,7 @@ def test_a_bad_loss_names_its_batch_and_keeps_the_last_good_checkpoint(tmp_path:
         out = module.loss(batch)
         return out._replace(loss=out.loss + bad) if trainer.update == 9 else out
 
-    trainer = Trainer(module, FAST.replace(updates=100, save_every=3), tmp_path, loss=loss)
+    trainer = Trainer(module, FAST.replace(total_steps=100, save_interval=3), tmp_path, loss=loss)
     with pytest.raises(NonFiniteLoss, match=rf"the loss is {bad} on batch 9 \(rec .*last good checkpoint") as error:
         trainer.fit(batches(FAST))
     assert error.value.update == 9 and trainer.update == 9
@@ -231,7 +233,7 @@ def test_bad_gradients_are_found_before_anything_is_written(tmp_path: Path) -> N
         # The square root's slope at 0 is infinite, and 0 times that is no number; the loss itself stays 0.
         return LossOutput(zero.sqrt() if trainer.update == 3 else module(batch).square().mean(), {}, {})
 
-    trainer = Trainer(module, FAST.replace(log_every=100), tmp_path, loss=loss)
+    trainer = Trainer(module, FAST.replace(log_interval=100), tmp_path, loss=loss)
     with pytest.raises(NonFiniteLoss, match="a weight is nan or inf after the update on batch 3"):
         trainer.fit(lambda update: torch.ones(2, 1))
     assert all(t.isfinite().all() for t in load_file(tmp_path / "last.safetensors").values())
@@ -280,14 +282,14 @@ def test_early_stopping_state_survives_json_and_counts_by_itself() -> None:
 
 
 def test_patience_ends_a_run_and_a_resume_leaves_it_ended(tmp_path: Path) -> None:
-    cfg = FAST.replace(updates=1000, patience=2)
+    cfg = FAST.replace(total_steps=1000, patience=2)
     _, result = train(tmp_path, cfg, validate=scripted([2.0, 1.0, 1.5, 1.2]))
     assert result.updates == 16 and result.stopped == "no improvement in 2 validations"
     assert train(tmp_path, cfg, validate=scripted([]))[1] == result
 
 
 def test_patience_counts_on_after_a_kill(tmp_path: Path) -> None:
-    cfg = FAST.replace(updates=1000, patience=2)
+    cfg = FAST.replace(total_steps=1000, patience=2)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, cfg, (KillAt(10),), validate=scripted([1.0, 2.0]))
     assert train(tmp_path, cfg, validate=scripted([3.0]))[1].updates == 12
@@ -297,8 +299,8 @@ def test_patience_counts_on_after_a_kill(tmp_path: Path) -> None:
 
 
 def plateau(cfg: TrainingConfig, values: list[float]) -> torch.optim.Optimizer:
-    optimizer = make_optimizer(cfg.replace(schedule="plateau"), [nn.Parameter(torch.zeros(1))])
-    scheduler = make_scheduler(cfg.replace(schedule="plateau"), optimizer)
+    optimizer = make_optimizer(cfg.replace(scheduler="plateau"), [nn.Parameter(torch.zeros(1))])
+    scheduler = make_scheduler(cfg.replace(scheduler="plateau"), optimizer)
     assert isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
     for value in values:
         scheduler.step(value)
@@ -315,12 +317,12 @@ def plateau(cfg: TrainingConfig, values: list[float]) -> torch.optim.Optimizer:
     ],
 )
 def test_plateau_lowers_the_rate(patience: int, min_lr: float, values: list[float], expected: float) -> None:
-    cfg = FAST.replace(lr=0.1, plateau_patience=patience, plateau_factor=0.5, min_lr=min_lr)
+    cfg = FAST.replace(learning_rate=0.1, plateau_patience=patience, plateau_factor=0.5, min_lr=min_lr)
     assert plateau(cfg, values).param_groups[0]["lr"] == pytest.approx(expected)
 
 
 def test_plateau_acts_at_validations(tmp_path: Path) -> None:
-    cfg = FAST.replace(schedule="plateau", plateau_patience=0, plateau_factor=0.1, lr=0.1)
+    cfg = FAST.replace(scheduler="plateau", plateau_patience=0, plateau_factor=0.1, learning_rate=0.1)
     trainer, _ = train(tmp_path, cfg, validate=scripted([1.0, 2.0, 0.5]))
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
 
@@ -332,7 +334,7 @@ def test_onecycle_peaks_at_lr_and_ends_near_zero(tmp_path: Path) -> None:
         def on_metrics(self, trainer: Trainer, values: Mapping[str, float]) -> None:
             rates.extend([values["train/lr"]] if "train/lr" in values else [])
 
-    train(tmp_path, FAST.replace(updates=40, schedule="onecycle", log_every=1, lr=0.01), (Rates(),))
+    train(tmp_path, FAST.replace(total_steps=40, scheduler="onecycle", log_interval=1, learning_rate=0.01), (Rates(),))
     assert max(rates) == pytest.approx(0.01, rel=0.05) and rates[0] < 0.002 and rates[-2] < 1e-4
 
 
@@ -340,8 +342,8 @@ def test_onecycle_peaks_at_lr_and_ends_near_zero(tmp_path: Path) -> None:
 
 
 def test_bf16_autocast_learns_like_fp32(tmp_path: Path) -> None:
-    cfg = FAST.replace(updates=40, lr=0.03)
-    low, low_result = train(tmp_path / "bf16", cfg.replace(precision="bf16"))
+    cfg = FAST.replace(total_steps=40, learning_rate=0.03)
+    low, low_result = train(tmp_path / "bf16", cfg.replace(mixed_precision=True))
     full, full_result = train(tmp_path / "fp32", cfg)
     assert not _same(low, full) and all(p.dtype == torch.float32 for p in low.module.parameters())
     assert low_result.best_val == pytest.approx(full_result.best_val, rel=0.1)

@@ -139,4 +139,4 @@ def _for_vectors(cfg: vmc.VMCConfig) -> vmc.VMCConfig:
 
 
 def _half(cfg: TrainingConfig) -> TrainingConfig:
-    return cfg.replace(updates=max(cfg.updates // 2, 1), lr=cfg.lr / 2)
+    return cfg.replace(total_steps=max(cfg.total_steps // 2, 1), learning_rate=cfg.learning_rate / 2)

@@ -17,9 +17,11 @@ SEEDS_A_ROUND = 20_000
 JUDGE_SEED = 900_000
 """Model selection's own seeds: never collected, never the held-out ones."""
 
-VISION = TrainingConfig(updates=4000, batch_size=64, lr=2e-3, schedule="onecycle")
-MEMORY = TrainingConfig(updates=3000, batch_size=64, lr=1e-3, schedule="onecycle", grad_clip=1.0)
-DYNAMICS = TrainingConfig(updates=4000, batch_size=256, lr=1e-3, schedule="onecycle", precision="fp32", log_every=100)
+VISION = TrainingConfig(total_steps=4000, batch_size=64, learning_rate=2e-3, scheduler="onecycle")
+MEMORY = TrainingConfig(total_steps=3000, batch_size=64, learning_rate=1e-3, scheduler="onecycle", grad_clip=1.0)
+DYNAMICS = TrainingConfig(
+    total_steps=4000, batch_size=256, learning_rate=1e-3, scheduler="onecycle", mixed_precision=False, log_interval=100
+)
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ RECIPES = {
         rounds=12,
         round_steps=25_000,
         stall=150,
-        memory=replace(MEMORY, updates=2000, batch_size=32),
+        memory=replace(MEMORY, total_steps=2000, batch_size=32),
         window=128,
         cma=CMAConfig(rollouts=32, generations=130),
         squash=("tanh", "sigmoid", "clip"),
@@ -135,7 +137,7 @@ RECIPES = {
         round_steps=35_000,
         noise=(0.0, 0.1, 0.3),
         model=SMALL_THINGS,
-        vision=replace(VISION, updates=6000),
+        vision=replace(VISION, total_steps=6000),
         vision_rounds=2,
         controller="ppo",
         ppo=PPOConfig(iterations=100, envs=256, steps=128, batch_size=2048, net=(128, 128)),

@@ -15,11 +15,11 @@ upto() { # rounds, flags...
   [ "$(rounds_done)" -ge "$1" ] || .venv/bin/wm improve --task CarRacing --out runs/carracing --rounds "$@"
 }
 
-early="--stall 40 --window 64 --memory.updates 3000 --memory.batch_size 64 --horizon 150 --dream_stall null --start_rounds 99"
+early="--stall 40 --window 64 --memory.total_steps 3000 --memory.batch_size 64 --horizon 150 --dream_stall null --start_rounds 99"
 short="--cma.rollouts 16 --cma.generations 100"
 upto 3 $early $short --model.rew_weight 2
 upto 7 $early $short
 upto 8 $early --cma.generations 300
-upto 9 --memory.updates 3000 --horizon 150 --dream_stall 10 --start_rounds 99 --cma.generations 120
+upto 9 --memory.total_steps 3000 --horizon 150 --dream_stall 10 --start_rounds 99 --cma.generations 120
 upto 10 --cma.generations 110
 .venv/bin/wm improve --task CarRacing --out runs/carracing --rounds 12

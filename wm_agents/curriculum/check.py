@@ -42,7 +42,7 @@ MICRO = ImproveConfig(
     random_steps=300,
     family="vmc",
     model=VMCConfig(hidden=16),
-    memory=TrainingConfig(updates=20, batch_size=16, val_every=10, save_every=10),
+    memory=TrainingConfig(total_steps=20, batch_size=16, eval_interval=10, save_interval=10),
     window=16,
     cma=CMAConfig(population=8, rollouts=4, generations=5),
     horizon=30,

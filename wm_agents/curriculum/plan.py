@@ -97,16 +97,16 @@ def films(cfg: CurriculumConfig, most: int, period: int) -> tuple[int, ...]:
     return tuple(video_generations(most, evaluated, **how))  # type: ignore[arg-type]
 
 
-def _short(cfg: TrainingConfig, updates: int) -> TrainingConfig:
-    updates = min(cfg.updates, updates)
-    return cfg.replace(updates=updates, val_every=max(1, updates // 4), save_every=max(1, updates // 2))
+def _short(cfg: TrainingConfig, steps: int) -> TrainingConfig:
+    steps = min(cfg.total_steps, steps)
+    return cfg.replace(total_steps=steps, eval_interval=max(1, steps // 4), save_interval=max(1, steps // 2))
 
 
 def with_flags(base: ImproveConfig, cfg: CurriculumConfig) -> ImproveConfig:
     """`base`, where and how the flags want it."""
 
     def training(part: TrainingConfig) -> TrainingConfig:
-        return part.replace(device=cfg.device, precision=part.precision if cfg.amp else "fp32")
+        return part.replace(device=cfg.device, mixed_precision=part.mixed_precision if cfg.amp else False)
 
     vision = training(base.vision)
     if cfg.vae_batch is not None:

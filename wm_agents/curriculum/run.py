@@ -124,7 +124,9 @@ class Curriculum:
         """What times are measured on."""
         device, about = torch.device(_device(self.cfg.device)), describe()
         parts = (course.cfg.vision, course.cfg.memory) if course.cfg.spec.size else (course.cfg.dynamics,)
-        half = any(part.precision == "bf16" or (part.precision == "auto" and has_bf16(device)) for part in parts)
+        half = any(
+            part.mixed_precision is True or (part.mixed_precision == "auto" and has_bf16(device)) for part in parts
+        )
         full = "tf32" if self.cfg.tf32 and device.type == "cuda" else "fp32"
         gpu = f", {about['gpu']}" if device.type == "cuda" else ""
         return Runtime(device.type, f"bf16/{full}" if half else full, f"{about['cpu']}, {about['cores']} cores{gpu}")

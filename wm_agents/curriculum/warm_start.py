@@ -38,9 +38,13 @@ def compare(cfg: ImproveConfig, source: Path, data: Path, run_dir: Path, updates
         each `_warm` and `_cold`; and whether the warm start `helped`, by the lowest.
     """
     shutil.rmtree(run_dir, ignore_errors=True)
-    updates = min(updates, cfg.vision.updates)
+    updates = min(updates, cfg.vision.total_steps)
     training = cfg.vision.replace(
-        updates=updates, schedule="constant", val_every=max(1, updates // 10), save_every=updates, patience=None
+        total_steps=updates,
+        scheduler="constant",
+        eval_interval=max(1, updates // 10),
+        save_interval=updates,
+        patience=None,
     )
     found: dict[str, Any] = {"updates": updates}
     for name, warm in (("warm", str(source)), ("cold", None)):

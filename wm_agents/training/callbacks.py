@@ -29,7 +29,7 @@ class Callback:
         """After every update; keep it cheap, and read no tensor."""
 
     def on_metrics(self, trainer: Trainer, values: Mapping[str, float]) -> None:
-        """Scalars for `trainer.update`: every log_every updates, after a validation, from other callbacks."""
+        """Scalars for `trainer.update`: every log_interval updates, after a validation, from other callbacks."""
 
     def on_validation(self, trainer: Trainer, value: float) -> None:
         """After every validation; `trainer.stop(reason)` ends the run."""
@@ -158,7 +158,7 @@ class ProgressCallback(Callback):
             TimeRemainingColumn(), console=self.console, refresh_per_second=2,
         )  # fmt: skip
         self._task = self._bar.add_task(
-            self.title, total=trainer.cfg.updates, completed=trainer.update, text="", start=True
+            self.title, total=trainer.cfg.total_steps, completed=trainer.update, text="", start=True
         )
         self._bar.start()
 
@@ -182,8 +182,8 @@ class ProgressCallback(Callback):
             self._line(trainer, "  ".join(self._shown.values()))
 
     def _line(self, trainer: Trainer, text: str) -> None:
-        left = (trainer.cfg.updates - trainer.update) / max(trainer.speed, 1e-9)
-        more = f"  {left:.0f} s left" if trainer.update < trainer.cfg.updates and trainer.speed else ""
+        left = (trainer.cfg.total_steps - trainer.update) / max(trainer.speed, 1e-9)
+        more = f"  {left:.0f} s left" if trainer.update < trainer.cfg.total_steps and trainer.speed else ""
         self.console.print(
-            f"{self.title} {trainer.update}/{trainer.cfg.updates}  {text}{more}", highlight=False, soft_wrap=True
+            f"{self.title} {trainer.update}/{trainer.cfg.total_steps}  {text}{more}", highlight=False, soft_wrap=True
         )

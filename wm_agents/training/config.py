@@ -14,8 +14,8 @@ from wm_agents.atomic import write_json
 
 CHOICES = {
     "optimizer": ("adam", "adamw", "rmsprop"),
-    "schedule": ("constant", "onecycle", "plateau"),
-    "precision": ("auto", "fp32", "bf16"),
+    "scheduler": ("constant", "onecycle", "plateau"),
+    "mixed_precision": ("auto", True, False),
 }
 
 
@@ -23,14 +23,14 @@ CHOICES = {
 class TrainingConfig:
     """Settings of one `Trainer.fit`. An update is one gradient step."""
 
-    updates: int = 10_000
+    total_steps: int = 10_000
     batch_size: int = 64
     """Rows a batch: for whoever draws the batches."""
-    lr: float = 1e-3
+    learning_rate: float = 1e-3
     """The highest learning rate: where `onecycle` peaks and `plateau` begins."""
     optimizer: Literal["adam", "adamw", "rmsprop"] = "adam"
     weight_decay: float = 0.0
-    schedule: Literal["constant", "onecycle", "plateau"] = "constant"
+    scheduler: Literal["constant", "onecycle", "plateau"] = "constant"
     plateau_patience: int = 5
     """Validations without improvement after which `plateau` multiplies the learning rate."""
     plateau_factor: float = 0.5
@@ -38,31 +38,31 @@ class TrainingConfig:
     """`plateau` never goes below."""
     grad_clip: float | None = None
     """Largest gradient norm over all parameters together."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    mixed_precision: bool | Literal["auto"] = "auto"
     """`auto` takes bfloat16 autocast where the device multiplies it natively."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     seed: int = 0
-    log_every: int = 50
+    log_interval: int = 50
     """Updates between metrics, which are means over them."""
-    val_every: int = 500
-    save_every: int = 500
+    eval_interval: int = 500
+    save_interval: int = 500
     patience: int | None = None
     """Validations without improvement after which training stops; None never stops early."""
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                self._fail(name, f"one of {', '.join(choices)}")
-        for name in ("updates", "batch_size", "log_every", "val_every", "save_every"):
+                self._fail(name, f"one of {', '.join(map(str, choices))}")
+        for name in ("total_steps", "batch_size", "log_interval", "eval_interval", "save_interval"):
             self._check_number(name, 1, whole=True)
         for name in ("seed", "plateau_patience"):
             self._check_number(name, 0, whole=True)
         for name in ("weight_decay", "min_lr"):
             self._check_number(name, 0)
-        self._check_number("lr", 0)
-        if self.lr == 0:
-            self._fail("lr", "above 0")
+        self._check_number("learning_rate", 0)
+        if self.learning_rate == 0:
+            self._fail("learning_rate", "above 0")
         if self.patience is not None:
             self._check_number("patience", 1, whole=True)
         if self.grad_clip is not None:

@@ -30,7 +30,7 @@ from wm_agents.training.loss import LossOutput
 T = TypeVar("T")
 
 # What a resumed run may change: where it runs, how often it looks, when it stops.
-MAY_CHANGE = {"updates", "log_every", "val_every", "save_every", "patience", "device"}
+MAY_CHANGE = {"total_steps", "log_interval", "eval_interval", "save_interval", "patience", "device"}
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -88,7 +88,7 @@ class Trainer:
         *,
         resume: bool = True,
     ) -> TrainingResult:
-        """Train until `cfg.updates`.
+        """Train until `cfg.total_steps`.
 
         Args:
             batches: gives the batch of an update; draw it with `cfg.rng(update)` and resuming is exact.
@@ -128,17 +128,17 @@ class Trainer:
             self._window.append((_detached(out), norm))
             self.update += 1
 
-            at_end = self.update >= cfg.updates
-            if self.update % cfg.log_every == 0 or at_end:
+            at_end = self.update >= cfg.total_steps
+            if self.update % cfg.log_interval == 0 or at_end:
                 self._log_window(time.perf_counter() - clock)
                 clock = time.perf_counter()
             for callback in self.callbacks:
                 callback.on_update(self)
-            if validate is not None and (self.update % cfg.val_every == 0 or at_end):
+            if validate is not None and (self.update % cfg.eval_interval == 0 or at_end):
                 self._validate(validate)
             if at_end:
                 self.stop("done")
-            if self.update % cfg.save_every == 0 or self.stopped:
+            if self.update % cfg.save_interval == 0 or self.stopped:
                 self.save()
 
     def stop(self, reason: str) -> None:
@@ -213,7 +213,7 @@ class Trainer:
     def _advice(self) -> str:
         return (
             f"the last good checkpoint is kept in {self.run_dir / 'last.safetensors'}; look at that batch, "
-            f"lower lr ({self.cfg.lr:g}) or set grad_clip ({self.cfg.grad_clip})"
+            f"lower learning_rate ({self.cfg.learning_rate:g}) or set grad_clip ({self.cfg.grad_clip})"
         )
 
     def save(self) -> None:
@@ -260,7 +260,7 @@ class Trainer:
             self._restore()
         else:
             raise FileExistsError(f"{last} is there already; pass resume=True to go on, or use another folder")
-        if self.update >= self.cfg.updates:
+        if self.update >= self.cfg.total_steps:
             self.stop("done")
 
     def _restore(self) -> None:
@@ -277,13 +277,13 @@ class Trainer:
             if name in state["callbacks"]:
                 callback.load_state(state["callbacks"][name])
         self.update, self.best_val, self._wall_s = state["update"], state["best_val"], state["wall_s"]
-        more = self.update < self.cfg.updates and state["stopped"] == "done"
+        more = self.update < self.cfg.total_steps and state["stopped"] == "done"
         self.stopped = "" if more or self.cfg.patience != state["cfg"]["patience"] else state["stopped"]
         self._window.clear()
         _set_random_state(self.fabric.device, tensors, state["numpy_rng"])
 
     def _check_same_run(self, saved: dict[str, Any]) -> None:
-        fixed = {"updates"} if self.cfg.schedule == "onecycle" else set()
+        fixed = {"total_steps"} if self.cfg.scheduler == "onecycle" else set()
         now = self.cfg.to_dict()
         changed = [k for k in now if now[k] != saved.get(k) and k not in MAY_CHANGE - fixed]
         if changed:
@@ -308,29 +308,29 @@ def make_fabric(cfg: TrainingConfig) -> Any:
 
     kind, _, index = cfg.device.partition(":")
     devices: Any = [int(index)] if index else 1
-    precision = cfg.precision
-    if precision == "auto":
-        precision = "bf16" if has_bf16(Fabric(accelerator=kind, devices=devices).device) else "fp32"
-    name: Any = {"fp32": "32-true", "bf16": "bf16-mixed"}[precision]
+    mixed = cfg.mixed_precision
+    if mixed == "auto":
+        mixed = has_bf16(Fabric(accelerator=kind, devices=devices).device)
+    name: Any = "bf16-mixed" if mixed else "32-true"
     return Fabric(accelerator=kind, devices=devices, precision=name)
 
 
 def make_optimizer(cfg: TrainingConfig, params: Any) -> torch.optim.Optimizer:
     """The optimizer that `cfg` names over tensors or groups of them; Adam's in one fused pass."""
     if cfg.optimizer == "rmsprop":
-        return torch.optim.RMSprop(params, lr=cfg.lr, weight_decay=cfg.weight_decay)
+        return torch.optim.RMSprop(params, lr=cfg.learning_rate, weight_decay=cfg.weight_decay)
     adam = torch.optim.AdamW if cfg.optimizer == "adamw" else torch.optim.Adam
-    return adam(params, lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
+    return adam(params, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
 
 
 def make_scheduler(
     cfg: TrainingConfig, optimizer: torch.optim.Optimizer
 ) -> torch.optim.lr_scheduler.OneCycleLR | torch.optim.lr_scheduler.ReduceLROnPlateau | None:
     """One-cycle steps with every update, plateau with every validation."""
-    if cfg.schedule == "onecycle":
+    if cfg.scheduler == "onecycle":
         peaks = [group["lr"] for group in optimizer.param_groups]
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=max(cfg.updates, 2))
-    if cfg.schedule == "plateau":
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=max(cfg.total_steps, 2))
+    if cfg.scheduler == "plateau":
         return torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimizer, factor=cfg.plateau_factor, patience=cfg.plateau_patience, min_lr=cfg.min_lr
         )

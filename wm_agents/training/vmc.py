@@ -25,6 +25,8 @@ from wm_envs.world_model import Latent
 
 WATCHED = 16_384
 """Frames that say what stands still and what moves how often."""
+POOL = 8192
+"""Frames that V's batches are dealt from, then the next are drawn."""
 RARE_SHARE = 8
 """With rewards as classes, one window in so many is drawn around a rare step."""
 
@@ -165,14 +167,33 @@ def fit_vision(
         some = dataset.frames(WATCHED, np.random.default_rng(cfg.seed), train)
         model.vision.watch(torch.from_numpy(some).to(model.device))
 
-    def batches(update: int) -> Tensor:
-        frames = dataset.frames(cfg.batch_size, cfg.rng(update), train)
-        return torch.from_numpy(frames)
+    pool = FramePool(dataset, cfg, train)
 
     held_out = torch.from_numpy(dataset.frames(512, np.random.default_rng(cfg.seed), val))
     samples = SampleCallback(model.vision, held_out[:: len(held_out) // 8])
     trainer = Trainer(model.vision, cfg, run_dir, loss=model.vision_loss, callbacks=(*callbacks, samples))
-    return _fit(model, trainer, batches, lambda: model.vision_loss(trainer.fabric.to_device(held_out)))
+    return _fit(model, trainer, pool.batch, lambda: model.vision_loss(trainer.fabric.to_device(held_out)))
+
+
+class FramePool:
+    """Random frames for V, dealt out of a pool: neighbours are cheap to read together and must not be learned together.
+
+    With eight neighbours to a batch, 64 frames tell as much as a dozen, and V never found Pong's ball.
+    """
+
+    def __init__(self, dataset: Dataset, cfg: TrainingConfig, episodes: NDArray[np.int64]) -> None:
+        self.dataset, self.cfg, self.episodes = dataset, cfg, episodes
+        self.deals = max(POOL // cfg.batch_size, 1)
+        self._pool, self._number = np.zeros(0), -1
+
+    def batch(self, update: int) -> Tensor:
+        """The frames (batch_size, S, S, C) of an update, the same whenever they are asked for."""
+        number, deal = divmod(update, self.deals)
+        if number != self._number:
+            size = self.deals * self.cfg.batch_size
+            self._pool = self.dataset.frames(size, self.cfg.rng(number * self.deals), self.episodes)
+            self._number = number
+        return torch.from_numpy(self._pool[deal :: self.deals])
 
 
 def fit_memory(
@@ -216,8 +237,8 @@ class SampleCallback(Callback):
         self.vision, self.frames, self.every = vision, frames, every
 
     def on_validation(self, trainer: Trainer, value: float) -> None:
-        at_end = trainer.update >= trainer.cfg.updates
-        if at_end or (trainer.update // trainer.cfg.val_every) % self.every == 0:
+        at_end = trainer.update >= trainer.cfg.total_steps
+        if at_end or (trainer.update // trainer.cfg.eval_interval) % self.every == 0:
             frames = trainer.fabric.to_device(self.frames)
             recon = trainer.quietly(lambda: self.vision.decode_obs(self.vision.encode(to_input(frames))[0]))
             columns = torch.cat([frames, recon], dim=1)  # (N, 2 S, S, 3)
