@@ -87,7 +87,7 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         load_artifact(tmp_path / "file")
     save(tmp_path / "model")
     (tmp_path / "model" / "starts.safetensors").unlink()
-    with pytest.raises(ArtifactError, match=r"not a saved model: starts.safetensors missing"):
+    with pytest.raises(ArtifactError, match=r"starts.safetensors is missing; config.json lists it"):
         load_artifact(tmp_path / "model")
 
 

@@ -212,7 +212,7 @@ def test_a_missing_policy_is_named(tmp_path: Path) -> None:
         ({"family": "tdmpc9"}, "family must be one of 'vmc', .*, got 'tdmpc9'; did you mean 'tdmpc2'"),
         ({"family": None}, "lacks 'family'"),
         ({"spaces": None}, "lacks 'spaces'"),
-        ({"model": {"vision": "identity", "depth": 3}}, "unknown field 'depth' of VMCConfig; it has .*; upgrade this package"),
+        ({"model": {"vision": "identity", "depth": 3}}, "unknown field 'depth' of VMCConfig; it has .*; upgrade"),
         ({"format_version": 99}, "format version 99, this installation reads up to 1; upgrade"),
     ],
 )

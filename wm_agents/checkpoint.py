@@ -3,7 +3,7 @@
 my_model/
   config.json              what the model is and how its env is seen; sha256 of every other file
   model.safetensors        weights
-  starts.safetensors       latents that dreams start from
+  starts.safetensors       latents that dreams start from (a model saved alone has none)
   policy_<name>.safetensors  controllers (optional)
   README.md                the model card
 """
@@ -68,7 +68,8 @@ def save_artifact(
         raise ArtifactError(f"{path} exists and holds no config.json; refusing to replace what is not an artifact")
     with _replacing_folder(path) as tmp:
         write_tensors(tmp / "model.safetensors", plain_names(_halved(tensors) if half else tensors))
-        write_tensors(tmp / "starts.safetensors", _halved(starts) if half else starts)
+        if starts:
+            write_tensors(tmp / "starts.safetensors", _halved(starts) if half else starts)
         for name, policy in (policies or {}).items():
             values, metadata = policy if isinstance(policy, tuple) else (policy, {})
             write_tensors(tmp / f"policy_{name}.safetensors", values, metadata)
@@ -86,7 +87,7 @@ def load_artifact(path: str | Path) -> Artifact:
     for name, expected in config.get("files", {}).items():
         _check_hash(path / name, expected)
     tensors, _ = read_tensors(path / "model.safetensors")
-    starts, _ = read_tensors(path / "starts.safetensors")
+    starts = read_tensors(path / "starts.safetensors")[0] if (path / "starts.safetensors").is_file() else {}
     found = sorted(path.glob("policy_*.safetensors"))
     policies = {file.stem.removeprefix("policy_"): read_tensors(file) for file in found}
     return Artifact(path, config, tensors, starts, policies)
@@ -153,7 +154,7 @@ def _load_config(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         raise ArtifactError(f"{path} {what}; a saved model is a directory with config.json and model.safetensors")
-    missing = [n for n in ("config.json", "model.safetensors", "starts.safetensors") if not (path / n).is_file()]
+    missing = [n for n in ("config.json", "model.safetensors") if not (path / n).is_file()]
     if missing:
         raise ArtifactError(f"{path} is not a saved model: {', '.join(missing)} missing")
     try:
