@@ -10,19 +10,29 @@ import sys
 from difflib import get_close_matches
 from importlib import import_module
 
-COMMANDS = {
-    "improve": "collect, learn, dream and judge in rounds",
-    "curriculum": "take tasks in order, each from nothing to promoted, with reports and films",
-    "collect": "record episodes of a real environment",
-    "evolve": "evolve a linear controller in a model's dream, or in the real environment",
-    "evaluate": "score a model's policy over held-out real episodes, beside its dream score",
-    "fidelity": "measure how far a model's dream is what really comes, as a page and as JSON",
-    "video": "record a real episode beside the dream of it",
-    "demo": "train a controller in the shipped dream, drive the real car with it, film both",
+GROUPS = {
+    "learn": {
+        "improve": "collect, learn, dream and judge in rounds",
+        "curriculum": "take tasks in order, each from nothing to promoted, with reports and films",
+        "evolve": "evolve a linear controller in a model's dream, or in the real environment",
+        "demo": "train a controller in the shipped dream, drive the real car with it, film both",
+    },
+    "judge": {
+        "evaluate": "score a model's policy over held-out real episodes, beside its dream score",
+        "fidelity": "measure how far a model's dream is what really comes, as a page and as JSON",
+        "video": "record a real episode beside the dream of it",
+    },
+    "data": {
+        "collect": "record episodes of a real environment",
+    },
 }
+"""What `wm --help` lists, by what one wants to do."""
+COMMANDS = {name: about for group in GROUPS.values() for name, about in group.items()}
 RESUMABLE = ("improve", "curriculum", "collect", "evolve")
 APART = {"curriculum": "wm_agents.curriculum.command"}
-"""Commands with flags and exit codes of their own."""
+"""Commands with flags, signals and exit codes of their own."""
+TOOLS: dict[str, str] = {}
+"""Commands in modules of their own, whose `main(flags, prog)` gives the exit code."""
 EXIT_ERROR, EXIT_STOPPED = 1, 2
 CLEAR = (ValueError, OSError, RuntimeError, ArithmeticError)
 """Errors that say in plain words what is wrong; any other is named, for it may be ours."""
@@ -47,7 +57,11 @@ def main(argv: list[str] | None = None) -> int:
     # SIGTERM cleans up and ends as Ctrl-C does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        import_module("wm_agents.commands").run(name, [flag for flag in flags if flag != "--debug"])
+        flags = [flag for flag in flags if flag != "--debug"]
+        if name in TOOLS:
+            status = import_module(TOOLS[name]).main(flags, f"wm {name}")
+            return status
+        import_module("wm_agents.commands").run(name, flags)
     except KeyboardInterrupt:
         then = "goes on from what was done" if name in RESUMABLE else "starts afresh"
         print(f"wm {name}: interrupted; the same command {then}", file=sys.stderr)
@@ -65,9 +79,12 @@ def main(argv: list[str] | None = None) -> int:
 def usage() -> str:
     """What `wm --help` prints."""
     width = max(map(len, COMMANDS))
-    rows = "\n".join(f"  {name:<{width}}  {about}" for name, about in COMMANDS.items())
+    rows = (
+        f"{title}\n" + "".join(f"  {name:<{width}}  {about}\n" for name, about in group.items())
+        for title, group in GROUPS.items()
+    )
     return (
-        f"usage: wm COMMAND [flags]\n\n{rows}\n\n"
+        "usage: wm COMMAND [flags]\n\n" + "\n".join(rows) + "\n"
         f"{', '.join(RESUMABLE)}: the same command goes on where it was stopped.\n"
         "`wm COMMAND --help` lists the command's flags; --debug shows where an error came from."
     )
