@@ -1,0 +1,324 @@
+"""Planning by sampling, through any world model: MPPI (Williams et al. 2015) as TD-MPC2 has it (Hansen et al. 2024).
+
+Plans are drawn around a guess, dreamed, and the best of them, weighted by what they promise, are the next guess. A Box
+is planned with a normal a step and dimension; one choice with the chances of each choice a step, and where every plan
+can be tried, every plan is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor
+
+from policies.dists import draw_one_hot
+from wm_envs.action import act_dim, decode_action
+from wm_envs.world_model import Latent, WorldModel
+
+Array = NDArray[Any]
+Random = torch.Generator | None
+
+
+@dataclass(frozen=True)
+class MPPIConfig:
+    """How plans are drawn and weighed; the defaults are TD-MPC2's."""
+
+    horizon: int = 3
+    """Steps that are dreamed ahead."""
+    iterations: int = 6
+    """Times that plans are drawn; 0 asks the prior alone."""
+    num_samples: int = 512
+    """Plans of an iteration, the prior's among them."""
+    num_elites: int = 64
+    """The best plans, which the next guess is made of."""
+    num_prior_plans: int = 24
+    temperature: float = 0.5
+    """Elites weigh exp(temperature * (value - best value))."""
+    min_std: float = 0.05
+    max_std: float = 2.0
+    """The spread that a Box is guessed with at first, and the widest."""
+    smoothing: float = 0.1
+    """The share of chance that is spread evenly over choices; what `min_std` is to a Box."""
+    discount: float = 0.99
+    cut_off: float = 0.5
+    """A dream is over where `cont` falls below this, unless the model draws ends itself."""
+
+    def __post_init__(self) -> None:
+        low = {"horizon": 1, "iterations": 0, "num_samples": 1, "num_elites": 1, "num_prior_plans": 0}
+        for name, least in low.items():
+            if type(getattr(self, name)) is not int or getattr(self, name) < least:
+                self._fail(name, f"a whole number from {least} up")
+        if self.num_prior_plans > self.num_samples:
+            self._fail("num_prior_plans", f"at most num_samples ({self.num_samples})")
+        if self.num_elites > self.num_samples:
+            self._fail("num_elites", f"at most num_samples ({self.num_samples})")
+        if not 0 < self.min_std <= self.max_std:
+            self._fail("min_std", f"above 0 and at most max_std ({self.max_std})")
+        for name in ("smoothing", "discount", "cut_off"):
+            if not 0 <= getattr(self, name) <= 1:
+                self._fail(name, "from 0 to 1")
+        if not self.temperature >= 0:
+            self._fail("temperature", "from 0 up")
+
+    def _fail(self, name: str, expected: str) -> None:
+        raise ValueError(f"MPPIConfig.{name} must be {expected}, got {getattr(self, name)!r}")
+
+
+class Prior(Protocol):
+    """A policy that plans may begin from."""
+
+    def __call__(self, latent: Latent, *, greedy: bool = False, generator: Random = None) -> Tensor:
+        """Encoded actions (B, A): drawn, or the likeliest."""
+
+
+class Value(Protocol):
+    """What is still to come after a plan."""
+
+    def __call__(self, latent: Latent, *, generator: Random = None) -> Tensor:
+        """(B,) discounted return."""
+
+
+class Plan(NamedTuple):
+    """What was decided, and the guess that the next plan can begin from."""
+
+    act: Tensor
+    """(N, A) encoded"""
+    guess: Tensor
+    """(N, H, A) means of a Box, chances of choices"""
+
+
+class Guess(NamedTuple):
+    """What plans are drawn from."""
+
+    mean: Tensor
+    """(N, H, A) means of a Box, chances of choices"""
+    std: Tensor
+    """(N, H, A) of a Box; not used for choices"""
+
+
+class MPPI:
+    """Plans through `model`, in the most likely future that it dreams of.
+
+    Args:
+        model: what is dreamed with.
+        prior: proposes `num_prior_plans` of the plans.
+        value: what the last latent of a plan is worth; nothing unless given.
+        precision: "bf16" for products in bfloat16: twice as fast where the device has it.
+
+    Raises:
+        ValueError: actions are neither a Box nor one choice, or `iterations` is 0 and there is no prior.
+    """
+
+    def __init__(
+        self,
+        model: WorldModel,
+        cfg: MPPIConfig | None = None,
+        prior: Prior | None = None,
+        value: Value | None = None,
+        precision: Literal["fp32", "bf16"] = "fp32",
+    ) -> None:
+        if not isinstance(model.act_space, spaces.Box | spaces.Discrete):
+            raise ValueError(f"MPPI plans for Box and Discrete actions, got {model.act_space}")
+        self.model, self.prior, self.value, self.precision = model, prior, value, precision
+        self.cfg = cfg = cfg or MPPIConfig()
+        if cfg.iterations == 0 and prior is None:
+            raise ValueError("iterations is 0, which asks the prior alone, and there is none; plan at least once")
+        self.actions = act_dim(model.act_space)
+        self.choices = isinstance(model.act_space, spaces.Discrete)
+        self.num_prior_plans = 0 if prior is None else cfg.num_prior_plans
+        # Two choices over 3 steps are 8 plans, not 512.
+        self.tries_all = self.choices and self.actions**cfg.horizon <= cfg.num_samples
+
+    @torch.no_grad()
+    def plan(
+        self,
+        latent: Latent,
+        last: Tensor | None = None,
+        first: Tensor | None = None,
+        *,
+        explore: bool = False,
+        generator: Random = None,
+    ) -> Plan:
+        """Decide in N rows at once.
+
+        Args:
+            latent: where each row is, leaves (N, ...).
+            last: the `guess` of the plan before, which is shifted by a step to begin from.
+            first: (N,) bool, rows that begin anew all the same.
+            explore: act with the noise of training.
+        """
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            guess = self._begin(_rows(latent), last, first)
+            if self.cfg.iterations == 0:
+                assert self.prior is not None
+                return Plan(self.prior(latent, greedy=not explore, generator=generator), guess.mean)
+            return self._search(latent, guess, explore, generator)
+
+    def returns(self, latent: Latent, acts: Tensor, generator: Random = None) -> Tensor:
+        """What plans (N, S, H, A) earn from `latent` of N rows, (N, S): discounted, up to an end, value included."""
+        N, S = acts.shape[:2]
+        latent = {key: leaf.repeat_interleave(S, 0) for key, leaf in latent.items()}
+        total = torch.zeros(N * S, device=acts.device)
+        weight = torch.ones_like(total)
+        for act in acts.flatten(0, 1).unbind(1):  # (N * S, A)
+            out = self.model.step(latent, act, temperature=0.0)
+            total = total + weight * out.rew
+            weight = self.cfg.discount * weight * ~out.over(self.cfg.cut_off)
+            latent = out.latent
+        if self.value is not None:
+            total = total + weight * self.value(latent, generator=generator)
+        # A model that breaks down somewhere is not to be followed there.
+        return total.float().nan_to_num(nan=torch.finfo(torch.float32).min).view(N, S)
+
+    def _search(self, latent: Latent, guess: Guess, explore: bool, generator: Random) -> Plan:
+        cfg, N = self.cfg, len(guess.mean)
+        rows = torch.arange(N, device=guess.mean.device)
+        given = self._given_plans(latent, generator)  # (N, P, H, A)
+        num_elites = max(given.shape[1] * cfg.num_elites // cfg.num_samples, 1) if self.tries_all else cfg.num_elites
+        for _ in range(1 if self.tries_all else cfg.iterations):
+            drawn = self._draw(guess, 0 if self.tries_all else cfg.num_samples - given.shape[1], generator)
+            acts = torch.cat([given, drawn], 1)
+            best, weights = weigh(self.returns(latent, acts, generator), num_elites, cfg.temperature)
+            elites = acts[rows[:, None], best]
+            guess = self._refit(elites, weights)
+        # The largest ratio to an exponential is a draw by weight: Gumbel's trick without its logarithms.
+        race = weights / torch.empty_like(weights).exponential_(generator=generator)
+        act = elites[rows, race.argmax(1), 0]
+        return Plan(self._shaken(act, guess, generator) if explore else act, guess.mean)
+
+    def _begin(self, num: int, last: Tensor | None, first: Tensor | None) -> Guess:
+        shape, device = (num, self.cfg.horizon, self.actions), self.model.device
+        mean = torch.full(shape, 1 / self.actions if self.choices else 0.0, device=device)
+        if last is not None and tuple(last.shape) != shape:
+            raise ValueError(f"last must be {shape}, the guess of the plan before, got {tuple(last.shape)}")
+        if last is not None:
+            shifted = torch.cat([last[:, 1:], mean[:, -1:]], 1)
+            mean = shifted if first is None else torch.where(first[:, None, None], mean, shifted)
+        return Guess(mean, torch.full(shape, self.cfg.max_std, device=device))
+
+    def _given_plans(self, latent: Latent, generator: Random) -> Tensor:
+        """Plans that are tried whatever the guess, (N, P, H, A): all there are, or the prior's."""
+        N, H, P = _rows(latent), self.cfg.horizon, self.num_prior_plans
+        if self.tries_all:
+            index = torch.cartesian_prod(*[torch.arange(self.actions, device=self.model.device)] * H)
+            return F.one_hot(index.view(-1, H), self.actions).float().expand(N, -1, -1, -1)
+        if self.prior is None or P == 0:
+            return torch.zeros(N, 0, H, self.actions, device=self.model.device)
+        latent = {key: leaf.repeat_interleave(P, 0) for key, leaf in latent.items()}
+        acts = [self.prior(latent, generator=generator)]
+        while len(acts) < H:
+            latent = self.model.step(latent, acts[-1], temperature=0.0).latent
+            acts.append(self.prior(latent, generator=generator))
+        return torch.stack(acts, 1).float().view(N, P, H, self.actions)
+
+    def _draw(self, guess: Guess, num: int, generator: Random) -> Tensor:
+        N, H, A = guess.mean.shape
+        if self.choices:
+            uniform = torch.rand(N, num, H, generator=generator, device=guess.mean.device)
+            return draw_one_hot(guess.mean[:, None].expand(-1, num, -1, -1), uniform)
+        noise = torch.randn(N, num, H, A, generator=generator, device=guess.mean.device)
+        return (guess.mean[:, None] + guess.std[:, None] * noise).clamp(-1, 1)
+
+    def _refit(self, elites: Tensor, weights: Tensor) -> Guess:
+        if self.choices:
+            return Guess(smooth(elites, weights, self.cfg.smoothing), torch.zeros_like(elites[:, 0]))
+        return refit(elites, weights, self.cfg.min_std, self.cfg.max_std)
+
+    def _shaken(self, act: Tensor, guess: Guess, generator: Random) -> Tensor:
+        """Exploration: a Box shakes by the guess's own spread, a choice is drawn by its chances."""
+        if self.choices:
+            return draw_one_hot(guess.mean[:, 0], torch.rand(len(act), generator=generator, device=act.device))
+        noise = torch.randn(act.shape, generator=generator, device=act.device)
+        return (act + guess.std[:, 0] * noise).clamp(-1, 1)
+
+
+def weigh(values: Tensor, num_elites: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """The best of values (N, S): their indices and weights, which sum to 1, both (N, num_elites)."""
+    best, index = values.topk(num_elites, 1)
+    return index, (temperature * (best - best[:, :1])).softmax(1)
+
+
+def refit(elites: Tensor, weights: Tensor, min_std: float, max_std: float) -> Guess:
+    """Weighted mean and spread (N, H, A) of elites (N, K, H, A)."""
+    weights = weights[:, :, None, None]
+    mean = (weights * elites).sum(1)
+    std = (weights * (elites - mean[:, None]).square()).sum(1).sqrt()
+    return Guess(mean, std.clamp(min_std, max_std))
+
+
+def smooth(elites: Tensor, weights: Tensor, smoothing: float) -> Tensor:
+    """Chances (N, H, A) of the choices that elites (N, K, H, A) take, a share of them even."""
+    chances = (weights[:, :, None, None] * elites).sum(1)
+    return (1 - smoothing) * chances + smoothing / elites.shape[-1]
+
+
+def _rows(latent: Latent) -> int:
+    return len(next(iter(latent.values())))
+
+
+class Flat(WorldModel, Protocol):
+    """A world model whose feat holds its whole latent."""
+
+    def latent_of(self, feat: Tensor) -> Latent:
+        """The latent that `feat` was taken of."""
+
+
+class MPPIPolicy:
+    """Plans at every step from feat, each plan beginning from the last one; a `Policy`.
+
+    Its settings are saved, its model is not: `from_tensors` is given the model, and asks it for `propose` (a `Prior`)
+    and `worth` (a `Value`) if it has them.
+    """
+
+    def __init__(self, planner: MPPI) -> None:
+        if not hasattr(planner.model, "latent_of"):
+            raise ValueError(f"the planner needs feat to hold the whole latent; {type(planner.model).__name__} lacks "
+                             "latent_of(feat)")  # fmt: skip
+        self.planner = planner
+        self.reset(0, 0)
+
+    @property
+    def feat_dim(self) -> int:
+        """Width of what it sees."""
+        return self.planner.model.feat_dim
+
+    def reset(self, num: int, seed: int) -> None:
+        self._generator = torch.Generator(self.planner.model.device).manual_seed(seed)
+        self._guess: Tensor | None = None
+
+    def act(self, obs: Array) -> Array:
+        """feat (N, F) to the env's own actions (N, *space.shape)."""
+        model: Flat = self.planner.model  # type: ignore[assignment]
+        if obs.ndim != 2 or obs.shape[1] != self.feat_dim:
+            raise ValueError(f"obs must be (N, {self.feat_dim}), got {obs.shape}")
+        latent = model.latent_of(torch.from_numpy(obs).float().to(model.device))
+        act, self._guess = self.planner.plan(latent, self._guess, generator=self._generator)
+        return decode_action(model.act_space, act.float().cpu().numpy())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """None of its own."""
+        return {}
+
+    def about(self) -> dict[str, str]:
+        """Its settings, for the file's metadata."""
+        return {"kind": "mppi", "cfg": json.dumps(asdict(self.planner.cfg)), "precision": self.planner.precision}
+
+    @classmethod
+    def from_tensors(cls, model: WorldModel, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> MPPIPolicy:
+        """The policy that `about` was taken from, planning through `model`.
+
+        Raises:
+            ValueError: it is not of an MPPIPolicy.
+        """
+        if about.get("kind") != "mppi" or "cfg" not in about:
+            raise ValueError(f"metadata must have kind 'mppi' and cfg, got {dict(about)}")
+        cfg = MPPIConfig(**json.loads(about["cfg"]))
+        prior, value = getattr(model, "propose", None), getattr(model, "worth", None)
+        return cls(MPPI(model, cfg, prior, value))
