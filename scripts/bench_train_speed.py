@@ -118,7 +118,7 @@ def measure(name: str, precision: str, seconds: float, repeats: int, threads: in
         eval_interval=quiet,
     )
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(part.module, cfg, folder, loss=part.loss)
+        trainer = Trainer(part.module, cfg, loss=part.loss, run_dir=folder)
         trainer.fit(batches)
     spells = [spell for spell in np.array_split(stamps[WARM_UP:], repeats) if len(spell) > 1]
     speeds = [part.size * (len(spell) - 1) / (spell[-1] - spell[0]) for spell in spells]

@@ -219,7 +219,7 @@ def test_memory_predicts_the_next_latent_from_the_action_that_leads_to_it(
     seen = seen._replace(act=seen.act.roll(by, 0))
     among = np.arange(len(seen.length))
     cfg = FP32.replace(total_steps=120, batch_size=64, learning_rate=1e-2)
-    trainer = Trainer(model.memory, cfg, tmp_path / "memory", loss=lambda w: model.memory_loss(*w))
+    trainer = Trainer(model.memory, cfg, loss=lambda w: model.memory_loss(*w), run_dir=tmp_path / "memory")
     # Windows of one step: with more, M could remember an action that came too early.
     trainer.fit(lambda i: sample_windows(seen, cfg.batch_size, 1, cfg.rng(i), among))
     w = sample_windows(seen, 256, 1, np.random.default_rng(1), among)

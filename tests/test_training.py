@@ -6,6 +6,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,16 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from wm_agents.atomic import write_tensors
+from wm_agents.data.replay import Batch, ReplayBuffer
+from wm_agents.errors import ConfigurationError
 from wm_agents.runlog import read_metrics
 from wm_agents.training import LossOutput, NonFiniteLoss, Trainer, TrainingConfig, TrainingResult
+from wm_agents.training import train as train_model
 from wm_agents.training.callbacks import (
     Callback,
     CheckpointCallback,
@@ -26,7 +32,10 @@ from wm_agents.training.callbacks import (
     LoggingCallback,
     ProgressCallback,
 )
-from wm_agents.training.trainer import make_optimizer, make_scheduler
+from wm_agents.training.config import CHOICES
+from wm_agents.training.data import create_random_buffer
+from wm_agents.training.optim import LearningRate, make_optimizer
+from wm_agents.training.trainer import _fast_math
 
 FAST = TrainingConfig(
     total_steps=12, batch_size=8, log_interval=4, eval_interval=4, save_interval=4, device="cpu", mixed_precision=False
@@ -56,9 +65,19 @@ def train(
     path: Path, cfg: TrainingConfig = FAST, callbacks: tuple[Callback, ...] = (), validate: Any = None
 ) -> tuple[Trainer, TrainingResult]:
     module = Toy()
-    trainer = Trainer(module, cfg, path, loss=module.loss, callbacks=callbacks)
+    trainer = Trainer(module, cfg, callbacks, run_dir=path)
     held_out = batches(cfg)(10**6)
     return trainer, trainer.fit(batches(cfg), validate or (lambda: float(module.loss(held_out).loss)))
+
+
+class Rates(Callback):
+    """The learning rates of every group at every step."""
+
+    def __init__(self) -> None:
+        self.rates: list[list[float]] = []
+
+    def on_update(self, trainer: Trainer) -> None:
+        self.rates.append([group["lr"] for group in trainer.optimizer.param_groups])
 
 
 class KillAt(Callback):
@@ -103,9 +122,14 @@ def test_an_unknown_field_names_the_nearest(tmp_path: Path) -> None:
         ("learning_rate", 0.0, "learning_rate must be above 0"),
         ("learning_rate", math.nan, "learning_rate must be a number from 0 up, got nan"),
         ("grad_clip", 0, "None for no clipping"),
-        ("optimizer", "sgd", "optimizer must be one of adam, adamw, rmsprop, got 'sgd'"),
-        ("scheduler", "cosine", "one of constant, onecycle, plateau"),
-        ("mixed_precision", "fp16", "one of auto, True, False"),
+        ("optimizer", "lion", "optimizer must be one of adamw, adam, sgd, rmsprop, laprop, got 'lion'"),
+        ("scheduler", "cosin", "one of none, constant, linear, cosine, onecycle, plateau"),
+        ("mixed_precision", "fp16", "one of True, False, auto, got 'fp16'"),
+        ("mixed_precision", 1, "one of True, False, auto, got 1"),
+        ("mixed_precision_dtype", "half", "one of bfloat16, float16"),
+        ("min_lr", 1.0, r"min_lr must be at most learning_rate \(0.0003\), got 1.0"),
+        ("ema_decay", 1.0, "ema_decay must be between 0 and 1"),
+        ("output_dir", "", "output_dir must be a folder's name"),
         ("patience", 0, "patience must be a whole number from 1 up"),
         ("plateau_factor", 1.0, "plateau_factor must be between 0 and 1"),
     ],
@@ -128,7 +152,7 @@ def test_training_lowers_the_loss_and_leaves_last_best_and_metrics(tmp_path: Pat
     assert (tmp_path / "last.safetensors").exists() and list(tmp_path.glob("events.*"))
     trainer.load_best()
     best = load_file(tmp_path / "best.safetensors")
-    assert all(torch.equal(best[name], t) for name, t in trainer.module.state_dict().items())
+    assert all(torch.equal(best[name], t) for name, t in trainer.model.state_dict().items())
 
 
 def test_best_is_the_lowest_validation_not_the_last(tmp_path: Path) -> None:
@@ -136,7 +160,7 @@ def test_best_is_the_lowest_validation_not_the_last(tmp_path: Path) -> None:
 
     class Keep(Callback):
         def on_validation(self, trainer: Trainer, value: float) -> None:
-            seen.append(trainer.module.state_dict()["net.4.bias"].clone())
+            seen.append(trainer.model.state_dict()["net.4.bias"].clone())
 
     _, result = train(tmp_path, callbacks=(Keep(),), validate=scripted([3.0, 1.0, 2.0]))
     assert result.best_val == 1.0
@@ -145,7 +169,7 @@ def test_best_is_the_lowest_validation_not_the_last(tmp_path: Path) -> None:
 
 def test_without_validation_there_is_no_best(tmp_path: Path) -> None:
     module = Toy()
-    result = Trainer(module, FAST, tmp_path, loss=module.loss).fit(batches(FAST))
+    result = Trainer(module, FAST, run_dir=tmp_path, loss=module.loss).fit(batches(FAST))
     assert result.best_val is None and not (tmp_path / "best.safetensors").exists()
 
 
@@ -155,23 +179,79 @@ def test_validation_does_not_change_training(tmp_path: Path) -> None:
     assert _same(often, once)
 
 
-def test_parameter_groups_keep_their_own_rates(tmp_path: Path) -> None:
-    module = Toy()
-    groups = [{"params": module.net[0].parameters(), "lr": 0.5}, {"params": module.net[4].parameters()}]
-    trainer = Trainer(module, FAST, tmp_path, loss=module.loss, params=groups)
+class Grouped(Toy):
+    """The first layer at half the rate, its gradients clipped apart."""
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        first, last = self.net[0].parameters(), self.net[4].parameters()
+        return [{"params": first, "lr": lr / 2, "clip": "first"}, {"params": last, "clip": "last"}]
+
+
+@pytest.mark.parametrize("scheduler", ["none", "linear", "cosine", "onecycle", "plateau"])
+def test_parameter_groups_keep_their_own_rates_under_every_schedule(tmp_path: Path, scheduler: str) -> None:
+    module, seen = Grouped(), Rates()
     norm = module.net[1].weight.detach().clone()
-    trainer.fit(batches(FAST))
-    assert [group["lr"] for group in trainer.optimizer.param_groups] == [0.5, FAST.learning_rate]
-    assert torch.equal(module.net[1].weight, norm)
+    cfg = FAST.replace(scheduler=scheduler, warmup_steps=0 if scheduler == "onecycle" else 3)
+    Trainer(module, cfg, (seen,), run_dir=tmp_path).fit(batches(FAST), scripted([1.0, 2.0, 3.0]))
+    assert len(seen.rates) == FAST.total_steps
+    assert all(first == pytest.approx(last / 2) for first, last in seen.rates)
+    assert torch.equal(module.net[1].weight, norm)  # In no group.
+
+
+def test_clip_groups_are_clipped_apart_and_their_norms_told(tmp_path: Path) -> None:
+    module = Grouped()
+    norms: dict[str, float] = {}
+
+    class Norms(Callback):
+        def on_metrics(self, trainer: Trainer, values: Mapping[str, float]) -> None:
+            norms.update(values)
+
+        def on_update(self, trainer: Trainer) -> None:
+            for layer in (0, 4):
+                grads = [p.grad.flatten() for p in module.net[layer].parameters()]
+                assert float(torch.cat(grads).norm()) == pytest.approx(1e-3, rel=1e-2)
+
+    Trainer(module, FAST.replace(grad_clip=1e-3, log_interval=1), (Norms(),), run_dir=tmp_path).fit(batches(FAST))
+    assert norms["train/grad_norm/first"] > 1e-3 and norms["train/grad_norm/last"] > 1e-3
+
+
+def test_a_given_optimizer_is_the_one_that_steps(tmp_path: Path) -> None:
+    module = Toy()
+    before = {name: t.clone() for name, t in module.state_dict().items()}
+    optimizer = torch.optim.SGD(module.net[4].parameters(), lr=0.1)
+    Trainer(module, FAST, run_dir=tmp_path, optimizer=optimizer).train(batches(FAST))
+    moved = {name for name, p in module.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"net.4.weight", "net.4.bias"} and optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_after_update_follows_every_step(tmp_path: Path) -> None:
+    class Slow(Toy):
+        calls = 0
+
+        def after_update(self) -> None:
+            self.calls += 1
+
+    module = Slow()
+    Trainer(module, FAST, run_dir=tmp_path).train(batches(FAST))
+    assert module.calls == FAST.total_steps
 
 
 # Resume
 
 
-@pytest.mark.parametrize("schedule", ["constant", "onecycle", "plateau"])
-@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
-def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path, optimizer: str, schedule: str) -> None:
-    cfg = FAST.replace(optimizer=optimizer, scheduler=schedule, grad_clip=1.0, patience=5, plateau_patience=0)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer": "adam", "scheduler": "onecycle"},
+        {"optimizer": "adamw", "scheduler": "plateau", "warmup_steps": 5, "weight_decay": 0.1},
+        {"optimizer": "rmsprop", "scheduler": "plateau"},
+        {"optimizer": "sgd", "scheduler": "linear", "warmup_steps": 9},
+        {"optimizer": "laprop", "scheduler": "cosine", "ema_decay": 0.8},
+        {"optimizer": "adam", "gradient_accumulation_steps": 3, "ema_decay": 0.5},
+    ],
+)
+def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path, settings: dict[str, Any]) -> None:
+    cfg = FAST.replace(grad_clip=1.0, patience=5, plateau_patience=0, **settings)
     whole, result = train(tmp_path / "whole", cfg, (LoggingCallback(),))
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "killed", cfg, (LoggingCallback(), KillAt(7)))
@@ -195,14 +275,59 @@ def test_a_finished_run_goes_on_when_given_more_updates(tmp_path: Path) -> None:
 
 def test_other_settings_are_not_resumed(tmp_path: Path) -> None:
     train(tmp_path)
-    with pytest.raises(ValueError, match=r"cannot resume .*: learning_rate was 0.001, is 0.5; use another folder"):
+    with pytest.raises(ValueError, match=r"cannot resume .*: learning_rate was 0.0003, is 0.5; use another folder"):
         train(tmp_path, FAST.replace(learning_rate=0.5))
 
 
-def test_a_folder_in_use_is_refused_when_not_resuming(tmp_path: Path) -> None:
+def test_a_run_of_other_names_is_refused_in_words(tmp_path: Path) -> None:
     trainer, _ = train(tmp_path)
-    with pytest.raises(FileExistsError, match="pass resume=True"):
-        trainer.fit(batches(FAST), resume=False)
+    with safe_open(tmp_path / "last.safetensors", "pt") as file:
+        state = json.loads(file.metadata()["state"])
+    state["cfg"]["num_updates"] = state["cfg"].pop("total_steps")
+    write_tensors(tmp_path / "last.safetensors", {}, {"state": json.dumps(state)})
+    with pytest.raises(ValueError, match="is of another version of this program, whose settings had num_updates"):
+        trainer.fit(batches(FAST))
+    write_tensors(tmp_path / "last.safetensors", {"x": torch.zeros(1)})
+    with pytest.raises(ValueError, match="holds no state of a training; give a checkpoint that a Trainer wrote"):
+        trainer.load_checkpoint()
+
+
+def test_training_anew_replaces_what_the_folder_held(tmp_path: Path) -> None:
+    keep = CheckpointCallback(save_every=4)
+    train(tmp_path, FAST.replace(total_steps=40), callbacks=(LoggingCallback(), keep))
+    again = Toy()
+    Trainer(again, FAST, (LoggingCallback(), keep), run_dir=tmp_path).train(batches(FAST))
+    fresh, _ = train(tmp_path / "fresh", validate=scripted([1.0, 2.0, 3.0]))
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), fresh.model.parameters()))
+    assert not (tmp_path / "best.safetensors").exists()  # Nothing was validated.
+    assert max(row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")) == 12
+    assert sorted(p.name for p in tmp_path.glob("update_*"))[-1] == "update_00000012.safetensors"
+
+
+@pytest.mark.parametrize("scheduler", ["none", "cosine", "onecycle"])
+def test_training_in_parts_equals_training_at_once(tmp_path: Path, scheduler: str) -> None:
+    cfg = FAST.replace(scheduler=scheduler, ema_decay=0.9)
+    whole = Toy()
+    Trainer(whole, cfg, run_dir=tmp_path / "whole").train(batches(cfg))
+    parts = Toy()
+    trainer = Trainer(parts, cfg, run_dir=tmp_path / "parts")
+    assert trainer.train(batches(cfg), num_steps=5) is parts and trainer.update == 5
+    trainer.train(batches(cfg), num_steps=4)
+    trainer.train(batches(cfg))
+    assert trainer.update == 12
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters()))
+
+
+def test_a_checkpoint_of_any_name_is_gone_on_from(tmp_path: Path) -> None:
+    whole, _ = train(tmp_path / "whole", validate=scripted([1.0, 1.0, 1.0]))
+    first = Trainer(Toy(), FAST, run_dir=tmp_path / "a")
+    first.train(batches(FAST), num_steps=6)
+    path = first.save_checkpoint(tmp_path / "six.safetensors")
+    second = Trainer(Toy(), FAST, run_dir=tmp_path / "b")
+    second.load_checkpoint(path)
+    assert second.update == 6
+    second.train(batches(FAST))
+    assert _same(whole, second)
 
 
 # Not a number
@@ -216,7 +341,7 @@ def test_a_bad_loss_names_its_batch_and_keeps_the_last_good_checkpoint(tmp_path:
         out = module.loss(batch)
         return out._replace(loss=out.loss + bad) if trainer.update == 9 else out
 
-    trainer = Trainer(module, FAST.replace(total_steps=100, save_interval=3), tmp_path, loss=loss)
+    trainer = Trainer(module, FAST.replace(total_steps=100, save_interval=3), run_dir=tmp_path, loss=loss)
     with pytest.raises(NonFiniteLoss, match=rf"the loss is {bad} on batch 9 \(rec .*last good checkpoint") as error:
         trainer.fit(batches(FAST))
     assert error.value.update == 9 and trainer.update == 9
@@ -233,7 +358,7 @@ def test_bad_gradients_are_found_before_anything_is_written(tmp_path: Path) -> N
         # The square root's slope at 0 is infinite, and 0 times that is no number; the loss itself stays 0.
         return LossOutput(zero.sqrt() if trainer.update == 3 else module(batch).square().mean(), {}, {})
 
-    trainer = Trainer(module, FAST.replace(log_interval=100), tmp_path, loss=loss)
+    trainer = Trainer(module, FAST.replace(log_interval=100), run_dir=tmp_path, loss=loss)
     with pytest.raises(NonFiniteLoss, match="a weight is nan or inf after the update on batch 3"):
         trainer.fit(lambda update: torch.ones(2, 1))
     assert all(t.isfinite().all() for t in load_file(tmp_path / "last.safetensors").values())
@@ -300,10 +425,9 @@ def test_patience_counts_on_after_a_kill(tmp_path: Path) -> None:
 
 def plateau(cfg: TrainingConfig, values: list[float]) -> torch.optim.Optimizer:
     optimizer = make_optimizer(cfg.replace(scheduler="plateau"), [nn.Parameter(torch.zeros(1))])
-    scheduler = make_scheduler(cfg.replace(scheduler="plateau"), optimizer)
-    assert isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+    rate = LearningRate(cfg.replace(scheduler="plateau"), optimizer)
     for value in values:
-        scheduler.step(value)
+        rate.after_validation(1, value)
     return optimizer
 
 
@@ -338,6 +462,363 @@ def test_onecycle_peaks_at_lr_and_ends_near_zero(tmp_path: Path) -> None:
     assert max(rates) == pytest.approx(0.01, rel=0.05) and rates[0] < 0.002 and rates[-2] < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "expected"),
+    [
+        ("none", [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+        ("constant", [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+        ("linear", [0.25, 0.5, 0.75, 1, 1, 0.775, 0.55, 0.325]),
+        ("cosine", [0.25, 0.5, 0.75, 1, 1, 0.1 + 0.45 * (1 + 2**-0.5), 0.55, 0.1 + 0.45 * (1 - 2**-0.5)]),
+        ("plateau", [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_the_rate_rises_and_falls_as_the_schedule_says(tmp_path: Path, scheduler: str, expected: list[float]) -> None:
+    seen = Rates()
+    cfg = FAST.replace(total_steps=8, warmup_steps=4, learning_rate=0.02, min_lr=0.002, scheduler=scheduler)
+    Trainer(Toy(), cfg, (seen,), run_dir=tmp_path).train(batches(cfg))
+    assert [rate / 0.02 for (rate,) in seen.rates] == pytest.approx(expected)
+
+
+# Every field does what it says
+
+
+def outcome(tmp_path: Path, **settings: Any) -> dict[str, Tensor]:
+    """The weights that a training ends with."""
+    module = Toy()
+    cfg = FAST.replace(**settings)
+    Trainer(module, cfg, run_dir=tmp_path / str(len(list(tmp_path.iterdir())))).train(batches(cfg))
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+def differ(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return any(not torch.equal(a[name], b[name]) for name in a)
+
+
+def moves(**change: Any) -> Any:
+    """The field changes what training ends with."""
+    return lambda path: differ(outcome(path), outcome(path, **change))
+
+
+def steps_told(tmp_path: Path, name: str, cfg: TrainingConfig) -> list[int]:
+    path = tmp_path / str(len(list(tmp_path.iterdir())))
+    train(path, cfg, (LoggingCallback(),))
+    return [row["step"] for row in read_metrics(path / "metrics.jsonl") if name in row]
+
+
+def window_shape(tmp_path: Path, **settings: Any) -> tuple[int, ...]:
+    """Of the windows that are drawn from a replay buffer."""
+    buffer = create_random_buffer(1000, (2,), 1, num_episodes=5, episode_length=20, seed=0)
+    model, shapes = nn.Linear(1, 1), []
+
+    def loss(batch: Batch) -> LossOutput:
+        shapes.append(tuple(batch.rew.shape))
+        return LossOutput(model(batch.rew[..., None]).square().mean(), {}, {})
+
+    Trainer(model, FAST.replace(total_steps=1, **settings), loss=loss, run_dir=tmp_path).train(buffer)
+    return shapes[0]
+
+
+def saves(tmp_path: Path, cfg: TrainingConfig) -> list[int]:
+    """The steps at which last.safetensors is written."""
+    seen: list[int] = []
+
+    class Look(Trainer):
+        def save_checkpoint(self, path: str | Path | None = None) -> Path:
+            seen.append(self.update)
+            return super().save_checkpoint(path)
+
+    Look(Toy(), cfg, run_dir=tmp_path).train(batches(cfg))
+    return seen
+
+
+def heavy_calls(tmp_path: Path, on: bool) -> int:
+    """How often the encoder is computed in one step."""
+    calls = []
+
+    class Counted(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            calls.append(1)
+            return super().forward(x)
+
+    model = nn.ModuleDict({"encoder": Counted(3, 3)})
+
+    def loss(batch: Tensor) -> LossOutput:
+        return LossOutput(model["encoder"](batch).square().mean(), {}, {})
+
+    cfg = FAST.replace(total_steps=1, use_gradient_checkpointing=on)
+    Trainer(model, cfg, loss=loss, run_dir=tmp_path / str(on)).train(lambda i: torch.ones(2, 3))
+    return len(calls)
+
+
+def optimizers(tmp_path: Path) -> bool:
+    """All of them differ, Adam's two by how weights decay."""
+    ends = [outcome(tmp_path, optimizer=name) for name in CHOICES["optimizer"] if name != "adamw"]
+    ends += [outcome(tmp_path, optimizer=name, weight_decay=0.1) for name in ("adam", "adamw")]
+    return all(differ(a, b) for i, a in enumerate(ends) for b in ends[:i])
+
+
+def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """What the trainer calls is what came back from torch.compile, given the model's loss."""
+    module, calls = Toy(), []
+    monkeypatch.setattr(torch, "compile", lambda f: lambda batch: calls.append(f) or f(batch))
+    Trainer(module, FAST.replace(compile_model=True), run_dir=tmp_path).train(batches(FAST))
+    return calls == [module.loss] * FAST.total_steps
+
+
+def plateau_rate(tmp_path: Path, **settings: Any) -> float:
+    cfg = FAST.replace(**({"scheduler": "plateau", "plateau_patience": 1} | settings))
+    trainer, _ = train(tmp_path / str(settings), cfg, validate=scripted([1.0, 2.0, 3.0]))
+    return float(trainer.optimizer.param_groups[0]["lr"] / cfg.learning_rate)
+
+
+EFFECTS: dict[str, Any] = {
+    "total_steps": lambda path: train(path, FAST.replace(total_steps=5))[1].updates == 5,
+    "batch_size": lambda path: window_shape(path, batch_size=3, sequence_length=4) == (3, 4),
+    "sequence_length": lambda path: window_shape(path, batch_size=3, sequence_length=7) == (3, 7),
+    "learning_rate": moves(learning_rate=0.01),
+    "optimizer": optimizers,
+    "weight_decay": moves(weight_decay=0.5),
+    "grad_clip": moves(grad_clip=1e-5),
+    "gradient_accumulation_steps": moves(gradient_accumulation_steps=2),
+    "warmup_steps": moves(warmup_steps=6),
+    "scheduler": moves(scheduler="linear"),
+    "min_lr": lambda path: differ(outcome(path, scheduler="linear"), outcome(path, scheduler="linear", min_lr=1e-4)),
+    "plateau_patience": lambda path: (plateau_rate(path), plateau_rate(path, plateau_patience=0)) == (0.5, 0.25),
+    "plateau_factor": lambda path: plateau_rate(path, plateau_factor=0.2) == pytest.approx(0.2),
+    "ema_decay": moves(ema_decay=0.9),
+    "mixed_precision": moves(mixed_precision=True),
+    "mixed_precision_dtype": lambda path: "float16 needs CUDA" in refused(mixed_precision_dtype="float16"),
+    "use_gradient_checkpointing": lambda path: (
+        (heavy_calls(path / "a", False), heavy_calls(path / "b", True)) == (1, 2)
+    ),
+    "device": lambda path: "device must be auto, cpu, cuda, cuda:1 or mps, got 'gpu'" in refused(device="gpu"),
+    "seed": moves(seed=1),
+    "output_dir": lambda path: Trainer(Toy(), FAST.replace(output_dir=str(path))).save_checkpoint().parent == path,
+    "log_interval": lambda path: steps_told(path, "train/loss", FAST.replace(log_interval=5)) == [5, 10, 12],
+    "eval_interval": lambda path: steps_told(path, "val/loss", FAST.replace(eval_interval=5)) == [5, 10, 12],
+    "save_interval": lambda path: saves(path, FAST.replace(save_interval=5)) == [0, 5, 10, 12],
+    "patience": lambda path: train(path, FAST.replace(patience=1), validate=scripted([1.0, 2.0]))[1].updates == 8,
+}
+
+
+def refused(**settings: Any) -> str:
+    with pytest.raises(ValueError) as error:
+        Trainer(Toy(), FAST.replace(**({"mixed_precision": True} | settings)))
+    return str(error.value)
+
+
+@pytest.mark.parametrize("field", [f.name for f in fields(TrainingConfig) if f.name not in ("compile_model", "tf32")])
+def test_every_field_has_its_effect(tmp_path: Path, field: str) -> None:
+    assert EFFECTS[field](tmp_path)
+
+
+def test_compile_model_compiles_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compiled(tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+def test_a_compiled_loss_trains_to_the_same_weights(tmp_path: Path) -> None:
+    plain, fast = outcome(tmp_path), outcome(tmp_path, compile_model=True)
+    assert all(torch.allclose(plain[name], fast[name], atol=1e-4) for name in plain)
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_tf32_is_set_for_the_training_and_put_back(monkeypatch: pytest.MonkeyPatch, tf32: bool) -> None:
+    places = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [place.allow_tf32 for place in places]
+    with _fast_math(FAST.replace(tf32=tf32), torch.device("cuda")):
+        assert [place.allow_tf32 for place in places] == [tf32, tf32]
+    assert [place.allow_tf32 for place in places] == before
+
+
+def test_accumulated_gradients_are_those_of_one_large_batch(tmp_path: Path) -> None:
+    def run(name: str, cfg: TrainingConfig, rows: int) -> Tensor:
+        torch.manual_seed(0)
+        layer = nn.Linear(3, 1)
+        data = torch.arange(72.0).reshape(24, 3) / 72
+
+        def loss(batch: Tensor) -> LossOutput:
+            return LossOutput(layer(batch).square().mean(), {}, {})
+
+        trainer = Trainer(layer, cfg, loss=loss, run_dir=tmp_path / name)
+        trainer.train(lambda i: data[rows * i : rows * (i + 1)])
+        return layer.weight.detach()
+
+    once = run("a", FAST.replace(total_steps=3), 8)
+    parts = run("b", FAST.replace(total_steps=3, gradient_accumulation_steps=4), 2)
+    assert torch.allclose(once, parts, atol=1e-6)
+
+
+def test_the_average_is_validated_kept_as_best_and_left_in_the_model(tmp_path: Path) -> None:
+    module = Toy()
+    cfg = FAST.replace(ema_decay=0.75, learning_rate=0.01)
+    mine = [p.detach().clone() for p in module.parameters()]
+    seen: list[list[Tensor]] = []
+
+    class Follow(Callback):
+        def on_update(self, trainer: Trainer) -> None:
+            for i, p in enumerate(module.parameters()):
+                mine[i] = 0.75 * mine[i] + 0.25 * p.detach()
+
+    def validate() -> float:
+        seen.append([p.detach().clone() for p in module.parameters()])
+        return 1.0 / len(seen)
+
+    Trainer(module, cfg, (Follow(),), run_dir=tmp_path).fit(batches(cfg), validate)
+    best = load_file(tmp_path / "best.safetensors")
+    for i, (name, p) in enumerate(module.named_parameters()):
+        assert torch.allclose(p, mine[i], atol=1e-6) and torch.equal(p, seen[-1][i]) and torch.equal(p, best[name])
+    saved = load_file(tmp_path / "last.safetensors")
+    assert torch.allclose(saved["average/net.4.bias"], module.net[4].bias)
+    assert not torch.allclose(saved["module/net.4.bias"], module.net[4].bias)
+
+
+def test_checkpointed_parts_give_the_same_gradients_and_are_themselves_again(tmp_path: Path) -> None:
+    def run(name: str, on: bool) -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Module()
+        model.encoder = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, 1))
+
+        def loss(batch: Tensor) -> LossOutput:
+            return LossOutput(model.encoder(batch).square().mean(), {}, {})
+
+        cfg = FAST.replace(use_gradient_checkpointing=on, optimizer="sgd")
+        Trainer(model, cfg, loss=loss, run_dir=tmp_path / name).train(lambda i: torch.ones(4, 3) * i)
+        return model
+
+    plain, twice = run("a", False), run("b", True)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), twice.parameters()))
+    assert "forward" not in vars(twice.encoder)
+    with pytest.raises(ConfigurationError, match="needs a part called encoder or decoder, Toy has none; leave it off"):
+        Trainer(Toy(), FAST.replace(use_gradient_checkpointing=True), run_dir=tmp_path)
+
+
+def test_settings_that_do_not_go_together_are_named() -> None:
+    with pytest.raises(ValueError, match="warmup_steps must be 0 with onecycle, which warms up by itself, got 3"):
+        TrainingConfig(scheduler="onecycle", warmup_steps=3)
+    with pytest.raises(ValueError, match="weight_decay must be 0 with laprop, which has none, got 0.1"):
+        TrainingConfig(optimizer="laprop", weight_decay=0.1)
+
+
+# Data in any form
+
+
+def data_of(kind: str) -> Any:
+    rows = [torch.full((2, 1), float(i)) for i in range(5)]
+
+    class Sampler:
+        def sample(self, batch_size: int, seq_len: int, device: str) -> Tensor:
+            assert (batch_size, seq_len, device) == (8, 50, "cpu")
+            return torch.rand(2, 1)
+
+    kinds = {"function": lambda i: rows[i % 5], "list": rows, "iterator": iter(rows * 3), "sample": Sampler()}
+    return kinds[kind]
+
+
+def fed(tmp_path: Path, data: Any, **kwargs: Any) -> list[float]:
+    """The first number of every batch that a training sees."""
+    layer, seen = nn.Linear(1, 1), []
+
+    def loss(batch: Tensor) -> LossOutput:
+        seen.append(float(batch[0, 0]))
+        return LossOutput(layer(batch).square().mean(), {}, {})
+
+    Trainer(layer, FAST, kwargs.pop("callbacks", ()), loss=loss, run_dir=tmp_path).train(data, **kwargs)
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["function", "list", "iterator", "sample"])
+def test_data_of_any_form_is_trained_on(tmp_path: Path, kind: str) -> None:
+    seen = fed(tmp_path, data_of(kind))
+    assert len(seen) == 12
+    assert kind == "sample" or seen == [float(i % 5) for i in range(12)]
+
+
+@pytest.mark.parametrize("kind", ["function", "list", "sample"])
+def test_a_killed_run_goes_on_with_the_batch_that_is_due(tmp_path: Path, kind: str) -> None:
+    whole = fed(tmp_path / "whole", data_of(kind))
+    with pytest.raises(KeyboardInterrupt):
+        fed(tmp_path / "killed", data_of(kind), callbacks=(KillAt(7),))
+    assert fed(tmp_path / "killed", data_of(kind), resume=True) == whole[4:]
+
+
+def test_data_that_cannot_be_used_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="data must be a ReplayBuffer, a function .*, got int"):
+        fed(tmp_path, 3)
+    with pytest.raises(ValueError, match="data ran out after 5 batches; give an iterable"):
+        fed(tmp_path, iter([torch.ones(2, 1)] * 5))
+    with pytest.raises(ValueError, match="data holds no batch"):
+        fed(tmp_path, [])
+    with pytest.raises(ValueError, match="num_steps must be at least 1, or None, got 0"):
+        fed(tmp_path, data_of("list"), num_steps=0)
+
+
+class Reader(nn.Module):
+    """Its loss says what the windows hold."""
+
+    def __init__(self, packs: bool) -> None:
+        super().__init__()
+        self.packs, self.seen = packs, []
+        self.layer = nn.Linear(1, 1)
+
+    def loss(self, batch: Batch) -> LossOutput:
+        self.seen.append(batch)
+        loss = self.layer(batch.rew[..., None]).square().mean()
+        return LossOutput(loss, {"part": loss / 2}, {})
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_a_replay_buffer_gives_the_windows_that_the_model_wants(tmp_path: Path, packs: bool) -> None:
+    buffer = create_random_buffer(1000, (2,), 1, num_episodes=20, episode_length=6, seed=0)
+    model = Reader(packs)
+    Trainer(model, FAST.replace(sequence_length=5), run_dir=tmp_path).train(buffer)
+    assert any(batch.first[:, 1:].any() for batch in model.seen) == packs
+    assert len({float(batch.rew.sum()) for batch in model.seen}) == 12
+
+
+def test_evaluations_of_a_buffer_repeat_and_are_none_of_the_batches_of_training(tmp_path: Path) -> None:
+    buffer = create_random_buffer(1000, (2,), 1, num_episodes=20, episode_length=60, seed=0)
+    model = Reader(False)
+    trainer = Trainer(model, FAST, run_dir=tmp_path)
+    first = trainer.evaluate(buffer, num_batches=3)
+    assert first == trainer.evaluate(buffer, num_batches=3)
+    assert first["part"] == pytest.approx(first["loss"] / 2)
+    looked = {float(batch.rew.sum()) for batch in model.seen}
+    model.seen.clear()
+    trainer.train(buffer)
+    assert len(looked) == 3 and not looked & {float(batch.rew.sum()) for batch in model.seen}
+    assert trainer.evaluate(buffer)["loss"] < first["loss"] and model.training
+    with pytest.raises(ValueError, match="num_batches must be at least 1, got 0"):
+        trainer.evaluate(buffer, 0)
+
+
+def test_held_out_data_choose_the_best_weights(tmp_path: Path) -> None:
+    buffer = create_random_buffer(1000, (2,), 1, num_episodes=20, episode_length=60, seed=0)
+    trainer = Trainer(Reader(False), FAST, (LoggingCallback(),), run_dir=tmp_path)
+    trainer.train(buffer, eval_data=buffer)
+    rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "val/loss" in row]
+    assert [row["step"] for row in rows] == [4, 8, 12]
+    assert rows[-1]["val/loss"] == pytest.approx(trainer.evaluate(buffer)["loss"])
+    assert (tmp_path / "best.safetensors").exists()
+
+
+def test_one_line_trains(tmp_path: Path) -> None:
+    buffer = create_random_buffer(1000, (2,), 1, num_episodes=20, episode_length=60, seed=0)
+    model = Reader(False)
+    assert train_model(model, buffer, total_steps=3, output_dir=str(tmp_path), batch_size=2) is model
+    assert len(model.seen) == 3 and model.seen[0].rew.shape == (2, 50)
+    with pytest.raises(ValueError, match="unknown field 'lerning_rate' .*; did you mean 'learning_rate'"):
+        train_model(model, buffer, lerning_rate=1)
+
+
+def test_names_are_found_where_users_look_for_them() -> None:
+    import wm_agents.training as training
+
+    assert training.ReplayBuffer is ReplayBuffer and training.train is train_model
+    with pytest.raises(AttributeError, match="has no attribute 'Trainr'"):
+        _ = training.Trainr
+
+
 # Precision
 
 
@@ -345,8 +826,19 @@ def test_bf16_autocast_learns_like_fp32(tmp_path: Path) -> None:
     cfg = FAST.replace(total_steps=40, learning_rate=0.03)
     low, low_result = train(tmp_path / "bf16", cfg.replace(mixed_precision=True))
     full, full_result = train(tmp_path / "fp32", cfg)
-    assert not _same(low, full) and all(p.dtype == torch.float32 for p in low.module.parameters())
+    assert not _same(low, full) and all(p.dtype == torch.float32 for p in low.model.parameters())
     assert low_result.best_val == pytest.approx(full_result.best_val, rel=0.1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="float16 needs CUDA")
+def test_float16_scales_the_loss_and_resumes(tmp_path: Path) -> None:
+    cfg = FAST.replace(total_steps=40, learning_rate=0.03, device="cuda", mixed_precision=True)
+    low, result = train(tmp_path / "fp16", cfg.replace(mixed_precision_dtype="float16"))
+    full, _ = train(tmp_path / "fp32", cfg.replace(mixed_precision=False))
+    assert low.scaler is not None and low.scaler.get_scale() > 1
+    assert result.best_val == pytest.approx(full.best_val, rel=0.2)
+    again, _ = train(tmp_path / "fp16", cfg.replace(mixed_precision_dtype="float16", total_steps=44))
+    assert again.update == 44
 
 
 # The other callbacks
@@ -379,7 +871,7 @@ def test_progress_shows_count_speed_and_loss(tmp_path: Path, terminal: bool) -> 
 
 
 def _same(a: Trainer, b: Trainer) -> bool:
-    pairs = zip(a.module.state_dict().items(), b.module.state_dict().items())
+    pairs = zip(a.model.state_dict().items(), b.model.state_dict().items())
     return all(n == m and torch.equal(x, y) for (n, x), (m, y) in pairs)
 
 

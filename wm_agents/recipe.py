@@ -17,11 +17,13 @@ SEEDS_A_ROUND = 20_000
 JUDGE_SEED = 900_000
 """Model selection's own seeds: never collected, never the held-out ones."""
 
-VISION = TrainingConfig(total_steps=4000, batch_size=64, learning_rate=2e-3, scheduler="onecycle")
-MEMORY = TrainingConfig(total_steps=3000, batch_size=64, learning_rate=1e-3, scheduler="onecycle", grad_clip=1.0)
-DYNAMICS = TrainingConfig(
-    total_steps=4000, batch_size=256, learning_rate=1e-3, scheduler="onecycle", mixed_precision=False, log_interval=100
-)
+FIT = TrainingConfig(
+    optimizer="adam", scheduler="onecycle", grad_clip=None, mixed_precision="auto",
+    log_interval=50, eval_interval=500, save_interval=500,
+)  # fmt: skip
+VISION = FIT.replace(total_steps=4000, batch_size=64, learning_rate=2e-3)
+MEMORY = FIT.replace(total_steps=3000, batch_size=64, learning_rate=1e-3, grad_clip=1.0)
+DYNAMICS = FIT.replace(total_steps=4000, batch_size=256, learning_rate=1e-3, mixed_precision=False, log_interval=100)
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,8 @@ def with_flags(base: ImproveConfig, cfg: CurriculumConfig) -> ImproveConfig:
     """`base`, where and how the flags want it."""
 
     def training(part: TrainingConfig) -> TrainingConfig:
-        return part.replace(device=cfg.device, mixed_precision=part.mixed_precision if cfg.amp else False)
+        mixed = part.mixed_precision if cfg.amp else False
+        return part.replace(device=cfg.device, tf32=cfg.tf32, mixed_precision=mixed)
 
     vision = training(base.vision)
     if cfg.vae_batch is not None:

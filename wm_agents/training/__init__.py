@@ -1,7 +1,30 @@
-"""The loop that takes gradients, its configuration and its callbacks."""
+"""The loop that takes gradients, its configuration and its callbacks; names are loaded when they are asked for."""
 
-from wm_agents.training.config import TrainingConfig
-from wm_agents.training.loss import LossOutput
-from wm_agents.training.trainer import NonFiniteLoss, Trainer, TrainingResult
+from __future__ import annotations
 
-__all__ = ["LossOutput", "NonFiniteLoss", "Trainer", "TrainingConfig", "TrainingResult"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wm_agents.data.replay import Batch, ReplayBuffer
+    from wm_agents.training.config import TrainingConfig
+    from wm_agents.training.loss import LossOutput
+    from wm_agents.training.trainer import NonFiniteLoss, Trainer, TrainingResult, train
+
+__all__ = [
+    "Batch", "LossOutput", "NonFiniteLoss", "ReplayBuffer", "Trainer", "TrainingConfig", "TrainingResult", "train",
+]  # fmt: skip
+
+PLACES = {
+    "wm_agents.data.replay": ("Batch", "ReplayBuffer"),
+    "wm_agents.training.config": ("TrainingConfig",),
+    "wm_agents.training.loss": ("LossOutput",),
+    "wm_agents.training.trainer": ("NonFiniteLoss", "Trainer", "TrainingResult", "train"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in PLACES.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

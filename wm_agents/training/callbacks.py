@@ -68,27 +68,39 @@ class LoggingCallback(Callback):
 class CheckpointCallback(Callback):
     """Keeps numbered snapshots of the weights, beside the trainer's own last and best."""
 
-    def __init__(self, save_dir: str | Path | None = None, save_every: int = 1000, keep: int = 3) -> None:
+    def __init__(self, save_dir: str | Path | None = None, save_every: int | None = None, keep: int = 3) -> None:
+        """They go into the run folder every `save_interval` steps unless told otherwise; the newest `keep` stay."""
         self.save_dir, self.save_every, self.keep = save_dir, save_every, keep
 
+    def on_start(self, trainer: Trainer) -> None:
+        for path in self._snapshots(trainer):  # Of a run that this one replaces, or of steps that are taken again.
+            if int(path.stem.partition("_")[2]) > trainer.update:
+                path.unlink()
+
     def on_update(self, trainer: Trainer) -> None:
-        if trainer.update % self.save_every:
+        if trainer.update % (self.save_every or trainer.cfg.save_interval):
             return
         trainer.check_finite()
-        folder = Path(self.save_dir or trainer.run_dir)
-        write_tensors(folder / f"update_{trainer.update:08d}.safetensors", trainer.module.state_dict())
-        for old in sorted(folder.glob("update_*.safetensors"))[: -self.keep]:
+        write_tensors(self._folder(trainer) / f"update_{trainer.update:08d}.safetensors", trainer.weights())
+        for old in self._snapshots(trainer)[: -self.keep]:
             old.unlink()
+
+    def _folder(self, trainer: Trainer) -> Path:
+        return Path(self.save_dir or trainer.run_dir)
+
+    def _snapshots(self, trainer: Trainer) -> list[Path]:
+        return sorted(self._folder(trainer).glob("update_*.safetensors"))
 
 
 class EvalCallback(Callback):
-    """Calls `evaluate()` every `eval_every` updates and logs the scalars it returns; it may write images too."""
+    """Calls `evaluate()` every so many steps and logs the scalars it returns; it may write images too."""
 
-    def __init__(self, evaluate: Callable[[], Mapping[str, float]], eval_every: int = 1000) -> None:
+    def __init__(self, evaluate: Callable[[], Mapping[str, float]], eval_every: int | None = None) -> None:
+        """Every `eval_interval` steps unless `eval_every` is given."""
         self.evaluate, self.eval_every = evaluate, eval_every
 
     def on_update(self, trainer: Trainer) -> None:
-        if trainer.update % self.eval_every == 0:
+        if trainer.update % (self.eval_every or trainer.cfg.eval_interval) == 0:
             trainer.log(trainer.quietly(self.evaluate))
 
 
@@ -157,9 +169,7 @@ class ProgressCallback(Callback):
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"),
             TimeRemainingColumn(), console=self.console, refresh_per_second=2,
         )  # fmt: skip
-        self._task = self._bar.add_task(
-            self.title, total=trainer.cfg.total_steps, completed=trainer.update, text="", start=True
-        )
+        self._task = self._bar.add_task(self.title, total=trainer.target, completed=trainer.update, text="", start=True)
         self._bar.start()
 
     def on_metrics(self, trainer: Trainer, values: Mapping[str, float]) -> None:
@@ -182,8 +192,8 @@ class ProgressCallback(Callback):
             self._line(trainer, "  ".join(self._shown.values()))
 
     def _line(self, trainer: Trainer, text: str) -> None:
-        left = (trainer.cfg.total_steps - trainer.update) / max(trainer.speed, 1e-9)
-        more = f"  {left:.0f} s left" if trainer.update < trainer.cfg.total_steps and trainer.speed else ""
+        left = (trainer.target - trainer.update) / max(trainer.speed, 1e-9)
+        more = f"  {left:.0f} s left" if trainer.update < trainer.target and trainer.speed else ""
         self.console.print(
-            f"{self.title} {trainer.update}/{trainer.cfg.total_steps}  {text}{more}", highlight=False, soft_wrap=True
+            f"{self.title} {trainer.update}/{trainer.target}  {text}{more}", highlight=False, soft_wrap=True
         )

@@ -2,67 +2,100 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from wm_agents.atomic import write_json
+from wm_agents.errors import ConfigurationError, check_names
 
 CHOICES = {
-    "optimizer": ("adam", "adamw", "rmsprop"),
-    "scheduler": ("constant", "onecycle", "plateau"),
-    "mixed_precision": ("auto", True, False),
+    "optimizer": ("adamw", "adam", "sgd", "rmsprop", "laprop"),
+    "scheduler": ("none", "constant", "linear", "cosine", "onecycle", "plateau"),
+    "mixed_precision": (True, False, "auto"),
+    "mixed_precision_dtype": ("bfloat16", "float16"),
+    "use_gradient_checkpointing": (True, False),
+    "compile_model": (True, False),
+    "tf32": (True, False),
 }
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Settings of one `Trainer.fit`. An update is one gradient step."""
+    """Settings of a `Trainer`. A step is one step of the optimizer."""
 
-    total_steps: int = 10_000
-    batch_size: int = 64
-    """Rows a batch: for whoever draws the batches."""
-    learning_rate: float = 1e-3
-    """The highest learning rate: where `onecycle` peaks and `plateau` begins."""
-    optimizer: Literal["adam", "adamw", "rmsprop"] = "adam"
+    total_steps: int = 100_000
+    batch_size: int = 16
+    """Rows a batch: of what is drawn from a replay buffer, or by whoever draws the batches."""
+    sequence_length: int = 50
+    """Steps of the windows that are drawn from a replay buffer."""
+    learning_rate: float = 3e-4
+    """The highest: where `onecycle` peaks and the others begin, after the warm-up."""
+    optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "laprop"] = "adamw"
+    """`sgd` has momentum 0.9; `laprop` is DreamerV3's, with adaptive gradient clipping of its own."""
     weight_decay: float = 0.0
-    scheduler: Literal["constant", "onecycle", "plateau"] = "constant"
+    grad_clip: float | None = 100.0
+    """Largest gradient norm over all parameters together, or over those of each clip group of the model."""
+    gradient_accumulation_steps: int = 1
+    """Batches whose mean gradient is one step."""
+    warmup_steps: int = 0
+    """The learning rate rises from 0 over so many steps."""
+    scheduler: Literal["none", "constant", "linear", "cosine", "onecycle", "plateau"] = "none"
+    """How the learning rate falls until `total_steps`: `none` and `constant` keep it, `plateau` lowers it when
+    validations no longer improve."""
+    min_lr: float = 0.0
+    """`linear` and `cosine` end here, and `plateau` never goes below."""
     plateau_patience: int = 5
     """Validations without improvement after which `plateau` multiplies the learning rate."""
     plateau_factor: float = 0.5
-    min_lr: float = 0.0
-    """`plateau` never goes below."""
-    grad_clip: float | None = None
-    """Largest gradient norm over all parameters together."""
-    mixed_precision: bool | Literal["auto"] = "auto"
-    """`auto` takes bfloat16 autocast where the device multiplies it natively."""
+    ema_decay: float | None = None
+    """A moving average of the weights, this much of it kept at each step, is what is validated and kept as best, and
+    what a finished training leaves in the model."""
+    mixed_precision: bool | Literal["auto"] = False
+    """Compute in `mixed_precision_dtype` where that is safe; `auto` does where the device multiplies it natively."""
+    mixed_precision_dtype: Literal["bfloat16", "float16"] = "bfloat16"
+    """`float16` scales the loss, and needs CUDA."""
+    tf32: bool = True
+    """Whether CUDA may multiply float32 matrices as TF32."""
+    use_gradient_checkpointing: bool = False
+    """Compute the model's heavy parts (its class names them) again for the backward pass instead of keeping them:
+    less memory, more time, the same gradients."""
+    compile_model: bool = False
+    """`torch.compile` the loss: the first steps take a minute, the others less."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     seed: int = 0
-    log_interval: int = 50
-    """Updates between metrics, which are means over them."""
-    eval_interval: int = 500
-    save_interval: int = 500
+    output_dir: str = "outputs"
+    """Where a run keeps its checkpoints, unless its Trainer is given a folder."""
+    log_interval: int = 100
+    """Steps between metrics, which are means over them."""
+    eval_interval: int = 1000
+    """Steps between validations."""
+    save_interval: int = 1000
+    """Steps between checkpoints."""
     patience: int | None = None
     """Validations without improvement after which training stops; None never stops early."""
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
+            value = getattr(self, name)
+            if not any(value == choice and type(value) is type(choice) for choice in choices):
                 self._fail(name, f"one of {', '.join(map(str, choices))}")
-        for name in ("total_steps", "batch_size", "log_interval", "eval_interval", "save_interval"):
+        intervals = ("log_interval", "eval_interval", "save_interval")
+        for name in ("total_steps", "batch_size", "sequence_length", "gradient_accumulation_steps", *intervals):
             self._check_number(name, 1, whole=True)
-        for name in ("seed", "plateau_patience"):
+        for name in ("seed", "warmup_steps", "plateau_patience"):
             self._check_number(name, 0, whole=True)
-        for name in ("weight_decay", "min_lr"):
+        for name in ("weight_decay", "min_lr", "learning_rate"):
             self._check_number(name, 0)
-        self._check_number("learning_rate", 0)
         if self.learning_rate == 0:
             self._fail("learning_rate", "above 0")
+        if self.min_lr > self.learning_rate:
+            self._fail("min_lr", f"at most learning_rate ({self.learning_rate:g})")
         if self.patience is not None:
             self._check_number("patience", 1, whole=True)
         if self.grad_clip is not None:
@@ -71,10 +104,22 @@ class TrainingConfig:
                 self._fail("grad_clip", "above 0, or None for no clipping")
         if not 0 < self.plateau_factor < 1:
             self._fail("plateau_factor", "between 0 and 1")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            self._fail("ema_decay", "between 0 and 1, or None for no average")
+        if self.scheduler == "onecycle" and self.warmup_steps:
+            self._fail("warmup_steps", "0 with onecycle, which warms up by itself")
+        if self.optimizer == "laprop" and self.weight_decay:
+            self._fail("weight_decay", "0 with laprop, which has none")
+        if not isinstance(self.output_dir, str) or not self.output_dir:
+            self._fail("output_dir", "a folder's name")
 
-    def rng(self, update: int) -> np.random.Generator:
-        """The generator to draw batch `update` with: a function of the seed and the update, so that resume is exact."""
-        return np.random.default_rng((self.seed, update))
+    def rng(self, step: int) -> np.random.Generator:
+        """The generator to draw batch `step` with: a function of the seed and the step, so that resume is exact."""
+        return np.random.default_rng((self.seed, step))
+
+    def generator(self, step: int) -> torch.Generator:
+        """The same for torch."""
+        return torch.Generator().manual_seed(int(self.rng(step).integers(2**63)))
 
     def replace(self, **changes: Any) -> TrainingConfig:
         """The same settings with `changes`."""
@@ -106,12 +151,8 @@ class TrainingConfig:
             self._fail(name, f"a {'whole ' if whole else ''}number from {low} up")
 
     def _fail(self, name: str, expected: str) -> None:
-        raise ValueError(f"TrainingConfig.{name} must be {expected}, got {getattr(self, name)!r}")
+        raise ConfigurationError(f"TrainingConfig.{name} must be {expected}, got {getattr(self, name)!r}")
 
 
 def _check_names(values: dict[str, Any]) -> None:
-    known = [f.name for f in fields(TrainingConfig)]
-    for name in values:
-        if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"unknown field {name!r} of TrainingConfig; did you mean {nearest!r}?")
+    check_names(values, [f.name for f in fields(TrainingConfig)], "TrainingConfig")

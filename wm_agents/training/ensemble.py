@@ -93,7 +93,7 @@ def fit_ensemble(
         draw = cfg.rng(update).integers(len(train), size=(members, cfg.batch_size))
         return data.take(np.take_along_axis(bootstraps, draw, axis=1))
 
-    trainer = Trainer(model, cfg, run_dir, loss=model.moves_loss, callbacks=callbacks)
+    trainer = Trainer(model, cfg, callbacks, loss=model.moves_loss, run_dir=run_dir)
 
     def validate() -> float:
         parts = model.moves_loss(trainer.fabric.to_device(held_out)).components

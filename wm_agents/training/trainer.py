@@ -1,7 +1,7 @@
 """The one loop that takes gradients.
 
 A run that is killed and resumed ends with the same weights, bit for bit on a CPU, as one that was not: batches
-are a function of the update's number, and a checkpoint carries module, optimizer, scheduler, random state and counts.
+are a function of the step's number, and a checkpoint carries weights, optimizer, schedule, random state and counts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,18 +21,28 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from wm_agents.atomic import write_tensors
 from wm_agents.checkpoint import load_weights, plain_names
-from wm_agents.hardware import has_bf16
+from wm_agents.errors import ConfigurationError
+from wm_agents.hardware import find_device, has_bf16
 from wm_agents.training.callbacks import Callback, EarlyStoppingCallback
 from wm_agents.training.config import TrainingConfig
+from wm_agents.training.feed import Feed, make_feed
 from wm_agents.training.loss import LossOutput
+from wm_agents.training.optim import Average, LearningRate, make_optimizer
 
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 
 # What a resumed run may change: where it runs, how often it looks, when it stops.
-MAY_CHANGE = {"total_steps", "log_interval", "eval_interval", "save_interval", "patience", "device"}
+MAY_CHANGE = {
+    "total_steps", "log_interval", "eval_interval", "save_interval", "patience", "device", "output_dir", "tf32",
+    "compile_model", "use_gradient_checkpointing",
+}  # fmt: skip
+HEAVY = ("encoder", "decoder")
+"""Parts of a model, by name, whose insides gradient checkpointing computes twice rather than keep."""
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -52,85 +64,112 @@ class TrainingResult(NamedTuple):
 
 
 class Trainer:
-    """Trains `module` on batches; `last.safetensors` and `best.safetensors` in `run_dir` are always whole."""
+    """Trains a model; `last.safetensors` and `best.safetensors` in `run_dir` are always whole.
+
+    What it asks of the model: `loss(batch) -> LossOutput`, unless one is given. What the model may have besides:
+    `after_update()`, called after every step; `param_groups(lr)`, for groups with rates of their own, a key `clip`
+    naming those whose gradients are clipped together; `packs`, whether its loss wants windows over several episodes.
+    """
 
     def __init__(
         self,
-        module: nn.Module,
-        cfg: TrainingConfig,
-        run_dir: str | Path,
-        *,
-        loss: Callable[[Any], LossOutput],
+        model: nn.Module,
+        config: TrainingConfig | None = None,
         callbacks: Iterable[Callback] = (),
-        params: Iterable[Tensor] | Iterable[dict[str, Any]] | None = None,
+        *,
+        loss: Callable[[Any], LossOutput] | None = None,
+        run_dir: str | Path | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
-        """`params` are what the optimizer takes (tensors or groups), all that require gradients unless given."""
-        self.cfg, self.run_dir, self.loss = cfg, Path(run_dir), loss
-        self.fabric = make_fabric(cfg)
-        self.module = self.fabric.to_device(module)
-        self.optimizer = make_optimizer(cfg, params or [p for p in module.parameters() if p.requires_grad])
-        self.scheduler = make_scheduler(cfg, self.optimizer)
+        """Folder and optimizer are those of the config unless given; all that requires gradients is trained."""
+        self.cfg = cfg = config or TrainingConfig()
+        self.run_dir = Path(run_dir or cfg.output_dir)
+        self.scaler = torch.amp.GradScaler("cuda") if _dtype(cfg) == "float16" else None
+        self.fabric = make_fabric(cfg, self.scaler)
+        self.model: nn.Module = self.fabric.to_device(model)
+        self.loss: Callable[[Any], LossOutput] = loss or model.loss  # type: ignore[assignment]
+        if cfg.compile_model:
+            self.loss = torch.compile(self.loss)
+        self.optimizer = optimizer or make_optimizer(cfg, _groups(model, cfg.learning_rate))
+        self.rate = LearningRate(cfg, self.optimizer)
+        self.average = Average(model, cfg.ema_decay) if cfg.ema_decay is not None else None
         self.callbacks = [*callbacks]
         if cfg.patience is not None:
             self.callbacks.append(EarlyStoppingCallback(cfg.patience))
         self.update = 0
+        """Steps of the optimizer so far."""
+        self.target = cfg.total_steps
+        """The step that the present training ends with."""
         self.best_val = math.inf
         self.speed = 0.0
+        """Updates a second, lately."""
         self.stopped = ""
         self._wall_s = 0.0
         self._since = time.perf_counter()
-        self._window: list[tuple[LossOutput, Tensor | None]] = []
+        self._window: list[tuple[LossOutput, dict[str, Tensor]]] = []
+        self._heavy = _heavy(model) if cfg.use_gradient_checkpointing else []
+
+    def add_callback(self, callback: Callback) -> None:
+        """Have one more called."""
+        self.callbacks.append(callback)
+
+    def train(self, data: Any, num_steps: int | None = None, *, eval_data: Any = None, resume: bool = False) -> Any:
+        """Train on `data` and give the model back, on the training device.
+
+        Args:
+            data: a replay buffer, a function of the batch's number, something with `sample(batch_size, seq_len,
+                device)`, or an iterable of batches.
+            num_steps: so many steps more; up to `total_steps` unless given.
+            eval_data: validated on every `eval_interval` steps; the weights that do best there are kept as best.
+            resume: go on from what the folder holds. Without, its last run is replaced by this one.
+        """
+        feed = None if eval_data is None else self._feed(eval_data, held_out=True)
+        validate = None if feed is None else lambda: self._mean_loss(feed, 10)["loss"]
+        self.fit(data, validate, resume=resume, num_steps=num_steps)
+        return self.model
 
     def fit(
         self,
-        batches: Callable[[int], Any],
+        data: Any,
         validate: Callable[[], float] | None = None,
         *,
         resume: bool = True,
+        num_steps: int | None = None,
     ) -> TrainingResult:
-        """Train until `cfg.total_steps`.
+        """Train as `train` does, with any validation, and tell how it went.
 
         Args:
-            batches: gives the batch of an update; draw it with `cfg.rng(update)` and resuming is exact.
+            data: see `train`; a function that draws with `cfg.rng(number)` makes resuming exact.
             validate: gives the value that should fall. Called in eval mode, without gradients, from the same
                 random state every time.
-            resume: go on from `last.safetensors` where there is one; False refuses a folder that has one.
         """
-        self._begin(resume)
+        feed = self._feed(data)
+        self._begin(resume, num_steps)
         try:
-            for callback in self.callbacks:
-                callback.on_start(self)
-            self._loop(batches, validate)
+            with _fast_math(self.cfg, self.fabric.device), _checkpointing(self._heavy):
+                for callback in self.callbacks:
+                    callback.on_start(self)
+                self._loop(feed, validate)
         except NonFiniteLoss:
-            self._restore()
+            self._restore(self.run_dir / "last.safetensors")
             raise
         finally:
             for callback in self.callbacks:
                 callback.on_end(self)
+        if self.average is not None and not self.average.inside:
+            self.average.swap()
         best = self.best_val if math.isfinite(self.best_val) else None
         return TrainingResult(self.update, best, self._wall_s, self.stopped)
 
-    def _loop(self, batches: Callable[[int], Any], validate: Callable[[], float] | None) -> None:
-        cfg, params, clock = self.cfg, self._params(), time.perf_counter()
-        self.module.train()
+    def _loop(self, feed: Feed, validate: Callable[[], float] | None) -> None:
+        cfg, clock = self.cfg, time.perf_counter()
+        each = range(cfg.gradient_accumulation_steps)
+        self.model.train()
         while not self.stopped:
-            batch = self.fabric.to_device(batches(self.update))
-            with self.fabric.autocast():
-                out = self.loss(batch)
-            self.optimizer.zero_grad()
-            self.fabric.backward(out.loss)
-            norm = None
-            if cfg.grad_clip is not None:
-                norm = nn.utils.clip_grad_norm_(params, cfg.grad_clip)
-            self.optimizer.step()
-            if isinstance(self.scheduler, torch.optim.lr_scheduler.OneCycleLR):
-                self.scheduler.step()
-            self._window.append((_detached(out), norm))
-            self.update += 1
-
-            at_end = self.update >= cfg.total_steps
+            self.step(*(feed(self.update * len(each) + i) for i in each))
+            at_end = self.update >= self.target
             if self.update % cfg.log_interval == 0 or at_end:
-                self._log_window(time.perf_counter() - clock)
+                self.log_window(time.perf_counter() - clock)
                 clock = time.perf_counter()
             for callback in self.callbacks:
                 callback.on_update(self)
@@ -139,7 +178,44 @@ class Trainer:
             if at_end:
                 self.stop("done")
             if self.update % cfg.save_interval == 0 or self.stopped:
-                self.save()
+                self.save_checkpoint()
+
+    def step(self, *batches: Any) -> LossOutput:
+        """Take one step of the optimizer on the mean gradient of `batches`; the last one's loss comes back."""
+        self.rate.before_step(self.update)
+        self.optimizer.zero_grad()
+        for batch in batches:
+            batch = self.fabric.to_device(batch)
+            with self.fabric.autocast():
+                out = self.loss(batch)
+            self.fabric.backward(out.loss / len(batches) if len(batches) > 1 else out.loss)
+            out = _detached(out)
+            self._window.append((out, {}))
+        self._window[-1][1].update(self._clip())
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.rate.after_step()
+        if (after_update := getattr(self.model, "after_update", None)) is not None:
+            after_update()
+        if self.average is not None:
+            self.average.update()
+        self.update += 1
+        return out
+
+    def _clip(self) -> dict[str, Tensor]:
+        """Clip the gradients of every clip group; their norms before that, by name."""
+        if self.cfg.grad_clip is None:
+            return {}
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        together: dict[str, list[Tensor]] = {}
+        for group in self.optimizer.param_groups:
+            together.setdefault(group.get("clip", ""), []).extend(group["params"])
+        names = {name: f"grad_norm/{name}" if len(together) > 1 and name else "grad_norm" for name in together}
+        return {names[n]: nn.utils.clip_grad_norm_(params, self.cfg.grad_clip) for n, params in together.items()}
 
     def stop(self, reason: str) -> None:
         """End after this update; the first reason given stands."""
@@ -151,42 +227,66 @@ class Trainer:
             callback.on_metrics(self, values)
 
     def quietly(self, function: Callable[[], T]) -> T:
-        """Call with the module in eval mode, no gradients, and random numbers that training does not notice."""
+        """Call with the model in eval mode, no gradients, and random numbers that training does not notice.
+
+        Where a moving average of the weights is kept, the model has it in it.
+        """
         devices = [self.fabric.device] if self.fabric.device.type == "cuda" else []
-        numpy_state = np.random.get_state()
-        self.module.eval()
+        numpy_state, training = np.random.get_state(), self.model.training
+        average = nullcontext() if self.average is None else self.average.shown()
+        self.model.eval()
         try:
-            with torch.random.fork_rng(devices), torch.no_grad():
+            with average, torch.random.fork_rng(devices), torch.no_grad():
                 _seed(self.cfg.seed)
                 return function()
         finally:
             np.random.set_state(numpy_state)
-            self.module.train()
+            self.model.train(training)
+
+    def evaluate(self, data: Any, num_batches: int = 10) -> dict[str, float]:
+        """The mean loss, and what it is made of by name, over batches of `data`; always the same of a replay buffer."""
+        feed = self._feed(data, held_out=True)
+        return self.quietly(lambda: self._mean_loss(feed, num_batches))
+
+    def _mean_loss(self, feed: Feed, num_batches: int) -> dict[str, float]:
+        if num_batches < 1:
+            raise ValueError(f"num_batches must be at least 1, got {num_batches}")
+        outs = []
+        for i in range(num_batches):
+            batch = self.fabric.to_device(feed(i))
+            with self.fabric.autocast():
+                outs.append(_detached(self.loss(batch)))
+        parts = {name: _mean([out.components[name] for out in outs]) for name in outs[0].components}
+        return {"loss": _mean([out.loss for out in outs])} | parts
 
     def _validate(self, validate: Callable[[], float]) -> None:
         self.check_finite()
         with self.fabric.autocast():
             value = float(self.quietly(validate))
-        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            self.scheduler.step(value)
+        self.rate.after_validation(self.update, value)
         if value < self.best_val:
             self.best_val = value
             facts = {"update": str(self.update), "val": repr(value)}
-            write_tensors(self.run_dir / "best.safetensors", plain_names(self.module.state_dict()), facts)
+            write_tensors(self.run_dir / "best.safetensors", self.weights(), facts)
         self.log({"val/loss": value, "val/best": self.best_val})
         for callback in self.callbacks:
             callback.on_validation(self, value)
 
-    def _log_window(self, wall_s: float) -> None:
+    def weights(self) -> dict[str, Tensor]:
+        """What a finished training would leave in the model: the moving average where there is one. Copies."""
+        with nullcontext() if self.average is None else self.average.shown():
+            return {name: t.detach().clone() for name, t in plain_names(self.model.state_dict()).items()}
+
+    def log_window(self, wall_s: float) -> None:
         """Log the means since the last time; this is where an accelerator is waited for."""
         self._check_losses()
         outs = [out for out, _ in self._window]
         values = {"train/loss": _mean([out.loss for out in outs])}
         values |= {f"train/loss/{k}": _mean([o.components[k] for o in outs]) for k in outs[0].components}
         values |= {f"train/{k}": _mean([o.metrics[k] for o in outs]) for k in outs[0].metrics}
-        if norms := [norm for _, norm in self._window if norm is not None]:
-            values["train/grad_norm"] = _mean(norms)
-        self.speed = len(outs) / wall_s
+        norms = [norm for _, norm in self._window if norm]
+        values |= {f"train/{k}": _mean([norm[k] for norm in norms]) for k in (norms[0] if norms else ())}
+        self.speed = len(outs) / self.cfg.gradient_accumulation_steps / wall_s
         values["train/lr"] = float(self.optimizer.param_groups[0]["lr"])
         values["speed/updates_per_s"] = self.speed
         self._window.clear()
@@ -205,24 +305,28 @@ class Trainer:
         finite = torch.stack([out.loss for out, _ in self._window]).isfinite()
         if bool(finite.all()):
             return
-        i = int(finite.int().argmin())
-        batch, out = self.update - len(self._window) + i, self._window[i][0]
+        i, each = int(finite.int().argmin()), self.cfg.gradient_accumulation_steps
+        batch, out = self.update - len(self._window) // each + i // each, self._window[i][0]
         parts = ", ".join(f"{name} {float(value):.4g}" for name, value in out.components.items())
         raise NonFiniteLoss(f"the loss is {float(out.loss)} on batch {batch} ({parts}); {self._advice()}", batch)
 
     def _advice(self) -> str:
         return (
             f"the last good checkpoint is kept in {self.run_dir / 'last.safetensors'}; look at that batch, "
-            f"lower learning_rate ({self.cfg.learning_rate:g}) or set grad_clip ({self.cfg.grad_clip})"
+            f"lower learning_rate ({self.cfg.learning_rate:g}) or grad_clip ({self.cfg.grad_clip})"
         )
 
-    def save(self) -> None:
-        """Write `last.safetensors`: everything a resumed run needs, in one file and one move."""
+    def save_checkpoint(self, path: str | Path | None = None) -> Path:
+        """Write everything a resumed run needs, in one file and one move: `last.safetensors` unless told where."""
         self.check_finite()
+        path = Path(path) if path is not None else self.run_dir / "last.safetensors"
         now = time.perf_counter()
         self._wall_s, self._since = self._wall_s + now - self._since, now
         optimizer = self.optimizer.state_dict()
-        tensors = {f"module/{name}": t for name, t in plain_names(self.module.state_dict()).items()}
+        with nullcontext() if self.average is None else self.average.shown(False):
+            tensors = {f"module/{name}": t.clone() for name, t in plain_names(self.model.state_dict()).items()}
+            if self.average is not None:
+                tensors |= {f"average/{name}": t.clone() for name, t in self.average.tensors().items()}
         numbers: dict[str, dict[str, Any]] = {}
         for i, slots in optimizer["state"].items():
             for name, value in slots.items():
@@ -238,57 +342,92 @@ class Trainer:
             "wall_s": self._wall_s,
             "cfg": self.cfg.to_dict(),
             "optimizer": {"param_groups": optimizer["param_groups"], "numbers": numbers},
-            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+            "scheduler": self.rate.state(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "callbacks": {name: callback.state() for name, callback in self._named_callbacks()},
             "numpy_rng": numpy_rng,
         }
-        write_tensors(self.run_dir / "last.safetensors", tensors | rng, {"state": json.dumps(state)})
+        write_tensors(path, tensors | rng, {"state": json.dumps(state)})
+        return path
+
+    def load_checkpoint(self, path: str | Path | None = None) -> None:
+        """Take back what `save_checkpoint` wrote, from `last.safetensors` unless told where; `train` goes on from it.
+
+        Raises:
+            ValueError: it is of a run with other settings.
+        """
+        self._restore(Path(path) if path is not None else self.run_dir / "last.safetensors")
 
     def load_best(self) -> None:
-        """Put the weights of the best validation into the module; without any validation, leave it as it is."""
+        """Put the weights of the best validation into the model; without any validation, leave it as it is."""
         path = self.run_dir / "best.safetensors"
         if path.exists():
-            load_weights(self.module, load_file(path))
+            load_weights(self.model, load_file(path))
+            if self.average is not None:
+                self.average.restart()
 
-    def _begin(self, resume: bool) -> None:
+    def _feed(self, data: Any, held_out: bool = False) -> Feed:
+        pack = bool(getattr(self.model, "packs", False))
+        return make_feed(data, self.cfg, pack, str(self.fabric.device), held_out)
+
+    def _begin(self, resume: bool, num_steps: int | None) -> None:
+        """Start anew, go on from the folder, or go on with what this trainer did before."""
+        if num_steps is not None and num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, or None, got {num_steps}")
         self._since = time.perf_counter()
         last = self.run_dir / "last.safetensors"
-        if not last.exists():
-            _seed(self.cfg.seed)
-            self.save()
-        elif resume:
-            self._restore()
+        if resume and last.exists():
+            self._restore(last)
         else:
-            raise FileExistsError(f"{last} is there already; pass resume=True to go on, or use another folder")
-        if self.update >= self.cfg.total_steps:
+            if self.update == 0:
+                _seed(self.cfg.seed)
+                (self.run_dir / "best.safetensors").unlink(missing_ok=True)
+            self.save_checkpoint()
+        if self.average is not None and self.average.inside:
+            self.average.swap()
+        self.target = self.cfg.total_steps if num_steps is None else self.update + num_steps
+        if self.update < self.target and self.stopped == "done":
+            self.stopped = ""
+        if self.update >= self.target:
             self.stop("done")
 
-    def _restore(self) -> None:
-        """Go back to what `save` wrote, to the bit."""
-        with safe_open(self.run_dir / "last.safetensors", "pt") as file:
-            state = json.loads(file.metadata()["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        self._check_same_run(state["cfg"])
-        load_weights(self.module, _under(tensors, "module/"))
+    def _restore(self, path: Path) -> None:
+        """Go back to what `save_checkpoint` wrote, to the bit."""
+        try:
+            with safe_open(path, "pt") as file:
+                state = json.loads(file.metadata()["state"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"{path} holds no state of a training; give a checkpoint that a Trainer wrote") from error
+        self._check_same_run(path, state["cfg"])
+        load_weights(self.model, _under(tensors, "module/"))
+        if self.average is not None:
+            self.average.load(_under(tensors, "average/"))
+            self.average.inside = False
         self.optimizer.load_state_dict(_optimizer_state(self._params(), state["optimizer"], tensors))
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
+        self.rate.load_state(state["scheduler"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
         for name, callback in self._named_callbacks():
             if name in state["callbacks"]:
                 callback.load_state(state["callbacks"][name])
         self.update, self.best_val, self._wall_s = state["update"], state["best_val"], state["wall_s"]
-        more = self.update < self.cfg.total_steps and state["stopped"] == "done"
-        self.stopped = "" if more or self.cfg.patience != state["cfg"]["patience"] else state["stopped"]
+        self.stopped = "" if self.cfg.patience != state["cfg"]["patience"] else state["stopped"]
         self._window.clear()
         _set_random_state(self.fabric.device, tensors, state["numpy_rng"])
 
-    def _check_same_run(self, saved: dict[str, Any]) -> None:
-        fixed = {"total_steps"} if self.cfg.scheduler == "onecycle" else set()
+    def _check_same_run(self, path: Path, saved: dict[str, Any]) -> None:
         now = self.cfg.to_dict()
+        if strange := [name for name in saved if name not in now]:
+            raise ValueError(
+                f"{path} is of another version of this program, whose settings had {', '.join(strange)}; finish the "
+                "run with that version, or delete the file to train this part anew"
+            )
+        fixed = {"total_steps"} if self.cfg.scheduler in ("linear", "cosine", "onecycle") else set()
         changed = [k for k in now if now[k] != saved.get(k) and k not in MAY_CHANGE - fixed]
         if changed:
             what = ", ".join(f"{k} was {saved.get(k)!r}, is {now[k]!r}" for k in changed)
-            raise ValueError(f"cannot resume {self.run_dir} with other settings: {what}; use another folder")
+            raise ValueError(f"cannot resume {path.parent} with other settings: {what}; use another folder")
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -299,42 +438,96 @@ class Trainer:
         return [(f"{kind}/{kinds[:i].count(kind)}", c) for i, (kind, c) in enumerate(zip(kinds, self.callbacks))]
 
 
-def make_fabric(cfg: TrainingConfig) -> Any:
+def train(
+    model: M,
+    data: Any,
+    total_steps: int = 100_000,
+    *,
+    callbacks: Iterable[Callback] = (),
+    eval_data: Any = None,
+    resume: bool = False,
+    **settings: Any,
+) -> M:
+    """Train `model` on `data`, see `Trainer.train`; `settings` are fields of `TrainingConfig`."""
+    cfg = TrainingConfig.from_dict({"total_steps": total_steps, **settings})
+    Trainer(model, cfg, callbacks).train(data, eval_data=eval_data, resume=resume)
+    return model
+
+
+def make_fabric(cfg: TrainingConfig, scaler: torch.amp.GradScaler | None = None) -> Any:
     """Device and precision. Fabric takes a second to import: only those who train wait for it."""
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins import MixedPrecision
 
     # It would announce the precision on stderr, in the middle of the progress.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-
     kind, _, index = cfg.device.partition(":")
     devices: Any = [int(index)] if index else 1
-    mixed = cfg.mixed_precision
-    if mixed == "auto":
-        mixed = has_bf16(Fabric(accelerator=kind, devices=devices).device)
-    name: Any = "bf16-mixed" if mixed else "32-true"
-    return Fabric(accelerator=kind, devices=devices, precision=name)
+    dtype = _dtype(cfg)
+    if dtype is None:
+        return Fabric(accelerator=kind, devices=devices)
+    name: Any = {"bfloat16": "bf16-mixed", "float16": "16-mixed"}[dtype]
+    device = find_device(cfg.device).type
+    return Fabric(accelerator=kind, devices=devices, plugins=[MixedPrecision(name, device, scaler)])
 
 
-def make_optimizer(cfg: TrainingConfig, params: Any) -> torch.optim.Optimizer:
-    """The optimizer that `cfg` names over tensors or groups of them; Adam's in one fused pass."""
-    if cfg.optimizer == "rmsprop":
-        return torch.optim.RMSprop(params, lr=cfg.learning_rate, weight_decay=cfg.weight_decay)
-    adam = torch.optim.AdamW if cfg.optimizer == "adamw" else torch.optim.Adam
-    return adam(params, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
+def _dtype(cfg: TrainingConfig) -> str | None:
+    """What `cfg` has the device compute in besides float32.
+
+    Raises:
+        ConfigurationError: there is no such device, or it has no float16.
+    """
+    device = find_device(cfg.device)
+    if cfg.mixed_precision is False or (cfg.mixed_precision == "auto" and not has_bf16(device)):
+        return None
+    if cfg.mixed_precision_dtype == "float16" and device.type != "cuda":
+        if cfg.mixed_precision == "auto":
+            return None
+        raise ConfigurationError(f"mixed_precision_dtype float16 needs CUDA, the device is {device}; use bfloat16")
+    return cfg.mixed_precision_dtype
 
 
-def make_scheduler(
-    cfg: TrainingConfig, optimizer: torch.optim.Optimizer
-) -> torch.optim.lr_scheduler.OneCycleLR | torch.optim.lr_scheduler.ReduceLROnPlateau | None:
-    """One-cycle steps with every update, plateau with every validation."""
-    if cfg.scheduler == "onecycle":
-        peaks = [group["lr"] for group in optimizer.param_groups]
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=max(cfg.total_steps, 2))
-    if cfg.scheduler == "plateau":
-        return torch.optim.lr_scheduler.ReduceLROnPlateau(
-            optimizer, factor=cfg.plateau_factor, patience=cfg.plateau_patience, min_lr=cfg.min_lr
+def _groups(model: nn.Module, lr: float) -> Any:
+    """What the optimizer takes: the model's own groups, or all that requires gradients."""
+    own: Callable[[float], list[dict[str, Any]]] | None = getattr(model, "param_groups", None)
+    return own(lr) if own is not None else [p for p in model.parameters() if p.requires_grad]
+
+
+def _heavy(model: nn.Module) -> list[nn.Module]:
+    found = [part for name, part in model.named_modules() if name.rpartition(".")[2] in HEAVY]
+    if not found:
+        raise ConfigurationError(
+            f"use_gradient_checkpointing needs a part called {' or '.join(HEAVY)}, {type(model).__name__} has none; "
+            "leave it off"
         )
-    return None
+    return found
+
+
+@contextmanager
+def _checkpointing(parts: list[nn.Module]) -> Iterator[None]:
+    """Within the block, the insides of `parts` are computed again for the backward pass."""
+    for part in parts:
+        part.forward = partial(checkpoint, part.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            del part.forward
+
+
+@contextmanager
+def _fast_math(cfg: TrainingConfig, device: torch.device) -> Iterator[None]:
+    """TF32 on CUDA or not, within the block."""
+    if device.type != "cuda":
+        yield
+        return
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    products.allow_tf32 = convolutions.allow_tf32 = cfg.tf32
+    try:
+        yield
+    finally:
+        products.allow_tf32, convolutions.allow_tf32 = before
 
 
 def _detached(out: LossOutput) -> LossOutput:

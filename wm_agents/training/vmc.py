@@ -171,7 +171,7 @@ def fit_vision(
 
     held_out = torch.from_numpy(dataset.frames(512, np.random.default_rng(cfg.seed), val))
     samples = SampleCallback(model.vision, held_out[:: len(held_out) // 8])
-    trainer = Trainer(model.vision, cfg, run_dir, loss=model.vision_loss, callbacks=(*callbacks, samples))
+    trainer = Trainer(model.vision, cfg, (*callbacks, samples), loss=model.vision_loss, run_dir=run_dir)
     return _fit(model, trainer, pool.batch, lambda: model.vision_loss(trainer.fabric.to_device(held_out)))
 
 
@@ -215,7 +215,7 @@ def fit_memory(
     def batches(update: int) -> Windows:
         return sample_windows(data, cfg.batch_size, window, cfg.rng(update), train, rare)
 
-    trainer = Trainer(model.memory, cfg, run_dir, loss=lambda w: model.memory_loss(*w), callbacks=callbacks)
+    trainer = Trainer(model.memory, cfg, callbacks, loss=lambda w: model.memory_loss(*w), run_dir=run_dir)
     return _fit(model, trainer, batches, lambda: model.memory_loss(*trainer.fabric.to_device(held_out)))
 
 
@@ -237,7 +237,7 @@ class SampleCallback(Callback):
         self.vision, self.frames, self.every = vision, frames, every
 
     def on_validation(self, trainer: Trainer, value: float) -> None:
-        at_end = trainer.update >= trainer.cfg.total_steps
+        at_end = trainer.update >= trainer.target
         if at_end or (trainer.update // trainer.cfg.eval_interval) % self.every == 0:
             frames = trainer.fabric.to_device(self.frames)
             recon = trainer.quietly(lambda: self.vision.decode_obs(self.vision.encode(to_input(frames))[0]))

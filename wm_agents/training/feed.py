@@ -1,0 +1,67 @@
+"""Data in any form as batches by number, so that a resumed run goes on with the batch that is due."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from wm_agents.data.replay import ReplayBuffer
+from wm_agents.training.config import TrainingConfig
+
+Feed = Callable[[int], Any]
+"""The batch of a number, which counts from 0."""
+
+
+def make_feed(data: Any, cfg: TrainingConfig, pack: bool = False, device: str = "cpu", held_out: bool = False) -> Feed:
+    """Batches of `data`: a replay buffer, a function of the batch's number, a `sample` method, or an iterable.
+
+    Args:
+        pack: for a replay buffer: windows over episodes laid end to end.
+        held_out: draw from a replay buffer with other numbers than training does.
+
+    Raises:
+        TypeError: it is none of them.
+    """
+    if isinstance(data, ReplayBuffer):
+        begin = 2**40 if held_out else 0
+        return lambda i: data.sample(cfg.batch_size, cfg.sequence_length, pack=pack, generator=cfg.generator(begin + i))
+    if hasattr(data, "sample"):
+        return lambda i: data.sample(cfg.batch_size, cfg.sequence_length, device)
+    if callable(data):
+        feed: Feed = data
+        return feed
+    if isinstance(data, Iterable):
+        return _InOrder(data)
+    raise TypeError(
+        f"data must be a ReplayBuffer, a function of the batch's number, something with a sample method, or an "
+        f"iterable of batches, got {type(data).__name__}"
+    )
+
+
+class _InOrder:
+    """Batches of an iterable in its order, over and over; a resumed run passes over what was learned."""
+
+    def __init__(self, data: Iterable[Any]) -> None:
+        self.data = data
+        self.once = iter(data) is data
+        self.rest: Iterator[Any] = iter(data)
+        self.next = 0
+
+    def __call__(self, number: int) -> Any:
+        if number < self.next and not self.once:
+            self.rest, self.next = iter(self.data), 0
+        while True:
+            batch = self._draw()
+            self.next += 1
+            if self.once or self.next > number:
+                return batch
+
+    def _draw(self) -> Any:
+        for batch in self.rest:
+            return batch
+        if self.once:
+            raise ValueError(f"data ran out after {self.next} batches; give an iterable that can be gone through again")
+        self.rest = iter(self.data)
+        for batch in self.rest:
+            return batch
+        raise ValueError("data holds no batch")
