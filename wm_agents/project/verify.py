@@ -1,0 +1,238 @@
+"""`wm verify`: a model is held against reality, on real episodes that no training has seen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+
+from policies.play import Job
+from policies.rollout import EVAL_SEED
+from wm_agents.atomic import write_json
+from wm_agents.checkpoint import Artifact, ArtifactError, sha256
+from wm_agents.data.episode import Episode
+from wm_agents.evaluate import Score, evaluate_real
+from wm_agents.families import build
+from wm_agents.fidelity.contender import RANDOM, SAVED, Contender, contenders, drive
+from wm_agents.fidelity.record import record
+from wm_agents.fidelity.report import plain
+from wm_agents.fidelity.subject import Subject, dream_score, subject_of
+from wm_agents.hardware import describe
+from wm_agents.models.model import Model
+from wm_agents.pretrained import cached_model, load_model, model_path, real_spec
+from wm_agents.progress import Bar
+from wm_agents.project.check import (
+    Check,
+    check_bias,
+    check_ends,
+    check_frames,
+    check_gap,
+    check_repeats,
+    check_rewards,
+    expect,
+    try_out,
+)
+from wm_agents.project.degraded import degraded_of
+from wm_agents.runlog import versions
+from wm_envs.registry import RealSpec
+
+Mode = Literal["quick", "proof"]
+POLICIES = 4
+"""That play the held-out episodes: the model's own, random play, and two between."""
+MAX_GB = 1.0
+"""Of frames held in memory; no further episodes are played beyond that."""
+PROOF_EPISODES = 100
+CI95 = "95 % intervals: of means after Student, of the gap after Welch"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A verdict, and everything that it was reached by."""
+
+    verified: bool
+    mode: Mode
+    model: str
+    family: str | None
+    env: str | None
+    checks: list[Check]
+    episodes: int
+    """Real ones, held out, that frames, rewards and ends were judged on."""
+    steps: int
+    seed: int
+    """The first environment seed; all are kept for evaluation."""
+    degraded_modes: list[str]
+    """What the training did without; a model that has any is never verified."""
+    model_sha256: str
+    """Of config.json, which has those of all other files."""
+    returns: dict[str, list[float]] = field(default_factory=dict)
+    """In proof mode: of every episode, real, dreamed and at random."""
+    wall_s: float = 0.0
+    versions: dict[str, Any] = field(default_factory=dict)
+    hardware: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Strict JSON."""
+        values: dict[str, Any] = plain({**asdict(self), "checks": [check._asdict() for check in self.checks]})
+        return values
+
+
+def verify(
+    target: str,
+    *,
+    mode: Mode = "quick",
+    episodes: int = 5,
+    proof_episodes: int = PROOF_EPISODES,
+    seed: int = EVAL_SEED,
+    procs: int = 2,
+    console: Console | None = None,
+) -> Verification:
+    """Hold a saved model against reality; nothing is compared with numbers from elsewhere.
+
+    Args:
+        target: a model directory, or the name of a shipped model or dream.
+        mode: `quick` judges frames, rewards, ends and seeds; `proof` also what the policy earns, dreamed and for real.
+        episodes: real ones of each of four policies.
+        proof_episodes: real ones, dreamed ones and random ones that returns are compared over.
+        seed: first environment seed, at least 1,000,000.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ArtifactError: it is one that cannot be dreamed in.
+    """
+    _check_counts(episodes, proof_episodes, seed)
+    began, path = time.perf_counter(), model_path(target)
+    facts: dict[str, Any] = {"mode": mode, "model": target, "seed": seed, "model_sha256": sha256(path / "config.json")}
+    try:
+        net, artifact = load_model(target)
+    except ArtifactError as error:
+        broken = Check("artifact", False, str(error))
+        return Verification(
+            False, family=None, env=None, checks=[broken], episodes=0, steps=0, degraded_modes=[], **facts
+        )
+    spec, degraded = real_spec(artifact), degraded_of(artifact)
+    subject = subject_of(net, artifact)
+    cached_model.cache_clear()  # The directory may have been rewritten since this process last played its policy.
+    checks = [check_files(artifact), check_data(spec, degraded)]
+    held_out = list(_play(target, spec, subject, episodes, seed, procs, console))
+    longest = max(ep.num_steps for ep in held_out)
+    subject = subject._replace(horizon=subject.horizon or longest)
+    checks += judge(subject, untrained(net), held_out)
+    returns: dict[str, list[float]] = {}
+    if mode == "proof":
+        gap, returns = _prove(target, spec, subject, range(seed, seed + proof_episodes), procs, console)
+        checks.append(gap)
+    return Verification(
+        all(check.ok is not False for check in checks) and any(check.ok for check in checks[2:]),
+        family=net.family,
+        env=spec.id,
+        checks=checks,
+        episodes=len(held_out),
+        steps=sum(ep.num_steps for ep in held_out),
+        degraded_modes=degraded,
+        returns=returns,
+        wall_s=round(time.perf_counter() - began, 1),
+        versions=versions(),
+        hardware=describe(),
+        **facts,
+    )
+
+
+def judge(subject: Subject, blank: Model, held_out: list[Episode]) -> list[Check]:
+    """Everything that needs no more than recorded episodes."""
+    tried, seen = try_out(subject, blank, held_out), expect(subject, held_out)
+    return [
+        *check_frames(tried),
+        check_rewards(seen),
+        check_bias(tried),
+        check_ends(seen),
+        check_repeats(subject),
+    ]
+
+
+def untrained(model: Model, seed: int = 0) -> Model:
+    """A model of the same family, settings and spaces that has learned nothing."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(model.family, model.cfg, model.obs_space, model.act_space).to(model.device).eval()
+
+
+def check_files(artifact: Artifact) -> Check:
+    """Loading has compared every listed file with its sha256; none may be there that is not listed."""
+    listed = artifact.config.get("files", {})
+    apart = sorted(file.name for file in artifact.path.glob("*.safetensors") if file.name not in listed)
+    if apart:
+        return Check("artifact", False, f"config.json lists no sha256 of {', '.join(apart)}; save the model again")
+    return Check("artifact", True, f"{len(listed)} files are what was saved")
+
+
+def check_data(spec: RealSpec, degraded: list[str]) -> Check:
+    """A model that was not trained on the real environment is not verified, whatever it has learned."""
+    if degraded:
+        return Check("data", False, f"trained without the real environment: {', '.join(degraded)}")
+    return Check("data", True, f"nothing degraded is on record; judged on {spec.id}")
+
+
+def report(found: Verification) -> str:
+    """The verdict in lines for a terminal."""
+    marks = {True: "ok  ", False: "FAIL", None: "-   "}
+    width = max(len(check.name) for check in found.checks)
+    lines = [f"  {marks[check.ok]} {check.name:<{width}}  {check.found}" for check in found.checks]
+    if found.degraded_modes:
+        lines.append(f"  DEGRADED: {', '.join(found.degraded_modes)}")
+    verdict = "verified" if found.verified else "NOT verified"
+    where = f"{found.episodes} held-out episodes of {found.env} ({found.steps:,} steps, seeds from {found.seed:,})"
+    return "\n".join([*lines, f"{found.model}: {verdict} ({found.mode}), on {where}, {found.wall_s} s"])
+
+
+def save_report(found: Verification, path: Path) -> None:
+    """Write the verdict as JSON."""
+    write_json(path, found.to_dict())
+
+
+def _play(
+    target: str, spec: RealSpec, subject: Subject, num: int, seed: int, procs: int, console: Console | None
+) -> Iterator[Episode]:
+    """Held-out episodes, seed by seed, so that a full memory leaves out seeds and no policy."""
+    among = contenders(subject.policy, subject.model.act_space, POLICIES)
+    jobs = [Job(seed + i, (who,)) for i in range(num * POLICIES // len(among)) for who in among]
+    room = MAX_GB * 1e9
+    with Bar("real episodes", len(jobs), console) as bar:
+        for i, ep in enumerate(record(spec, partial(drive, target), jobs, procs), 1):
+            room -= ep.obs.nbytes
+            if room < 0 and i > len(among):
+                return
+            yield ep
+            bar.update(i)
+
+
+def _prove(
+    target: str, spec: RealSpec, subject: Subject, seeds: range, procs: int, console: Console | None
+) -> tuple[Check, dict[str, list[float]]]:
+    """What the model's own policy earns in dreams and for real, and random play for real."""
+    if subject.policy is None:
+        return Check("return gap", False, "the model carries no controller; `wm evolve` gives it one"), {}
+    dreamed = dream_score(subject, subject.policy, episodes=len(seeds), seed=seeds[0])
+    real, chance = (_real(target, spec, Contender(who), seeds, procs, console) for who in (SAVED, RANDOM))
+    scores = {"real": real, "dream": dreamed, "random": chance}
+    return check_gap(real, dreamed, chance), {name: score.returns for name, score in scores.items()}
+
+
+def _real(target: str, spec: RealSpec, who: Contender, seeds: range, procs: int, console: Console | None) -> Score:
+    return evaluate_real(spec, partial(drive, target, who), seeds, procs, console)
+
+
+def _check_counts(episodes: int, proof_episodes: int, seed: int) -> None:
+    for name, value, low in (
+        ("episodes", episodes, 1),
+        ("proof_episodes", proof_episodes, 2),
+        ("seed", seed, EVAL_SEED),
+    ):
+        if value < low:
+            why = ": lower ones may have been trained on" if name == "seed" else ""
+            raise ValueError(f"{name} must be at least {low:,}{why}; got {value:,}")
