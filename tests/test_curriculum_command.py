@@ -193,7 +193,7 @@ def test_without_a_display_a_film_takes_the_windows_place_unless_it_must_not(
 
 
 def test_the_preflight_looks_at_everything(pole: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "micro_run", lambda cfg, folder: "a whole curriculum")
+    monkeypatch.setattr(check, "micro_run", lambda cfg, courses, folder: "a whole curriculum")
     cfg = CurriculumConfig(curriculum=pole, checkpoint_dir=str(tmp_path / "run"))
     courses, _ = command.courses_of(cfg)
     out = io.StringIO()
@@ -222,7 +222,10 @@ def test_the_preflight_finds_what_is_wrong_and_still_looks_at_the_rest(
 
 @pytest.mark.slow
 def test_a_micro_run_takes_every_part_from_nothing_to_the_report(tmp_path: Path) -> None:
-    assert check.micro_run(CurriculumConfig(), tmp_path / "micro") == "a whole curriculum on CartPole"
+    cfg = CurriculumConfig()
+    courses, _ = command.courses_of(cfg)
+    text = check.micro_run(cfg, courses, tmp_path / "micro")
+    assert text == "a whole curriculum on ALE/Pong-v5, LunarLander-v3, CarRacing-v3"
     assert not (tmp_path / "micro").exists()
 
 

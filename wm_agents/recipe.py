@@ -191,7 +191,9 @@ RECIPES = {
         starts=4096,
     ),
 }
-RECIPES["Breakout"] = replace(RECIPES["Pong"], spec=TASKS["Breakout"].real, out="runs/breakout")
+RECIPES["Breakout"] = replace(
+    RECIPES["Pong"], spec=TASKS["Breakout"].real, out="runs/breakout", stall=300, vision_rounds=3
+)
 """Settings to begin a task with; the last rounds of the shipped dreams had these (scripts/reference/ has them all)."""
 
 

@@ -115,10 +115,11 @@ TASKS = {
                 max_episode_steps=27_000,
                 crop=(32, 196, 8, 152),
                 max_frames=True,
+                actions=(1, 2, 3),
             ),
             threshold=50.0,
             model="vmc-breakout-small",
-            protocol=f"{_ALE_PROTOCOL}; all 4 actions, and FIRE is the policy's to press",
+            protocol=f"{_ALE_PROTOCOL}; FIRE, which only serves, in place of NOOP, which may wait for ever",
         ),
         Task(
             "CartPole",

@@ -6,6 +6,7 @@ import io
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,10 +15,8 @@ from rich.console import Console
 from policies.cmaes import CMAConfig
 from wm_agents.atomic import write_json
 from wm_agents.curriculum.flags import CurriculumConfig
-from wm_agents.curriculum.plan import Course, with_flags
+from wm_agents.curriculum.plan import Course
 from wm_agents.curriculum.run import Curriculum
-from wm_agents.curriculum.tasks import Entry, Threshold
-from wm_agents.models.vmc import VMCConfig
 from wm_agents.preflight import (
     GB,
     Finding,
@@ -33,51 +32,70 @@ from wm_agents.preflight import (
 )
 from wm_agents.recipe import ImproveConfig
 from wm_agents.training.config import TrainingConfig
-from wm_envs.registry import RealSpec
 
-MICRO = ImproveConfig(
-    RealSpec("CartPole-v1", max_episode_steps=100),
-    out="",
-    rounds=1,
-    random_steps=300,
-    family="vmc",
-    model=VMCConfig(hidden=16),
-    memory=TrainingConfig(total_steps=20, batch_size=16, eval_interval=10, save_interval=10),
-    window=16,
-    cma=CMAConfig(population=8, rollouts=4, generations=5),
-    horizon=30,
-    check_every=1,
-    starts=64,
-    final_episodes=2,
-)
-"""Every part of a task, as small as can be."""
 MICRO_FILES = (
-    "curriculum_results.json", "logs/curriculum_progress.csv", "CartPole-v1/logs/eval_progress.csv",
-    "CartPole-v1/eval_snapshots/gen_0005.json", "CartPole-v1/report/metrics_summary.csv",
-    "CartPole-v1/report/learning_curve.png", "CartPole-v1/report/table_controller.tex",
-    "CartPole-v1/report/table_runtime.tex", "CartPole-v1/checkpoints/best/config.json",
-    "CartPole-v1/checkpoints/final/config.json", "CartPole-v1/videos/gen_0005.mp4",
+    "logs/eval_progress.csv", "eval_snapshots/gen_0005.json", "report/metrics_summary.csv", "report/learning_curve.png",
+    "report/table_controller.tex", "report/table_runtime.tex", "checkpoints/best/config.json",
+    "checkpoints/final/config.json", "videos/gen_0005.mp4",
 )  # fmt: skip
+"""What every task leaves."""
 
 
-def micro_run(cfg: CurriculumConfig, folder: Path) -> str:
-    """Take a tiny curriculum from nothing to its report in `folder`, which is gone afterwards.
+def micro(cfg: ImproveConfig) -> ImproveConfig:
+    """Every part of a task, as small as can be: its own environment, model and controller."""
+
+    def brief(training: TrainingConfig) -> TrainingConfig:
+        return training.replace(total_steps=20, batch_size=16, eval_interval=10, save_interval=10)
+
+    steps = min(cfg.spec.max_episode_steps or 100, 100)
+    return replace(
+        cfg,
+        spec=replace(cfg.spec, max_episode_steps=steps),
+        rounds=1,
+        random_steps=300,
+        shard_episodes=1,
+        vision=brief(cfg.vision),
+        memory=brief(cfg.memory),
+        dynamics=brief(cfg.dynamics),
+        window=16,
+        cma=CMAConfig(population=8, rollouts=4, generations=5),
+        ppo=replace(cfg.ppo, iterations=5, envs=8, steps=16, batch_size=64, epochs=1),
+        horizon=30,
+        check_every=1,
+        starts=64,
+        judge_episodes=0,
+        final_episodes=2,
+    )
+
+
+def kinds(courses: list[Course]) -> list[Course]:
+    """The first course of each kind of observation, model and controller: what may fail in a way of its own."""
+    first: dict[tuple[bool, str, str], Course] = {}
+    for course in courses:
+        kind = (course.cfg.spec.size is not None, course.cfg.family, course.cfg.controller)
+        first.setdefault(kind, course)
+    return list(first.values())
+
+
+def micro_run(cfg: CurriculumConfig, courses: list[Course], folder: Path) -> str:
+    """Take a tiny curriculum of every kind of task from nothing to its report in `folder`, which is gone afterwards.
 
     Raises:
         RuntimeError: something that should be there is not.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    tiny = CurriculumConfig(checkpoint_dir=str(folder), device=cfg.device, amp=cfg.amp, procs=1, episodes_per_eval=1)
-    entry = Entry("CartPole-v1", Threshold(1e6, 1e6), "CartPole")
-    course = Course(entry, with_flags(MICRO, tiny), 1e6, 5, 1, 1, (5,))
+    tiny = replace(cfg, checkpoint_dir=str(folder), artifact_root=None, procs=1, episodes_per_eval=1)
+    some = [Course(course.entry, micro(course.cfg), 1e6, 5, 1, 1, (5,)) for course in kinds(courses)]
+    wanted = ["curriculum_results.json", "logs/curriculum_progress.csv"]
+    wanted += [f"{course.entry.folder}/{name}" for course in some for name in MICRO_FILES]
     try:
-        with Curriculum(tiny, [course], {}, Console(file=io.StringIO())) as run:
+        with Curriculum(tiny, some, {}, Console(file=io.StringIO())) as run:
             run.run()
-        if missing := [name for name in MICRO_FILES if not (folder / name).exists()]:
+        if missing := [name for name in wanted if not (folder / name).exists()]:
             raise RuntimeError(f"it left no {', '.join(missing)}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return "a whole curriculum on CartPole"
+    return f"a whole curriculum on {', '.join(course.entry.env_id for course in some)}"
 
 
 def look_around(cfg: CurriculumConfig, courses: list[Course], console: Console) -> bool:
@@ -107,7 +125,7 @@ def look_around(cfg: CurriculumConfig, courses: list[Course], console: Console) 
         memory = max(need.memory for need in needs)
         add("memory", partial(check_memory, memory), "close other programs, or set --procs 1 or --quick True")
     hint = "run it again with --debug to see where it failed"
-    add("a small run of everything", partial(timed, partial(micro_run, cfg, tmp)), hint)
+    add("a small run of everything", partial(timed, partial(micro_run, cfg, courses, tmp)), hint)
     with suppress(OSError):  # There may be more in it.
         tmp.rmdir()
         tmp.parent.rmdir()
