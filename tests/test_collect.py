@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import gymnasium as gym
@@ -25,7 +27,7 @@ from wm_agents.data.collect import CollectConfig, CollectSummary, collect
 from wm_agents.data.dataset import Dataset
 from wm_agents.data.shard import ShardInfo
 from wm_agents.data.worker import ShardTask, Shared, collect_shard
-from wm_envs.registry import RealSpec
+from wm_envs.registry import TASKS, RealSpec
 
 ECHO = RealSpec("toy_env:Echo-v0")
 ENDLESS = RealSpec("toy_env:Echo-v0", kwargs={"length": 10**9})
@@ -90,6 +92,23 @@ def test_pixels_are_stored_as_they_are_seen(tmp_path: Path) -> None:
     assert info.obs_shape == (8, 8, 3) and info.obs_dtype == "uint8" and info.lengths.tolist() == [3, 3, 3]
     assert info.spec == spec.to_dict()
     assert Dataset(tmp_path).episode(0).obs[:, 0, 0, 0].tolist() == [0, 2, 4, 6]
+
+
+def test_each_life_of_a_game_is_an_episode_and_the_next_seeds_follow(tmp_path: Path) -> None:
+    spec = replace(TASKS["Breakout"].real, size=8)
+    info = run_here(tmp_path, seed=3, num=1, spec=spec)
+    assert info.seeds == (3,) * 5 and info.term.all()
+    lives = list(Dataset(tmp_path).iter_episodes())
+    assert all(np.array_equal(a.obs[-1], b.obs[0]) for a, b in pairwise(lives))
+    whole = collect_shard(
+        ShardTask(replace(spec, lives_end=False), str(tmp_path / "whole"), make_random, 3, 1, None, None, 0.0),
+        Shared(mp.Event(), mp.Value("q", 0), mp.Value("q", 10**9)),
+    )
+    assert isinstance(whole, ShardInfo) and whole.lengths.sum() == info.lengths.sum() and len(whole.lengths) == 1
+    again = run(tmp_path, steps=1, seed=3, spec=spec, shard_episodes=1)
+    assert again.new_steps == 0 and again.episodes == 5
+    more = run(tmp_path, steps=info.num_steps + 1, seed=3, spec=spec, shard_episodes=1)
+    assert sorted(set(Dataset(tmp_path).seeds)) == [3, 4] and more.new_steps > 0
 
 
 def test_seeds_kept_for_evaluation_are_refused(tmp_path: Path) -> None:
@@ -191,7 +210,7 @@ SCRIPT = """
 import sys
 from toy_env import make_random
 from wm_agents.data.collect import CollectConfig, collect
-from wm_envs.registry import RealSpec
+from wm_envs.registry import TASKS, RealSpec
 if __name__ == "__main__":
     spec = RealSpec("toy_env:Echo-v0", kwargs={"length": 2000})
     cfg = CollectConfig(spec, sys.argv[1], steps=10**7, seed=0, procs=1, shard_episodes=1)

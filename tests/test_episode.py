@@ -12,7 +12,14 @@ from toy_env import Echo, is_aligned
 
 from policies.policy import RandomPolicy
 from policies.rollout import Transition, rollout
-from wm_agents.data.episode import UNKNOWN_SEED, Episode, check_episode, collect_episode, drop_autoreset_rows
+from wm_agents.data.episode import (
+    UNKNOWN_SEED,
+    Episode,
+    check_episode,
+    collect_episode,
+    drop_autoreset_rows,
+    split_episode,
+)
 
 
 def play(seed: int = 0, stall: int | None = None, **kwargs: object) -> Episode:
@@ -47,6 +54,17 @@ def test_an_env_that_ends_on_its_first_step_gives_one_step_and_two_frames() -> N
     ep = play(length=1)
     assert ep.num_steps == 1 and list(ep.obs[:, 0]) == [0, 1] and ep.term
     assert is_aligned(ep.obs, ep.act, ep.rew)
+
+
+def test_an_episode_is_split_behind_the_steps_that_end_it() -> None:
+    ep = play(length=9, end="trunc")
+    parts = split_episode(ep, np.array([2, 5]))
+    assert [part.num_steps for part in parts] == [3, 3, 3] and all(is_aligned(p.obs, p.act, p.rew) for p in parts)
+    assert [(part.term, part.trunc) for part in parts] == [(True, False), (True, False), (False, True)]
+    assert [part.obs[0, 0] for part in parts] == [0, 3, 6] and [part.obs[-1, 0] for part in parts] == [3, 6, 9]
+    assert [(part.num_steps, part.term) for part in split_episode(ep, np.array([8]))] == [(9, True)]
+    whole = split_episode(ep, np.array([], np.int64))
+    assert len(whole) == 1 and whole[0].trunc and whole[0].num_steps == 9
 
 
 def test_an_episode_without_reward_is_cut_as_a_truncation() -> None:

@@ -40,6 +40,8 @@ def make_real(spec: RealSpec, render_mode: str | None = None) -> gym.Env[Any, An
     """
     if render_mode == "human":
         check_display()
+    if spec.lives_end and "ALE/" not in spec.id:
+        raise ValueError(f"{spec.id}: lives_end needs a game of the ALE, which counts lives; leave it out")
     os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # Else SDL complains where there is no sound card.
     env = _make(spec, render_mode)
     try:
@@ -85,6 +87,13 @@ def is_image(space: gym.Space[Any]) -> bool:
     """Whether observations are (H, W, 3) or (H, W, 1) uint8 pixels."""
     shape = space.shape or ()
     return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(shape) == 3 and shape[-1] in (1, 3)
+
+
+def is_channels_first(space: gym.Space[Any]) -> bool:
+    """Whether observations are (3, H, W) or (1, H, W) uint8 pixels, as wrappers for torch show them."""
+    shape = space.shape or ()
+    pixels = isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(shape) == 3
+    return pixels and shape[0] in (1, 3) and not is_image(space)
 
 
 def to_rgb(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:

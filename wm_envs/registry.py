@@ -27,10 +27,12 @@ class RealSpec:
     """Each pixel is its maximum over the last two frames: the ALE draws some things in every other frame only."""
     actions: tuple[int, ...] | None = None
     """The choices of a Discrete env that are kept, in this order; None keeps them all."""
+    lives_end: bool = False
+    """A lost life of an ALE game ends the episode that is learned from, and so the dream; scores are of whole games."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values. Fields that came later are left out at their default, so that older files stay equal."""
-        later = ("crop", "max_frames", "actions")
+        later = ("crop", "max_frames", "actions", "lives_end")
         return {name: value for name, value in asdict(self).items() if value or name not in later}
 
     @classmethod
@@ -116,10 +118,12 @@ TASKS = {
                 crop=(32, 196, 8, 152),
                 max_frames=True,
                 actions=(1, 2, 3),
+                lives_end=True,
             ),
             threshold=50.0,
             model="vmc-breakout-small",
-            protocol=f"{_ALE_PROTOCOL}; FIRE, which only serves, in place of NOOP, which may wait for ever",
+            protocol=f"{_ALE_PROTOCOL}; FIRE, which only serves, in place of NOOP, which may wait for ever; "
+            "a dream ends with the life",
         ),
         Task(
             "CartPole",

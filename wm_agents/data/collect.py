@@ -195,7 +195,7 @@ class _Plan:
         while self.cursor in self.found and self.steps < self.cfg.steps:
             shard = self.found.pop(self.cursor)
             self.add(shard)
-            self.cursor += shard.num_episodes
+            self.cursor = shard.seeds[-1] + 1  # A seed may have become several episodes.
 
 
 def _find_shards(cfg: CollectConfig) -> Iterator[tuple[int, ShardInfo]]:

@@ -101,6 +101,19 @@ def collect_episode(
     return ep
 
 
+def split_episode(ep: Episode, ends: NDArray[np.int64]) -> list[Episode]:
+    """Cut an episode behind the steps `ends`, as terminations; what follows begins with the frame that each led to."""
+    stops = sorted({*(int(t) + 1 for t in ends), ep.num_steps})
+    parts = []
+    for start, stop in zip([0, *stops], stops):
+        last = stop == ep.num_steps
+        flags = (ep.term, ep.trunc) if last and stop - 1 not in ends else (True, False)
+        parts.append(
+            Episode(ep.obs[start : stop + 1], ep.act[start:stop], ep.rew[start:stop], *flags, ep.seed, ep.info)
+        )
+    return parts
+
+
 def drop_autoreset_rows(
     obs: Array, act: Array, rew: Array, term: Array, trunc: Array, *, seed: int = UNKNOWN_SEED
 ) -> list[Episode]:

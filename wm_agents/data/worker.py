@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from policies.play import prepare_worker
 from policies.policy import Policy
 from policies.rollout import Transition, check_seed, rollout
-from wm_agents.data.episode import Episode, collect_episode
+from wm_agents.data.episode import Episode, collect_episode, split_episode
 from wm_agents.data.shard import ShardInfo, write_shard
 from wm_envs.real import make_real
 from wm_envs.registry import RealSpec
@@ -100,14 +101,18 @@ def collect_shard(task: ShardTask, shared: Shared) -> ShardInfo | str:
 
 
 def play(task: ShardTask, shared: Shared) -> Iterator[Episode]:
-    """Play the task's episodes one after another."""
+    """Play the task's episodes one after another; where lives end them, one for each life."""
     envs = SyncVectorEnv([partial(make_real, task.spec)], autoreset_mode=AutoresetMode.DISABLED)
     try:
         policy = task.make_policy(envs.envs[0])
         for seed in range(task.seed, task.seed + task.num):
             check_seed(seed)
             steps = _counted(rollout(envs, policy, seed=[seed], policy_seed=seed), shared)
-            yield collect_episode(steps, seed, stall=task.stall, max_steps=task.max_steps)
+            lives: list[int] = []
+            if task.spec.lives_end:
+                steps = _counting_lives(steps, envs.envs[0], lives)
+            ep = collect_episode(steps, seed, stall=task.stall, max_steps=task.max_steps)
+            yield from split_episode(ep, np.flatnonzero(np.diff(lives) < 0) + 1)
     finally:
         envs.close()
 
@@ -118,6 +123,14 @@ def _counted(transitions: Iterator[Transition], shared: Shared) -> Iterator[Tran
             raise Halted
         with shared.steps.get_lock():
             shared.steps.value += 1
+        yield transition
+
+
+def _counting_lives(
+    transitions: Iterator[Transition], env: gym.Env, lives: list[int]
+) -> Generator[Transition, None, None]:
+    for transition in transitions:
+        lives.append(env.unwrapped.ale.lives())  # type: ignore[attr-defined]
         yield transition
 
 
