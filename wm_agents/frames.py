@@ -5,22 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import torch
-from gymnasium import spaces
 from torch import Tensor
+
+from wm_envs.real import is_channels_first, is_image
 
 CHANNELS = (1, 3)
 
 
 def frame_shape(space: gym.Space[Any]) -> tuple[int, int, int] | None:
     """(C, H, W) of a space of uint8 frames in either layout; None for anything else."""
-    if not isinstance(space, spaces.Box) or len(space.shape) != 3 or space.dtype != np.uint8:
-        return None
-    a, b, c = space.shape
-    if c in CHANNELS:
-        return c, a, b
-    return (a, b, c) if a in CHANNELS else None
+    if is_image(space):
+        height, width, channels = space.shape or ()
+        return channels, height, width
+    if is_channels_first(space):
+        channels, height, width = space.shape or ()
+        return channels, height, width
+    return None
 
 
 def to_network(obs: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from wm_envs.real import is_image, to_rgb
+from wm_envs.real import is_channels_first, is_image, to_rgb
 
 Frame = NDArray[np.uint8]
 Points = NDArray[np.float64]
@@ -45,6 +45,8 @@ def draw(env_id: str | None, space: gym.Space[Any], obs: NDArray[Any]) -> Frame:
         raise ValueError(f"obs must be {shape} or (N, {', '.join(map(str, shape))}) to be drawn, got {obs.shape}")
     if is_image(space):
         return to_rgb(obs).copy()
+    if is_channels_first(space):
+        return to_rgb(np.moveaxis(obs, 1, -1)).copy()
     rows = np.nan_to_num(obs.reshape(len(obs), -1).astype(np.float64), posinf=0.0, neginf=0.0)
     known = _known(env_id, space)
     if known is not None:
@@ -54,7 +56,7 @@ def draw(env_id: str | None, space: gym.Space[Any], obs: NDArray[Any]) -> Frame:
 
 def how_drawn(env_id: str | None, space: gym.Space[Any]) -> str:
     """What `draw` shows, in words for a reader."""
-    if is_image(space):
+    if is_image(space) or is_channels_first(space):
         return "decoded pixels"
     return "bars of the observation" if _known(env_id, space) is None else "drawing of the observation"
 

@@ -1,0 +1,43 @@
+"""Count the parameters of every preset and print the table of docs/models.md; nothing is filled with numbers.
+
+    python scripts/model_sizes.py
+
+What learns beside the model is counted too: DreamerV3's actor and critic, as `wm improve --family dreamerv3` makes
+them. TD-MPC2 carries its policy and values itself.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from wm_agents import get_config, get_model_info, list_models
+from wm_agents.families import build
+from wm_agents.models.dreamerv3 import DreamerV3
+from wm_agents.space import action_space_of, space_of
+from wm_agents.training.dreamerv3 import DreamerLearner
+
+
+def main() -> None:
+    """Print the table as Markdown."""
+    print("| preset | parameters | with actor and critic | observations | actions |\n| --- | --- | --- | --- | --- |")
+    for name in list_models():
+        info = get_model_info(name)
+        if info["size"] != "stored":
+            beside = learned_beside(name, info["obs_shape"], info["action_dim"])
+            both = f"{info['parameters'] + beside:,}" if beside else ""
+            print(f"| `{name}` | {info['parameters']:,} | {both} | {info['obs_shape']} | {info['action_dim']} |")
+
+
+def learned_beside(name: str, obs_shape: tuple[int, ...], action_dim: int) -> int:
+    """Parameters of the actor and the critic that learn with a model of preset `name`."""
+    see, do = space_of(obs_shape), action_space_of(action_dim)
+    with torch.device("meta"):
+        model = build(name.partition(":")[0], get_config(name, obs_shape=obs_shape, action_dim=action_dim), see, do)
+        if not isinstance(model, DreamerV3):
+            return 0
+        behaviour = DreamerLearner(model).behaviour
+    return sum(p.numel() for p in behaviour.parameters() if p.requires_grad)
+
+
+if __name__ == "__main__":
+    main()
