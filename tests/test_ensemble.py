@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from policies.cmaes import CMAConfig
 from policies.rollout import returns, rollout
 from wm_agents.data.dataset import Dataset
 from wm_agents.data.episode import Episode
+from wm_agents.data.replay import Batch
 from wm_agents.data.shard import write_shard
 from wm_agents.evolve import evolve_in_dream
-from wm_agents.models.ensemble import Ensemble, EnsembleConfig
+from wm_agents.models.ensemble import Ensemble, EnsembleConfig, Moves
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.ensemble import MoveSet, fit_ensemble, make_starts, read_moves
 from wm_envs.dream import DreamVectorEnv
@@ -280,3 +282,65 @@ def test_every_step_of_a_dataset_is_read_and_no_other(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# One loss over windows of a replay buffer
+
+
+def windows(obs: Floats, rew: Floats | None = None) -> Batch:
+    """One window of frames (T + 1, D) whose last step ends the episode."""
+    steps = len(obs) - 1
+    act = torch.linspace(-1, 1, steps)[None, :, None]
+    term = torch.zeros(1, steps, dtype=torch.bool)
+    term[0, -1] = True
+    rew = np.ones(steps, np.float32) if rew is None else rew
+    none = torch.zeros(1, steps + 1, dtype=torch.bool)
+    return Batch(torch.from_numpy(obs)[None], act, torch.from_numpy(rew)[None], term, none, none)
+
+
+WALK = np.array([[0, 0], [1, 1], [2, 0], [4, 1], [5, 0]], np.float32)
+
+
+def test_the_loss_of_windows_is_that_of_their_steps() -> None:
+    model, batch = Ensemble(SMALL, space(2), ACT).eval(), windows(WALK, np.array([1, 2, 3, 4], np.float32))
+    obs, next_obs = (torch.from_numpy(x)[None] for x in (WALK[:-1], WALK[1:]))
+    want = model.moves_loss(Moves(obs, batch.act, batch.rew, batch.term.float(), next_obs))
+    assert torch.equal(model.loss(batch).loss, want.loss)
+    cut = batch.first.clone()
+    cut[0, 2] = True  # The second step belongs to nobody.
+    kept = torch.tensor([0, 2, 3])
+    steps = (obs, batch.act, batch.rew, batch.term.float(), next_obs)
+    want = model.moves_loss(Moves(*(x[:, kept] for x in steps)))
+    torch.testing.assert_close(model.loss(replace(batch, first=cut)).loss, want.loss)
+
+
+def test_training_takes_its_units_from_the_first_batch_and_its_bounds_from_all() -> None:
+    model = Ensemble(SMALL, space(2), ACT)
+    scale = model.scale
+    model.loss(windows(WALK, np.array([3, 3, 3, 7], np.float32)))
+    torch.testing.assert_close(scale.obs_mean, torch.from_numpy(WALK[:-1].mean(0)))
+    torch.testing.assert_close(scale.feat_mean, scale.obs_mean)
+    assert (float(scale.rew), float(scale.end_rew)) == (3, 7)
+    assert scale.seen_low.tolist() == [0, 0] and scale.seen_high.tolist() == [5, 1]
+    assert scale.two_valued.tolist() == [0, 1]
+    mean = scale.obs_mean.clone()
+    model.loss(windows(np.array([[-2, 1], [9, 0]], np.float32)))
+    assert torch.equal(scale.obs_mean, mean)
+    assert scale.seen_low.tolist() == [-2, 0] and scale.seen_high.tolist() == [9, 1]
+    assert scale.two_valued.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("value", [0.5, 2.0, -1.0])
+def test_a_third_value_is_the_end_of_having_two(value: float) -> None:
+    model = Ensemble(SMALL, space(2), ACT)
+    model.loss(windows(WALK))
+    model.loss(windows(np.array([[0, value], [1, value]], np.float32)))
+    assert model.scale.two_valued.tolist() == [0, 0]
+
+
+def test_a_dimension_that_was_constant_may_come_to_have_two_values() -> None:
+    model = Ensemble(SMALL, space(2), ACT)
+    model.loss(windows(WALK * np.array([1, 0], np.float32)))
+    assert model.scale.two_valued.tolist() == [0, 0]
+    model.loss(windows(WALK))
+    assert model.scale.two_valued.tolist() == [0, 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from wm_agents.data.replay import Batch
 from wm_agents.models.vmc import (
     MDRNN,
     VMC,
@@ -816,3 +818,88 @@ def test_real_environments_are_seen_and_dreamed(spec: RealSpec, vision: str) -> 
     dreamed = model.decode(out.latent).detach().numpy()
     assert env.observation_space.contains(dreamed[0])
     assert model.feat(out.latent).shape == (1, model.feat_dim) and out.cont.shape == (1,)
+
+
+# One loss over windows of a replay buffer
+
+
+def replayed(model: VMC, seed: int = 0) -> Batch:
+    rng = np.random.default_rng(seed)
+    shape, vectors = tuple(model.obs_space.shape or ()), model.obs_space.dtype != np.uint8
+    numbers, bytes_ = rng.normal(3, 2, (4, 7, *shape)), rng.integers(0, 256, (4, 7, *shape), np.uint8)
+    obs = numbers.astype(np.float32) if vectors else bytes_
+    act, rew = rng.uniform(-1, 1, (4, 6, 3)), rng.normal(0, 5, (4, 6))
+    none, no_frame = torch.zeros(4, 6, dtype=torch.bool), torch.zeros(4, 7, dtype=torch.bool)
+    return Batch(
+        torch.from_numpy(obs), torch.from_numpy(act).float(), torch.from_numpy(rew).float(), none, no_frame, no_frame
+    )  # fmt: skip
+
+
+def test_the_loss_of_windows_is_that_of_v_and_that_of_m() -> None:
+    torch.manual_seed(0)
+    model = VMC(VMCConfig(z_dim=8, hidden=8), pixels(32), ACT).eval()
+    batch = replayed(model)
+    torch.manual_seed(1)
+    out = model.loss(batch)
+    torch.manual_seed(1)
+    vision = model.vision_loss(batch.obs.flatten(0, 1))
+    mu, logsigma = (x.detach().unflatten(0, (4, 7)) for x in model.vision.encode(to_input(batch.obs.flatten(0, 1))))
+    memory = model.memory_loss(mu, logsigma, batch.act, batch.rew, batch.term.float(), torch.ones(4, 6))
+    assert out.loss.item() == pytest.approx((vision.loss + memory.loss).item(), rel=1e-5)
+    out.loss.backward()
+    got = [p.grad.clone() for p in model.vision.parameters() if p.grad is not None]
+    model.zero_grad()
+    vision.loss.backward()
+    want = [p.grad for p in model.vision.parameters() if p.grad is not None]
+    for a, b in zip(got, want, strict=True):  # M's gradients do not reach V.
+        torch.testing.assert_close(a, b)
+
+
+def test_nothing_behind_the_end_of_an_episode_counts_for_m() -> None:
+    model = vector_model().eval()
+    batch = replayed(model)
+    cut = batch.first.clone()
+    cut[:, 4] = True
+
+    def loss(batch: Batch) -> dict[str, float]:
+        torch.manual_seed(0)
+        return {name: part.item() for name, part in model.loss(replace(batch, first=cut)).components.items()}
+
+    wild = replace(batch, rew=batch.rew.clone(), act=batch.act.clone())
+    wild.rew[:, 3:], wild.act[:, 3:] = 1e6, 1e6
+    assert loss(wild) == loss(batch)
+    wild.rew[:, 2] += 1
+    assert loss(wild)["rew"] != loss(batch)["rew"]
+
+
+def test_training_takes_its_units_from_the_first_batch_and_keeps_them() -> None:
+    model = vector_model(rew_head="mse")
+    batch = replayed(model)
+    model.loss(batch)
+    flat = batch.obs.flatten(0, 1).double()
+    torch.testing.assert_close(model.vision.mean.double(), flat.mean(0))
+    torch.testing.assert_close(model.vision.std.double(), flat.std(0, correction=0))
+    assert float(model.rew_scale) == pytest.approx(float(batch.rew.square().mean().sqrt()))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.loss(replayed(model, seed=1))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_unit_of_rewards_waits_for_the_first_that_is_not_zero() -> None:
+    model = vector_model()
+    model.loss(replace(replayed(model), rew=torch.zeros(4, 6)))
+    assert float(model.rew_scale) == 1
+    model.loss(replace(replayed(model), rew=torch.full((4, 6), 3.0)))
+    assert float(model.rew_scale) == 3
+
+
+def test_a_v_of_small_things_takes_the_median_frame_of_the_first_batch() -> None:
+    model = VMC(VMCConfig(z_dim=8, hidden=8, motion_weight=9.0), pixels(32, 1), ACT)
+    batch = replayed(model)
+    batch.obs[:] = 40
+    batch.obs[0, 0, :5] = 255
+    model.loss(batch)
+    assert model.vision.still is not None and bool((model.vision.still * 255).round().eq(40).all())
+    assert float(model.vision.rarity.min()) <= 1
+    model.loss(replayed(model))
+    assert bool((model.vision.still * 255).round().eq(40).all())
