@@ -275,7 +275,7 @@ def load_sb3(
     Raises:
         ValueError: it is no zip of SB3, holds more than weights, or they do not fit; both shapes are named.
     """
-    weights = _read_weights(Path(path))
+    weights = read_weights(Path(path))
     kwargs["policy_kwargs"] = dict(kwargs.get("policy_kwargs") or {})  # SB3 writes in it.
     model = algo(policy, DreamVecEnv(env) if isinstance(env, VectorEnv) else env, **kwargs)
     own = model.policy.state_dict()
@@ -294,8 +294,12 @@ def load_sb3(
     return model
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    """`policy.pth` of SB3's zip, by PyTorch's reader that takes tensors only."""
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """`policy.pth` of SB3's zip, by PyTorch's reader that takes tensors only.
+
+    Raises:
+        ValueError: it is no zip of SB3, or holds more than tensors.
+    """
     try:
         with zipfile.ZipFile(path) as archive, archive.open("policy.pth") as file:
             weights = torch.load(file, map_location="cpu", weights_only=True)

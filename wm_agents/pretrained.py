@@ -15,6 +15,7 @@ from policies.linear import LinearPolicy
 from policies.mlp import MLPPolicy
 from wm_agents.checkpoint import Artifact, ArtifactError, load_artifact, load_weights, model_card, save_artifact
 from wm_agents.families import build
+from wm_agents.hub import is_repo_id, resolve
 from wm_agents.models.model import Model
 from wm_agents.runlog import versions
 from wm_agents.space import space_from_dict, space_to_dict
@@ -34,7 +35,7 @@ DREAM_FIELDS = ("real", "temperature", "horizon", "fps")
 
 
 def model_path(model: str) -> Path:
-    """The directory of a model: a path, the name of a shipped model, or the id of a shipped dream.
+    """The directory of a model: a path, a shipped model or dream by name, or `org/name[@revision]` on the Hub.
 
     Raises:
         FileNotFoundError: there is no such model, or not yet.
@@ -49,6 +50,8 @@ def model_path(model: str) -> Path:
                 f"{task.dream_id} has no model yet: `wm improve --task {task.name}` trains one, to be given as a "
                 f"directory to Dream-v0; {task.real_id} works without"
             )
+    if is_repo_id(model):
+        return resolve(model)
     names = [name for name in (*shipped.values(), *shipped) if (STORE / shipped.get(name, name)).is_dir()]
     raise FileNotFoundError(f"model must be a directory with a config.json or one of {sorted(names)}, got {model!r}")
 

@@ -1,0 +1,266 @@
+"""Models and policies on the Hugging Face Hub, by `org/name` or `org/name@revision`.
+
+push_to_hub("runs/mine/model", "org/name")          a saved model, with its card
+resolve("org/name@v1")                              the directory in the Hub's cache that holds it
+push_sb3("policy.zip", "org/ppo-CartPole-v1", ...)  a policy of Stable-Baselines3, laid out as huggingface_sb3 does
+fetch_sb3("org/ppo-CartPole-v1")                    its zip, for `policies.sb3.load_sb3`
+
+JSON, safetensors and the card are all that is fetched of a model, and it is checked as any saved model is. Nothing is
+ever unpickled. What was fetched once is found without a network.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from wm_agents.checkpoint import load_artifact, sha256
+
+PREFIX = "hf://"
+REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+FILES = ["config.json", "*.safetensors", "README.md"]
+EXTRA = "pip install 'dreams-as-envs[hub]'"
+SCORE = re.compile(r"\| real score \| (-?[\d.]+) ± ([\d.]+)")
+"""As the cards of trained models have it."""
+
+
+class HubError(FileNotFoundError):
+    """A repository that cannot be had; the message says why and what to do."""
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether `name` can be a repository: `org/name`, unless there is a directory `org` here, or `hf://org/name`."""
+    if name.startswith(PREFIX):
+        return True
+    return REPO.fullmatch(name) is not None and not Path(name).parent.exists()
+
+
+def resolve(name: str, token: str | None = None) -> Path:
+    """The local directory of the model `org/name` or `org/name@revision`, fetched unless it is in the cache.
+
+    Args:
+        token: of the Hub, for what is private; by default the one of `hf auth login` or HF_TOKEN.
+
+    Raises:
+        HubError: there is no such model, or it cannot be reached and was never fetched.
+    """
+    repo, revision = _parts(name)
+    hub = _hub(name)
+    with _explained(repo, revision):
+        path = Path(hub.snapshot_download(repo, revision=revision, allow_patterns=FILES, token=token))
+    if missing := [file for file in ("config.json", "model.safetensors") if not (path / file).is_file()]:
+        raise HubError(
+            f"{name} on the Hub holds no model of this project: {', '.join(missing)} missing; "
+            "zips of Stable-Baselines3 are read with wm_agents.hub.fetch_sb3 and policies.sb3.load_sb3"
+        )
+    return path
+
+
+def push_to_hub(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    token: str | None = None,
+    private: bool = False,
+    commit_message: str | None = None,
+) -> str:
+    """Upload a saved model as the repository `repo_id`, made if need be; the URL of its page comes back.
+
+    The card gets the front matter that the Hub reads: the environment, the family and the real score, if the card has
+    one. Weights of an earlier upload that this model lacks are deleted there.
+
+    Args:
+        private: seen by its owners alone, where the repository is new.
+
+    Raises:
+        ArtifactError: `folder` holds no model, or a damaged one.
+        HubError: the Hub refused.
+    """
+    artifact = load_artifact(folder)
+    facts = artifact.config
+    about = _front_matter(facts, (artifact.path / "README.md").read_text(), repo_id.split("/")[-1])
+    with tempfile.TemporaryDirectory() as tmp:
+        for name in facts["files"]:
+            shutil.copyfile(artifact.path / name, Path(tmp) / name)
+        card = Path(tmp) / "README.md"
+        if not card.read_text().startswith("---"):
+            card.write_text(about + card.read_text())
+        files = {**facts["files"], card.name: sha256(card)}
+        (Path(tmp) / "config.json").write_text(json.dumps({**facts, "files": files}, indent=2) + "\n")
+        return _upload(Path(tmp), repo_id, token, private, commit_message or f"Upload {facts['family']} model", FILES)
+
+
+def push_sb3(
+    path: str | Path,
+    repo_id: str,
+    *,
+    algo: str,
+    env_id: str,
+    mean: float | None = None,
+    std: float | None = None,
+    episodes: int | None = None,
+    token: str | None = None,
+    private: bool = False,
+    commit_message: str | None = None,
+) -> str:
+    """Upload the zip that `model.save(path)` of SB3 wrote; the URL of its page comes back.
+
+    The layout is that of huggingface_sb3: `<algo>-<env>.zip`, README.md and, with a score, results.json.
+
+    Args:
+        algo: as "ppo".
+        mean, std, episodes: the real score; all three or none.
+
+    Raises:
+        ValueError: no zip of SB3, or half a score.
+        HubError: the Hub refused.
+    """
+    from policies.sb3 import read_weights
+
+    read_weights(Path(path))
+    score = [mean, std, episodes]
+    if None in score and score != [None] * 3:
+        raise ValueError(f"give mean, std and episodes or none of them, got {mean}, {std}, {episodes}")
+    name = sb3_name(algo, env_id)
+    usage = (
+        "```python\nfrom stable_baselines3 import " + algo.upper() + "\n"
+        "from policies.sb3 import load_sb3\nfrom wm_agents.hub import fetch_sb3\n\n"
+        f'model = load_sb3(fetch_sb3("{repo_id}"), {algo.upper()}, env)\n```\n'
+    )
+    tags = [env_id, "deep-reinforcement-learning", "reinforcement-learning", "stable-baselines3"]
+    header: dict[str, Any] = {"library_name": "stable-baselines3", "tags": tags}
+    if mean is not None:
+        header["model-index"] = _model_index(algo.upper(), env_id, f"{mean:.2f} +/- {std:.2f}")
+    with tempfile.TemporaryDirectory() as tmp:
+        shutil.copyfile(path, Path(tmp) / f"{name}.zip")
+        (Path(tmp) / "README.md").write_text(_yaml(header) + f"# {algo.upper()} playing {env_id}\n\n{usage}")
+        if mean is not None:
+            results = {"mean_reward": mean, "std_reward": std, "is_deterministic": True, "n_eval_episodes": episodes}
+            (Path(tmp) / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        return _upload(Path(tmp), repo_id, token, private, commit_message or f"Upload {name}", None)
+
+
+def fetch_sb3(name: str, filename: str | None = None, token: str | None = None) -> Path:
+    """The zip of a Stable-Baselines3 policy on the Hub; `policies.sb3.load_sb3` reads it without unpickling.
+
+    Args:
+        name: `org/name` or `org/name@revision`.
+        filename: in the repository; by default `<name>.zip`, as huggingface_sb3 names it.
+
+    Raises:
+        HubError: there is no such repository or file, or it cannot be reached and was never fetched.
+    """
+    repo, revision = _parts(name)
+    filename = filename or f"{repo.split('/')[-1]}.zip"
+    filename += "" if filename.endswith(".zip") else ".zip"
+    hub = _hub(name)
+    with _explained(repo, revision, filename):
+        return Path(hub.hf_hub_download(repo, filename, revision=revision, token=token))
+
+
+def sb3_name(algo: str, env_id: str) -> str:
+    """How huggingface_sb3 names a policy: `ppo-CartPole-v1`, slashes of the environment as dashes."""
+    return f"{algo}-{env_id.replace('/', '-')}"
+
+
+def _parts(name: str) -> tuple[str, str | None]:
+    """Repository and revision."""
+    repo, _, revision = name.removeprefix(PREFIX).partition("@")
+    if not REPO.fullmatch(repo):
+        raise HubError(f"a model on the Hub is org/name or org/name@revision, got {name!r}")
+    return repo, revision or None
+
+
+def _hub(name: str) -> ModuleType:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise HubError(f"{name} is no directory here; to look for it on the Hugging Face Hub: {EXTRA}") from error
+    assert isinstance(huggingface_hub, ModuleType)
+    return huggingface_hub
+
+
+@contextmanager
+def _explained(repo: str, revision: str | None, filename: str | None = None) -> Iterator[None]:
+    """Turn what the Hub's client raises into one line that says what to do."""
+    from huggingface_hub import constants, errors
+
+    at = f"{repo}@{revision}" if revision else repo
+    signed_in = "`hf auth login` or HF_TOKEN signs you in"
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise HubError(f"{repo} must be asked for on {constants.ENDPOINT}/{repo}; {signed_in}") from error
+    except errors.RepositoryNotFoundError as error:
+        raise HubError(
+            f"no {repo} on {constants.ENDPOINT}, nor a directory of that name here; if it is private, {signed_in}"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise HubError(f"{repo} has no revision {revision!r} on {constants.ENDPOINT}") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise HubError(
+            f"{constants.ENDPOINT} cannot be reached, and {at} is not in {constants.HF_HUB_CACHE}; fetch it once with "
+            "a network, or give the directory of a copy"
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise HubError(f"{at} on {constants.ENDPOINT} has no file {filename}") from error
+    except errors.HFValidationError as error:
+        raise HubError(f"{at} can be no repository: {error}") from error
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        hint = f"; {signed_in}" if status in (401, 403) else ""
+        raise HubError(f"{constants.ENDPOINT} answered {status} for {at}{hint}: {_one_line(error)}") from error
+    except HubError:
+        raise
+    except Exception as error:  # What its HTTP client raises differs from version to version.
+        if not isinstance(error, OSError) and "http" not in type(error).__module__:
+            raise
+        raise HubError(f"{constants.ENDPOINT} cannot be reached for {at}: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _upload(
+    folder: Path, repo_id: str, token: str | None, private: bool, message: str, replaces: list[str] | None
+) -> str:
+    repo, revision = _parts(repo_id)
+    if revision:
+        raise HubError(f"a model is pushed to org/name, got {repo_id!r}")
+    hub = _hub(repo)
+    with _explained(repo, None):
+        api = hub.HfApi(token=token)
+        url = api.create_repo(repo, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message, delete_patterns=replaces)
+    return str(url)
+
+
+def _front_matter(facts: dict[str, Any], card: str, name: str) -> str:
+    env_id = facts.get("real", {}).get("id")
+    tags = ["world-model", "gymnasium", "reinforcement-learning", facts["family"], *([env_id] if env_id else [])]
+    header: dict[str, Any] = {"library_name": "dreams-as-envs", "tags": tags}
+    if env_id and (score := SCORE.search(card)):
+        header["model-index"] = _model_index(name, env_id, f"{score[1]} +/- {score[2]}")
+    return _yaml(header)
+
+
+def _model_index(name: str, env_id: str, value: str) -> list[dict[str, Any]]:
+    """A score as the Hub shows it."""
+    task = {"type": "reinforcement-learning", "name": "reinforcement-learning"}
+    metric = {"type": "mean_reward", "name": "mean_reward", "value": value, "verified": False}
+    return [
+        {"name": name, "results": [{"task": task, "dataset": {"name": env_id, "type": env_id}, "metrics": [metric]}]}
+    ]
+
+
+def _yaml(header: dict[str, Any]) -> str:
+    """Front matter; JSON values are YAML."""
+    return "---\n" + "".join(f"{key}: {json.dumps(value)}\n" for key, value in header.items()) + "---\n"
