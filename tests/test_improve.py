@@ -27,6 +27,7 @@ from policies.cmaes import CMAConfig
 from policies.latent import LatentPolicy
 from wm_agents import improve as improving
 from wm_agents import learn as learning
+from wm_agents import verdict
 from wm_agents.data import worker
 from wm_agents.data.dataset import Dataset
 from wm_agents.data.worker import Shared
@@ -110,10 +111,10 @@ def at_home(monkeypatch: pytest.MonkeyPatch) -> None:
     """All episodes are played in this process: workers take seconds to start."""
     monkeypatch.setattr("policies.play.Arena", ArenaHere)
     monkeypatch.setattr("wm_agents.data.collect.ProcessPoolExecutor", PoolHere)
-    judge = improving.evaluate
+    judge = verdict.evaluate
     # The report has tests of its own.
-    monkeypatch.setattr(improving, "fidelity_report", lambda model, out, **more: {})
-    monkeypatch.setattr(improving, "evaluate", lambda *args, **more: judge(*args, **{**more, "episodes": 5}))
+    monkeypatch.setattr("wm_agents.verdict.fidelity_report", lambda model, out, **more: {})
+    monkeypatch.setattr("wm_agents.verdict.evaluate", lambda *args, **more: judge(*args, **{**more, "episodes": 5}))
 
 
 def run(cfg: ImproveConfig, out: Path) -> dict[str, Any]:
@@ -197,7 +198,7 @@ KILLS: list[tuple[Any, str, int]] = [
     (improving, "collect", 1),  # Of round 1 from here on.
     (Improvement, "_note", 2),
     (Improvement, "_look", 2),
-    (improving, "write_json", 1),
+    (verdict, "write_json", 1),
 ]
 
 
@@ -316,7 +317,7 @@ MEMBER_KILLS: list[tuple[Any, str, int]] = [
     (improving, "ppo_in_dream", 1),
     (improving, "evaluate_real", 1),
     (Improvement, "_note", 2),
-    (improving, "write_json", 1),
+    (verdict, "write_json", 1),
 ]
 
 

@@ -22,15 +22,11 @@ from policies.cmaes import Generation
 from policies.latent import LatentPolicy
 from policies.linear import LinearPolicy
 from policies.policy import NoisyPolicy, Policy, explorer
-from wm_agents.atomic import write_json
-from wm_agents.checkpoint import model_card
 from wm_agents.data.collect import CollectConfig, collect
 from wm_agents.data.dataset import Dataset
-from wm_agents.evaluate import evaluate, evaluate_real
+from wm_agents.evaluate import evaluate_real
 from wm_agents.evolve import controller_at, evolve_in_dream
 from wm_agents.factory import Model
-from wm_agents.fidelity.report import fidelity_report
-from wm_agents.hardware import describe
 from wm_agents.learn import Lesson, learn, new_model
 from wm_agents.models.ensemble import Ensemble
 from wm_agents.models.vmc import VMC, sizes
@@ -45,14 +41,14 @@ from wm_agents.pretrained import (
     save_model,
 )
 from wm_agents.recipe import JUDGE_SEED, SEEDS_A_ROUND, ImproveConfig
-from wm_agents.runlog import RunFolder, provenance, start_run
+from wm_agents.runlog import RunFolder, start_run
 from wm_agents.training.callbacks import Callback, LoggingCallback, ProgressCallback
+from wm_agents.verdict import Candidate, Story, deliver
 from wm_agents.video import record
 from wm_envs.real import check_spec, make_real
 from wm_envs.world_model import Latent
 
 STAGES = ("collect", "learn", "control", "judge")
-SHIPPED_STARTS = 512
 FILMED = 1000
 """Frames of a round's film, at most; they are real steps too."""
 # Any other setting may change between rounds; run.json says when.
@@ -207,10 +203,7 @@ class Improvement:
         }
 
     def finish(self) -> dict[str, Any]:
-        """Choose the round with the best judged score, and score that one over 100 held-out seeds.
-
-        Leaves `model/`, the artifact in half precision with its card, and `summary.json`.
-        """
+        """Choose the round with the best judged score, and deliver that one: see `verdict.deliver`."""
         history = self.run.state["history"]
         # Rounds in their order: without a judge, or stopped before him, the last one stands.
         verdicts = {index: stages.get("judge", {}) for index, stages in history.items()}
@@ -223,62 +216,32 @@ class Improvement:
             for index, real in judged.items()
             if real is not None and "dream" in history[index].get("control", {})
         ]
-        best = max(judged, key=int) if self.stopped or not scored else max(scored, key=lambda index: scored[index])
-        model, artifact = load_model(self._dir(int(best)) / "model")
-        starts = {
-            bank: {key: leaf[:SHIPPED_STARTS] for key, leaf in latent.items()}
-            for bank, latent in load_starts(artifact).items()
-        }
-        final = self.run.path / "model"
-        save = partial(
-            save_model,
-            final,
-            model,
-            self.cfg.spec,
-            starts,
-            horizon=self.cfg.spec.max_episode_steps,
-            cut_off=artifact.config["cut_off"],
-            policy=load_policy(model, artifact),
-            rounds=rounds,
-            half=True,
+        best = int(max(judged, key=int) if self.stopped or not scored else max(scored, key=lambda index: scored[index]))
+        model, artifact = load_model(self._dir(best) / "model")
+        policy, starts = load_policy(model, artifact), load_starts(artifact)
+        chosen = Candidate(model, policy, self.cfg.spec, starts, artifact.config["cut_off"], rounds)
+        return deliver(
+            self.run.path,
+            chosen,
+            self._story(best, history),
+            episodes=self.cfg.final_episodes,
+            procs=self.cfg.procs,
+            console=self.console,
         )
-        save(card="")
-        result = evaluate(str(final), episodes=self.cfg.final_episodes, procs=self.cfg.procs, console=self.console)
-        fidelity_report(str(final), self.run.path / "fidelity", procs=self.cfg.procs, quick=True, console=self.console)
-        result |= {"round": int(best), **self._costs(history)}
-        save(card=self._card(result))
-        write_json(self.run.path / "summary.json", {**result, "rounds": history})
-        self.console.print(f"real {result['real']['mean']} ± {result['real']['std']}, dream {result['dream']['mean']}")
-        return result
 
-    def _costs(self, history: dict[str, Any]) -> dict[str, Any]:
-        stages = [stage for stages in history.values() for stage in stages.values()]
-        steps = self._real_steps()
-        return {
-            "real_steps": steps,
-            "real_frames": steps * self.cfg.spec.action_repeat,
-            "train_wall_s": round(sum(stage["wall_s"] for stage in stages)),
-            "hardware": describe(),
-        }
-
-    def _card(self, result: dict[str, Any]) -> str:
-        real, dream, spec = result["real"], result["dream"], self.cfg.spec
+    def _story(self, best: int, history: dict[str, Any]) -> Story:
         judged = self.cfg.judge_episodes > 0 and not self.stopped
-        chosen = f"round {result['round']}, " + (f"chosen on seeds from {JUDGE_SEED}" if judged else "the last")
-        facts = {
-            "real environment": f"{spec.id}, gymnasium {result['versions']['gymnasium']}",
-            "real score": f"{real['mean']} ± {real['std']} (95 % of the mean: ± {real['ci95']}), "
-            f"{real['episodes']} episodes, seeds from {real['seed']}",
-            "dream score": f"{dream['mean']} ± {dream['std']}, gap {result['gap']}",
-            "data": f"{result['real_steps']} agent steps, {result['real_frames']} frames, "
-            f"the judging of rounds included; seeds from {self.cfg.seed}, and for judging from {JUDGE_SEED}",
-            "training": f"{result['train_wall_s']} s of wall time, {len(self.run.state['history'])} rounds; {chosen}",
-            "command": provenance()["command"],
-            "hardware": result["hardware"]["cpu"] + f", {result['hardware']['cores']} cores",
-            "license": "MIT",
-        }
-        text = f"The controller learned in dreams only. Scores again: `wm evaluate MODEL --seed {real['seed']}`."
-        return model_card(f"Dream of {spec.id}", facts, text)
+        chosen = f"round {best}, " + (f"chosen on seeds from {JUDGE_SEED}" if judged else "the last")
+        stages = [stage for stages in history.values() for stage in stages.values()]
+        return Story(
+            data=f"the judging of rounds included; seeds from {self.cfg.seed}, and for judging from {JUDGE_SEED}",
+            training=f"{len(history)} rounds; {chosen}",
+            text="The controller learned in dreams only.",
+            real_steps=self._real_steps(),
+            train_wall_s=sum(stage["wall_s"] for stage in stages),
+            result={"round": best},
+            summary={"rounds": history},
+        )
 
     def _note(self, facts: dict[str, float]) -> None:
         """Record a stage's facts and step on."""
