@@ -48,7 +48,8 @@ def create_world_model(
     """A new model of a preset, or a saved one with its weights.
 
     Args:
-        model: a preset `family:size` or its alias, a saved model's directory, or the name of a shipped one.
+        model: a preset `family:size` or its alias, a saved model's directory, the name of a shipped one, or
+            `org/name[@revision]` on the Hub.
         obs_shape: (D,) for vectors; (H, W, C) or (C, H, W) for uint8 frames of 1 or 3 channels, kept in that order.
         action_dim: numbers of a continuous action, in [-1, 1], or choices of a discrete one.
         action_type: "continuous" (default) or "discrete".

@@ -43,12 +43,15 @@ class Model(nn.Module, ABC):
         self.obs_space: gym.Space[Any] = obs_space
         self.act_space: gym.Space[Any] = act_space
         self.actions = act_dim(act_space)
+        self._here: Tensor
+        # Asked for in every step of a dream, where looking for the first parameter would be felt.
+        self.register_buffer("_here", torch.empty(0), persistent=False)
         _check_asked(cfg, obs_space, act_space, self.actions)
 
     @property
     def device(self) -> torch.device:
         """Where its tensors live."""
-        return next(self.parameters()).device
+        return self._here.device
 
     @abstractmethod
     def initial(self, num: int) -> Latent:
