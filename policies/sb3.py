@@ -210,7 +210,33 @@ def to_mlp(model: BaseAlgorithm) -> MLPPolicy:
     if not isinstance(extractor, FlattenExtractor):
         raise ValueError(f"to_mlp needs an MlpPolicy, got features from {type(extractor).__name__}; use SB3Policy")
     layers, activation = _layers(modules)
+    if isinstance(extractor, Whitened):
+        layers[0] = extractor.absorbed(*layers[0])
     return MLPPolicy(model.action_space, layers, activation, squash)
+
+
+class Whitened(FlattenExtractor):
+    """Vectors in units of their spread, for networks that learn faster so; goes with the policy's weights.
+
+    Args:
+        mean: (F,) of the vectors.
+        std: (F,) their standard deviation, above 0.
+    """
+
+    def __init__(self, observation_space: gym.Space[Any], mean: Tensor, std: Tensor) -> None:
+        super().__init__(observation_space)
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", mean.clone())
+        self.register_buffer("std", std.clone())
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return (super().forward(observations) - self.mean) / self.std
+
+    def absorbed(self, weight: Tensor, bias: Tensor) -> Layer:
+        """The layer that does to plain vectors what (weight, bias) does to whitened ones."""
+        scaled = weight / self.std
+        return scaled, bias - scaled @ self.mean
 
 
 def _actor(policy: Any, space: gym.Space[Any]) -> tuple[nn.Module, list[nn.Module], str]:

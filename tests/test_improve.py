@@ -435,6 +435,18 @@ def test_ppo_that_was_killed_before_a_look_looks_again_and_goes_on(tmp_path: Pat
     assert (again.number, again.mean) == (3, last.mean)
 
 
+def test_whitening_is_of_the_first_dreams_and_kept(tmp_path: Path) -> None:
+    toy, starts = Toy(), toy_starts()
+    cfg = PPOConfig(iterations=1, envs=4, steps=8, batch_size=16, net=(4,), activation="relu", whiten=True)
+    first = ppo_in_dream(toy, starts, cfg, state=tmp_path / "a", horizon=5)
+    kept = load_file(tmp_path / "a")
+    feat = toy.feat(starts["anywhere"])
+    assert torch.allclose(kept["features_extractor.mean"], feat.mean(0)) and first.policy.activation == "relu"
+    moved = {bank: {key: leaf + 1 for key, leaf in latent.items()} for bank, latent in starts.items()}
+    ppo_in_dream(toy, moved, cfg, state=tmp_path / "b", before=tmp_path / "a", horizon=5)
+    assert torch.equal(load_file(tmp_path / "b")["features_extractor.mean"], kept["features_extractor.mean"])
+
+
 @pytest.mark.usefixtures("at_home")
 def test_rounds_judged_on_fewer_episodes_do_not_compete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([Score([99.0]), Score([5.0, 7.0]), Score([3.0, 4.0])])

@@ -35,7 +35,8 @@ from torch import nn
 from toy import BOX, Toy, toy_starts
 from toy_env import Echo
 
-from policies.sb3 import DreamVecEnv, SB3Policy, load_sb3, to_mlp
+from policies.mlp import MLPPolicy
+from policies.sb3 import DreamVecEnv, SB3Policy, Whitened, load_sb3, to_mlp
 from wm_envs.dream import DreamVectorEnv
 from wm_envs.world_model import Step
 
@@ -417,6 +418,18 @@ def test_any_sizes_and_known_activations(activation: type[nn.Module], sizes) -> 
     model = small(PPO, view(), policy_kwargs={"net_arch": sizes, "activation_fn": activation})
     obs = np.random.default_rng(0).standard_normal((50, 2)).astype(np.float32)
     np.testing.assert_allclose(to_mlp(model).act(obs), model.predict(obs, deterministic=True)[0], atol=1e-6)
+
+
+def test_whitening_goes_into_the_first_layer() -> None:
+    scale = {"mean": torch.tensor([3.0, -1.0]), "std": torch.tensor([0.5, 20.0])}
+    kwargs = {"features_extractor_class": Whitened, "features_extractor_kwargs": scale, **TINY}
+    model = small(PPO, view(), policy_kwargs=kwargs)
+    obs = np.random.default_rng(0).normal([3, -1], [0.5, 20], (50, 2)).astype(np.float32)
+    want = model.predict(obs, deterministic=True)[0]
+    np.testing.assert_allclose(to_mlp(model).act(obs), want, atol=1e-5)
+    layers = [model.policy.mlp_extractor.policy_net[0], model.policy.action_net]
+    plain = MLPPolicy(BOX, [(layer.weight, layer.bias) for layer in layers], "tanh", "clip")
+    assert not np.allclose(plain.act(obs), want, atol=1e-2)
 
 
 def test_state_dependent_exploration_leaves_the_mean() -> None:

@@ -6,19 +6,24 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecMonitor
+from torch import Tensor, nn
 
 from policies.mlp import MLPPolicy
-from policies.sb3 import DreamVecEnv, to_mlp
+from policies.sb3 import DreamVecEnv, Whitened, to_mlp
 from wm_agents.atomic import write_tensors
 from wm_agents.checkpoint import load_weights, read_tensors
 from wm_agents.hardware import has_bf16
 from wm_envs.dream import DreamVectorEnv
 from wm_envs.world_model import Latent, WorldModel
+
+ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
+LEAST_STD = 1e-3
+"""What hardly moves is not blown up."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,10 @@ class PPOConfig:
     gae_lambda: float = 0.95
     ent_coef: float = 0.01
     net: tuple[int, ...] = (64, 64)
-    """Hidden units of actor and critic, tanh between."""
+    """Hidden units of actor and critic."""
+    activation: Literal["tanh", "relu", "silu"] = "tanh"
+    whiten: bool = False
+    """Networks see feat in units of its spread over the starts of the first dreams."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -80,7 +88,7 @@ def ppo_in_dream(
     """
     dream |= {"obs": "latent", "precision": "bf16" if has_bf16(model.device) else "fp32"}
     envs = DreamVectorEnv(model, starts, cfg.envs, **dream)
-    learner = _make(cfg, envs)
+    learner = _make(cfg, envs, model.feat(starts["anywhere"]).cpu())
     about: dict[str, str] = {}
     for file in (state, before):
         if file is not None and file.exists():
@@ -103,12 +111,15 @@ def ppo_in_dream(
     return iteration
 
 
-def _make(cfg: PPOConfig, envs: DreamVectorEnv) -> PPO:
+def _make(cfg: PPOConfig, envs: DreamVectorEnv, feats: Tensor) -> PPO:
     values = asdict(cfg)
     names = {"steps": "n_steps", "epochs": "n_epochs", "lr": "learning_rate"}
-    for name in ("iterations", "envs"):
+    for name in ("iterations", "envs", "net", "activation", "whiten"):
         values.pop(name)
-    net = {"net_arch": list(values.pop("net"))}
+    net: dict[str, Any] = {"net_arch": list(cfg.net), "activation_fn": ACTIVATIONS[cfg.activation]}
+    if cfg.whiten:
+        scale = {"mean": feats.mean(0), "std": feats.std(0) + LEAST_STD}
+        net |= {"features_extractor_class": Whitened, "features_extractor_kwargs": scale}
     kwargs = {names.get(name, name): value for name, value in values.items()}
     return PPO("MlpPolicy", VecMonitor(DreamVecEnv(envs)), policy_kwargs=net, device="cpu", **kwargs)
 
