@@ -24,6 +24,10 @@ GROUPS = {
     },
     "data": {
         "collect": "record episodes of a real environment",
+        "data": "info | convert | verify: recorded episodes, to and from Minari and npz",
+    },
+    "look after": {
+        "models": "list | info | pull | push: presets, saved models, models on the Hub",
     },
 }
 """What `wm --help` lists, by what one wants to do."""
@@ -31,7 +35,7 @@ COMMANDS = {name: about for group in GROUPS.values() for name, about in group.it
 RESUMABLE = ("improve", "curriculum", "collect", "evolve")
 APART = {"curriculum": "wm_agents.curriculum.command"}
 """Commands with flags, signals and exit codes of their own."""
-TOOLS: dict[str, str] = {}
+TOOLS = {name: f"wm_agents.tools.{name}" for name in ("models", "data")}
 """Commands in modules of their own, whose `main(flags, prog)` gives the exit code."""
 EXIT_ERROR, EXIT_STOPPED = 1, 2
 CLEAR = (ValueError, OSError, RuntimeError, ArithmeticError)

@@ -1,0 +1,238 @@
+"""`wm data`: what recorded episodes are, whether they are whole, and their way to and from other formats."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from wm_agents.data.dataset import Dataset
+from wm_agents.data.episode import UNKNOWN_SEED, check_episode
+from wm_agents.data.minari import export_minari, import_minari
+from wm_agents.data.replay import ReplayBuffer
+from wm_agents.data.shard import SUFFIX, TEMPORARY, ShardError, read_info
+from wm_agents.progress import Bar
+from wm_agents.space import spaces_of
+from wm_agents.tools import verbs
+from wm_agents.tools.npz import npz_to_shards, shards_to_npz
+
+
+def main(args: list[str], prog: str = "wm data") -> int:
+    """Run a verb; 0 is success, 1 that `verify` found damage."""
+    return verbs.run({"info": info, "convert": convert, "verify": verify}, args, prog)
+
+
+def info(path: str, as_json: bool = False) -> None:
+    """Tell what a folder of shards or a replay buffer's npz holds.
+
+    Args:
+        path: the folder, or the npz.
+        as_json: one JSON object on stdout.
+    """
+    found = _about_npz(Path(path)) if path.endswith(".npz") else _about_shards(Path(path))
+    if as_json:
+        print(json.dumps(found))
+        return
+    verbs.table(("what", "value"), ((key, _text(value)) for key, value in found.items()))
+
+
+def convert(
+    source: str,
+    out: str,
+    to: Literal["shards", "npz", "minari"] | None = None,
+    env: str | None = None,
+    download: bool = False,
+) -> None:
+    """Convert episodes: shards to npz or Minari, npz or Minari to shards.
+
+    Args:
+        source: a folder of shards, a replay buffer's npz, or a Minari dataset (its id, or the folder with its data).
+        out: a new folder of shards, a new npz, or the new id of a Minari dataset, as name-v0.
+        to: what it becomes; by default npz if `out` ends in .npz, shards if the source is none, else minari.
+        env: the environment whose observations and actions these are, where the data does not say; an npz never does.
+        download: fetch the Minari dataset where it is not on this machine.
+    """
+    shards = Path(source).is_dir() and any(Path(source).glob(f"*{SUFFIX}"))
+    to = to or ("npz" if out.endswith(".npz") else "minari" if shards else "shards")
+    if to != "minari" and Path(out).exists():
+        raise FileExistsError(f"{out} exists; give another place")
+    if shards == (to == "shards"):
+        raise ValueError(
+            f"{source} holds shards already"
+            if shards
+            else f"only shards become {to}, and {source} holds none; convert it to shards first"
+        )
+    print(f"{out}: {_converted(Path(source), out, to, env, download)}")
+
+
+def verify(path: str, as_json: bool = False) -> int:
+    """Read everything: each frame of each shard, against its checksums and against what an episode must be.
+
+    Exits with 1 if anything is damaged.
+
+    Args:
+        path: a folder of shards, or a replay buffer's npz.
+        as_json: one JSON object on stdout.
+    """
+    found = _verify_npz(Path(path)) if path.endswith(".npz") else _verify_shards(Path(path), Console(stderr=True))
+    damaged = sum(bool(file.problem) for file in found)
+    if as_json:
+        print(json.dumps({"ok": not damaged, "files": [file._asdict() for file in found]}))
+        return int(damaged > 0)
+    rows = ((f.name, f"{f.episodes:,}", f"{f.steps:,}", f.problem or "ok") for f in found)
+    verbs.table(("file", "episodes", "steps", "state"), rows)
+    hint = f"; delete {'it' if damaged == 1 else 'them'}, and the same `wm collect` fills the gap" if damaged else ""
+    verbs.say(f"{len(found) - damaged} of {len(found)} files are whole{hint}")
+    return int(damaged > 0)
+
+
+def _converted(source: Path, out: str, to: str, env: str | None, download: bool) -> str:
+    """Do it, and tell what came of it."""
+    if to == "npz":
+        buffer = shards_to_npz(source, Path(out), env)
+        return f"{buffer.num_episodes} episodes, {len(buffer)} steps, actions encoded"
+    if to == "minari":
+        obs_space, act_space = (None, None) if env is None else spaces_of(env)
+        made = export_minari(source, out, observation_space=obs_space, action_space=act_space)
+        return f"{made.total_episodes} episodes, {made.total_steps} steps"
+    if source.suffix != ".npz":
+        data = import_minari(str(source), Path(out), download=download)
+    elif env is None:
+        raise ValueError(f"{source} does not say whose actions it holds; say it with --env ID")
+    else:
+        data = npz_to_shards(source, Path(out), env)
+    return f"{data.num_episodes} episodes, {data.num_steps} steps in {len(data.shards)} shards"
+
+
+class Verified(NamedTuple):
+    """A file that was read to its end."""
+
+    name: str
+    episodes: int
+    steps: int
+    problem: str = ""
+    """What is wrong with it; empty if nothing is."""
+
+
+def _verify_npz(path: Path) -> list[Verified]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} does not agree with its checksum")
+        buffer = ReplayBuffer.load(path)
+    except (ValueError, zipfile.BadZipFile) as error:
+        return [Verified(path.name, 0, 0, str(error))]
+    return [Verified(path.name, buffer.num_episodes, len(buffer))]
+
+
+def _verify_shards(root: Path, console: Console) -> list[Verified]:
+    if not root.is_dir():
+        raise FileNotFoundError(f"no dataset at {root}: expected a directory of *{SUFFIX} shards, or an npz")
+    data = Dataset(root)
+    names = [shard.name for shard in data.shards]
+    again = {seed for seed, times in Counter(s for s in data.seeds if s != UNKNOWN_SEED).items() if times > 1}
+    found = []
+    begin = 0
+    with Bar(f"reading {root}", len(names), console) as bar:
+        for number, shard in enumerate(data.shards):
+            numbers = range(begin, begin + shard.num_episodes)
+            begin = numbers.stop
+            problem = _first_problem(data, numbers) or _repeated(shard.seeds, again)
+            found.append(Verified(shard.name, shard.num_episodes, shard.num_steps, problem))
+            bar.update(number + 1, shard.name)
+    data.close()
+    skipped = {name: why for name, why in data.skipped.items() if name not in names}
+    found += [Verified(name, *_size(root / name), problem=why) for name, why in skipped.items()]
+    found += [
+        Verified(file.name, 0, 0, "left behind by a process that was killed; it can be deleted")
+        for file in sorted(root.glob(f".*{TEMPORARY}"))
+    ]
+    if not found:
+        raise FileNotFoundError(f"no *{SUFFIX} shards in {root}")
+    return found
+
+
+def _first_problem(data: Dataset, numbers: range) -> str:
+    for i in numbers:
+        try:
+            episode = data.episode(i)
+            check_episode(episode)
+            if episode.obs.dtype.kind == "f" and not np.isfinite(episode.obs).all():
+                raise ValueError(f"obs must be finite (seed {episode.seed})")
+        except (ShardError, ValueError, OSError, KeyError) as error:
+            return f"episode {i - numbers.start}: {error}"
+    return ""
+
+
+def _repeated(seeds: tuple[int, ...], again: set[int]) -> str:
+    twice = [seed for seed in seeds if seed in again]
+    return f"seed {twice[0]} is in the data more than once" if twice else ""
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Episodes and steps of a file that cannot be used, if it says."""
+    try:
+        shard = read_info(path)
+    except (ShardError, OSError):
+        return 0, 0
+    return shard.num_episodes, shard.num_steps
+
+
+def _about_shards(root: Path) -> dict[str, Any]:
+    data = Dataset(root)
+    first = data.shards[0] if data.shards else None
+    if first is None:
+        raise FileNotFoundError(f"no *{SUFFIX} shards in {root} that can be read; skipped: {data.skipped or 'nothing'}")
+    seeds = [seed for seed in data.seeds if seed != UNKNOWN_SEED]
+    return {
+        "kind": "shards",
+        "environment": data.spec.get("id"),
+        "spec": data.spec,
+        "shards": len(data.shards),
+        "episodes": data.num_episodes,
+        "steps": data.num_steps,
+        "bytes": data.num_bytes,
+        "bytes a frame": round(data.num_bytes / data.num_frames, 1),
+        "observations": f"{first.obs_dtype} {list(first.obs_shape)}",
+        "actions": f"{first.act_dtype} {list(first.act_shape)}",
+        "terminated": int(data.term.sum()),
+        "truncated": int(data.trunc.sum()),
+        "length": _spread(data.lengths),
+        "return": _spread(data.returns),
+        "seeds": [min(seeds), max(seeds)] if seeds else None,
+        "skipped": data.skipped,
+    }
+
+
+def _about_npz(path: Path) -> dict[str, Any]:
+    buffer = ReplayBuffer.load(path)
+    return {
+        "kind": "npz of a replay buffer",
+        "capacity": buffer.capacity,
+        "episodes": buffer.num_episodes,
+        "steps": len(buffer),
+        "bytes": path.stat().st_size,
+        "observations": f"{buffer.obs_dtype} {list(buffer.obs_shape)}",
+        "action_dim": buffer.action_dim,
+    }
+
+
+def _spread(values: NDArray[Any]) -> dict[str, float]:
+    return {
+        name: round(float(part), 3)
+        for name, part in (("mean", values.mean()), ("std", values.std()), ("min", values.min()), ("max", values.max()))
+    }
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict) and set(value) == {"mean", "std", "min", "max"}:
+        return f"{value['mean']:,g} ± {value['std']:,g}, from {value['min']:,g} to {value['max']:,g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return value if isinstance(value, str) else json.dumps(value)

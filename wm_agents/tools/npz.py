@@ -1,0 +1,90 @@
+"""Episodes between shards and the npz of a replay buffer."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from wm_agents.data.dataset import Dataset, write_manifest, write_shard
+from wm_agents.data.episode import UNKNOWN_SEED, Episode
+from wm_agents.data.replay import ReplayBuffer
+from wm_agents.space import spaces_of
+from wm_envs.action import act_dim, decode_action
+from wm_envs.real import make_real
+from wm_envs.registry import RealSpec
+
+SHARD_EPISODES = 32
+
+
+def shards_to_npz(root: Path, path: Path, env_id: str | None = None) -> ReplayBuffer:
+    """Write all episodes under `root` as one npz that `ReplayBuffer.load` reads, actions encoded.
+
+    Raises:
+        ValueError: the shards do not say whose actions they hold, and no `env_id` does.
+    """
+    data = Dataset(root)
+    act_space = action_space(data.spec, env_id, root)
+    buffer = ReplayBuffer(data.num_steps, data.obs_shape, act_dim(act_space), data.shards[0].obs_dtype)
+    for episode in data.iter_episodes():
+        buffer.add(episode, act_space)
+    data.close()
+    buffer.save(path)
+    return buffer
+
+
+def npz_to_shards(path: Path, root: Path, env_id: str) -> Dataset:
+    """Write the episodes of a replay buffer's npz as shards under `root`, actions decoded to those of `env_id`.
+
+    What a buffer does not keep is not there: seeds, infos. An episode that it does not call terminated was truncated.
+
+    Raises:
+        ValueError: the environment does not see or do what the npz holds.
+    """
+    obs_space, act_space = spaces_of(env_id)
+    buffer = ReplayBuffer.load(path)
+    if buffer.obs_shape != obs_space.shape or buffer.action_dim != act_dim(act_space):
+        raise ValueError(
+            f"{path} holds observations {buffer.obs_shape} and actions of width {buffer.action_dim}, "
+            f"{env_id} has {obs_space.shape} and {act_dim(act_space)}"
+        )
+    episodes = _episodes(buffer, act_space)
+    spec: dict[str, Any] = {} if len(obs_space.shape or ()) > 1 else RealSpec(env_id).to_dict()
+    number = 0
+    while part := list(islice(episodes, SHARD_EPISODES)):
+        write_shard(root, f"npz-{number:06d}", part, spec)
+        number += len(part)
+    write_manifest(root)
+    return Dataset(root)
+
+
+def action_space(spec: dict[str, Any], env_id: str | None, root: Path) -> gym.Space[Any]:
+    """Whose actions the shards under `root` hold: those of `env_id`, or of the environment that they name.
+
+    Raises:
+        ValueError: neither says.
+    """
+    if env_id is not None:
+        return spaces_of(env_id)[1]
+    if not spec:
+        raise ValueError(f"the shards in {root} name no environment; say whose actions they hold with --env ID")
+    env = make_real(RealSpec.from_dict(spec))
+    env.close()
+    return env.action_space
+
+
+def _episodes(buffer: ReplayBuffer, act_space: gym.Space[Any]) -> Iterator[Episode]:
+    """The buffer's episodes, by the arrays that it saves: a row a frame, a step beside the frame that it leaves."""
+    with tempfile.TemporaryDirectory() as tmp:
+        buffer.save(Path(tmp) / "all.npz")
+        with np.load(Path(tmp) / "all.npz", allow_pickle=False) as file:
+            rows = {name: file[name] for name in ("obs", "actions", "rewards", "terminated", "first", "last")}
+    for begin, end in zip(np.flatnonzero(rows["first"]), np.flatnonzero(rows["last"])):
+        term = bool(rows["terminated"][end - 1])
+        act = decode_action(act_space, rows["actions"][begin:end])
+        yield Episode(rows["obs"][begin : end + 1], act, rows["rewards"][begin:end], term, not term, UNKNOWN_SEED, {})
