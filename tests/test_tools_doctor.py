@@ -1,0 +1,134 @@
+"""`wm doctor`: what is wrong is found, said with what to do, and tells in the exit code; what is absent does not."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import namedtuple
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import save_tiny
+
+from wm_agents import cli, preflight, pretrained
+from wm_agents.tools import doctor
+from wm_agents.tools.doctor import Check
+from wm_envs.registry import RealSpec
+
+
+def found(look: Any) -> dict[str, Check]:
+    return {check.what: check for check in look()}
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
+    """Versions by name, to be changed; those of this installation to begin with."""
+    changed: dict[str, str | None] = {}
+    real = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: changed.get(name, real(name)))
+    return changed
+
+
+def test_all_that_is_required_here_is_there_and_fits(installed: dict[str, str | None]) -> None:
+    checks = found(doctor.look_at_versions)
+    assert {"Python", "gymnasium", "torch", "extra hub", "extra web"} <= checks.keys()
+    assert not [check for check in checks.values() if check.state == "wrong"]
+
+
+def test_a_package_that_lacks_or_is_too_old_is_wrong_and_the_hint_installs_it(installed: dict[str, str | None]) -> None:
+    installed.update({"gymnasium": "0.29.1", "cma": None})
+    checks = found(doctor.look_at_versions)
+    assert checks["gymnasium"] == Check("gymnasium", "wrong", "0.29.1", "pip install 'gymnasium<2,>=1.4'")
+    assert checks["cma"].state == "wrong" and checks["cma"].hint == "pip install 'cma>=4.4'"
+    assert checks["torch"].state == "ok"
+
+
+def test_an_extra_is_only_absent(installed: dict[str, str | None]) -> None:
+    installed["huggingface-hub"] = None
+    hub = found(doctor.look_at_versions)["extra hub"]
+    assert hub == Check("extra hub", "absent", "without huggingface-hub", "pip install 'dreams-as-envs[hub]'")
+    installed["huggingface-hub"] = "1.2"
+    assert found(doctor.look_at_versions)["extra hub"].state == "ok"
+
+
+def test_two_packages_over_one_another_are_wrong(installed: dict[str, str | None]) -> None:
+    installed["opencv-python"] = "4.10"
+    clash = found(doctor.look_at_versions)["opencv-python"]
+    assert clash.state == "wrong" and "pip uninstall -y opencv-python opencv-python-headless" in clash.hint
+
+
+def test_an_old_python_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "OLDEST", (4, 0))
+    assert found(doctor.look_at_versions)["Python"].hint == "use 4.0 or newer"
+
+
+def test_hardware_is_told_and_little_memory_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_cpu", lambda: {"model name": "Abacus", "flags": "avx2 avx512_bf16 mmx"})
+    monkeypatch.setattr(preflight, "free_memory", lambda: 9e8)
+    checks = found(doctor.look_at_hardware)
+    assert checks["CPU"].found.startswith("Abacus, ") and checks["CPU"].found.endswith("AVX2, bf16 by AVX-512")
+    assert checks["torch"].found == "adds up on cpu"
+    assert checks["memory"][1:3] == ("wrong", "0.9 GB free, 1.5 GB are needed")
+    monkeypatch.setattr(preflight, "free_memory", lambda: None)
+    assert found(doctor.look_at_hardware)["memory"].state == "ok"
+
+
+def test_an_environment_that_cannot_be_played_is_wrong_unless_it_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(spec: RealSpec) -> str:
+        if spec.id == "CartPole-v1":
+            return "vectors"
+        raise ImportError(f"{spec.id} is not installed\n")
+
+    monkeypatch.setattr(preflight, "check_env", refuse)
+    checks = found(doctor.look_at_environments)
+    assert {name: check.state for name, check in checks.items()} == {
+        "CartPole-v1": "ok", "LunarLander-v3": "wrong", "ALE/Pong-v5": "wrong", "HalfCheetah-v5": "absent",
+    }  # fmt: skip
+    pong = checks["ALE/Pong-v5"]
+    assert (pong.found, pong.hint) == ("ALE/Pong-v5 is not installed", "pip install 'gymnasium[atari]'")
+
+
+def test_a_changed_model_and_a_full_or_closed_disk_are_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pretrained, "STORE", tmp_path / "store")
+    monkeypatch.setattr(preflight, "check_video", lambda folder: "a film")
+    for name in ("good", "bad"):
+        save_tiny(tmp_path / "store" / name, RealSpec("CartPole-v1"))
+    (tmp_path / "store" / "bad" / "README.md").write_text("other words")
+    checks = found(doctor.look_at_files)
+    assert checks["good"].state == "ok" and checks["good"].found.endswith("sha256 as listed")
+    assert checks["bad"].state == "wrong" and "sha256 expected" in checks["bad"].found
+    assert checks["bad"].hint == "pip install --force-reinstall --no-deps dreams-as-envs"
+    assert checks["disk"].state == checks["mp4"].state == "ok"
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage(1e9))
+    assert found(doctor.look_at_files)["disk"].found.startswith("1.0 GB free in ")
+    monkeypatch.chdir("/proc")
+    assert found(doctor.look_at_files)["disk"].state == "wrong"
+
+
+def test_broken_parts_do_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wm_agents.preflight", None)
+    for look in (doctor.look_at_hardware, doctor.look_at_environments):
+        states = {check.what: check.state for check in look()}
+        assert "wrong" in states.values() and len(states) == 4
+
+
+def test_the_exit_code_says_whether_anything_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fine, off = Check("a", "ok", "1"), Check("b", "absent", "no b", "pip install b")
+    for checks, code in (([fine, off], 0), ([fine, Check("c", "wrong", "no c", "pip install c")], 1)):
+        monkeypatch.setattr(doctor, "LOOKS", [lambda checks=checks: iter(checks)])
+        assert cli.main(["doctor", "--json"]) == code
+        out = json.loads(capsys.readouterr().out)
+        assert out["ok"] == (code == 0) and out["checks"][0] == fine._asdict()
+        assert cli.main(["doctor"]) == code
+        out = capsys.readouterr().out
+        assert f"-> {checks[1].hint}" in out and ("all is well" in out) == (code == 0)
+
+
+def test_what_is_required_is_what_setup_cfg_says() -> None:
+    assert any(text.startswith("gymnasium") for text in metadata.requires(doctor.PACKAGE) or [])

@@ -1,0 +1,229 @@
+"""`wm doctor`: whether this machine and this installation can do what the commands want, and what to do if not."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from packaging.requirements import Requirement
+
+from wm_agents.tools import verbs
+
+PACKAGE = "dreams-as-envs"
+OLDEST = (3, 10)
+GB = 1e9
+ENOUGH_DISK, ENOUGH_MEMORY = 2 * GB, 1.5 * GB
+CPU_FLAGS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "bf16 by AVX-512", "amx_bf16": "bf16 by AMX"}
+FOUNDED_ON = {"classic": "CartPole-v1", "box2d": "LunarLander-v3", "atari": "ALE/Pong-v5", "mujoco": "HalfCheetah-v5"}
+"""An environment of each extra of Gymnasium; those of the first three are required."""
+CLASHES = (("opencv-python", "opencv-python-headless"), ("pygame", "pygame-ce"))
+"""Packages that overwrite one another's files."""
+
+
+class Check(NamedTuple):
+    """What one look has shown."""
+
+    what: str
+    state: Literal["ok", "absent", "wrong"]
+    """`absent` is what one can do without."""
+    found: str
+    hint: str = ""
+    """What to do about it."""
+
+
+def main(args: list[str], prog: str = "wm doctor") -> int:
+    """Look at everything; 0 if nothing is wrong, 1 if something is, 2 for wrong flags."""
+    return verbs.call(doctor, args, prog)
+
+
+def doctor(as_json: bool = False) -> int:
+    """Look at versions, hardware, environments, films, disk and the models that ship, and say what to do.
+
+    Exits with 1 if something is wrong that commands need. What is only absent can be done without.
+
+    Args:
+        as_json: one JSON object on stdout.
+    """
+    checks = [check for look in LOOKS for check in look()]
+    wrong = sum(check.state == "wrong" for check in checks)
+    if as_json:
+        print(json.dumps({"ok": not wrong, "checks": [check._asdict() for check in checks]}))
+        return int(wrong > 0)
+    rows = ((c.what, c.state, f"{c.found}\n-> {c.hint}" if c.hint else c.found) for c in checks)
+    verbs.table(("what", "state", "found"), rows)
+    verbs.say(f"{wrong} thing(s) are wrong: see the arrows" if wrong else "all is well")
+    return int(wrong > 0)
+
+
+def look_at_versions() -> Iterator[Check]:
+    """Python, and each package that ours asks for, in its extras too."""
+    here = platform.python_version()
+    fits = sys.version_info >= OLDEST
+    yield Check("Python", "ok" if fits else "wrong", here, "" if fits else f"use {'.'.join(map(str, OLDEST))} or newer")
+    lacking: dict[str, list[str]] = {}
+    for text in metadata.requires(PACKAGE) or []:
+        wanted = Requirement(text)
+        extra = next((e for e in metadata.metadata(PACKAGE).get_all("Provides-Extra", []) if _is_for(wanted, e)), None)
+        found = _version(wanted.name)
+        if extra is None:
+            yield _required(wanted, found)
+        elif found is None or not wanted.specifier.contains(found, prereleases=True):
+            lacking.setdefault(extra, []).append(f"{wanted.name} {found or ''}".strip())
+        else:
+            lacking.setdefault(extra, [])
+    for extra, names in sorted(lacking.items()):
+        hint = f"pip install '{PACKAGE}[{extra}]'" if names else ""
+        found = f"without {', '.join(names)}" if names else "all of it"
+        yield Check(f"extra {extra}", "absent" if names else "ok", found, hint)
+    for one, other in CLASHES:
+        if _version(one) and _version(other):
+            hint = f"pip uninstall -y {one} {other} && pip install {other}"
+            yield Check(one, "wrong", f"overwrites files of {other}", hint)
+
+
+def _is_for(wanted: Requirement, extra: str) -> bool:
+    marker = wanted.marker
+    return marker is not None and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""})
+
+
+def _required(wanted: Requirement, found: str | None) -> Check:
+    if found is None or not wanted.specifier.contains(found, prereleases=True):
+        hint = f"pip install '{wanted.name}{wanted.specifier}'"
+        return Check(wanted.name, "wrong", found or f"not installed, {wanted.specifier} is needed", hint)
+    return Check(wanted.name, "ok", found)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def look_at_hardware() -> Iterator[Check]:
+    """CPU and what it is quick at, GPU, memory."""
+    cpu = _cpu()
+    flags = cpu.get("flags", "").split()
+    good_at = [name for flag, name in CPU_FLAGS.items() if flag in flags]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    name = cpu.get("model name") or platform.processor() or platform.machine()
+    yield Check("CPU", "ok", f"{name}, {cores} core(s), {', '.join(good_at) or 'no AVX2'}")
+    yield _looked("torch", _torch, f"pip install --force-reinstall torch=={_version('torch') or ''}")
+    yield _looked("GPU", _gpu, "everything runs on the CPU; models above 50M parameters want a GPU", "absent")
+    yield _looked("memory", _memory, "close other programs; collect and judge with --procs 1")
+
+
+def _cpu() -> dict[str, str]:
+    """What Linux says of the first core; nothing elsewhere. Torch may be broken, so it is not asked."""
+    try:
+        rows = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (row.partition(":") for row in rows)}
+
+
+def _torch() -> str:
+    from wm_agents.preflight import check_device
+
+    return f"adds up on {check_device('cpu')}"
+
+
+def _gpu() -> str:
+    from wm_agents.preflight import check_device
+
+    return check_device("cuda")
+
+
+def _memory() -> str:
+    from wm_agents.preflight import free_memory
+
+    free = free_memory()
+    if free is not None and free < ENOUGH_MEMORY:
+        raise ValueError(f"{free / GB:.1f} GB free, {ENOUGH_MEMORY / GB:.1f} GB are needed")
+    return "how much is free cannot be told here" if free is None else f"{free / GB:.1f} GB free"
+
+
+def look_at_environments() -> Iterator[Check]:
+    """One environment of each extra of Gymnasium: made, played a few steps."""
+    for extra, env_id in FOUNDED_ON.items():
+        needed = extra != "mujoco"
+        hint = f"pip install 'gymnasium[{extra}]'" if extra != "classic" else "pip install --force-reinstall gymnasium"
+        yield _looked(env_id, partial(_play, env_id), hint, "wrong" if needed else "absent")
+
+
+def _play(env_id: str) -> str:
+    from wm_agents.preflight import check_env
+    from wm_envs.registry import TASKS, RealSpec
+
+    known = next((task.real for task in TASKS.values() if task.real.id == env_id), None)
+    return check_env(known or RealSpec(env_id))
+
+
+def look_at_files() -> Iterator[Check]:
+    """Films, disk, the right to write, windows, and the models that ship."""
+    yield _looked("mp4", _film, "pip install --force-reinstall imageio-ffmpeg opencv-python-headless")
+    yield _looked("disk", _disk, "make room, or work in another folder")
+    yield _looked("display", _display, "films take the place of windows", "absent")
+    from wm_agents.pretrained import STORE
+
+    for path in sorted(STORE.iterdir()):
+        if (path / "config.json").is_file():
+            hint = f"pip install --force-reinstall --no-deps {PACKAGE}"
+            yield _looked(path.name, partial(_model, path), hint)
+
+
+def _film() -> str:
+    from wm_agents.preflight import check_video
+
+    with tempfile.TemporaryDirectory() as tmp:
+        return check_video(Path(tmp))
+
+
+def _disk() -> str:
+    here = Path.cwd()
+    with tempfile.TemporaryFile(dir=here) as file:
+        file.write(b"x")
+    free = shutil.disk_usage(here).free
+    if free < ENOUGH_DISK:
+        raise ValueError(f"{free / GB:.1f} GB free in {here}, {ENOUGH_DISK / GB:.0f} GB are little enough")
+    return f"{free / GB:.1f} GB free in {here}, which can be written to"
+
+
+def _display() -> str:
+    from wm_envs.window import check_display
+
+    check_display()
+    return "windows can be opened"
+
+
+def _model(path: Path) -> str:
+    from wm_agents.checkpoint import load_artifact
+
+    artifact = load_artifact(path)
+    size = sum(file.stat().st_size for file in path.iterdir())
+    return f"{artifact.config['family']}, {size / 1e6:.1f} MB, sha256 as listed"
+
+
+LOOKS: tuple[Callable[[], Iterator[Check]], ...] = (
+    look_at_versions,
+    look_at_hardware,
+    look_at_environments,
+    look_at_files,
+)
+
+
+def _looked(what: str, look: Callable[[], str], hint: str, otherwise: Literal["absent", "wrong"] = "wrong") -> Check:
+    """`look()` tells what it found, or raises; the error's words become what was found, and the hint stands beside."""
+    try:
+        return Check(what, "ok", look())
+    except Exception as error:  # Drivers, codecs and simulators raise what they like.
+        return Check(what, otherwise, " ".join(f"{error or type(error).__name__}".split()), hint)
