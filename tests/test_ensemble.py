@@ -324,6 +324,10 @@ def test_training_takes_its_units_from_the_first_batch_and_its_bounds_from_all()
     assert scale.seen_low.tolist() == [0, 0] and scale.seen_high.tolist() == [5, 1]
     assert scale.two_valued.tolist() == [0, 1]
     mean = scale.obs_mean.clone()
+    for inside in ([[0, 0], [5, 1]], [[1, 0], [2, 0]]):  # What was seen between the bounds is not forgotten.
+        model.loss(windows(np.array(inside, np.float32)))
+        assert scale.seen_low.tolist() == [0, 0] and scale.seen_high.tolist() == [5, 1]
+        assert scale.two_valued.tolist() == [0, 1]
     model.loss(windows(np.array([[-2, 1], [9, 0]], np.float32)))
     assert torch.equal(scale.obs_mean, mean)
     assert scale.seen_low.tolist() == [-2, 0] and scale.seen_high.tolist() == [9, 1]
