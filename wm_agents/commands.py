@@ -24,6 +24,8 @@ from wm_agents.evolve import evolve_artifact
 from wm_agents.flags import Parser, flat, value_of
 from wm_agents.improve import explore_with
 from wm_agents.improve import improve as improve_rounds
+from wm_agents.online import online as learn_online
+from wm_agents.online_recipe import LEARNERS, OnlineConfig, online_recipe
 from wm_agents.pretrained import cut_off_of, load_model, load_policy, real_spec
 from wm_agents.recipe import RECIPES, ImproveConfig, recipe_for
 from wm_agents.video import record
@@ -32,12 +34,16 @@ from wm_envs.registry import TASKS, RealSpec
 console = Console(stderr=True)
 
 
-def improve(cfg: ImproveConfig) -> None:
+def improve(cfg: ImproveConfig | OnlineConfig) -> None:
     """Collect, learn, dream and judge in rounds, in a run folder; the same command resumes.
 
     `--task NAME` starts from the recipe of a shipped dream, `--env ID` from settings for any environment; flags win.
+    `--family dreamerv3` or `tdmpc2` learn online instead, step by step; their flags: `wm improve --family NAME --help`.
     """
-    improve_rounds(cfg, console)
+    if isinstance(cfg, OnlineConfig):
+        learn_online(cfg, console)
+    else:
+        improve_rounds(cfg, console)
 
 
 def collect(
@@ -233,6 +239,16 @@ def usual_squash(artifact: Artifact) -> tuple[str, ...] | None:
     return next((RECIPES[t.name].squash for t in TASKS.values() if t.real.id == spec.id), None)
 
 
+def _recipe(task: str | None, env: str | None, family: str | None) -> ImproveConfig | OnlineConfig | None:
+    """Settings to begin with; `family` is one that learns online."""
+    known = RECIPES.get(task or "")
+    if family is None:
+        return known or (None if env is None else recipe_for(env))
+    if known is not None:
+        return online_recipe(family, known.spec.id, known.spec)
+    return None if env is None else online_recipe(family, env)
+
+
 def run(name: str, args: list[str]) -> None:
     """Parse `args` as the flags of command `name` and call it."""
     function: Callable[..., None] = globals()[name]
@@ -240,16 +256,16 @@ def run(name: str, args: list[str]) -> None:
     parser = Parser(prog=f"wm {name}", description=about)
     parser.add_argument("--config", action="config", help="a TOML file with the same names as the flags")
     if name == "improve":
-        task, env = value_of("--task", args), value_of("--env", args)
+        task, env, family = (value_of(flag, args) for flag in ("--task", "--env", "--family"))
+        online = family in LEARNERS
         parser.add_argument("--task", choices=sorted(RECIPES), help="recipe of a shipped dream to start from")
         parser.add_argument("--env", help="any Gymnasium id, or module:Id-v0, with settings to begin with")
-        parser.add_class_arguments(ImproveConfig, fail_untyped=True)
+        parser.add_class_arguments(OnlineConfig if online else ImproveConfig, fail_untyped=True)
         if task is not None and env is not None:
             parser.error(f"--task {task} and --env {env} exclude each other")
-        if task in RECIPES:
-            parser.set_defaults(flat(asdict(RECIPES[task])))
-        elif env is not None:
-            parser.set_defaults(flat(asdict(recipe_for(env))))
+        recipe = _recipe(task, env, family if online else None)
+        if recipe is not None:
+            parser.set_defaults(flat(asdict(recipe)))
     else:
         parser.add_function_arguments(function, as_positional=True, fail_untyped=True, skip=set(FLAGS.get(name, {})))
     for dest, options in FLAGS.get(name, {}).items():
@@ -259,7 +275,7 @@ def run(name: str, args: list[str]) -> None:
     if name == "improve":
         if (values.pop("task"), values.pop("env")) != (task, env):
             parser.error("task and env must be given as --task NAME or --env ID, not in a file")
-        improve(ImproveConfig(**values))
+        improve(OnlineConfig(**values) if online else ImproveConfig(**values))
     else:
         function(**values)
 

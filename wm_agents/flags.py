@@ -35,10 +35,10 @@ def value_of(flag: str, args: list[str]) -> str | None:
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested defaults under dotted names; the free-form kwargs of an environment stay whole."""
+    """Nested defaults under dotted names; what is free-form (kwargs of an env, overrides of a model) stays whole."""
     dotted: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, dict) and key != "kwargs":
+        if isinstance(value, dict) and key not in ("kwargs", "overrides"):
             dotted |= flat(value, f"{prefix}{key}.")
         else:
             dotted[prefix + key] = value

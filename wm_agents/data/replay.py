@@ -243,6 +243,26 @@ class ReplayBuffer:
         )
         return batch if torch.device(device).type == "cpu" else batch.to(device)
 
+    def has_window(self, seq_len: int, pack: bool = False) -> bool:
+        """Whether there is any window of `seq_len` steps to be drawn."""
+        return self.num_frames > seq_len if pack else any(ep.steps >= seq_len for ep in self._owned)
+
+    def episodes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The position of every episode's first frame, and its steps; the oldest comes first."""
+        owned = np.array(self._owned, np.int64).reshape(-1, 2)
+        return owned[:, 0], owned[:, 1]
+
+    def frames(self, index: NDArray[np.int64]) -> tuple[Array, NDArray[np.float32]]:
+        """The frames at positions `index` of any shape, and the actions that left them: zeros where one was the last.
+
+        Raises:
+            IndexError: one of them is not in the buffer.
+        """
+        if index.size and not (self._tail <= index.min() and index.max() < self._head):
+            raise IndexError(f"index must be from {self._tail} to {self._head - 1}, got {index.min()} to {index.max()}")
+        at = index % max(self._slots, 1)
+        return self._frames["obs"][at], self._frames["act"][at]
+
     def write_latents(self, index: Tensor | Array, latent: Mapping[str, Tensor | Array]) -> None:
         """Keep latents of the frames at `index` (any shape); what has left the ring since is passed over.
 

@@ -146,25 +146,35 @@ class Trainer:
         feed = self._feed(data)
         self._begin(resume, num_steps)
         try:
-            with _fast_math(self.cfg, self.fabric.device), _checkpointing(self._heavy):
-                for callback in self.callbacks:
-                    callback.on_start(self)
+            with self.running():
                 self._loop(feed, validate)
         except NonFiniteLoss:
             self._restore(self.run_dir / "last.safetensors")
             raise
-        finally:
-            for callback in self.callbacks:
-                callback.on_end(self)
         if self.average is not None and not self.average.inside:
             self.average.swap()
         best = self.best_val if math.isfinite(self.best_val) else None
         return TrainingResult(self.update, best, self._wall_s, self.stopped)
 
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """What holds while steps are taken: callbacks are told of it, and the device computes as it was asked to.
+
+        `fit` does this by itself; those who call `step` in a loop of their own run it in here.
+        """
+        self.model.train()
+        try:
+            with _fast_math(self.cfg, self.fabric.device), _checkpointing(self._heavy):
+                for callback in self.callbacks:
+                    callback.on_start(self)
+                yield
+        finally:
+            for callback in self.callbacks:
+                callback.on_end(self)
+
     def _loop(self, feed: Feed, validate: Callable[[], float] | None) -> None:
         cfg, clock = self.cfg, time.perf_counter()
         each = range(cfg.gradient_accumulation_steps)
-        self.model.train()
         while not self.stopped:
             self.step(*(feed(self.update * len(each) + i) for i in each))
             at_end = self.update >= self.target

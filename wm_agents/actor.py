@@ -1,0 +1,76 @@
+"""What acts while it learns: a learner's own policy, on latents carried along the rows of a stream."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wm_agents.data.episode import Episode
+from wm_agents.data.replay import Batch
+from wm_agents.data.stream import Stream
+from wm_agents.models.model import Model
+from wm_agents.training.loss import LossOutput
+from wm_envs.action import decode_action, encode_action
+from wm_envs.registry import RealSpec
+from wm_envs.world_model import Latent
+
+Array = NDArray[Any]
+
+ROWS = 16
+"""So many episodes are played side by side, at most."""
+
+
+class Learner(Protocol):
+    """What learns: a model and, in it or beside it, what acts on its latents. An `nn.Module` too.
+
+    It may leave the posteriors of the last batch's frames 1 to T in `latents`, leaves (B, T, ...); they become the
+    latents that later windows begin with.
+    """
+
+    def act(self, latent: Latent, *, explore: bool, generator: torch.Generator | None = None) -> Tensor:
+        """Encoded actions (N, A) on posterior latents. With an argument `first` (N,) bool it is told who begins."""
+
+    def loss(self, batch: Batch) -> LossOutput: ...
+
+    def after_update(self) -> None: ...
+
+
+class Actor:
+    """Acts in N rows at once, a latent carried along each."""
+
+    def __init__(self, learner: Learner, model: Model, explore: bool, seed: int) -> None:
+        self.learner, self.model, self.explore = learner, model, explore
+        self.generator = torch.Generator(model.device).manual_seed(seed)
+        self.tells_first = "first" in inspect.signature(learner.act).parameters
+        self.latent: Latent | None = None
+        self._last: Tensor | None = None
+
+    @torch.no_grad()
+    def act(self, obs: Array, first: NDArray[np.bool_]) -> Array:
+        """Frames (N, ...) to the env's own actions; rows that are `first` forget what was."""
+        device = self.model.device
+        frames = torch.from_numpy(np.array(obs)).to(device)
+        begins = torch.from_numpy(first | (self.latent is None)).to(device)
+        self.latent = self.model.encode(frames, self.latent, self._last, begins)
+        told = {"first": begins} if self.tells_first else {}
+        act = self.learner.act(self.latent, explore=self.explore, generator=self.generator, **told)
+        own: Array = decode_action(self.model.act_space, act.float().cpu().numpy())
+        # What the env is told, and not what was meant: the next latent takes it in as the replay buffer will.
+        self._last = torch.from_numpy(encode_action(self.model.act_space, own)).to(device)
+        return own
+
+
+def play(learner: Learner, model: Model, spec: RealSpec, seeds: Sequence[int]) -> list[Episode]:
+    """One episode without exploration on each seed, in their order."""
+    episodes: list[Episode] = []
+    with Stream(spec, min(len(seeds), ROWS), iter(seeds)) as stream:
+        actor = Actor(learner, model, explore=False, seed=seeds[0])
+        while stream.going.any():
+            episodes += [episode for _, episode in stream.step(actor.act(stream.obs, stream.first))]
+    return sorted(episodes, key=lambda ep: ep.seed)

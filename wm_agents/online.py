@@ -1,0 +1,310 @@
+"""Online training: act in the real environment, remember, learn from what is remembered.
+
+One run folder:
+
+    data/                 every episode, in shards; judged/ those of evaluations, which nothing is learned from
+    last.safetensors      what a resumed run goes on from: weights, optimizer, random state, how far it is
+    best.safetensors      the weights that did best where they were evaluated
+    metrics.jsonl         scalars by real steps
+    model/, summary.json  what the run leaves: see `verdict`
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import nn
+
+from policies.policy import sample_actions
+from policies.rollout import check_seed
+from wm_agents.actor import Actor, play
+from wm_agents.atomic import write_tensors
+from wm_agents.checkpoint import load_weights
+from wm_agents.data.dataset import Dataset, write_shard
+from wm_agents.data.episode import Episode
+from wm_agents.data.replay import ReplayBuffer
+from wm_agents.data.stream import Stream
+from wm_agents.families import build, config_class
+from wm_agents.models.model import Model
+from wm_agents.online_recipe import LEARNERS, OnlineConfig, episode_limit
+from wm_agents.recipe import JUDGE_SEED
+from wm_agents.runlog import MetricsLog, RunFolder, start_run
+from wm_agents.starts import find_cut_off, make_starts
+from wm_agents.training.callbacks import Callback
+from wm_agents.training.trainer import Trainer
+from wm_agents.verdict import Candidate, Story, deliver
+from wm_envs.action import act_dim
+from wm_envs.real import check_spec, make_real
+from wm_envs.world_model import Latent
+
+Array = NDArray[Any]
+
+# Any other setting may change when a run is resumed; the trainer looks after its own.
+FIXED = {"spec", "family", "size", "overrides", "num_envs", "seed"}
+RECENT = 20
+"""Episodes that the return of the progress line is the mean of."""
+
+
+@dataclass
+class Standing:
+    """How far a run is; the trainer's checkpoints carry it."""
+
+    next_seed: int
+    played: int = 0
+    """Agent steps of collection."""
+    judged: int = 0
+    """Agent steps of evaluations."""
+    lost: int = 0
+    """Agent steps that were taken and then lost to a kill."""
+    shards: int = 0
+    best: float | None = None
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    wall_s: float = 0.0
+    done: bool = False
+
+    @property
+    def real_steps(self) -> int:
+        """All agent steps in the real environment."""
+        return self.played + self.judged + self.lost
+
+
+class Online:
+    """The loop: see, act, remember, learn."""
+
+    def __init__(self, cfg: OnlineConfig, run: RunFolder, console: Console) -> None:
+        self.cfg, self.run, self.console = cfg, run, console
+        self.data_dir, self.judged_dir = run.path / "data", run.path / "judged"
+        with closing(make_real(cfg.spec)) as env:
+            obs_space, act_space = env.observation_space, env.action_space
+        torch.manual_seed(cfg.seed)
+        model = build(cfg.family, config_class(cfg.family).from_size(cfg.size, **cfg.overrides), obs_space, act_space)
+        self.learner = LEARNERS[cfg.family].learner(model)
+        self.model: Model = getattr(self.learner, "model", model)
+        self.trainer = Trainer(cast(nn.Module, self.learner), cfg.training(), (_Ledger(self),), run_dir=run.path)
+        self.buffer = ReplayBuffer(
+            cfg.capacity, obs_space.shape or (), act_dim(act_space), obs_space.dtype or np.float32, max_gb=cfg.max_gb
+        )
+        self.limit = episode_limit(cfg.spec)
+        self.now = Standing(next_seed=cfg.seed)
+        self.fresh: list[Episode] = []
+        """Episodes that are not on disk yet."""
+        self.returns: list[float] = []
+        self.log: MetricsLog | None = None
+        self._resume()
+
+    def loop(self) -> None:
+        """Play and learn until the real steps are spent."""
+        if self.now.done:
+            return
+        began = time.perf_counter() - self.now.wall_s
+        self.log = MetricsLog(self.run.path, keep_until=self.now.real_steps)
+        try:
+            with self.trainer.running():
+                for _ in self._play():
+                    self._learn()
+                    self.now.wall_s = time.perf_counter() - began
+                    self._show()
+                    if self._due(self.cfg.period):
+                        self._judge()
+                    if self._due(self.cfg.save_every):
+                        self._save()
+                self._judge()
+                self.now.wall_s, self.now.done = time.perf_counter() - began, True
+                self._save()
+        finally:
+            self.log.close()
+            self.log = None
+
+    def _play(self) -> Iterator[int]:
+        """Take steps in all rows while there are any left, and remember the episodes that end; yields the count."""
+        cfg = self.cfg
+        self._clock()
+        with Stream(cfg.spec, cfg.num_envs, self._seeds()) as stream:
+            actor = Actor(self.learner, self.model, explore=True, seed=self.now.next_seed)
+            seen: list[list[Latent]] = [[] for _ in range(cfg.num_envs)]
+            while self.now.real_steps + self._reserve() <= cfg.real_steps:
+                ended = stream.step(self._act(actor, stream))
+                for row, latents in enumerate(seen):
+                    if actor.latent is not None:
+                        latents.append({key: leaf[row].half().cpu() for key, leaf in actor.latent.items()})
+                for row, episode in ended:
+                    self._remember(episode, seen[row])
+                    seen[row] = []
+                self.now.played += cfg.num_envs
+                yield self.now.played
+
+    def _reserve(self) -> int:
+        """Steps that are still to come for certain: the next one in all rows, and those of the last evaluation."""
+        return self.cfg.num_envs + self.cfg.eval_episodes * (self.limit or 0)
+
+    def _seeds(self) -> Iterator[int]:
+        while True:
+            check_seed(self.now.next_seed)
+            self.now.next_seed += 1
+            yield self.now.next_seed - 1
+
+    def _act(self, actor: Actor, stream: Stream) -> Array:
+        """Random actions at first; the model's own begin where the rows are then."""
+        if self.now.played < self.cfg.prefill:
+            rng = np.random.default_rng([self.cfg.seed, self.now.played])
+            return sample_actions(stream.act_space, self.cfg.num_envs, rng)
+        self.trainer.model.eval()
+        try:
+            return actor.act(stream.obs, stream.first)
+        finally:
+            self.trainer.model.train()
+
+    def _remember(self, episode: Episode, latents: list[Latent]) -> None:
+        """Keep an episode, with the latents of its frames if the model played it from its start on."""
+        known = None
+        if hasattr(self.learner, "latents") and len(latents) == episode.num_steps:
+            # Nothing was encoded of the last frame, and no window that begins with it needs its latent.
+            known = {key: torch.stack([*(of[key] for of in latents), torch.zeros_like(leaf)])
+                     for key, leaf in latents[0].items()}  # fmt: skip
+        self.buffer.add(episode, self.model.act_space, known)
+        self.fresh.append(episode)
+        self.returns = [*self.returns[1 - RECENT :], float(episode.rew.sum())]
+
+    def _learn(self) -> None:
+        """Take the updates that the steps so far have earned, once there is a window to learn from."""
+        cfg, trainer, pack = self.cfg, self.trainer, self.model.packs
+        if self.now.played < cfg.prefill or not self.buffer.has_window(cfg.length, pack):
+            return
+        while trainer.update < int(self.now.played * cfg.updates_per_step):
+            generator = trainer.cfg.generator(trainer.update)
+            batch = self.buffer.sample(cfg.batch_size, cfg.length, pack=pack, generator=generator)
+            trainer.step(batch)
+            if (latents := getattr(self.learner, "latents", None)) is not None and batch.index is not None:
+                self.buffer.write_latents(batch.index[:, 1:], latents)
+            if trainer.update % cfg.log_every == 0:
+                trainer.log_window(self._clock())
+
+    def _judge(self) -> None:
+        """Play without exploring on the seeds kept for choosing; the best weights are kept."""
+        num, then = self.cfg.eval_episodes, self.now.evaluations
+        if num == 0 or (then and then[-1]["update"] == self.trainer.update):
+            return
+        self.trainer.check_finite()
+        seeds = range(JUDGE_SEED, JUDGE_SEED + num)
+        episodes = self.trainer.quietly(lambda: play(self.learner, self.model, self.cfg.spec, seeds))
+        write_shard(self.judged_dir, f"eval-{len(then):04d}", episodes, self.cfg.spec.to_dict())
+        self.now.judged += sum(ep.num_steps for ep in episodes)
+        mean = float(np.mean([ep.rew.sum() for ep in episodes]))
+        then.append({"real_steps": self.now.real_steps, "update": self.trainer.update, "real": mean})
+        self._log({"eval/real/return": mean})
+        self.console.print(f"  {self.now.real_steps:,} real steps: return {mean:.1f} over {num} episodes")
+        if self.now.best is None or mean >= self.now.best:
+            self.now.best = mean
+            write_tensors(self.run.path / "best.safetensors", self.trainer.weights(), {"real": repr(mean)})
+
+    def _due(self, period: int) -> bool:
+        return self.now.played // period > (self.now.played - self.cfg.num_envs) // period
+
+    def _clock(self) -> float:
+        """Seconds since the last call."""
+        now = time.perf_counter()
+        passed, self._since = now - getattr(self, "_since", now), now
+        return passed
+
+    def _log(self, values: Mapping[str, float]) -> None:
+        if self.log is not None:
+            self.log.write(self.now.real_steps, values)
+        # A kill loses what came after the last checkpoint, but not the count of it.
+        self.run.update(real_steps=self.now.real_steps)
+
+    def _show(self, every_s: float = 15.0) -> None:
+        """A line now and then: how far, how well, how long still."""
+        at, done, total = time.perf_counter(), self.now.real_steps, self.cfg.real_steps
+        if not hasattr(self, "_shown"):
+            self._shown, self._began = at, (at, done)
+        if at - self._shown < every_s:
+            return
+        self._shown = at
+        left = (total - done) * (at - self._began[0]) / max(done - self._began[1], 1)
+        recent = f"return {np.mean(self.returns):.1f} (last {len(self.returns)})" if self.returns else "no episode yet"
+        text = f"  {done:,}/{total:,} real steps  {recent}  {self.trainer.update:,} updates  {left / 60:.0f} min left"
+        self.console.print(text, highlight=False, soft_wrap=True)
+        self._log({"collect/return": float(np.mean(self.returns))} if self.returns else {})
+
+    def _save(self) -> None:
+        """Put the new episodes on disk and then all else, which says how many shards count."""
+        if self.fresh:
+            write_shard(self.data_dir, f"part-{self.now.shards:06d}", self.fresh, self.cfg.spec.to_dict())
+            self.now.shards, self.fresh = self.now.shards + 1, []
+        self.trainer.save_checkpoint()
+        self.run.update(real_steps=self.now.real_steps)
+
+    def _resume(self) -> None:
+        """Go on from the last checkpoint, if there is one; what was written after it is worthless now."""
+        if (self.run.path / "last.safetensors").exists():
+            self.trainer.load_checkpoint()
+        for path in sorted(self.data_dir.glob("part-*.h5"))[self.now.shards :]:
+            path.unlink()
+        self.now.lost += max(self.run.state.get("real_steps", 0) - self.now.real_steps, 0)
+        if self.now.shards:
+            for episode in Dataset(self.data_dir).iter_episodes():
+                self.buffer.add(episode, self.model.act_space)
+                self.returns = [*self.returns[1 - RECENT :], float(episode.rew.sum())]
+
+    def finish(self) -> dict[str, Any]:
+        """Deliver the best weights: see `verdict.deliver`."""
+        cfg, best = self.cfg, self.run.path / "best.safetensors"
+        if best.exists():
+            load_weights(self.trainer.model, load_file(best))
+        self.trainer.model.cpu().eval()
+        torch.manual_seed(cfg.seed)
+        starts = make_starts(self.model, self.buffer, cfg.starts, np.random.default_rng(cfg.seed))
+        judged = [*Dataset(self.judged_dir).iter_episodes()] if self.now.evaluations else []
+        policy = LEARNERS[cfg.family].controller(self.learner)
+        candidate = Candidate(self.model, policy, cfg.spec, starts, find_cut_off(self.model, judged))
+        chosen = f"the best of {len(self.now.evaluations)} evaluations" if best.exists() else "the last weights"
+        story = Story(
+            data=f"evaluations included; seeds from {cfg.seed}, and for evaluations from {JUDGE_SEED}",
+            training=f"{self.trainer.update} updates; {chosen}",
+            text=f"{cfg.family}:{cfg.size} learned online, {cfg.ratio:g} steps replayed for each one played.",
+            real_steps=self.now.real_steps,
+            train_wall_s=self.now.wall_s,
+            result={"family": cfg.family, "size": cfg.size, "updates": self.trainer.update},
+            summary={"evaluations": self.now.evaluations},
+        )
+        return deliver(
+            self.run.path, candidate, story, episodes=cfg.final_episodes, procs=cfg.procs, console=self.console
+        )
+
+
+class _Ledger(Callback):
+    """Has the trainer's checkpoints carry the run's standing, and its metrics go into the run's log."""
+
+    def __init__(self, online: Online) -> None:
+        self.online = online
+
+    def on_metrics(self, trainer: Trainer, values: Mapping[str, float]) -> None:
+        self.online._log({**values, "train/updates": trainer.update})
+
+    def state(self) -> dict[str, Any]:
+        return asdict(self.online.now)
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.online.now = Standing(**state)
+
+
+def online(cfg: OnlineConfig, console: Console | None = None) -> dict[str, Any]:
+    """Run an online training, or what is left of it, in the folder `cfg.out`; returns the final scores."""
+    console = console or Console(stderr=True)
+    check_spec(cfg.spec)
+    settings = cfg.to_dict()
+    with start_run(
+        cfg.out, settings, {"collect": cfg.seed, "judge": JUDGE_SEED}, may_change=set(settings) - FIXED
+    ) as run:
+        training = Online(cfg, run, console)
+        training.loop()
+        return training.finish()

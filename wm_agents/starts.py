@@ -1,0 +1,68 @@
+"""Where the dreams of a model that learned from replay begin, and where they end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wm_agents.calibrate import CUT_OFF, calibrate_cut_off
+from wm_agents.data.episode import Episode
+from wm_agents.data.replay import ReplayBuffer
+from wm_agents.learn import FEW_ENDS
+from wm_agents.models.model import Model
+from wm_envs.world_model import Latent
+
+BURN_IN = 32
+"""Frames that a start in the middle of an episode has behind it, at most."""
+
+
+def find_cut_off(model: Model, episodes: Sequence[Episode]) -> float:
+    """Where dreams end: calibrated on `episodes` that the model was not trained on, if it leaves that to others."""
+    latent = model.initial(1)
+    act = torch.zeros(1, model.actions, device=model.device)
+    with torch.no_grad():
+        draws = model.step(latent, act).end is not None
+    if draws or not episodes:
+        return CUT_OFF
+    calibration = calibrate_cut_off(model, episodes)
+    return CUT_OFF if calibration.ends < FEW_ENDS else calibration.cut_off
+
+
+@torch.no_grad()
+def make_starts(model: Model, buffer: ReplayBuffer, num: int, rng: np.random.Generator) -> dict[str, Latent]:
+    """Banks of latents of real moments: "begin" (first frames) and "anywhere" (with up to BURN_IN frames behind)."""
+    begins, lengths = buffer.episodes()
+    if not len(begins):
+        raise ValueError("dreams cannot start anywhere: the replay buffer holds no episode; play longer")
+    pick = rng.choice(len(begins), num, p=lengths / lengths.sum())
+    begin, end = begins[pick], begins[pick] + (rng.random(num) * lengths[pick]).astype(np.int64)
+    latent: Latent | None = None
+    act: Tensor | None = None
+    for back in range(BURN_IN, -1, -1):
+        at = np.maximum(end - back, begin)
+        latent, act = _see(model, buffer, at, latent, act, at == begin)
+    assert latent is not None
+    every = np.ones(num, bool)
+    return {
+        "begin": _see(model, buffer, begins[rng.choice(len(begins), num)], None, None, every)[0],
+        "anywhere": latent,
+    }
+
+
+def _see(
+    model: Model,
+    buffer: ReplayBuffer,
+    at: NDArray[np.int64],
+    latent: Latent | None,
+    act: Tensor | None,
+    first: NDArray[np.bool_],
+) -> tuple[Latent, Tensor]:
+    """Take in the frames at positions of the buffer; the actions that left them come back as well."""
+    obs, next_act = buffer.frames(at)
+    device = model.device
+    latent = model.encode(torch.from_numpy(obs).to(device), latent, act, torch.from_numpy(first).to(device))
+    return latent, torch.from_numpy(next_act).to(device)
