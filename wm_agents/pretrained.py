@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from policies.latent import LatentPolicy
 from policies.linear import LinearPolicy
 from policies.mlp import MLPPolicy
+from policies.mppi import MPPIPolicy
 from wm_agents.checkpoint import Artifact, ArtifactError, load_artifact, load_weights, model_card, save_artifact
 from wm_agents.families import build
+from wm_agents.hardware import has_bf16
 from wm_agents.hub import is_repo_id, resolve
 from wm_agents.models.model import Model
 from wm_agents.runlog import versions
@@ -25,9 +29,13 @@ from wm_envs.registry import TASKS, RealSpec
 from wm_envs.world_model import Latent, WorldModel
 
 STORE = Path(__file__).parent / "store"
-Controller = LinearPolicy | MLPPolicy
-POLICIES: dict[str, type[LinearPolicy] | type[MLPPolicy]] = {"linear": LinearPolicy, "mlp": MLPPolicy}
-"""Controllers on latents by kind; an artifact keeps one in `policy_<kind>.safetensors`."""
+Controller = LinearPolicy | MLPPolicy | MPPIPolicy
+POLICIES: dict[str, Callable[[WorldModel, Mapping[str, Tensor], Mapping[str, str]], Controller]] = {
+    "linear": lambda model, tensors, about: LinearPolicy.from_tensors(model.act_space, tensors, about),
+    "mlp": lambda model, tensors, about: MLPPolicy.from_tensors(model.act_space, tensors, about),
+    "mppi": lambda model, tensors, about: MPPIPolicy.from_tensors(model, tensors, about, bf16=has_bf16(model.device)),
+}
+"""What reads controllers on latents, by kind; an artifact keeps one in `policy_<kind>.safetensors`."""
 FIELDS = ("family", "model", "spaces")
 """What config.json must say of a model."""
 DREAM_FIELDS = ("real", "temperature", "horizon", "fps")
@@ -195,7 +203,7 @@ def load_policy(model: WorldModel, artifact: Artifact, kind: str | None = None) 
     if kind not in kinds:
         raise ValueError(f"{artifact.path}: policy must be one of {kinds}, got {kind!r}")
     tensors, about = artifact.policies[kind]
-    return POLICIES[kind].from_tensors(model.act_space, tensors, about)
+    return POLICIES[kind](model, tensors, about)
 
 
 @lru_cache(maxsize=2)

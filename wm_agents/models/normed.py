@@ -140,8 +140,8 @@ class _Mish(torch.autograd.Function):
 def drop_(x: Tensor, share: float) -> Tensor:
     """Dropout in place: each number becomes 0 with chance `share`, the others grow to make up for it.
 
-    Few numbers are dropped, so places are drawn and not a number for each: evenly spread hits, a Poisson number of them,
-    hit every place independently of the others, and miss it with chance 1 - share.
+    Few are dropped, so their places are drawn and not a number for each place: evenly spread hits, a Poisson number of
+    them, fall on each place independently of the others, and miss it with chance 1 - share.
     """
     if x.is_cuda:
         return F.dropout(x, share)

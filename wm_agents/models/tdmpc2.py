@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import gymnasium as gym
 import torch
@@ -256,8 +256,7 @@ class TDMPC2(Model):
 
     def planner(self) -> MPPI:
         """MPPI through this model, from its own policy and towards its own values."""
-        precision: Literal["fp32", "bf16"] = "bf16" if has_bf16(self.device) else "fp32"
-        return MPPI(self, self.cfg.planner(self.actions), self.propose, self.worth, precision)
+        return MPPI(self, self.cfg.planner(self.actions), self.propose, self.worth, has_bf16(self.device))
 
     def act(
         self,
