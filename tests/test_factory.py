@@ -200,6 +200,12 @@ def test_nothing_said_of_a_saved_model_is_dropped(saved: Path, kwargs: dict[str,
     create_world_model(saved, obs_shape=(4,), action_dim=2, action_type="discrete", device="auto")
 
 
+def test_a_model_is_on_the_device_that_was_asked_for(saved: Path) -> None:
+    for model in (saved, "ensemble-cartpole"):
+        assert create_world_model(model, device="meta").device.type == "meta"
+    assert create_world_model("vmc:ci", obs_shape=(4,), action_dim=2, device="meta").device.type == "meta"
+
+
 def test_a_model_of_another_family_is_refused(saved: Path) -> None:
     with pytest.raises(ConfigurationError, match="of the family 'vmc', not a DreamerV3; load it with VMC.from_pre"):
         DreamerV3.from_pretrained(saved)
