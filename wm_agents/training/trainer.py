@@ -41,8 +41,9 @@ MAY_CHANGE = {
     "total_steps", "log_interval", "eval_interval", "save_interval", "patience", "device", "output_dir", "tf32",
     "compile_model", "use_gradient_checkpointing",
 }  # fmt: skip
-HEAVY = ("encoder", "decoder")
-"""Parts of a model, by name, whose insides gradient checkpointing computes twice rather than keep."""
+HEAVY = ("encoder", "decoder", "ups")
+"""Parts of a model, by name, whose insides gradient checkpointing computes twice rather than keep; of a sequence it is
+layer by layer."""
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -510,7 +511,8 @@ def _heavy(model: nn.Module) -> list[nn.Module]:
             f"use_gradient_checkpointing needs a part called {' or '.join(HEAVY)}, {type(model).__name__} has none; "
             "leave it off"
         )
-    return found
+    sequences = (nn.Sequential, nn.ModuleList)
+    return [layer for part in found for layer in (part if isinstance(part, sequences) else [part])]
 
 
 @contextmanager
