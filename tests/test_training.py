@@ -872,6 +872,27 @@ def test_progress_shows_count_speed_and_loss(tmp_path: Path, terminal: bool) -> 
     assert all(text in shown for text in ("vision", "12/12", "updates/s", "loss"))
 
 
+# The page
+
+
+def test_the_snippets_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    blocks = [block.split("```")[0] for block in page.split("```python\n")[1:]]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "docs/training.md", "exec"), names)
+    assert names["trained"] is names["model"] and names["trainer"].update == 6
+    assert (tmp_path / "runs" / "offline" / "best.safetensors").exists()
+    assert names["cfg"].real_steps == 50_000
+
+
+def test_the_page_names_every_setting() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    table = page.split("### Settings")[1].split("## Online")[0]
+    assert all(f"`{f.name}`" in table for f in fields(TrainingConfig))
+
+
 def _same(a: Trainer, b: Trainer) -> bool:
     pairs = zip(a.model.state_dict().items(), b.model.state_dict().items())
     return all(n == m and torch.equal(x, y) for (n, x), (m, y) in pairs)

@@ -42,7 +42,7 @@ MAY_CHANGE = {
     "compile_model", "use_gradient_checkpointing",
 }  # fmt: skip
 HEAVY = ("encoder", "decoder", "ups")
-"""Parts of a model, by name, whose insides gradient checkpointing computes twice rather than keep; of a sequence it is
+"""Parts of a model, by name, whose insides gradient checkpointing computes twice rather than keep; of a sequence,
 layer by layer."""
 
 
