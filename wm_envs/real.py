@@ -19,6 +19,7 @@ from gymnasium.wrappers import (
 from numpy.typing import NDArray
 
 from wm_envs.action import act_dim, encode_action
+from wm_envs.env_id import LackingEnv, UnknownEnv
 from wm_envs.registry import RealSpec
 from wm_envs.window import check_display
 from wm_envs.wrappers import ActionRepeat, ChosenActions
@@ -103,16 +104,21 @@ def to_rgb(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _make(spec: RealSpec, render_mode: str | None) -> gym.Env[Any, Any]:
     """The environment as its makers have it, its speed known."""
-    ale = "ALE/" in spec.id
+    ale = "ALE/" in spec.id or "NoFrameskip" in spec.id
     if ale:
         try:
             import ale_py
         except ImportError as error:
-            raise ImportError(f"{spec.id} needs the ALE: pip install 'gymnasium[atari]'") from error
+            raise LackingEnv(spec.id, error) from error
         gym.register_envs(ale_py)
     # Not every env knows the argument.
     rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
-    env: gym.Env[Any, Any] = gym.make(spec.id, disable_env_checker=True, **rendering, **spec.kwargs)
+    try:
+        env: gym.Env[Any, Any] = gym.make(spec.id, disable_env_checker=True, **rendering, **spec.kwargs)
+    except (gym.error.UnregisteredEnv, gym.error.DeprecatedEnv) as error:
+        raise UnknownEnv(spec.id) from error
+    except (gym.error.DependencyNotInstalled, ImportError) as error:
+        raise LackingEnv(spec.id, error) from error
     fps = env.metadata.get("render_fps", 30)
     if ale and env.spec is not None:
         fps = ALE_FPS / float(np.mean(env.spec.kwargs["frameskip"]))  # Its own number holds for a frame skip of 2.

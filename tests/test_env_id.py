@@ -1,0 +1,96 @@
+"""An environment that is not here is answered with the nearest ids and with what brings it."""
+
+from __future__ import annotations
+
+import builtins
+from typing import Any
+
+import gymnasium as gym
+import pytest
+
+from wm_agents import cli
+from wm_envs import env_id
+from wm_envs.env_id import LackingEnv, UnknownEnv
+from wm_envs.real import native_space
+
+
+def told(name: str) -> str:
+    with pytest.raises(ValueError) as raised:
+        native_space(name)
+    return str(raised.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("CartPol-v1", "CartPole-v1 (gymnasium[classic-control]), CartPole-v0 (gymnasium[classic-control]), "),
+        ("lunarlander", "LunarLander-v3 (gymnasium[box2d]), LunarLanderContinuous-v3 (gymnasium[box2d]), "),
+        ("LunarLander-v2", "LunarLander-v3 (gymnasium[box2d]), "),
+        ("CartPole-v7", "CartPole-v1 (gymnasium[classic-control]), "),
+        ("ALE/Pon-v5", "ALE/Pong-v5 (gymnasium[atari]), "),
+        ("toy_env:Ecco-v0", "Echo-v0, "),
+    ],
+)
+def test_an_unknown_id_gets_the_three_nearest_and_their_extras(name: str, near: str) -> None:
+    text = told(name)
+    assert text.startswith(f"no environment {name!r} is installed; the nearest are {near}")
+    assert text.count(", ") == 2
+
+
+def test_the_error_is_gymnasiums_too() -> None:
+    with pytest.raises(gym.error.UnregisteredEnv) as raised:
+        native_space("CartPol-v1")
+    assert isinstance(raised.value, UnknownEnv)
+
+
+def test_ids_of_other_packages_name_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(env_id, "find_spec", lambda name: None)
+    text = told("MiniGrid-Empty-5x5-v0")
+    assert text.endswith(
+        "itself comes with minigrid: pip install minigrid, then name it minigrid:MiniGrid-Empty-5x5-v0"
+    )
+
+
+def test_dreams_are_not_near() -> None:
+    assert not [name for name in env_id.nearest("Dream-CartPole-v0", 20) if name.startswith(("Dream-", "Real-"))]
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(*args: Any, **kwargs: Any) -> None:
+        raise gym.error.DependencyNotInstalled('Box2D is not installed, run `pip install "gymnasium[box2d]"`')
+
+    monkeypatch.setattr(gym, "make", lacking)
+    want = "LunarLander-v3 cannot be made here: Box2D is not installed; pip install 'gymnasium[box2d]'"
+    assert told("LunarLander-v3") == want
+    with pytest.raises(LackingEnv):
+        native_space("LunarLander-v3")
+
+
+def test_a_missing_ale_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def refuse(name: str, *args: Any) -> Any:
+        if name == "ale_py":
+            raise ModuleNotFoundError("No module named 'ale_py'")
+        return real(name, *args)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    assert told("ALE/Pong-v5").endswith("No module named 'ale_py'; pip install 'gymnasium[atari]'")
+
+
+def test_a_missing_module_is_named() -> None:
+    assert told("no_such_module:Foo-v0") == (
+        "no_such_module:Foo-v0 cannot be made here: the module no_such_module is not installed"
+    )
+
+
+def test_ataris_older_ids_are_known() -> None:
+    assert native_space("PongNoFrameskip-v4").shape == (210, 160, 3)
+
+
+def test_commands_say_it_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["improve", "--env", "CartPol-v1"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("wm improve: no environment 'CartPol-v1' is installed; the nearest are CartPole-v1")
+    assert err.count("\n") == 1

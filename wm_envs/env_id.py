@@ -1,0 +1,89 @@
+"""Environments that are not here: which ids are nearest, and what must be installed for this one."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.util import find_spec
+
+import gymnasium as gym
+
+EXTRAS = {
+    "gymnasium.envs.classic_control": "gymnasium[classic-control]",
+    "gymnasium.envs.box2d": "gymnasium[box2d]",
+    "gymnasium.envs.toy_text": "gymnasium[toy-text]",
+    "gymnasium.envs.mujoco": "gymnasium[mujoco]",
+    "gymnasium.envs.phys2d": "gymnasium[jax]",
+    "gymnasium.envs.tabular": "gymnasium[jax]",
+    "ale_py": "gymnasium[atari]",
+}
+"""Environments by where they live: what brings them."""
+PACKAGES = {
+    r"ALE/|.*NoFrameskip-v\d": ("gymnasium[atari]", "ale_py"),
+    r"MiniGrid-|BabyAI-": ("minigrid", "minigrid"),
+    r"MiniWorld-": ("miniworld", "miniworld"),
+    r"highway-|merge-|roundabout-|parking-|intersection-|racetrack-": ("highway-env", "highway_env"),
+    r"Fetch|HandManipulate|HandReach|AntMaze|PointMaze|Adroit|FrankaKitchen": (
+        "gymnasium-robotics",
+        "gymnasium_robotics",
+    ),
+    r"dm_control/": ("shimmy[dm-control]", "shimmy"),
+    r"Meta-World/": ("metaworld", "metaworld"),
+    r"mo-": ("mo-gymnasium", "mo_gymnasium"),
+}
+"""Environments of other packages, by how their ids begin: what to install, and the module that registers them."""
+NEAREST = 3
+# Dreams are no environments to dream of.
+OURS = re.compile(r"(Dream|Real)-")
+
+
+class UnknownEnv(gym.error.UnregisteredEnv, ValueError):
+    """No installed environment has this id; the message names the nearest, and what brings them."""
+
+    def __init__(self, env_id: str) -> None:
+        rows = [f"{name} ({found})" if (found := provider(name)) else name for name in nearest(env_id)]
+        text = f"no environment {env_id!r} is installed; the nearest are {', '.join(rows)}"
+        package, module = _brings(env_id)
+        if package and find_spec(module) is None:
+            text += f"; {env_id} itself comes with {package}: {pip(package)}, then name it {module}:{env_id}"
+        super().__init__(text)
+
+
+class LackingEnv(gym.error.DependencyNotInstalled, ImportError, ValueError):
+    """The environment needs what is not installed; the message names it."""
+
+    def __init__(self, env_id: str, error: Exception) -> None:
+        module, _, plain = env_id.rpartition(":")
+        # Gymnasium's own hints are left to ours.
+        reason = " ".join(str(error).split()).partition(", run `pip")[0].rstrip(".")
+        package = provider(plain) or _brings(plain)[0]
+        if module and find_spec(module.split(".")[0]) is None:
+            reason = f"the module {module} is not installed"
+        super().__init__(f"{env_id} cannot be made here: {reason}" + (f"; {pip(package)}" if package else ""))
+
+
+def nearest(env_id: str, num: int = NEAREST) -> list[str]:
+    """The known ids that are most like `env_id`, best first."""
+    with suppress(ImportError):
+        gym.register_envs(import_module("ale_py"))
+    ids = {name.lower(): name for name in gym.registry if not OURS.match(name)}
+    return [ids[name] for name in get_close_matches(env_id.rpartition(":")[2].lower(), ids, n=num, cutoff=0.0)]
+
+
+def provider(env_id: str) -> str | None:
+    """What to give to `pip install` for a known id, as far as that is known."""
+    spec = gym.registry.get(env_id)
+    entry = str(spec.entry_point if spec is not None else None)
+    return next((extra for module, extra in EXTRAS.items() if entry.startswith(module)), None)
+
+
+def pip(package: str) -> str:
+    """The command that installs it."""
+    return f"pip install '{package}'" if "[" in package else f"pip install {package}"
+
+
+def _brings(env_id: str) -> tuple[str, str]:
+    """The package and the module of an id that is not known, by how it begins."""
+    return next((found for start, found in PACKAGES.items() if re.match(start, env_id)), ("", ""))
