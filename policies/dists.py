@@ -80,39 +80,37 @@ class TwoHot(nn.Module):
         )
 
 
-def mixed(logits: Tensor, unimix: float = 0.01) -> Tensor:
-    """Probabilities (..., K) of logits, a share `unimix` of them even, so that no choice is ever impossible."""
-    probs = logits.float().softmax(-1)
-    return probs if unimix == 0 else (1 - unimix) * probs + unimix / probs.shape[-1]
+def mixed(logits: Tensor, unimix: float = 0.01, dim: int = -1) -> Tensor:
+    """Chances of logits over the choices on axis `dim`, a share `unimix` of them even: no choice is ever impossible."""
+    probs = logits.float().softmax(dim)
+    return probs if unimix == 0 else (1 - unimix) * probs + unimix / probs.shape[dim]
 
 
-def tempered(probs: Tensor, temperature: float) -> Tensor:
-    """Probabilities (..., K) whose logarithms are divided by a temperature above 0."""
-    return probs if temperature == 1 else (probs.log() / temperature).softmax(-1)
+def tempered(probs: Tensor, temperature: float, dim: int = -1) -> Tensor:
+    """Chances whose logarithms are divided by a temperature above 0."""
+    return probs if temperature == 1 else (probs.log() / temperature).softmax(dim)
 
 
-def draw_one_hot(probs: Tensor, uniform: Tensor) -> Tensor:
-    """One-hots (..., K) of probabilities, drawn by numbers (...) of [0, 1) through their running sum."""
-    passed = (probs.cumsum(-1)[..., :-1] <= uniform[..., None]).sum(-1, keepdim=True)
-    return (passed == torch.arange(probs.shape[-1], device=probs.device)).to(probs.dtype)
+def draw_one_hot(probs: Tensor, uniform: Tensor, dim: int = -1) -> Tensor:
+    """One-hots of chances, drawn by numbers of [0, 1): the first choice where the running sum of chances is more."""
+    ends = probs.cumsum(dim).narrow(dim, 0, probs.shape[dim] - 1)
+    before = (uniform.unsqueeze(dim) < ends).to(probs.dtype)
+    edge = torch.zeros_like(probs.narrow(dim, 0, 1))
+    # The last choice takes what rounding leaves of the sum.
+    return torch.diff(before, dim=dim, prepend=edge, append=edge + 1)
 
 
-def likeliest(probs: Tensor) -> Tensor:
-    """One-hots (..., K) of the most likely choices."""
-    return (probs.argmax(-1, keepdim=True) == torch.arange(probs.shape[-1], device=probs.device)).to(probs.dtype)
+def likeliest(probs: Tensor, dim: int = -1) -> Tensor:
+    """One-hots of the most likely choices."""
+    return torch.zeros_like(probs).scatter(dim, probs.argmax(dim, keepdim=True), 1)
 
 
 def straight_through(hot: Tensor, probs: Tensor) -> Tensor:
-    """The one-hot in value, the probabilities in gradient (Bengio et al. 2013)."""
+    """The one-hot in value, the chances in gradient (Bengio et al. 2013)."""
     return hot + (probs - probs.detach())
 
 
-def kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p || q) of probabilities (..., G, K), summed over choices and groups: (...)."""
-    return (p * (p.log() - q.log())).sum((-2, -1))
-
-
-def entropy(probs: Tensor) -> Tensor:
-    """In nats, (..., K) to (...); chances of 0 count nothing."""
+def entropy(probs: Tensor, dim: int = -1) -> Tensor:
+    """In nats, summed over `dim`; chances of 0 count nothing."""
     each: Tensor = torch.special.entr(probs)
-    return each.sum(-1)
+    return each.sum(dim)

@@ -1,4 +1,4 @@
-"""Layers as DreamerV3 has them: linear, block-linear and convolutional, RMS norm and SiLU between.
+"""Layers as DreamerV3 has them: linear, block-linear and convolutional ones, RMS norm and SiLU between.
 
 Weights begin as a normal cut at two deviations, scaled to unit variance by fan-in; biases begin at zero.
 """
@@ -6,6 +6,7 @@ Weights begin as a normal cut at two deviations, scaled to unit variance by fan-
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,12 @@ def init_weight(weight: Tensor, fan_in: int, scale: float = 1.0) -> None:
         nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std) if std else weight.zero_()
 
 
+def compute_dtype(weight: Tensor) -> torch.dtype:
+    """In which type products with `weight` are taken: autocast's where it is on."""
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
 class Linear(nn.Linear):
     """A linear layer whose weights begin `scale` times as large as usual; 0 makes it begin as zero."""
 
@@ -31,27 +38,47 @@ class Linear(nn.Linear):
         init_weight(self.weight, self.in_features, self.scale)
         nn.init.zeros_(self.bias)
 
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.to(compute_dtype(self.weight)), self.weight, self.bias)
+
 
 class BlockLinear(nn.Module):
-    """`blocks` linear layers side by side, block i from the i-th part of the input to the i-th part of the output."""
+    """`blocks` linear layers side by side: block i sees the i-th part of x, and all of `shared` where there is any."""
 
-    def __init__(self, in_dim: int, out_dim: int, blocks: int) -> None:
+    def __init__(self, in_dim: int, out_dim: int, blocks: int, shared_dim: int = 0) -> None:
         super().__init__()
         if in_dim % blocks or out_dim % blocks:
             raise ValueError(f"in_dim and out_dim must be divisible by {blocks} blocks, got {in_dim} and {out_dim}")
-        self.blocks = blocks
-        self.weight = nn.Parameter(torch.empty(blocks, in_dim // blocks, out_dim // blocks))
+        self.blocks, self.own_dim = blocks, in_dim // blocks
+        self.weight = nn.Parameter(torch.empty(blocks, self.own_dim + shared_dim, out_dim // blocks))
         self.bias = nn.Parameter(torch.zeros(out_dim))
-        init_weight(self.weight, in_dim // blocks)
+        init_weight(self.weight, self.own_dim + shared_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_dim) to (B, out_dim)."""
-        parts = x.unflatten(-1, (self.blocks, -1)).transpose(0, 1)
-        return torch.bmm(parts, self.weight.to(x.dtype)).transpose(0, 1).flatten(1) + self.bias.to(x.dtype)
+    def forward(self, x: Tensor, shared: Tensor | None = None) -> Tensor:
+        """(B, in_dim) and (B, shared_dim) to (B, out_dim)."""
+        return self.by_block(x, shared).transpose(0, 1).flatten(1)
+
+    def by_block(self, x: Tensor, shared: Tensor | None = None) -> Tensor:
+        """The same as (blocks, B, out_dim / blocks)."""
+        dtype = compute_dtype(self.weight)
+        own, every = split_blocks(self.weight.to(dtype), self.own_dim)
+        bias = self.bias.to(dtype)[None]
+        return apply_blocks(x.to(dtype), own, bias if shared is None else torch.addmm(bias, shared.to(dtype), every))
 
 
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x²) + eps) times a learned scale, over the last axis (Zhang & Sennrich 2019)."""
+def split_blocks(weight: Tensor, own_dim: int) -> tuple[Tensor, Tensor]:
+    """A block-linear weight (G, I + S, O) as the blocks' own part (G, I, O) and what all of them share, (S, G O)."""
+    return weight[:, :own_dim], weight[:, own_dim:].transpose(0, 1).flatten(1)
+
+
+def apply_blocks(x: Tensor, own: Tensor, bias: Tensor) -> Tensor:
+    """(B, G I) through blocks (G, I, O) plus a bias (B or 1, G O), to (G, B, O)."""
+    parts, add = (t.unflatten(-1, (len(own), -1)).transpose(0, 1) for t in (x, bias))
+    return torch.baddbmm(add, parts, own)
+
+
+class NormSiLU(nn.Module):
+    """SiLU of x / sqrt(mean(x²) + eps) times a learned scale, over the last axis (RMS norm, Zhang & Sennrich 2019)."""
 
     def __init__(self, dim: int, eps: float = 1e-4) -> None:
         super().__init__()
@@ -59,9 +86,60 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        unit = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (unit * self.weight).to(x.dtype)
+        return cast(Tensor, _NormSiLU.apply(x, self.weight, self.eps))  # type: ignore[no-untyped-call]
+
+
+class _NormSiLU(torch.autograd.Function):
+    """In float32 whatever x is, some rows at a time, so that what is between x and the result stays in the cache."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        if x.numel() <= CHUNK:
+            return F.silu(_unit(x.float(), eps)[0].mul_(weight), inplace=True).to(x.dtype)
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        for part, to in zip(_chunks(x), _chunks(out), strict=True):
+            to.copy_(F.silu(_unit(part.float(), eps)[0].mul_(weight), inplace=True))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight = ctx.saved_tensors
+        if x.numel() <= CHUNK:
+            grad_x, grad_weight = _norm_silu_backward(grads[0], x, weight, ctx.eps)
+            return grad_x.to(x.dtype), grad_weight.flatten(0, -2).sum(0), None
+        out, total = torch.empty_like(x, memory_format=torch.contiguous_format), torch.zeros_like(weight)
+        for grad, part, to in zip(_chunks(grads[0]), _chunks(x), _chunks(out), strict=True):
+            grad_x, grad_weight = _norm_silu_backward(grad, part, weight, ctx.eps)
+            to.copy_(grad_x)
+            total += grad_weight.sum(0)
+        return out, total, None
+
+
+CHUNK = 2**17
+"""Numbers that `NormSiLU` takes at a time."""
+
+
+def _chunks(x: Tensor) -> list[Tensor]:
+    return list(x.flatten(0, -2).split(max(CHUNK // x.shape[-1], 1)))
+
+
+def _unit(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x of length 1 by root mean square, and what it was divided by, as a factor."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    inverse = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return x * inverse, inverse
+
+
+def _norm_silu_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Gradients of x and, row by row, of the weight."""
+    unit, inverse = _unit(x.float(), eps)
+    grad = torch.ops.aten.silu_backward(grad.float(), unit * weight)
+    grad_weight = grad * unit
+    grad = grad.mul_(weight)
+    along = (grad * unit).mean(-1, keepdim=True)
+    return grad.sub_(unit.mul_(along)).mul_(inverse), grad_weight
 
 
 class Layer(nn.Module):
@@ -70,15 +148,19 @@ class Layer(nn.Module):
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
         self.linear = Linear(in_dim, out_dim)
-        self.norm = RMSNorm(out_dim)
+        self.norm = NormSiLU(out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.silu(self.norm(self.linear(x)))
+        return cast(Tensor, self.norm(self.linear(x)))
+
+
+def make_layers(in_dim: int, units: int, num: int) -> nn.Sequential:
+    """`num` layers one after another."""
+    return nn.Sequential(*[Layer(a, b) for a, b in pairwise([in_dim, *[units] * num])])
 
 
 class MLP(nn.Sequential):
-    """`layers` times linear, RMS norm, SiLU; then linear to `out_dim`, beginning `scale` times as large as usual."""
+    """`num` layers, then linear to `out_dim`, beginning `scale` times as large as usual."""
 
-    def __init__(self, in_dim: int, units: int, layers: int, out_dim: int, scale: float = 1.0) -> None:
-        dims = [in_dim, *[units] * layers]
-        super().__init__(*[Layer(a, b) for a, b in pairwise(dims)], Linear(dims[-1], out_dim, scale))
+    def __init__(self, in_dim: int, units: int, num: int, out_dim: int, scale: float = 1.0) -> None:
+        super().__init__(*make_layers(in_dim, units, num), Linear(units, out_dim, scale))

@@ -1,5 +1,166 @@
-"""Layers under the name that families know; those that policies need too live in `policies`."""
+"""Layers of the families: those of `policies.nets`, convolutions that halve and double a picture, layers in a scan."""
 
-from policies.nets import MLP, BlockLinear, Layer, Linear, RMSNorm, init_weight
+from __future__ import annotations
 
-__all__ = ["MLP", "BlockLinear", "Layer", "Linear", "RMSNorm", "init_weight"]
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from policies.nets import (
+    MLP,
+    BlockLinear,
+    Layer,
+    Linear,
+    NormSiLU,
+    apply_blocks,
+    compute_dtype,
+    init_weight,
+    make_layers,
+    split_blocks,
+)
+
+__all__ = [
+    "MLP",
+    "BlockLinear",
+    "Down",
+    "LateBlocks",
+    "LateLinear",
+    "Layer",
+    "Linear",
+    "NormSiLU",
+    "Up",
+    "compute_dtype",
+    "init_weight",
+    "make_layers",
+]
+
+
+class Down(nn.Module):
+    """5x5 convolution, the largest of every 2x2 pixels, RMS norm over channels, SiLU; pictures (N, H, W, C)."""
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_dim, in_dim, 5, 5))
+        self.bias = nn.Parameter(torch.zeros(out_dim))
+        init_weight(self.weight, 25 * in_dim)
+        self.norm = NormSiLU(out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 2h, 2w, in_dim) to (N, h, w, out_dim)."""
+        dtype = compute_dtype(self.weight)
+        weight = self.weight.to(dtype, memory_format=torch.channels_last)
+        out = F.conv2d(x.movedim(-1, 1), weight, self.bias.to(dtype), padding=2)
+        return cast(Tensor, self.norm(F.max_pool2d(out, 2).movedim(1, -1)))
+
+
+class Up(nn.Module):
+    """Every pixel doubled in height and width, then a 5x5 convolution; pictures (N, H, W, C).
+
+    Of the 25 pixels under the kernel only 9 were different before the doubling: so the picture is convolved undoubled
+    with four 3x3 kernels, one for each of the four pixels that a pixel becomes, which sum what falls together.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_dim, in_dim, 5, 5))
+        self.bias = nn.Parameter(torch.zeros(out_dim))
+        init_weight(self.weight, 25 * in_dim)
+        tap, at = torch.arange(5), torch.arange(2)[:, None]
+        # Pixel `at` of a pair meets tap k over the pixel (at + k - 2) // 2 from its own.
+        over = torch.div(at + tap - 2, 2, rounding_mode="floor")[:, None] == torch.arange(-1, 2)[:, None]
+        self.register_buffer("over", over.float(), persistent=False)  # (2, 3, 5)
+        self.over: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, h, w, in_dim) to (N, h, w, 4, out_dim), which `spread` lays out as (N, 2h, 2w, out_dim)."""
+        dtype = compute_dtype(self.weight)
+        weight = torch.einsum("oikl,apk,bql->aboipq", self.weight, self.over, self.over).flatten(0, 2)
+        weight = weight.to(dtype, memory_format=torch.channels_last)
+        out = F.conv2d(x.movedim(-1, 1), weight, self.bias.to(dtype).repeat(4), padding=1).movedim(1, -1)
+        return out.reshape(*out.shape[:-1], 4, -1)
+
+
+def spread(quarters: Tensor) -> Tensor:
+    """(N, h, w, 4, C), the pixels of a 2x2 square one after another, to (N, 2h, 2w, C)."""
+    num, high, wide, _, dim = quarters.shape
+    squares = quarters.view(num, high, wide, 2, 2, dim).transpose(2, 3)
+    return squares.reshape(num, 2 * high, 2 * wide, dim)
+
+
+class LateLinear:
+    """A linear layer in a scan: called once a step; its weight gets its gradient in one product over all steps.
+
+    Args:
+        bias: what each step adds, (T, B, out_dim); the layer's own bias unless given.
+        columns: of the weight that the steps multiply.
+    """
+
+    def __init__(self, layer: nn.Linear, steps: int, rows: int, bias: Tensor | None = None, columns: int = -1) -> None:
+        dtype = compute_dtype(layer.weight)
+        weight = layer.weight if columns < 0 else layer.weight[:, :columns]
+        bias = layer.bias.to(dtype).expand(steps, rows, -1) if bias is None else bias
+        self.weight = weight.detach().to(dtype).t()
+        self._seen: list[Tensor] = []
+        late: Tensor = _LateLinear.apply(bias, weight, self._seen)  # type: ignore[no-untyped-call]
+        self._bias = iter(late.unbind())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x.to(self.weight.dtype)
+        self._seen.append(x.detach())
+        return torch.addmm(next(self._bias), x, self.weight)
+
+
+class _LateLinear(torch.autograd.Function):
+    """The biases of all steps; their gradient tells that of the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, bias: Tensor, weight: Tensor, seen: list[Tensor]) -> Tensor:
+        ctx.seen = seen
+        return bias.view_as(bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad = grads[0]
+        return grad, grad.flatten(0, 1).t() @ torch.cat(ctx.seen), None
+
+
+class LateBlocks:
+    """A block-linear layer in a scan, as `LateLinear` is a linear one; gives (G, B, O), as `BlockLinear.by_block`."""
+
+    def __init__(self, layer: BlockLinear, steps: int, rows: int) -> None:
+        dtype = compute_dtype(layer.weight)
+        self.own, self.every = split_blocks(layer.weight.detach().to(dtype), layer.own_dim)
+        self._seen: list[Tensor] = []
+        self._seen_shared: list[Tensor] = []
+        bias = layer.bias.to(dtype).expand(steps, rows, -1)
+        late = _LateBlocks.apply(bias, layer.weight, self._seen, self._seen_shared)  # type: ignore[no-untyped-call]
+        self._bias = iter(late.unbind())
+
+    def __call__(self, x: Tensor, shared: Tensor | None = None) -> Tensor:
+        x, bias = x.to(self.own.dtype), next(self._bias)
+        self._seen.append(x.detach())
+        if shared is not None:
+            shared = shared.to(self.own.dtype)
+            self._seen_shared.append(shared.detach())
+            bias = torch.addmm(bias, shared, self.every)
+        return apply_blocks(x, self.own, bias)
+
+
+class _LateBlocks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, bias: Tensor, weight: Tensor, seen: list[Tensor], shared: list[Tensor]) -> Tensor:
+        ctx.seen, ctx.shared, ctx.blocks = seen, shared, len(weight)
+        return bias.view_as(bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad = grads[0]
+        by_block = grad.flatten(0, 1).unflatten(-1, (ctx.blocks, -1)).transpose(0, 1)  # (G, T B, O)
+        own = torch.cat(ctx.seen).unflatten(-1, (ctx.blocks, -1)).transpose(0, 1)
+        parts = [own.transpose(1, 2) @ by_block]
+        if ctx.shared:
+            every = torch.cat(ctx.shared).t() @ grad.flatten(0, 1)
+            parts.append(every.unflatten(-1, (ctx.blocks, -1)).transpose(0, 1))
+        return grad, torch.cat(parts, dim=1), None, None

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from policies.actor_critic import ActorPolicy
 from policies.latent import LatentPolicy
 from policies.linear import LinearPolicy
 from policies.mlp import MLPPolicy
@@ -29,10 +30,11 @@ from wm_envs.registry import TASKS, RealSpec
 from wm_envs.world_model import Latent, WorldModel
 
 STORE = Path(__file__).parent / "store"
-Controller = LinearPolicy | MLPPolicy | MPPIPolicy
+Controller = LinearPolicy | MLPPolicy | MPPIPolicy | ActorPolicy
 POLICIES: dict[str, Callable[[WorldModel, Mapping[str, Tensor], Mapping[str, str]], Controller]] = {
     "linear": lambda model, tensors, about: LinearPolicy.from_tensors(model.act_space, tensors, about),
     "mlp": lambda model, tensors, about: MLPPolicy.from_tensors(model.act_space, tensors, about),
+    "actor": lambda model, tensors, about: ActorPolicy.from_tensors(model.act_space, tensors, about),
     "mppi": lambda model, tensors, about: MPPIPolicy.from_tensors(model, tensors, about, bf16=has_bf16(model.device)),
 }
 """What reads controllers on latents, by kind; an artifact keeps one in `policy_<kind>.safetensors`."""

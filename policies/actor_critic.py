@@ -1,0 +1,341 @@
+"""An actor and a critic that learn in imagination, on `feat` of any world model (Hafner et al. 2023, section "Actor").
+
+The model dreams H steps from states that were really seen; the critic learns what follows is worth, the actor, by
+REINFORCE, to do what was better than expected. No gradient passes through the dream.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from policies.dists import TwoHot, draw_one_hot, entropy, likeliest
+from policies.nets import MLP, Linear, make_layers
+from policies.returns import lambda_returns
+from wm_envs.action import act_dim, decode_action
+from wm_envs.world_model import Generator, Latent, WorldModel, draw_normal, imagine
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ActorCriticConfig:
+    """Sizes and weights, those of the authors' code; `units` go with the model's."""
+
+    units: int = 256
+    layers: int = 3
+    horizon: int = 15
+    """Steps of a dream."""
+    discount: float = 1 - 1 / 333
+    lam: float = 0.95
+    entropy: float = 3e-4
+    """Weight of the actor's entropy; advantages are in units of the return's spread."""
+    slow_rate: float = 0.02
+    """Share of the critic that the slow critic takes over at every update."""
+    slow_weight: float = 1.0
+    """How much the critic is held to what the slow critic says."""
+    return_rate: float = 0.01
+    """Share of each batch in the running spread of returns."""
+
+    def __post_init__(self) -> None:
+        for name in ("units", "layers", "horizon"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise ValueError(
+                    f"ActorCriticConfig.{name} must be a whole number from 1 up, got {getattr(self, name)!r}"
+                )
+        for name in ("discount", "lam", "slow_rate", "return_rate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"ActorCriticConfig.{name} must be from 0 to 1, got {getattr(self, name)!r}")
+        for name in ("entropy", "slow_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"ActorCriticConfig.{name} must be a number from 0 up, got {getattr(self, name)!r}")
+
+
+class Choice(NamedTuple):
+    """One of A choices."""
+
+    logits: Tensor
+    """(..., A) float32"""
+
+    @property
+    def noise_dim(self) -> int:
+        return 1
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """One-hots (..., A) of standard normals (..., 1)."""
+        return draw_one_hot(self.logits.softmax(-1), torch.special.ndtr(noise[..., 0]))
+
+    def mode(self) -> Tensor:
+        return likeliest(self.logits)
+
+    def log_prob(self, act: Tensor) -> Tensor:
+        return (self.logits.log_softmax(-1) * act).sum(-1)
+
+    def entropy(self) -> Tensor:
+        return entropy(self.logits.softmax(-1))
+
+
+class BoundedNormal(NamedTuple):
+    """A normal in each of A dimensions, its mean inside [-1, 1]; what is drawn may lie outside."""
+
+    mean: Tensor
+    """(..., A) float32"""
+    std: Tensor
+
+    @property
+    def noise_dim(self) -> int:
+        return self.mean.shape[-1]
+
+    def sample(self, noise: Tensor) -> Tensor:
+        return self.mean + self.std * noise
+
+    def mode(self) -> Tensor:
+        return self.mean
+
+    def log_prob(self, act: Tensor) -> Tensor:
+        off = (act - self.mean) / self.std
+        return (-0.5 * off.square() - self.std.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def entropy(self) -> Tensor:
+        return (self.std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+
+class Actor(nn.Module):
+    """feat (..., F) to the chances of actions.
+
+    Raises:
+        ValueError: the actions are neither a Box nor one choice.
+    """
+
+    LOW, HIGH = 0.1, 1.0
+    """Between these lies the deviation of continuous actions."""
+
+    def __init__(self, act_space: gym.Space[Any], feat_dim: int, units: int = 256, layers: int = 3) -> None:
+        super().__init__()
+        if not isinstance(act_space, spaces.Box | spaces.Discrete):
+            raise ValueError(
+                f"this actor needs Box or Discrete actions, got {act_space}; flatten the choices into one Discrete "
+                "with a wrapper, or train with `wm evolve` or SB3, which take them as they are"
+            )
+        self.body = make_layers(feat_dim, units, layers)
+        self.out = Linear(units, act_dim(act_space), scale=0.01)
+        self.spread = Linear(units, act_dim(act_space), scale=0.01) if isinstance(act_space, spaces.Box) else None
+
+    def forward(self, feat: Tensor) -> Choice | BoundedNormal:
+        x = self.body(feat)
+        out = self.out(x).float()
+        if self.spread is None:
+            return Choice(out)
+        std = self.LOW + (self.HIGH - self.LOW) * torch.sigmoid(self.spread(x).float() + 2)
+        return BoundedNormal(torch.tanh(out), std)
+
+
+class Critic(nn.Module):
+    """feat (..., F) to logits over bins of what follows; its word is 0 everywhere before it has learned."""
+
+    def __init__(self, feat_dim: int, units: int = 256, layers: int = 3) -> None:
+        super().__init__()
+        self.bins = TwoHot()
+        self.net = MLP(feat_dim, units, layers, self.bins.num, scale=0.0)
+
+    def forward(self, feat: Tensor) -> Tensor:
+        return cast(Tensor, self.net(feat)).float()
+
+    def value(self, feat: Tensor) -> Tensor:
+        """What follows feat (..., F), discounted: (...)."""
+        return self.bins.mean(self(feat))
+
+
+class ReturnScale(nn.Module):
+    """The spread of returns from their 5th to their 95th percentile, averaged over updates; never below 1."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.low: Tensor
+        self.high: Tensor
+        self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("high", torch.zeros(()))
+
+    def forward(self, returns: Tensor) -> Tensor:
+        """The scale, these returns taken in before where the module is in training."""
+        if self.training:
+            at = torch.tensor([0.05, 0.95], device=returns.device)
+            low, high = torch.quantile(returns.detach().float().flatten(), at)
+            self.low.lerp_(low, self.rate)
+            self.high.lerp_(high, self.rate)
+        return (self.high - self.low).clamp(min=1)
+
+
+class Dream(NamedTuple):
+    """H imagined steps of N dreams, time first, without gradients."""
+
+    feats: Tensor
+    """(H+1, N, F)"""
+    acts: Tensor
+    """(H, N, A)"""
+    rews: Tensor
+    """(H, N)"""
+    conts: Tensor
+    """(H+1, N): the chance that the episode goes on from each of the states."""
+
+
+class Judged(NamedTuple):
+    """What a dream teaches; losses and metrics are scalars."""
+
+    policy: Tensor
+    value: Tensor
+    returns: Tensor
+    """(H, N), of each state but the last."""
+    metrics: dict[str, Tensor]
+
+
+class ActorCritic(nn.Module):
+    """Actor, critic, slow critic and the scale of returns."""
+
+    def __init__(self, cfg: ActorCriticConfig, act_space: gym.Space[Any], feat_dim: int) -> None:
+        super().__init__()
+        self.cfg, self.act_space = cfg, act_space
+        self.actor = Actor(act_space, feat_dim, cfg.units, cfg.layers)
+        self.critic = Critic(feat_dim, cfg.units, cfg.layers)
+        self.slow = deepcopy(self.critic).requires_grad_(False)
+        self.scale = ReturnScale(cfg.return_rate)
+
+    @torch.no_grad()
+    def act(self, feat: Tensor, *, explore: bool, generator: Generator = None) -> Tensor:
+        """Encoded actions (N, A) in feat (N, F): drawn, or the likeliest."""
+        dist: Choice | BoundedNormal = self.actor(feat)
+        if not explore:
+            return dist.mode()
+        drawn = dist.sample(draw_normal(len(feat), dist.noise_dim, generator, feat.device))
+        return drawn.clamp(-1, 1)
+
+    @torch.no_grad()
+    def dream(self, model: WorldModel, start: Latent, cont: Tensor) -> Dream:
+        """Imagine from latents (N, ...), from which the episode goes on by the chance `cont` (N,)."""
+        kind = cont.device.type
+        # Autocast would keep weights that it has seen here, without gradients, for the losses that follow.
+        with torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False):
+            ahead = imagine(model, start, self._draw, self.cfg.horizon)
+            feats = torch.stack([model.feat(latent) for latent in ahead.latents])
+        return Dream(feats, ahead.acts, ahead.rewards, torch.cat([cont[None], ahead.continues]))
+
+    def judge(self, dream: Dream) -> Judged:
+        """The losses of actor and critic in a dream."""
+        cfg, feats = self.cfg, dream.feats.detach()
+        logits = self.critic(feats)
+        value = self.critic.bins.mean(logits.detach())
+        cont = cfg.discount * dream.conts
+        returns = lambda_returns(dream.rews, cont[1:], value[1:], cfg.lam)
+        # How likely the dream gets here at all.
+        weight = cont.cumprod(0)[:-1]
+        dist: Choice | BoundedNormal = self.actor(feats[:-1])
+        advantage = (returns - value[:-1]) / self.scale(returns)
+        chance = dist.entropy()
+        policy = -weight * (dist.log_prob(dream.acts) * advantage + cfg.entropy * chance)
+        loss = weight * self._critic_loss(logits[:-1], feats[:-1], returns)
+        metrics = {
+            "return": returns.mean(),
+            "return_scale": (self.scale.high - self.scale.low).clone(),
+            "value": value.mean(),
+            "entropy": chance.detach().mean(),
+            "dream_rew": dream.rews.mean(),
+            "dream_cont": dream.conts.mean(),
+        }
+        return Judged(policy.mean(), loss.mean(), returns, metrics)
+
+    def judge_replay(self, feat: Tensor, rew: Tensor, term: Tensor, last: Tensor, boot: Tensor) -> Tensor:
+        """The critic's loss on what really followed; its gradient goes on into feat.
+
+        Args:
+            feat: (T, B, F) of frames.
+            rew: (T, B), earned on the way to the frame.
+            term: (T, B) bool, the frame ended the episode for good.
+            last: (T, B) bool, the frame was the last of its episode, for good or not.
+            boot: (T, B), imagined returns from the frames.
+        """
+        cont = self.cfg.discount * (~term[1:]).float()
+        returns = lambda_returns(rew[1:], cont, boot[1:], self.cfg.lam * (~last[1:]).float())
+        loss = self._critic_loss(self.critic(feat[:-1]), feat[:-1].detach(), returns)
+        return ((~last[:-1]).float() * loss).mean()
+
+    @torch.no_grad()
+    def after_update(self) -> None:
+        """Let the slow critic follow."""
+        pairs = zip(self.slow.parameters(), self.critic.parameters(), strict=True)
+        for slow, fast in pairs:
+            slow.lerp_(fast, self.cfg.slow_rate)
+
+    def _critic_loss(self, logits: Tensor, feat: Tensor, returns: Tensor) -> Tensor:
+        with torch.no_grad():
+            slow = self.slow.value(feat)
+        bins, log_probs = self.critic.bins, logits.log_softmax(-1)
+        return bins.nll(log_probs, returns) + self.cfg.slow_weight * bins.nll(log_probs, slow)
+
+    def _draw(self, feat: Tensor) -> Tensor:
+        dist: Choice | BoundedNormal = self.actor(feat)
+        return dist.sample(draw_normal(len(feat), dist.noise_dim, None, feat.device))
+
+
+class ActorPolicy:
+    """An actor as a policy on feat (N, F): the likeliest action, so that the same feat always gives the same one."""
+
+    def __init__(self, act_space: gym.Space[Any], actor: Actor) -> None:
+        self.space = act_space
+        self.actor = deepcopy(actor).cpu().float().eval().requires_grad_(False)
+
+    @property
+    def feat_dim(self) -> int:
+        """Width of what it sees."""
+        return int(self.actor.body[0].linear.in_features)  # type: ignore[union-attr,arg-type]
+
+    def reset(self, num: int, seed: int) -> None:
+        """Nothing is carried between steps."""
+
+    @torch.inference_mode()
+    def act(self, obs: Array) -> Array:
+        """feat (N, F) to the env's own actions (N, *space.shape)."""
+        if obs.ndim != 2 or obs.shape[1] != self.feat_dim:
+            raise ValueError(f"obs must be (N, {self.feat_dim}), got {obs.shape}")
+        feat = torch.from_numpy(np.ascontiguousarray(obs, np.float32))
+        dist: Choice | BoundedNormal = self.actor(feat)
+        return decode_action(self.space, dist.mode().numpy())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The actor's weights by name, for a safetensors file."""
+        return dict(self.actor.state_dict())
+
+    def about(self) -> dict[str, str]:
+        """What the tensors do not say, for the file's metadata."""
+        return {"kind": "actor"}
+
+    @classmethod
+    def from_tensors(
+        cls, act_space: gym.Space[Any], tensors: Mapping[str, Tensor], about: Mapping[str, str]
+    ) -> ActorPolicy:
+        """The policy that `tensors` and `about` were taken from.
+
+        Raises:
+            ValueError: they are not of an ActorPolicy, or of one for another action space.
+        """
+        if about.get("kind") != "actor" or "body.0.linear.weight" not in tensors:
+            raise ValueError(f"expected an actor's weights and kind 'actor', got {sorted(tensors)} and {dict(about)}")
+        units, feat_dim = tensors["body.0.linear.weight"].shape
+        layers = sum(name.endswith("linear.weight") for name in tensors)
+        actor = Actor(act_space, feat_dim, units, layers)
+        own = {name: tuple(t.shape) for name, t in actor.state_dict().items()}
+        given = {name: tuple(t.shape) for name, t in tensors.items()}
+        if own != given:
+            raise ValueError(f"an actor for {act_space} has weights {own}, got {given}")
+        actor.load_state_dict(dict(tensors))
+        return cls(act_space, actor)

@@ -1,0 +1,535 @@
+"""DreamerV3 (Hafner et al. 2023, "Mastering Diverse Domains through World Models"), as its authors' code has it now.
+
+A recurrent state-space model: `deter` carries what was, by a GRU in blocks; `stoch` is what a frame adds to it, groups
+of one-hots. The posterior sees the frame, the prior must guess it; dreams draw from the prior. The actor-critic that
+learns in these dreams is `policies.actor_critic`, and `wm_agents.training.dreamerv3` joins the two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from wm_agents.dists import TwoHot, draw_one_hot, entropy, likeliest, mixed, straight_through, symexp, symlog, tempered
+from wm_agents.errors import ConfigurationError
+from wm_agents.frames import frame_shape, to_frames
+from wm_agents.models.config import WorldModelConfig
+from wm_agents.models.model import Model
+from wm_agents.nets import (
+    MLP,
+    BlockLinear,
+    Down,
+    LateBlocks,
+    LateLinear,
+    Layer,
+    Linear,
+    NormSiLU,
+    Up,
+    compute_dtype,
+    make_layers,
+    spread,
+)
+from wm_agents.training.loss import LossOutput
+from wm_envs.world_model import Generator, Latent, Step, draw_normal
+
+if TYPE_CHECKING:
+    from wm_agents.data.replay import Batch
+
+
+def _size(deter: int, hidden: int, classes: int, depth: int, **more: int) -> dict[str, int]:
+    return {
+        "deter_dim": deter,
+        "hidden_dim": hidden,
+        "stoch_classes": classes,
+        "cnn_depth": depth,
+        "units": hidden,
+        **more,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DreamerV3Config(WorldModelConfig):
+    """Sizes and loss weights; as they stand, those of `size12m`."""
+
+    family: ClassVar[str] = "dreamerv3"
+    SIZES: ClassVar = {
+        "ci": _size(64, 32, 4, 4, stoch_discrete=4),
+        "size1m": _size(512, 64, 4, 4),
+        "size12m": _size(2048, 256, 16, 16),
+        "size25m": _size(3072, 384, 24, 24),
+        "size50m": _size(4096, 512, 32, 32),
+        "size100m": _size(6144, 768, 48, 48),
+        "size200m": _size(8192, 1024, 64, 64),
+        "size400m": _size(12288, 1536, 96, 96),
+    }
+    """The authors' sizes, and a tiny one for tests."""
+
+    deter_dim: int = 2048
+    """Width of what the GRU carries."""
+    stoch_discrete: int = 32
+    """Groups of one-hots."""
+    stoch_classes: int = 16
+    """Choices in each group."""
+    hidden_dim: int = 256
+    """Width inside the recurrent model."""
+    units: int = 256
+    """Width of encoders, decoders and heads."""
+    cnn_depth: int = 16
+    """Channels of convolutions are 2, 3, 4 and 4 times as many."""
+    blocks: int = 8
+    """Parts of `deter` whose weights do not mix."""
+    unimix: float = 0.01
+    """Share of every one-hot's chances that is even."""
+    kl_free: float = 1.0
+    """Nats of KL at a step, over all groups together, that are not pressed further."""
+    kl_scale: float = 1.1
+    """Weight of both KL terms together."""
+    kl_balance: float = 1 / 1.1
+    """Share of `kl_scale` that pulls the prior to the posterior; the rest pulls the posterior to the prior."""
+    discount_horizon: int = 333
+    """Steps; the continue head learns 1 - 1 / this for steps that go on."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("deter_dim", "stoch_discrete", "stoch_classes", "hidden_dim", "units", "cnn_depth", "blocks"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                self.fail(name, "a whole number from 1 up")
+        if self.stoch_classes < 2:
+            self.fail("stoch_classes", "at least 2")
+        if self.deter_dim % self.blocks:
+            self.fail("deter_dim", f"divisible by blocks ({self.blocks})")
+        for name in ("unimix", "kl_balance"):
+            if not 0 <= getattr(self, name) <= 1:
+                self.fail(name, "from 0 to 1")
+        for name in ("kl_free", "kl_scale"):
+            if not 0 <= getattr(self, name) < math.inf:
+                self.fail(name, "a number from 0 up")
+        if not self.discount_horizon > 1:
+            self.fail("discount_horizon", "above 1")
+
+
+class DreamerV3(Model):
+    """The world model: latent {deter (B, D), stoch (B, K G)}, feat the two side by side."""
+
+    family: ClassVar[str] = "dreamerv3"
+    packs: ClassVar[bool] = True
+
+    def __init__(self, cfg: DreamerV3Config, obs_space: gym.Space[Any], act_space: gym.Space[Any]) -> None:
+        super().__init__(cfg, obs_space, act_space)
+        self.stoch_dim = cfg.stoch_discrete * cfg.stoch_classes
+        self.feat_dim = cfg.deter_dim + self.stoch_dim
+        self.eye = make_eye(cfg, obs_space, self.stoch_dim)
+        self.rssm = RSSM(cfg, self.actions, self.eye.token_dim)
+        self.rew_bins = TwoHot()
+        self.rew = MLP(self.feat_dim, cfg.units, 1, self.rew_bins.num, scale=0.0)
+        self.cont = MLP(self.feat_dim, cfg.units, 1, 1)
+
+    def initial(self, num: int) -> Latent:
+        like = self.rew_bins.grid
+        return {"deter": like.new_zeros(num, self.cfg.deter_dim), "stoch": like.new_zeros(num, self.stoch_dim)}
+
+    def encode(
+        self, obs: Tensor, latent: Latent | None = None, act: Tensor | None = None, first: Tensor | None = None
+    ) -> Latent:
+        """Take in a frame. `stoch` is the posterior's mode, so that what is seen for real repeats itself.
+
+        The authors' agent draws it, in evaluation too.
+        """
+        obs = self.take_obs(obs)
+        num = len(obs)
+        if latent is None:
+            latent = self.initial(num)
+        elif act is None:
+            raise ValueError("encode needs the act that led from latent to obs, got None")
+        act = latent["deter"].new_zeros(num, self.actions) if act is None else act
+        self.check_act(act, num)
+        first = torch.zeros(num, dtype=torch.bool, device=obs.device) if first is None else first
+        seen = self.rssm.observe(latent, self.eye.encode(obs)[None], act[None], first[None])
+        return {"deter": seen.deter[0], "stoch": seen.stoch[0]}
+
+    def step(self, latent: Latent, act: Tensor, *, temperature: float = 1.0, generator: Generator = None) -> Step:
+        """Dream one step; tau divides the logarithms of the prior's chances, at 0 the likeliest choices are taken.
+
+        `cont` comes without the discount that the head has learned, or dreams would end of it.
+        """
+        self.check_act(act, len(latent["deter"]))
+        deter, probs = self.rssm.foresee(latent, act)
+        if temperature > 0:
+            noise = draw_normal(len(deter), self.cfg.stoch_discrete, generator, deter.device)
+            # A normal's own quantile is uniform.
+            stoch = draw_one_hot(tempered(probs, temperature, -2), torch.special.ndtr(noise), -2)
+        else:
+            stoch = likeliest(probs, -2)
+        ahead = {"deter": deter, "stoch": stoch.flatten(1).to(deter.dtype)}
+        feat = self.feat(ahead)
+        return Step(ahead, self.rew_bins.mean(self.rew(feat)), self.continues(feat))
+
+    def decode(self, latent: Latent) -> Tensor:
+        obs: Tensor = self.eye.decode(self.eye.draw(latent["deter"], latent["stoch"]))
+        return obs
+
+    def feat(self, latent: Latent) -> Tensor:
+        return torch.cat([latent["deter"], latent["stoch"]], dim=-1).float()
+
+    def latent_of(self, feat: Tensor) -> Latent:
+        """The latent that `feat` was made of."""
+        deter, stoch = feat.split([self.cfg.deter_dim, self.stoch_dim], dim=-1)
+        return {"deter": deter, "stoch": stoch}
+
+    def continues(self, feat: Tensor) -> Tensor:
+        """Probability (...) that the episode goes on from feat (..., F), the learned discount taken out again."""
+        prob = torch.sigmoid(self.cont(feat)[..., 0].float())
+        discount: float = 1 - 1 / self.cfg.discount_horizon
+        return (prob / discount).clamp(max=1)
+
+    def loss(self, batch: Batch) -> LossOutput:
+        """What the frames 1 to T of each window cost; frame 0 is their context."""
+        return self.learn(batch)[0]
+
+    def learn(self, batch: Batch) -> tuple[LossOutput, Latent]:
+        """The loss, and the posterior latents of the frames 1 to T, leaves (B, T, ...), with their gradients."""
+        cfg, (rows, steps) = self.cfg, batch.rew.shape
+        tokens = self.eye.encode(batch.obs.flatten(0, 1)).unflatten(0, (rows, steps + 1)).transpose(0, 1)
+        start = self._context(batch, tokens[:1].detach())
+        act, first = batch.act.transpose(0, 1), batch.first[:, 1:].t()
+        uniform = torch.rand(steps, rows, cfg.stoch_discrete, device=tokens.device)
+        seen = self.rssm.observe(start, tokens[1:], act, first, uniform)
+        deter, stoch, post = (x.transpose(0, 1) for x in seen)  # (B, T, ...)
+        prior = self.rssm.prior_probs(deter)
+        feat = torch.cat([deter, stoch], dim=-1)
+
+        dyn, rep = _kls(post, prior)
+        on = (1 - 1 / cfg.discount_horizon) * (~batch.term).float()
+        drawn = self.eye.draw(deter.flatten(0, 1), stoch.flatten(0, 1))
+        parts = {
+            "rec": self.eye.loss(drawn, batch.obs[:, 1:].flatten(0, 1)).mean(),
+            "rew": self.rew_bins.loss(self.rew(feat), batch.rew).mean(),
+            "con": F.binary_cross_entropy_with_logits(self.cont(feat)[..., 0].float(), on),
+            "dyn": dyn.clamp(min=cfg.kl_free).mean(),
+            "rep": rep.clamp(min=cfg.kl_free).mean(),
+        }
+        kl_loss = cfg.kl_balance * parts["dyn"] + (1 - cfg.kl_balance) * parts["rep"]
+        loss = parts["rec"] + parts["rew"] + parts["con"] + cfg.kl_scale * kl_loss
+        metrics = {
+            "kl": dyn.detach().mean(),
+            "post_entropy": entropy(post.detach(), -2).sum(-1).mean(),
+            "prior_entropy": entropy(prior.detach(), -2).sum(-1).mean(),
+        }
+        return LossOutput(loss, parts, metrics), {"deter": deter, "stoch": stoch}
+
+    def _context(self, batch: Batch, tokens: Tensor) -> Latent:
+        """Latents of frame 0: as stored, or, where none was, of the frame seen without a past."""
+        rows = len(batch.rew)
+        first = torch.ones(1, rows, dtype=torch.bool, device=tokens.device)
+        # Not under no_grad: autocast would keep weights without gradients for the rest of the loss.
+        fresh = self.rssm.observe(self.initial(rows), tokens, tokens.new_zeros(1, rows, self.actions), first)
+        latent = {"deter": fresh.deter[0].detach(), "stoch": fresh.stoch[0].detach()}
+        if batch.latent is None:
+            return latent
+        known = batch.latent["deter"].ne(0).any(-1, keepdim=True)
+        return {key: torch.where(known, batch.latent[key].to(leaf.dtype), leaf) for key, leaf in latent.items()}
+
+
+def _kls(post: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(post || prior) of chances (..., K, G), summed: once with gradients for the prior, once for the posterior."""
+    log_post, log_prior = post.log(), prior.log()
+    dyn = post.detach() * (log_post.detach() - log_prior)
+    rep = post * (log_post - log_prior.detach())
+    return dyn.sum((-2, -1)), rep.sum((-2, -1))
+
+
+class Seen(NamedTuple):
+    """Posteriors of a window, time first."""
+
+    deter: Tensor
+    """(T, B, D)"""
+    stoch: Tensor
+    """(T, B, K G)"""
+    probs: Tensor
+    """(T, B, K, G), even share mixed in"""
+
+
+class RSSM(nn.Module):
+    """The recurrent state-space model, its GRU in blocks."""
+
+    def __init__(self, cfg: DreamerV3Config, actions: int, token_dim: int) -> None:
+        super().__init__()
+        self.cfg = cfg
+        deter, hidden, stoch = cfg.deter_dim, cfg.hidden_dim, cfg.stoch_discrete * cfg.stoch_classes
+        self.in_deter, self.in_stoch, self.in_act = (Layer(dim, hidden) for dim in (deter, stoch, actions))
+        self.mix = BlockLinear(deter, deter, cfg.blocks, shared_dim=3 * hidden)
+        self.mix_norm = NormSiLU(deter)
+        self.gates = BlockLinear(deter, 3 * deter, cfg.blocks)
+        self.prior = MLP(deter, hidden, 2, stoch)
+        self.post = Layer(deter + token_dim, hidden)
+        self.post_out = Linear(hidden, stoch)
+
+    def observe(
+        self, latent: Latent, tokens: Tensor, act: Tensor, first: Tensor, uniform: Tensor | None = None
+    ) -> Seen:
+        """Carry a latent along frames (T, B, ...); `act[t]` led to frame t, rows where `first` forget what was.
+
+        `uniform` (T, B, G) draws the posteriors' one-hots; None takes their modes. All that does not hang on the step
+        before is done for all steps at once.
+        """
+        cfg, (steps, rows) = self.cfg, first.shape
+        dtype = self.gates.weight.dtype
+        keep = (~first[..., None]).to(dtype)
+        acts = self.embed_act((act.to(dtype) * keep).flatten(0, 1)).unflatten(0, (steps, rows)).unbind()
+        split = cfg.deter_dim
+        from_tokens = F.linear(tokens, self.post.linear.weight[:, split:], self.post.linear.bias)
+        layers = Layers(
+            LateLinear(self.in_deter.linear, steps, rows),
+            LateLinear(self.in_stoch.linear, steps, rows),
+            LateBlocks(self.mix, steps, rows),
+            LateBlocks(self.gates, steps, rows),
+        )
+        post = LateLinear(self.post.linear, steps, rows, bias=from_tokens, columns=split)
+        post_out = LateLinear(self.post_out, steps, rows)
+        deter, stoch = latent["deter"].to(dtype), latent["stoch"].to(dtype)
+        out: list[tuple[Tensor, Tensor, Tensor]] = []
+        for t in range(steps):
+            deter = self.advance(deter * keep[t], stoch * keep[t], acts[t], layers)
+            probs = self._probs(post_out(self.post.norm(post(deter))))
+            hot = likeliest(probs, -2) if uniform is None else draw_one_hot(probs, uniform[t], -2)
+            stoch = straight_through(hot, probs).flatten(1).to(dtype)
+            out.append((deter, stoch, probs))
+        return Seen(*(torch.stack(x) for x in zip(*out, strict=True)))
+
+    def foresee(self, latent: Latent, act: Tensor) -> tuple[Tensor, Tensor]:
+        """The next deter (B, D) and the prior's chances (B, K, G)."""
+        dtype = self.gates.weight.dtype
+        layers = Layers(self.in_deter.linear, self.in_stoch.linear, self.mix.by_block, self.gates.by_block)
+        deter, stoch = latent["deter"].to(dtype), latent["stoch"].to(dtype)
+        deter = self.advance(deter, stoch, self.embed_act(act.to(dtype)), layers)
+        return deter, self.prior_probs(deter)
+
+    def prior_probs(self, deter: Tensor) -> Tensor:
+        """What the prior expects of deter (..., D): (..., K, G)."""
+        return self._probs(self.prior(deter))
+
+    def embed_act(self, act: Tensor) -> Tensor:
+        """Actions beyond [-1, 1] are pulled back to it."""
+        return cast(Tensor, self.in_act(act / act.abs().clamp(min=1).detach()))
+
+    def advance(self, deter: Tensor, stoch: Tensor, act: Tensor, layers: Layers) -> Tensor:
+        """The GRU: (B, D), (B, K G) and an embedded action to the next deter, through `layers` of these weights."""
+        x0 = self.in_deter.norm(layers.in_deter(deter))
+        x1 = self.in_stoch.norm(layers.in_stoch(stoch))
+        x = layers.mix(deter, torch.cat([x0, x1, act], dim=-1)).transpose(0, 1).flatten(1)
+        gates = layers.gates(self.mix_norm(x))  # (blocks, B, 3 D / blocks)
+        rows = 128 if deter.device.type == "cpu" else len(deter)  # What fits a CPU's cache at once.
+        parts = zip(deter.split(rows), gates.split(rows, dim=1), strict=True)
+        return torch.cat([_update(*part) for part in parts]) if len(deter) > rows else _update(deter, gates)
+
+    def _probs(self, logits: Tensor) -> Tensor:
+        # Choices before groups: CPUs are slow to sum over a last axis of four.
+        return mixed(logits.unflatten(-1, (self.cfg.stoch_classes, -1)), self.cfg.unimix, dim=-2)
+
+
+def _update(deter: Tensor, gates: Tensor) -> Tensor:
+    """What the gates (blocks, B, 3 O) make of deter (B, blocks O)."""
+    reset, candidate, update = gates.to(deter.dtype).chunk(3, dim=-1)
+    # tanh(x) as 2 sigmoid(2 x) - 1, which takes a sixth of the time on a CPU.
+    candidate = 2 * torch.sigmoid(2 * torch.sigmoid(reset) * candidate) - 1
+    old = deter.unflatten(-1, (len(gates), -1)).transpose(0, 1)
+    # The shift lets it begin by keeping most of what it has.
+    return torch.lerp(old, candidate, torch.sigmoid(update - 1)).transpose(0, 1).flatten(1)
+
+
+class Layers(NamedTuple):
+    """How the products of one GRU step are taken."""
+
+    in_deter: Callable[[Tensor], Tensor]
+    in_stoch: Callable[[Tensor], Tensor]
+    mix: Callable[[Tensor, Tensor], Tensor]
+    gates: Callable[[Tensor], Tensor]
+
+
+def make_eye(cfg: DreamerV3Config, space: gym.Space[Any], stoch_dim: int) -> ImageEye | VectorEye | ChoiceEye:
+    """What sees and draws observations of a space.
+
+    Raises:
+        ConfigurationError: the space is neither of frames, of vectors nor of choices.
+    """
+    if frame_shape(space) is not None:
+        return ImageEye(cfg, space, stoch_dim)
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        return ChoiceEye(cfg, space, stoch_dim)
+    if isinstance(space, spaces.Box | spaces.MultiBinary) and len(space.shape) <= 2:
+        return VectorEye(cfg, space, stoch_dim)
+    raise ConfigurationError(
+        "dreamerv3 sees uint8 frames (H, W, C) or (C, H, W) with 1 or 3 channels, vectors and choices, got "
+        f"{space}; wrap the environment in GrayscaleObservation, FlattenObservation or the like"
+    )
+
+
+class VectorEye(nn.Module):
+    """Vectors through symlog, learned by squared error there."""
+
+    def __init__(self, cfg: DreamerV3Config, space: spaces.Box | spaces.MultiBinary, stoch_dim: int) -> None:
+        super().__init__()
+        self.shape, self.dim = space.shape, int(np.prod(space.shape))
+        self.dtype = torch.from_numpy(np.zeros(0, space.dtype)).dtype
+        low, high = (
+            (space.low, space.high) if isinstance(space, spaces.Box) else (np.zeros(space.shape), np.ones(space.shape))
+        )
+        for name, bound in (("low", low), ("high", high)):
+            self.register_buffer(name, torch.from_numpy(bound.astype(np.float32)), persistent=False)
+        self.low: Tensor
+        self.high: Tensor
+        self.token_dim = cfg.units
+        self.encoder = make_layers(self.dim, cfg.units, 3)
+        self.decoder = MLP(cfg.deter_dim + stoch_dim, cfg.units, 3, self.dim)
+
+    def encode(self, obs: Tensor) -> Tensor:
+        """(N, *shape) to (N, token_dim)."""
+        return cast(Tensor, self.encoder(self._flat(obs)))
+
+    def draw(self, deter: Tensor, stoch: Tensor) -> Tensor:
+        """What `loss` judges and `decode` turns into observations: their symlog."""
+        return cast(Tensor, self.decoder(torch.cat([deter, stoch], dim=-1))).float()
+
+    def loss(self, drawn: Tensor, obs: Tensor) -> Tensor:
+        """Squared error of symlog, summed over the vector: (N,)."""
+        return (drawn - self._flat(obs)).square().sum(-1)
+
+    def decode(self, drawn: Tensor) -> Tensor:
+        obs = torch.clamp(symexp(drawn).reshape(-1, *self.shape), self.low, self.high)
+        return (obs if self.dtype.is_floating_point else obs.round()).to(self.dtype)
+
+    def _flat(self, obs: Tensor) -> Tensor:
+        return symlog(obs.flatten(1).float())
+
+
+class ChoiceEye(nn.Module):
+    """One choice or several as one-hots, learned by cross-entropy."""
+
+    def __init__(self, cfg: DreamerV3Config, space: spaces.Discrete | spaces.MultiDiscrete, stoch_dim: int) -> None:
+        super().__init__()
+        self.shape = space.shape or ()
+        counts = np.atleast_1d(space.n if isinstance(space, spaces.Discrete) else space.nvec).ravel()
+        self.counts = [int(n) for n in counts]
+        start = torch.from_numpy(np.broadcast_to(np.asarray(space.start), self.shape).reshape(-1).astype(np.int64))
+        self.register_buffer("start", start, persistent=False)
+        self.start: Tensor
+        self.token_dim = cfg.units
+        self.encoder = make_layers(sum(self.counts), cfg.units, 3)
+        self.decoder = MLP(cfg.deter_dim + stoch_dim, cfg.units, 3, sum(self.counts))
+
+    def encode(self, obs: Tensor) -> Tensor:
+        parts = zip(self._choices(obs).unbind(-1), self.counts, strict=True)
+        hot = torch.cat([F.one_hot(choice, count) for choice, count in parts], dim=-1)
+        return cast(Tensor, self.encoder(hot))
+
+    def draw(self, deter: Tensor, stoch: Tensor) -> Tensor:
+        """Logits of every choice, side by side."""
+        return cast(Tensor, self.decoder(torch.cat([deter, stoch], dim=-1))).float()
+
+    def loss(self, drawn: Tensor, obs: Tensor) -> Tensor:
+        parts = zip(drawn.split(self.counts, dim=-1), self._choices(obs).unbind(-1), strict=True)
+        return torch.stack([F.cross_entropy(logits, choice, reduction="none") for logits, choice in parts]).sum(0)
+
+    def decode(self, drawn: Tensor) -> Tensor:
+        best = torch.stack([logits.argmax(-1) for logits in drawn.split(self.counts, dim=-1)], dim=-1)
+        return (best + self.start).reshape(len(drawn), *self.shape)
+
+    def _choices(self, obs: Tensor) -> Tensor:
+        return obs.reshape(len(obs), -1).long() - self.start
+
+
+class ImageEye(nn.Module):
+    """Frames through convolutions that halve both sides, and back, learned by squared error of pixels in [0, 1]."""
+
+    def __init__(self, cfg: DreamerV3Config, space: gym.Space[Any], stoch_dim: int) -> None:
+        super().__init__()
+        self.space, shape = space, frame_shape(space)
+        assert shape is not None, space
+        channels, sides = shape[0], list(shape[1:])
+        stages = _stages(sides)
+        # Sides that cannot be halved that often are filled up with zeros.
+        self.sides, self.small = sides, [-(-side // 2**stages) for side in sides]
+        depths = [cfg.cnn_depth * mult for mult in (2, 3, *[4] * stages)[:stages]]
+        self.encoder = nn.Sequential(*[Down(a, b) for a, b in zip([channels, *depths], depths, strict=False)])
+        self.token_dim = math.prod(self.small) * depths[-1]
+        if depths[-1] % cfg.blocks:
+            cfg.fail(
+                "cnn_depth",
+                f"such that {depths[-1] // cfg.cnn_depth} times as many can be shared by {cfg.blocks} blocks",
+            )
+        self.from_deter = BlockLinear(cfg.deter_dim, self.token_dim, cfg.blocks)
+        self.from_stoch = nn.Sequential(Layer(stoch_dim, 2 * cfg.units), Linear(2 * cfg.units, self.token_dim))
+        self.norm = NormSiLU(depths[-1])
+        self.ups = nn.ModuleList(Up(a, b) for a, b in zip(depths[::-1], [*depths[-2::-1], channels], strict=True))
+        self.norms = nn.ModuleList(NormSiLU(dim) for dim in depths[-2::-1])
+
+    def encode(self, obs: Tensor) -> Tensor:
+        """Frames (N, *shape) to (N, token_dim)."""
+        x = self._channels_last(obs).to(compute_dtype(self.from_deter.weight))
+        x = (x / 255 if obs.dtype == torch.uint8 else x) - 0.5
+        stages = 2 ** len(self.ups)
+        fill = [m * stages - side for m, side in zip(self.small, self.sides, strict=True)]
+        if any(fill):
+            x = F.pad(x, (0, 0, 0, fill[1], 0, fill[0]))
+        return cast(Tensor, self.encoder(x)).flatten(1)
+
+    def draw(self, deter: Tensor, stoch: Tensor) -> Tensor:
+        """Logits of pixels, (N, H, W, C)."""
+        high, wide = self.small
+        # Each block of deter draws channels of its own over all of the picture.
+        x = self.from_deter(deter).view(len(deter), self.from_deter.blocks, high, wide, -1)
+        x = x.permute(0, 2, 3, 1, 4).flatten(3)
+        x = self.norm(x + self.from_stoch(stoch).view(x.shape))
+        for up, norm in zip(self.ups, self.norms, strict=False):
+            x = spread(norm(up(x)))
+        return spread(self.ups[-1](x))[:, : self.sides[0], : self.sides[1]]
+
+    def loss(self, drawn: Tensor, obs: Tensor) -> Tensor:
+        """Squared error of pixels in [0, 1], summed over the frame: (N,)."""
+        return cast(Tensor, _PixelLoss.apply(drawn, self._channels_last(obs)))  # type: ignore[no-untyped-call]
+
+    def decode(self, drawn: Tensor) -> Tensor:
+        return to_frames(torch.sigmoid(drawn.float()).movedim(-1, 1), self.space)
+
+    def _channels_last(self, obs: Tensor) -> Tensor:
+        return obs if list(obs.shape[1:3]) == self.sides else obs.movedim(1, -1)
+
+
+class _PixelLoss(torch.autograd.Function):
+    """(sigmoid(x) - target)² over frames, a few at a time: the whole batch in float32 would be 50 MB an operation."""
+
+    @staticmethod
+    def forward(ctx: Any, drawn: Tensor, target: Tensor) -> Tensor:
+        losses, slopes = [], torch.empty_like(drawn)
+        for x, y, slope in zip(drawn.split(64), target.split(64), slopes.split(64), strict=True):
+            pixel = torch.sigmoid(x.float())
+            error = pixel - (y / 255 if y.dtype == torch.uint8 else y)
+            losses.append(error.square().sum((1, 2, 3)))
+            slope.copy_(error.mul_(pixel).mul_(1 - pixel).mul_(2))
+        ctx.save_for_backward(slopes)
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (slopes,) = ctx.saved_tensors
+        return slopes * grads[0].to(slopes.dtype)[:, None, None, None], None
+
+
+def _stages(sides: list[int]) -> int:
+    """How often to halve so that 3 to 16 pixels are left of both sides; four times, if that does."""
+    for stages in (4, 3, 2, 1, 5, 6):
+        if all(3 <= -(-side // 2**stages) <= 16 for side in sides):
+            return stages
+    raise ConfigurationError(
+        f"frames must shrink to 3 to 16 pixels on both sides when halved 1 to 6 times, got {sides[0]} x {sides[1]}; "
+        "resize them, gymnasium.wrappers.ResizeObservation(env, (64, 64)) for one"
+    )

@@ -1,0 +1,63 @@
+"""DreamerV3's world model and actor-critic as one module with one loss."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from policies.actor_critic import ActorCritic, ActorCriticConfig
+from wm_agents.models.dreamerv3 import DreamerV3
+from wm_agents.training.loss import LossOutput
+from wm_envs.world_model import Generator, Latent
+
+if TYPE_CHECKING:
+    from wm_agents.data.replay import Batch
+
+
+class DreamerLearner(nn.Module):
+    """Learns the model from replay, the behaviour in dreams that begin at every frame of the batch.
+
+    Args:
+        cfg: of the behaviour; the authors' settings, as wide as the model, unless given.
+
+    Raises:
+        ValueError: the actions are neither a Box nor one choice.
+    """
+
+    REPLAY_VALUE = 0.3
+    """Weight of the critic's loss on what really followed."""
+
+    def __init__(self, model: DreamerV3, cfg: ActorCriticConfig | None = None) -> None:
+        super().__init__()
+        cfg = cfg or ActorCriticConfig(units=model.cfg.units, discount=1 - 1 / model.cfg.discount_horizon)
+        self.model = model
+        self.behaviour = ActorCritic(cfg, model.act_space, model.feat_dim).to(model.device)
+        self.latents: Latent | None = None
+        """Posteriors of the last batch's frames 1 to T, leaves (B, T, ...), to be written back to the replay buffer."""
+
+    def act(self, latent: Latent, *, explore: bool, generator: Generator = None) -> Tensor:
+        """Encoded actions (N, A) in posterior latents: drawn, or the likeliest."""
+        return self.behaviour.act(self.model.feat(latent), explore=explore, generator=generator)
+
+    def loss(self, batch: Batch) -> LossOutput:
+        """What the model, the actor and the critic cost on one batch."""
+        out, post = self.model.learn(batch)
+        self.latents = {key: leaf.detach() for key, leaf in post.items()}
+        feat = self.model.feat(post).transpose(0, 1)  # (T, B, F)
+        steps, rows = feat.shape[:2]
+        start = {key: leaf.transpose(0, 1).flatten(0, 1) for key, leaf in self.latents.items()}
+        cont = self.model.continues(feat.detach()).detach().flatten()
+        judged = self.behaviour.judge(self.behaviour.dream(self.model, start, cont))
+        boot = judged.returns[0].view(steps, rows)
+        last = batch.last[:, 1:].t()
+        repval = self.behaviour.judge_replay(feat, batch.rew.t(), batch.term.t(), last, boot)
+        parts = {**out.components, "policy": judged.policy, "value": judged.value, "repval": repval}
+        loss = out.loss + judged.policy + judged.value + self.REPLAY_VALUE * repval
+        return LossOutput(loss, parts, {**out.metrics, **judged.metrics})
+
+    @torch.no_grad()
+    def after_update(self) -> None:
+        """Let the slow critic follow."""
+        self.behaviour.after_update()
