@@ -27,6 +27,7 @@ GROUPS = {
         "data": "info | convert | verify: recorded episodes, to and from Minari and npz",
     },
     "look after": {
+        "bench": "how fast dreams, training and data are here",
         "doctor": "whether this machine can do all this, and what to do if not",
         "models": "list | info | pull | push: presets, saved models, models on the Hub",
     },
@@ -36,7 +37,7 @@ COMMANDS = {name: about for group in GROUPS.values() for name, about in group.it
 RESUMABLE = ("improve", "curriculum", "collect", "evolve")
 APART = {"curriculum": "wm_agents.curriculum.command"}
 """Commands with flags, signals and exit codes of their own."""
-TOOLS = {name: f"wm_agents.tools.{name}" for name in ("models", "data", "doctor")}
+TOOLS = {name: f"wm_agents.tools.{name}" for name in ("models", "data", "doctor", "bench")}
 """Commands in modules of their own, whose `main(flags, prog)` gives the exit code."""
 EXIT_ERROR, EXIT_STOPPED = 1, 2
 CLEAR = (ValueError, OSError, RuntimeError, ArithmeticError)

@@ -1,7 +1,7 @@
 """How a tool reads its flags: `wm NAME VERB ...`, each verb a function, its flags the function's arguments.
 
-An argument that is False by default becomes a switch; `as_json` is the switch `--json`. A verb gives its exit code, or
-None for 0.
+An argument that is False by default becomes a switch; `as_json` is the switch `--json`. A text that comes first needs
+no flag, even if it may be left out. A verb gives its exit code, or None for 0.
 """
 
 from __future__ import annotations
@@ -52,8 +52,12 @@ def parse(verb: Verb, args: list[str], prog: str) -> dict[str, Any]:
     docs = docstring_parser.parse(verb.__doc__ or "")
     parser = Parser(prog=prog, description="\n\n".join(filter(None, (docs.short_description, docs.long_description))))
     told = {param.arg_name: param.description for param in docs.params}
-    switches = [name for name, param in inspect.signature(verb).parameters.items() if param.default is False]
-    parser.add_function_arguments(verb, as_positional=True, fail_untyped=True, skip=set(switches))
+    params = inspect.signature(verb).parameters
+    switches = [name for name, param in params.items() if param.default is False]
+    first = {name for name in list(params)[:1] if isinstance(params[name].default, str)}
+    for name in first:
+        parser.add_argument(name, nargs="?", default=params[name].default, help=told[name])
+    parser.add_function_arguments(verb, as_positional=True, fail_untyped=True, skip=first | set(switches))
     for name in switches:
         flag = "--json" if name == "as_json" else f"--{name}"
         parser.add_argument(flag, dest=name, action="store_true", help=told[name])

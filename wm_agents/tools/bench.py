@@ -1,0 +1,183 @@
+"""`wm bench`: how fast dreams, training and data are on this machine, through the same calls that everyone uses."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from wm_agents.data.dataset import Dataset, write_shard
+from wm_agents.data.episode import Episode
+from wm_agents.data.replay import ReplayBuffer
+from wm_agents.factory import create_world_model
+from wm_agents.hardware import describe, find_device, has_bf16
+from wm_agents.pretrained import make_dream_vec_env
+from wm_agents.tools import verbs
+from wm_agents.training.callbacks import Callback
+from wm_agents.training.config import TrainingConfig
+from wm_agents.training.data import create_random_buffer
+from wm_agents.training.trainer import Trainer
+
+Part = Literal["dream", "train", "data"]
+PARTS: tuple[Part, ...] = ("dream", "train", "data")
+TRAINED = ("vmc:small", "ensemble:default", "dreamerv3:ci", "tdmpc2:ci")
+OBS_DIM, ACTION_DIM = 8, 2
+BATCH, LENGTH = 16, 32
+"""Windows a batch and their steps, of training and of reading."""
+WARM_UP = 3
+
+
+class Speed(NamedTuple):
+    """One measurement."""
+
+    what: str
+    per_s: float
+    unit: str
+    how: str
+    """What was run, in enough words to run it again."""
+
+
+def main(args: list[str], prog: str = "wm bench") -> int:
+    """Measure; 0 is success, 2 stands for wrong flags."""
+    return verbs.call(bench, args, prog)
+
+
+def bench(
+    only: tuple[Part, ...] = PARTS,
+    model: str = "Dream-CarRacing-v0",
+    rows: tuple[int, ...] = (1, 1024),
+    seconds: float = 2.0,
+    threads: int | None = None,
+    device: str = "cpu",
+    as_json: bool = False,
+) -> None:
+    """Measure dream steps, training updates and the reading of data, each for a few seconds.
+
+    scripts/bench_*.py measure more, in a checkout.
+
+    Args:
+        only: what is measured, `'["dream"]'`; dream, train and data unless given.
+        model: whose dream is stepped: a model directory, or the name of a shipped model or dream.
+        rows: dreams side by side, `[1,1024]`.
+        seconds: for each measurement.
+        threads: of torch; all cores unless given.
+        device: cpu, cuda, or auto for the best there is.
+        as_json: one JSON object on stdout.
+    """
+    if seconds <= 0 or min(rows) < 1:
+        raise ValueError(f"seconds must be above 0 and rows at least 1, got {seconds:g} and {list(rows)}")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        place = str(find_device(device))
+        runs: dict[Part, Callable[[], Iterator[Speed]]] = {
+            "dream": lambda: dream_speeds(model, rows, seconds, place),
+            "train": lambda: train_speeds(seconds, place),
+            "data": lambda: data_speeds(seconds),
+        }
+        console = Console(stderr=True)
+        speeds = []
+        for part in only:
+            for speed in runs[part]():
+                console.print(f"{speed.what}: {speed.per_s:,.0f} {speed.unit}/s", highlight=False, soft_wrap=True)
+                speeds.append(speed)
+        machine = {**describe(), "threads": torch.get_num_threads(), "torch": torch.__version__, "device": place}
+    finally:
+        torch.set_num_threads(before)
+    if as_json:
+        print(json.dumps({"machine": machine, "seconds": seconds, "speeds": [speed._asdict() for speed in speeds]}))
+        return
+    verbs.table(("what", "a second", "how"), ((s.what, f"{s.per_s:,.0f} {s.unit}", s.how) for s in speeds))
+    verbs.say(f"{machine['cpu']}, {machine['threads']} thread(s), {place}, torch {torch.__version__}")
+
+
+def dream_speeds(model: str, rows: tuple[int, ...], seconds: float, device: str) -> Iterator[Speed]:
+    """Steps of a batch of dreams by the public `step`, latents for observations."""
+    precisions = ["fp32", *(["bf16"] if has_bf16(torch.device(device)) else [])]
+    for num in rows:
+        for precision in precisions:
+            envs = make_dream_vec_env(model, num, device=device, obs="latent", precision=precision)
+            envs.reset(seed=0)
+            envs.action_space.seed(0)
+            step = _stepper(envs, envs.action_space.sample())
+            yield Speed(f"dream, {num:,} row(s), {precision}", num * _rate(step, seconds), "steps", f"{model}.step")
+            envs.close()
+
+
+def _stepper(envs: Any, actions: Any) -> Callable[[], object]:
+    return lambda: envs.step(actions)
+
+
+def train_speeds(seconds: float, device: str) -> Iterator[Speed]:
+    """Updates of the trainer on a replay buffer of vectors, each family by a small preset."""
+    buffer = create_random_buffer(10_000, (OBS_DIM,), ACTION_DIM, 100, 100, seed=0)
+    for preset in TRAINED:
+        net = create_world_model(preset, obs_shape=(OBS_DIM,), action_dim=ACTION_DIM)
+        cfg = TrainingConfig(batch_size=BATCH, sequence_length=LENGTH, device=device, grad_clip=None)
+        with tempfile.TemporaryDirectory() as folder:
+            watch = _Stopwatch(seconds)
+            Trainer(net, cfg, [watch], run_dir=folder).train(buffer)
+        how = f"Trainer, {BATCH} windows of {LENGTH} steps, observations of {OBS_DIM}"
+        yield Speed(f"train {preset}", watch.rate(), "updates", how)
+
+
+class _Stopwatch(Callback):
+    """Stops a training after so many seconds; the first updates do not count."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.stamps: list[float] = []
+
+    def on_update(self, trainer: Trainer) -> None:
+        self.stamps.append(time.perf_counter())
+        if len(self.stamps) > WARM_UP + 1 and self.stamps[-1] - self.stamps[WARM_UP] >= self.seconds:
+            trainer.stop("time is up")
+
+    def rate(self) -> float:
+        return (len(self.stamps) - 1 - WARM_UP) / (self.stamps[-1] - self.stamps[WARM_UP])
+
+
+def data_speeds(seconds: float) -> Iterator[Speed]:
+    """Random windows of frames, from shards on disk and from a replay buffer in memory."""
+    frames = BATCH * (LENGTH + 1)
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        episodes = [_moving_square(seed, 150) for seed in range(4)]
+        write_shard(folder, "bench", episodes)
+        data = Dataset(folder)
+        size = f"{data.num_bytes / data.num_frames:,.0f} B a frame on disk"
+        speed = frames * _rate(lambda: data.windows(BATCH, LENGTH, rng), seconds)
+        yield Speed("read shards", speed, "frames", f"Dataset.windows({BATCH}, {LENGTH}), 64x64x3, {size}")
+        data.close()
+    buffer = ReplayBuffer(5000, (64, 64, 3), ACTION_DIM, np.uint8)
+    for episode in episodes:
+        buffer.add_episode(episode.obs, episode.act, episode.rew, terminated=True)
+    speed = frames * _rate(lambda: buffer.sample(BATCH, LENGTH), seconds)
+    yield Speed("sample replay", speed, "frames", f"ReplayBuffer.sample({BATCH}, {LENGTH}), 64x64x3")
+
+
+def _moving_square(seed: int, steps: int) -> Episode:
+    """Frames that compress about as those of a game do: a square on a still ground."""
+    rng = np.random.default_rng(seed)
+    obs = np.broadcast_to(rng.integers(0, 256, (64, 64, 3), np.uint8), (steps + 1, 64, 64, 3)).copy()
+    for t, (top, left) in enumerate(rng.integers(0, 56, (steps + 1, 2))):
+        obs[t, top : top + 8, left : left + 8] = 255
+    act = rng.uniform(-1, 1, (steps, ACTION_DIM)).astype(np.float32)
+    return Episode(obs, act, rng.normal(size=steps).astype(np.float32), True, False, seed, {})
+
+
+def _rate(call: Callable[[], object], seconds: float) -> float:
+    """Calls a second."""
+    for _ in range(WARM_UP):
+        call()
+    calls, began = 0, time.perf_counter()
+    while (spent := time.perf_counter() - began) < seconds:
+        call()
+        calls += 1
+    return calls / spent
