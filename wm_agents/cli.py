@@ -11,6 +11,11 @@ from difflib import get_close_matches
 from importlib import import_module
 
 GROUPS = {
+    "a project": {
+        "init": "write a new project: wm.toml, train.py, inference.py, dataset.py",
+        "train": "train the model of the project in this folder, as wm.toml says",
+        "verify": "hold a model against reality, on real episodes that no training has seen",
+    },
     "learn": {
         "improve": "collect, learn, dream and judge in rounds",
         "curriculum": "take tasks in order, each from nothing to promoted, with reports and films",
@@ -34,12 +39,15 @@ GROUPS = {
 }
 """What `wm --help` lists, by what one wants to do."""
 COMMANDS = {name: about for group in GROUPS.values() for name, about in group.items()}
-RESUMABLE = ("improve", "curriculum", "collect", "evolve")
+RESUMABLE = ("train", "improve", "curriculum", "collect", "evolve")
 APART = {"curriculum": "wm_agents.curriculum.command"}
 """Commands with flags, signals and exit codes of their own."""
 TOOLS = {name: f"wm_agents.tools.{name}" for name in ("models", "data", "doctor", "bench")}
 """Commands in modules of their own, whose `main(flags, prog)` gives the exit code."""
+TOOLS |= dict.fromkeys(("init", "train", "verify"), "wm_agents.project.command")
 EXIT_ERROR, EXIT_STOPPED = 1, 2
+ERRORS = {"verify": 3}
+"""Exit codes of errors where 1 has a meaning of its own: a model that was judged and not verified."""
 CLEAR = (ValueError, OSError, RuntimeError, ArithmeticError)
 """Errors that say in plain words what is wrong; any other is named, for it may be ours."""
 
@@ -76,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             raise
         print(f"wm {name}: {describe(error)}", file=sys.stderr)
-        return EXIT_ERROR
+        return ERRORS.get(name, EXIT_ERROR)
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0

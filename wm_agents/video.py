@@ -201,10 +201,11 @@ def record(
     temperature: float = 1.0,
     cut_off: float = 0.5,
     max_frames: int | None = None,
+    fps: float | None = None,
 ) -> int:
-    """Write `real | dream` of one episode, at the real environment's speed; returns the number of frames.
+    """Write `real | dream` of one episode; returns the number of frames.
 
-    `max_frames` are filmed at most.
+    `max_frames` are filmed at most, and shown at the real environment's speed unless `fps` are given.
 
     A model of pixels is shown beside the frames that it sees; a drawing of a dream of vectors beside the environment's
     own rendering, or a drawing of the real vectors if it has none.
@@ -214,7 +215,8 @@ def record(
     with closing(_envs(spec, rendered=not is_image(model.obs_space))) as envs:
         how: dict[str, Any] = {"resync_every": resync_every, "temperature": temperature, "cut_off": cut_off}
         pairs = real_and_dream(envs, model, controller, seed=seed, drawing=spec.id, **how)
-        return write_video(path, map(compose, islice(pairs, max_frames)), envs.metadata["render_fps"])
+        speed = envs.metadata["render_fps"] if fps is None else fps
+        return write_video(path, map(compose, islice(pairs, max_frames)), speed)
 
 
 def record_real(path: Path, spec: RealSpec, policy: Policy, *, seed: int) -> int:

@@ -1,0 +1,158 @@
+"""`wm init`, `wm train` and `wm verify`: flags in, exit code out."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from rich.console import Console
+
+from wm_agents.flags import Parser
+from wm_agents.project.flags import add_project_flags, said
+from wm_agents.project.schema import FILE, VerifySection
+from wm_agents.project.settings import load_project
+from wm_agents.tools import verbs
+
+if TYPE_CHECKING:
+    from wm_agents.project.schema import Project
+
+VERIFIED, NOT_VERIFIED = 0, 1
+"""Exit codes of `wm verify`; interruptions and wrong flags are 2, and what kept it from a verdict 3."""
+ASKED = {"environment": "CartPole-v1", "model": "the usual one for it"}
+
+
+def main(args: list[str], prog: str) -> int:
+    """Run the command that `prog` ends with; its exit code."""
+    # Names with dashes and with underscores are the same.
+    args = [re.sub(r"(?<=\w)-(?=\w)", "_", flag) + eq + value for flag, eq, value in map(_split, args)]
+    name = prog.rpartition(" ")[2]
+    if name == "train":
+        return _train(args, prog)
+    return verbs.call(init if name == "init" else verify, args, prog)
+
+
+def init(path: str, env: str | None = None, model: str | None = None, yes: bool = False, force: bool = False) -> int:
+    """Write a new project: wm.toml, train.py, inference.py, dataset.py and README.md.
+
+    Asks on a terminal for what is not said, and never in a pipe.
+
+    Args:
+        path: the project's folder.
+        env: any Gymnasium id, or module:Id-v0.
+        model: a preset, family:size, such as ensemble:default, vmc:small, dreamerv3:ci or tdmpc2:1m.
+        yes: ask nothing, and take what is usual.
+        force: write into a folder that is not empty; other files in it stay.
+    """
+    from wm_agents.project.scaffold import write_project
+
+    asking = not yes and sys.stdin.isatty() and sys.stderr.isatty()
+    if env is None and asking:
+        env = ask("environment", ASKED["environment"])
+    if env is None:
+        raise ValueError("which environment? Give --env ID, such as --env CartPole-v1")
+    if model is None and asking:
+        model = ask("model", ASKED["model"])
+        model = None if model == ASKED["model"] else model
+    names = write_project(Path(path), env, model, force=force)
+    say = Console(stderr=True, highlight=False).print
+    say(f"{path}: {', '.join(names)}", soft_wrap=True)
+    say(f"next: cd {path} && wm train", soft_wrap=True)
+    return 0
+
+
+def ask(what: str, usual: str) -> str:
+    """What is typed on the terminal, or what is usual."""
+    print(f"{what} [{usual}]: ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip() or usual
+
+
+def _train(args: list[str], prog: str) -> int:
+    parser = Parser(
+        prog=prog,
+        description="Train the model of a project, as its wm.toml says; the same command goes on where it was stopped. "
+        "Flags win over the file; those of [architecture] are the fields of the model's own config.",
+    )
+    parser.add_argument(
+        "--allow_degraded",
+        action="store_true",
+        help="learn from random numbers where there is nothing real; the run never counts as meaningful",
+    )
+    add_project_flags(parser, args)
+    values = parser.parse_args(args, defaults=False).as_dict()
+    from wm_agents.project.run import train
+
+    project = load_project(values.get("config", FILE), said(values))
+    train(project, allow_degraded=values.get("allow_degraded", False))
+    return 0
+
+
+def verify(
+    target: str | None = None,
+    mode: Literal["quick", "proof"] | None = None,
+    episodes: int | None = None,
+    proof_episodes: int | None = None,
+    seed: int = 1_000_000,
+    procs: int = 2,
+    evidence_bundle: str | None = None,
+    config: str = FILE,
+    as_json: bool = False,
+) -> int:
+    """Hold a model against reality, on real episodes that no training has seen.
+
+    Exit codes: 0 verified, 1 not verified, 2 interrupted or wrong flags, 3 an error kept it from a verdict.
+
+    Args:
+        target: a model directory, the name of a shipped model or dream, or an evidence bundle to be read and checked;
+            by default the model of the project in this folder.
+        mode: quick judges frames, rewards, ends and seeds; proof also what the policy earns, dreamed and for real.
+        episodes: real episodes of each of four policies.
+        proof_episodes: real episodes that returns are compared over.
+        seed: first environment seed, at least 1,000,000.
+        procs: processes that play.
+        evidence_bundle: a folder for all that the verdict was reached by, under sha256; proof leaves one in any case,
+            by default `evidence` beside the model.
+        config: a project's wm.toml, whose [verify] says what flags do not.
+        as_json: one JSON object on stdout.
+    """
+    from wm_agents.project import evidence, verify as judging  # noqa: I001
+
+    project = _project(config, needed=target is None)
+    where = target or str(project.checkpoint if project else "")
+    if evidence.is_evidence(Path(where)):
+        found = evidence.read_evidence(Path(where))
+        print(json.dumps(found) if as_json else (Path(where) / "report.txt").read_text().rstrip())
+        return VERIFIED if found["verified"] else NOT_VERIFIED
+    usual = project.verify if project else VerifySection()
+    mode = mode or usual.mode
+    if mode == "quick" and proof_episodes is not None:
+        raise ValueError("proof_episodes are of --mode proof, got --mode quick; leave them out")
+    verification = judging.verify(
+        where,
+        mode=mode,
+        episodes=usual.episodes if episodes is None else episodes,
+        proof_episodes=usual.proof_episodes if proof_episodes is None else proof_episodes,
+        seed=seed,
+        procs=procs,
+        console=Console(stderr=True),
+    )
+    print(json.dumps(verification.to_dict()) if as_json else judging.report(verification))
+    if evidence_bundle or verification.mode == "proof":
+        bundle = Path(evidence_bundle or Path(where).parent / "evidence")
+        evidence.write_evidence(verification, bundle)
+        print(f"evidence: {bundle}", file=sys.stderr)
+    return VERIFIED if verification.verified else NOT_VERIFIED
+
+
+def _project(config: str, needed: bool) -> Project | None:
+    """The project in `config`; none where none is needed and the usual file is not there."""
+    there = (Path(config) / FILE if Path(config).is_dir() else Path(config)).is_file()
+    return load_project(config) if there or needed or config != FILE else None
+
+
+def _split(arg: str) -> tuple[str, str, str]:
+    """A flag apart from its value, whose dashes are its own."""
+    flag, eq, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
+    return flag, eq, value

@@ -1,0 +1,74 @@
+"""Every key of a wm.toml as a flag: what is said on the command line wins over the file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple, get_type_hints
+
+from docstring_parser import parse_from_object
+
+from wm_agents.families import config_class, resolve
+from wm_agents.flags import Parser, value_of
+from wm_agents.project.schema import FILE, SECTIONS
+from wm_agents.project.settings import read_toml
+from wm_agents.training.config import TrainingConfig
+
+
+class Key(NamedTuple):
+    """A key of a wm.toml."""
+
+    name: str
+    """Dotted."""
+    hint: Any
+    about: str
+
+
+READ = ("data", "online_collection", "controller", "gameplay", "visualization")
+"""Sections that a training reads, beside [training] and [architecture]."""
+
+
+def keys_of(family: str | None) -> Iterator[Key]:
+    """All keys that a training reads, those of [architecture] being the family's."""
+    kinds: dict[str, type] = {"training": TrainingConfig, **{name: SECTIONS[name] for name in READ}}
+    if family is not None:
+        kinds["architecture"] = config_class(family)
+    for section, kind in kinds.items():
+        hints = get_type_hints(kind)
+        abouts = {param.arg_name: param.description or "" for param in parse_from_object(kind).params}
+        for field in fields(kind):
+            about = " ".join(abouts.get(field.name, "").split())
+            yield Key(f"{section}.{field.name}", hints[field.name], about)
+
+
+def add_project_flags(parser: Parser, args: list[str]) -> None:
+    """Add --config, --model, --environment and a flag for each key."""
+    parser.add_argument("--config", default=FILE, help="the project's wm.toml, or the folder that holds it")
+    parser.add_argument("--model", default=argparse.SUPPRESS, help="a preset, family:size")
+    parser.add_argument("--environment", default=argparse.SUPPRESS, help="a Gymnasium id, or module:Id-v0")
+    for key in keys_of(_family(args)):
+        about = key.about.replace("%", "%%")
+        parser.add_argument(f"--{key.name}", type=key.hint, default=argparse.SUPPRESS, help=about, metavar="VALUE")
+
+
+def said(values: dict[str, Any]) -> dict[str, Any]:
+    """What was given for keys of the file, by dotted name."""
+    given: dict[str, Any] = {name: values[name] for name in ("model", "environment") if name in values}
+    for section in ("training", "architecture", *READ):
+        given |= {f"{section}.{key}": value for key, value in values.get(section, {}).items()}
+    return given
+
+
+def _family(args: list[str]) -> str | None:
+    """The family that the flags or the file ask for, if they can be read at all: what is wrong is told later."""
+    path = Path(value_of("--config", args) or FILE)
+    path = path / FILE if path.is_dir() else path
+    model = value_of("--model", args)
+    with suppress(OSError, ValueError):
+        model = model or read_toml(path).get("model")
+        found = resolve(model) if isinstance(model, str) else None
+        return found[0] if found else None
+    return None

@@ -1,0 +1,48 @@
+"""Whether a value from a file is of the type that a field declares."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, Union, get_args, get_origin
+
+WORDS = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a table", Mapping: "a table",
+}  # fmt: skip
+
+
+def is_kind(value: Any, hint: Any) -> bool:
+    """Whether `value`, as TOML and JSON have it, may stand in a field of type `hint`; lists stand for tuples."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in args)
+    if origin in (Union, types.UnionType):
+        return any(is_kind(value, arg) for arg in args)
+    if origin is tuple:
+        return isinstance(value, list | tuple) and _each_fits(value, args)
+    if origin in (dict, Mapping):
+        return isinstance(value, dict)
+    if hint is float:
+        return type(value) in (int, float)
+    return type(value) is hint
+
+
+def in_words(hint: Any) -> str:
+    """The type for a reader."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(f"{arg!r}" for arg in args)
+    if origin in (Union, types.UnionType):
+        return " or ".join(in_words(arg) for arg in args if arg is not type(None))
+    if origin is tuple:
+        many = len(args) == 2 and args[1] is Ellipsis
+        return f"a list of {'' if many else f'{len(args)} '}{in_words(args[0]).removeprefix('a ')}s"
+    return WORDS.get(origin or hint, str(hint))
+
+
+def _each_fits(values: Any, args: tuple[Any, ...]) -> bool:
+    if len(args) == 2 and args[1] is Ellipsis:
+        return all(is_kind(value, args[0]) for value in values)
+    return len(values) == len(args) and all(map(is_kind, values, args))

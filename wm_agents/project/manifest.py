@@ -1,0 +1,104 @@
+"""outputs/run_manifest.json: what was run on what, with which data, how it went, and whether it means anything."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+from wm_agents.atomic import write_json
+from wm_agents.checkpoint import sha256
+from wm_agents.data.dataset import Dataset
+from wm_agents.fidelity.report import plain
+from wm_agents.project.degraded import MEANING
+from wm_agents.project.schema import Project
+from wm_agents.runlog import provenance
+
+SCHEMA = "wm.run_manifest.v1"
+NAME = "run_manifest.json"
+Status = Literal["running", "done", "interrupted", "failed"]
+MEANINGFUL, SMOKE, INCOMPLETE = "meaningful_local_training", "contract_smoke", "incomplete"
+
+
+def classify(status: Status, degraded: Sequence[str]) -> str:
+    """What a run may be called. Nothing makes one meaningful that was degraded, however well it went."""
+    if degraded:
+        return SMOKE
+    return MEANINGFUL if status == "done" else INCOMPLETE
+
+
+class Manifest:
+    """The manifest of a run, rewritten whenever something is known."""
+
+    def __init__(self, project: Project, seeds: Mapping[str, Any], degraded: Sequence[str]) -> None:
+        self.path, self.project, self.degraded = project.out / NAME, project, list(degraded)
+        facts = provenance()
+        self.values: dict[str, Any] = {
+            "schema_version": SCHEMA,
+            "project": project.project_name,
+            "environment": project.environment,
+            "model": project.model,
+            "family": project.family,
+            "config": project.to_dict(),
+            "seeds": dict(seeds),
+            "command": facts["command"],
+            "git": facts["git"],
+            "versions": facts["versions"],
+            "hardware": facts["hardware"],
+            "started_at": facts["started_at"],
+            "timings": {},
+            "scores": None,
+            "data": None,
+            "artifact": None,
+        }
+        self.write("running")
+
+    def write(self, status: Status, **values: Any) -> dict[str, Any]:
+        """Put `values` and what follows from `status` into the file."""
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        verdict = {
+            "status": status,
+            "degraded_modes": self.degraded,
+            "degraded_means": [MEANING.get(mode, mode) for mode in self.degraded],
+            "run_classification": classify(status, self.degraded),
+            "ended_at": None if status == "running" else now,
+        }
+        self.values = {**self.values, **values, **verdict}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, plain(self.values))
+        return self.values
+
+
+def data_facts(folder: Path, mode: str) -> dict[str, Any] | None:
+    """Where a model's data come from and a sha256 of them all; None where there are none yet.
+
+    The hash is of the shards' names and hashes, in their order.
+    """
+    if not folder.is_dir() or not any(folder.glob("*.h5")):
+        return None
+    data = Dataset(folder)
+    digest = hashlib.sha256()
+    for shard in sorted(data.shards, key=lambda shard: shard.name):
+        digest.update(f"{shard.name} {sha256(folder / shard.name)}\n".encode())
+    known = [seed for seed in data.seeds if seed >= 0]
+    facts = {
+        "mode": mode,
+        "folder": folder.name,
+        "environment": data.spec.get("id") if data.shards else None,
+        "episodes": data.num_episodes,
+        "steps": data.num_steps,
+        "bytes": data.num_bytes,
+        "seeds": [min(known), max(known)] if known else None,
+        "sha256": digest.hexdigest(),
+        "skipped": data.skipped,
+    }
+    data.close()
+    return facts
+
+
+def artifact_facts(model: Path) -> dict[str, Any] | None:
+    """The saved model, and the sha256 of its config.json, which has those of its other files."""
+    config = model / "config.json"
+    return {"folder": model.name, "sha256": sha256(config)} if config.is_file() else None

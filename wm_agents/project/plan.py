@@ -1,0 +1,157 @@
+"""What a wm.toml asks for, in the words of those who do it: an environment, a model, and how each is trained."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import gymnasium as gym
+
+from wm_agents.errors import ConfigurationError
+from wm_agents.families import build, config_class
+from wm_agents.models.config import WorldModelConfig
+from wm_agents.models.ensemble import EnsembleConfig
+from wm_agents.models.model import Model
+from wm_agents.models.vmc import VMCConfig
+from wm_agents.online_recipe import LEARNERS, OnlineConfig, online_recipe
+from wm_agents.project.schema import ACTS, Project
+from wm_agents.recipe import RECIPES, ImproveConfig, recipe_for
+from wm_agents.space import action_space_of, space_of
+from wm_agents.training.config import TrainingConfig
+from wm_envs.real import check_spec, make_real
+from wm_envs.registry import RealSpec
+
+FINAL_EPISODES = 20
+"""Held-out episodes that a finished training is scored on; `wm evaluate` takes more."""
+Spaces = tuple[gym.Space[Any], gym.Space[Any]]
+
+
+def spec_of(project: Project) -> RealSpec:
+    """The environment as [data] says that it is seen."""
+    data = project.data
+    return RealSpec(
+        project.environment,
+        dict(data.env_kwargs),
+        size=data.size,
+        action_repeat=data.action_repeat,
+        max_episode_steps=data.max_episode_steps,
+        crop=data.crop,
+        max_frames=data.max_frames,
+        actions=data.actions,
+        lives_end=data.lives_end,
+    )
+
+
+def spaces_of(project: Project, spec: RealSpec | None) -> Spaces:
+    """What the model sees and does: the environment's, or what [architecture] says where there is none.
+
+    Raises:
+        ConfigurationError: [architecture] says something else than the environment, or nothing where it has to.
+    """
+    said = project.architecture
+    if spec is not None:
+        check_spec(spec)
+        with closing(make_real(spec)) as env:
+            return env.observation_space, env.action_space
+    if lacking := [name for name in ("obs_shape", "action_dim") if said.get(name) is None]:
+        raise ConfigurationError(
+            f"without an environment [architecture] must say {' and '.join(lacking)}: obs_shape = [4], action_dim = 2"
+        )
+    return space_of(said["obs_shape"]), action_space_of(said["action_dim"], said.get("action_type"))
+
+
+def config_of(project: Project, obs_space: gym.Space[Any]) -> WorldModelConfig:
+    """The config of the model: that of its size, with what [architecture] says."""
+    kind = config_class(project.family)
+    return kind.from_size(project.size).fitting(obs_space).replace(**project.architecture)
+
+
+def model_of(project: Project, spaces: Spaces) -> Model:
+    """The model, untrained.
+
+    Raises:
+        ConfigurationError: it does not fit what the environment shows or takes.
+    """
+    return build(project.family, config_of(project, spaces[0]), *spaces)
+
+
+def rounds_of(project: Project, spaces: Spaces) -> ImproveConfig:
+    """The improvement loop for families whose controller learns in finished dreams; one round if nothing is online."""
+    online, data, said = project.online_collection, project.data, project.controller
+    base = _recipe(project)
+    rounds = online.rounds if online.enabled else 1
+    first = online.warmup_transitions if online.enabled else data.num_steps
+    horizon = base.horizon if said.horizon is None else said.horizon
+    cfg = replace(
+        base,
+        spec=spec_of(project),
+        out=str(project.out),
+        family="vmc" if project.family == "vmc" else "ensemble",
+        rounds=rounds,
+        random_steps=first,
+        round_steps=max((data.num_steps - first) // max(rounds - 1, 1), 1),
+        max_steps=base.max_steps if data.episode_length is None else data.episode_length,
+        vision=base.vision.replace(**project.training),
+        memory=base.memory.replace(**project.training),
+        dynamics=base.dynamics.replace(**project.training),
+        window=project.training.get("sequence_length", base.window),
+        controller=said.kind,
+        horizon=horizon,
+        final_episodes=FINAL_EPISODES,
+        judge_episodes=base.judge_episodes if rounds > 1 else 0,
+        seed=seed_of(project),
+    )
+    if said.iterations is not None:
+        cfg = replace(
+            cfg, ppo=replace(cfg.ppo, iterations=said.iterations), cma=replace(cfg.cma, generations=said.iterations)
+        )
+    model = config_of(project, spaces[0])
+    if isinstance(model, VMCConfig):
+        return replace(cfg, model=model)
+    assert isinstance(model, EnsembleConfig), model
+    return replace(cfg, ensemble=model)
+
+
+def online_of(project: Project) -> OnlineConfig:
+    """The online loop for families that learn to act as they learn the world."""
+    online, data = project.online_collection, project.data
+    base = online_recipe(project.family, project.environment, spec_of(project))
+    names = {"sequence_length": "length", "log_interval": "log_every"}
+    said = {names.get(k, k): v for k, v in project.training.items() if k != "output_dir"}
+    own = {k: v for k, v in project.architecture.items() if k not in ("obs_shape", "action_dim", "action_type")}
+    cfg = replace(
+        base,
+        out=str(project.out),
+        size=project.size,
+        overrides={**base.overrides, **own},
+        real_steps=data.num_steps,
+        num_envs=online.num_envs,
+        prefill=online.warmup_transitions,
+        capacity=data.buffer_capacity,
+        final_episodes=FINAL_EPISODES,
+        **said,
+    )
+    return replace(cfg, ratio=cfg.batch_size * cfg.length / online.collect_steps_per_update)
+
+
+def replay_of(project: Project) -> TrainingConfig:
+    """How a model learns from a replay buffer that is full already."""
+    base = TrainingConfig(total_steps=1000)
+    if project.family in ACTS:
+        facts = LEARNERS[project.family].defaults
+        names = {"batch_size": "batch_size", "length": "sequence_length", "learning_rate": "learning_rate",
+                 "optimizer": "optimizer", "grad_clip": "grad_clip", "warmup_steps": "warmup_steps"}  # fmt: skip
+        base = base.replace(**{names[name]: value for name, value in facts.items() if name in names})
+    return base.replace(**project.training)
+
+
+def seed_of(project: Project) -> int:
+    """Of everything that is drawn, and the first environment seed."""
+    return int(project.training.get("seed", 1))
+
+
+def _recipe(project: Project) -> ImproveConfig:
+    """What is known to work for the environment, or settings to begin with."""
+    known = (recipe for recipe in RECIPES.values() if recipe.spec.id == project.environment)
+    return next(known, None) or recipe_for(project.environment)

@@ -1,0 +1,123 @@
+"""Learning from episodes that lie there: real ones that nobody adds to, or random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import nn
+
+from policies.policy import explorer
+from wm_agents.checkpoint import model_card
+from wm_agents.data.collect import CollectConfig, collect
+from wm_agents.data.dataset import Dataset, hold_out
+from wm_agents.data.episode import Episode
+from wm_agents.data.replay import ReplayBuffer
+from wm_agents.models.model import Model
+from wm_agents.online_recipe import LEARNERS
+from wm_agents.pretrained import save_bare, save_model
+from wm_agents.project.degraded import MEANING
+from wm_agents.project.noise import write_noise
+from wm_agents.project.plan import FINAL_EPISODES, Spaces, model_of, replay_of, seed_of, spec_of
+from wm_agents.project.schema import ACTS, Project
+from wm_agents.starts import find_cut_off, make_starts
+from wm_agents.training.callbacks import LoggingCallback, ProgressCallback
+from wm_agents.training.trainer import Trainer, TrainingResult
+from wm_agents.verdict import Candidate, Story, deliver
+from wm_envs.action import act_dim
+from wm_envs.registry import RealSpec
+
+STARTS = 512
+
+
+class Learned(NamedTuple):
+    """A model that has learned, and what it learned from."""
+
+    learner: Any
+    model: Model
+    buffer: ReplayBuffer
+    held_out: list[Episode]
+    result: TrainingResult
+
+
+def train_offline(project: Project, spaces: Spaces, console: Console) -> dict[str, Any]:
+    """Collect real episodes by exploration, learn from them, and deliver the model with the behaviour it learned."""
+    spec, seed = spec_of(project), seed_of(project)
+    data, folder = project.data, project.out / "data"
+    cfg = CollectConfig(spec, str(folder), data.num_steps, seed, shard_episodes=2, max_steps=data.episode_length)
+    summary = collect(cfg, explorer, console=console)
+    if summary.stopped == "interrupted":
+        raise KeyboardInterrupt
+    if summary.stopped != "done":
+        console.print(f"  collecting stopped at {summary.steps} steps: {summary.stopped}")
+    learned = learn(project, spaces, Dataset(folder), console)
+    model = learned.model.cpu().eval()
+    candidate = Candidate(
+        model,
+        LEARNERS[project.family].controller(learned.learner),
+        spec,
+        make_starts(model, learned.buffer, STARTS, np.random.default_rng(seed)),
+        find_cut_off(model, learned.held_out),
+    )
+    story = Story(
+        data=f"by exploration; seeds from {seed}",
+        training=f"{learned.result.updates} updates",
+        text=f"{project.model} learned offline.",
+        real_steps=summary.steps,
+        train_wall_s=learned.result.wall_s,
+        result={"updates": learned.result.updates, "val": learned.result.best_val},
+        summary={},
+    )
+    return deliver(project.out, candidate, story, episodes=FINAL_EPISODES, procs=2, console=console)
+
+
+def train_on_noise(
+    project: Project, spaces: Spaces, spec: RealSpec | None, degraded: list[str], console: Console
+) -> dict[str, Any]:
+    """Learn from random numbers, and save what came of it with a card that says so."""
+    data, seed, out = project.data, seed_of(project), project.out / "model"
+    numbers = write_noise(project.out / "data", spaces, data.num_steps, data.episode_length, seed)
+    learned = learn(project, spaces, numbers, console)
+    model = learned.model.cpu().eval()
+    if spec is None:
+        save_bare(out, model)
+    else:
+        facts = {"data": f"{numbers.num_steps} random steps", "training": f"{learned.result.updates} updates"}
+        card = model_card("DEGRADED", facts, "\n".join(MEANING[mode].capitalize() + "." for mode in degraded))
+        starts = make_starts(model, learned.buffer, STARTS, np.random.default_rng(seed))
+        save_model(out, model, spec, starts, horizon=spec.max_episode_steps, card=card)
+    return {"updates": learned.result.updates, "val": learned.result.best_val, "train_wall_s": learned.result.wall_s}
+
+
+def learn(project: Project, spaces: Spaces, dataset: Dataset, console: Console) -> Learned:
+    """Train a new model on a dataset, one episode in twenty held out; a training that was stopped goes on."""
+    torch.manual_seed(seed_of(project))
+    cfg, model = replay_of(project), model_of(project, spaces)
+    learner = LEARNERS[project.family].learner(model) if project.family in ACTS else model
+    train, val = hold_out(dataset.num_episodes, cfg.seed)
+    buffer, aside = (_buffer(project, spaces, dataset.iter_episodes(part)) for part in (train, val))
+    watching = LoggingCallback(project.out), ProgressCallback("learn", console)
+    trainer = Trainer(cast(nn.Module, learner), cfg, watching, run_dir=project.out / "learning")
+    can_judge = aside.has_window(cfg.sequence_length, model.packs)
+    validate = (lambda: trainer.evaluate(aside)["loss"]) if can_judge else None
+    result = trainer.fit(buffer, validate)
+    trainer.load_best()
+    return Learned(learner, model, buffer, [*dataset.iter_episodes(val)], result)
+
+
+def _buffer(project: Project, spaces: Spaces, episodes: Iterator[Episode]) -> ReplayBuffer:
+    obs_space, act_space = spaces
+    capacity, dtype = project.data.buffer_capacity, obs_space.dtype or np.float32
+    buffer = ReplayBuffer(capacity, obs_space.shape or (), act_dim(act_space), dtype)
+    for episode in episodes:
+        buffer.add(episode, act_space)
+    return buffer
+
+
+def saved_steps(folder: Path) -> int:
+    """Steps of the episodes in a folder, 0 where there is none."""
+    return Dataset(folder).num_steps if folder.is_dir() else 0

@@ -1,0 +1,251 @@
+"""`wm train`: what a wm.toml asks for is done in its output folder; a run that was stopped goes on.
+
+outputs/
+  model/              the artifact: Dream-v0 opens it, `wm verify` and `wm evaluate` judge it
+  run_manifest.json   what was run on what, and whether it means anything
+  metrics.jsonl       scalars by step, and events.* for TensorBoard
+  data/               every episode that was learned from
+  curves.png          what was measured, if [visualization] is enabled
+  gameplay.mp4        a real episode beside its dream, if [gameplay] is enabled
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+from wm_agents.data.dataset import Dataset
+from wm_agents.errors import ConfigurationError
+from wm_agents.improve import STAGES, Improvement
+from wm_agents.improve import _check as check_rounds
+from wm_agents.online import Online
+from wm_agents.online_recipe import OnlineConfig
+from wm_agents.pretrained import load_model, load_policy
+from wm_agents.project.curves import draw_curves
+from wm_agents.project.degraded import MEANING, NO_ENV, RANDOM_DATA, mark_degraded
+from wm_agents.project.manifest import NAME, Manifest, artifact_facts, data_facts
+from wm_agents.project.plan import Spaces, model_of, online_of, replay_of, rounds_of, seed_of, spaces_of, spec_of
+from wm_agents.project.replay import train_offline, train_on_noise
+from wm_agents.project.schema import ACTS, Project
+from wm_agents.recipe import JUDGE_SEED, ImproveConfig
+from wm_agents.runlog import RunFolder, start_run
+from wm_agents.training.config import TrainingConfig
+from wm_agents.video import record
+from wm_envs.env_id import LackingEnv, UnknownEnv
+from wm_envs.real import make_real
+from wm_envs.registry import RealSpec
+
+Plan = TrainingConfig | OnlineConfig | ImproveConfig
+
+MAY_CHANGE = (
+    "project_name", "data.num_steps", "data.buffer_capacity", "online_collection.rounds", "controller.iterations",
+    "controller.horizon", "training.", "gameplay.", "visualization.", "inference.", "verify.",
+)  # fmt: skip
+"""What may be otherwise when a run goes on; a training in its middle minds its own settings besides."""
+
+
+class Degraded(ConfigurationError):
+    """A run that would not learn from the real environment, and was not allowed to do without."""
+
+
+class Ground(NamedTuple):
+    """What a run stands on."""
+
+    spec: RealSpec | None
+    """The real environment; None where there is none."""
+    degraded: list[str]
+
+
+def train(project: Project, *, allow_degraded: bool = False, console: Console | None = None) -> dict[str, Any]:
+    """Train the model of a project, or what is left to do; returns what run_manifest.json holds.
+
+    Args:
+        allow_degraded: learn from random numbers where the settings or a missing environment leave nothing else.
+
+    Raises:
+        ConfigurationError: the settings do not fit the environment, or each other.
+        Degraded: there is nothing real to learn from.
+        FolderInUse: another run is at work in the output folder.
+        KeyboardInterrupt: it was stopped; what is done is kept.
+    """
+    console = console or Console(stderr=True)
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # Else SDL complains where there is no display.
+    if str(project.root) not in sys.path:
+        sys.path.append(str(project.root))  # An environment of one's own may lie beside wm.toml.
+    ground = find_ground(project, allow_degraded)
+    spaces = spaces_of(project, ground.spec)
+    model_of(project, spaces)  # What does not fit is told before any work is done.
+    settings, seeds = flatten(project.to_dict()), {"collect": seed_of(project), "judge": JUDGE_SEED}
+    changeable = {name for name in settings if name.startswith(MAY_CHANGE) and name != "training.seed"}
+    with start_run(project.out, settings, seeds, may_change=changeable) as folder:
+        if folder.state.get("trained") == digest(settings):
+            console.print(f"{project.out} is trained already; change wm.toml or its output_dir", soft_wrap=True)
+            values: dict[str, Any] = json.loads((project.out / NAME).read_text())
+            return values
+        warn(ground.degraded, console)
+        manifest, began = Manifest(project, seeds, ground.degraded), time.perf_counter()
+        try:
+            plan = make_plan(project, ground, spaces)
+            manifest.write("running", plan=plan.to_dict())
+            result = _learn(project, plan, ground, spaces, folder, console)
+            finish(project, ground, result, console)
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt)
+            manifest.write("interrupted" if stopped else "failed", **_facts(project, ground, folder, {}, began))
+            if stopped:
+                console.print(f"saved: {saved(project, folder)}", soft_wrap=True, highlight=False)
+            raise
+        values = manifest.write("done", **_facts(project, ground, folder, result, began))
+        folder.update(trained=digest(settings))
+    tell(project, values, console)
+    return values
+
+
+def find_ground(project: Project, allow_degraded: bool) -> Ground:
+    """The environment, or what the run does without.
+
+    Raises:
+        UnknownEnv, LackingEnv: there is none, and there must be one.
+        Degraded: the settings ask for random numbers, and it is not allowed.
+    """
+    missing: Exception | None = None
+    try:
+        make_real(RealSpec(project.environment, dict(project.data.env_kwargs))).close()
+    except (UnknownEnv, LackingEnv) as error:
+        if not allow_degraded:
+            raise
+        missing = error
+    degraded = [NO_ENV] if missing else []
+    if missing or project.data.source == "random":
+        degraded.append(RANDOM_DATA)
+    if degraded and not allow_degraded:
+        raise Degraded(
+            'source = "random" in [data] learns from random numbers, which mean nothing; `wm train --allow-degraded` '
+            'does so all the same, and source = "gym" learns from the environment'
+        )
+    if missing and project.online_collection.enabled:
+        raise Degraded(f"nothing can be collected online: {missing}; set enabled = false in [online_collection]")
+    return Ground(None if missing else spec_of(project), degraded)
+
+
+def make_plan(project: Project, ground: Ground, spaces: Spaces) -> Plan:
+    """What is done with which settings, by the loop that the family has."""
+    if RANDOM_DATA in ground.degraded or (project.family in ACTS and not project.online_collection.enabled):
+        return replay_of(project)
+    if project.family in ACTS:
+        return online_of(project)
+    cfg = rounds_of(project, spaces)
+    check_rounds(cfg)
+    return cfg
+
+
+def _learn(
+    project: Project, plan: Plan, ground: Ground, spaces: Spaces, folder: RunFolder, console: Console
+) -> dict[str, Any]:
+    if RANDOM_DATA in ground.degraded:
+        return train_on_noise(project, spaces, ground.spec, ground.degraded, console)
+    if isinstance(plan, TrainingConfig):
+        return train_offline(project, spaces, console)
+    training = Online(plan, folder, console) if isinstance(plan, OnlineConfig) else Improvement(plan, folder, console)
+    training.loop()
+    return training.finish()
+
+
+def finish(project: Project, ground: Ground, result: dict[str, Any], console: Console) -> None:
+    """Note on the model what it did without, and leave the pictures that were asked for."""
+    mark_degraded(project.out / "model", ground.degraded)
+    if project.gameplay.enabled:
+        result["film_steps"] = film(project, ground, console)
+    if project.visualization.enabled:
+        draw_curves(project.out, project.visualization.history_max_points)
+
+
+def film(project: Project, ground: Ground, console: Console) -> int:
+    """Film a real episode of the learned behaviour beside its dream; the real steps that it took."""
+    if ground.spec is None or ground.degraded:
+        console.print("no film: nothing has learned to act")
+        return 0
+    model, artifact = load_model(project.out / "model")
+    frames = record(
+        project.out / "gameplay.mp4",
+        ground.spec,
+        model,
+        load_policy(model, artifact),
+        seed=JUDGE_SEED,
+        cut_off=artifact.config["cut_off"],
+        max_frames=project.gameplay.max_frames,
+        fps=project.gameplay.fps,
+    )
+    return frames - 1
+
+
+def flatten(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings by dotted name, a level deep."""
+    flat: dict[str, Any] = {}
+    for name, part in values.items():
+        if isinstance(part, dict):
+            flat |= {f"{name}.{key}": value for key, value in part.items()}
+        else:
+            flat[name] = part
+    return flat
+
+
+def digest(settings: dict[str, Any]) -> str:
+    """A name for settings that changes with any of them."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def saved(project: Project, folder: RunFolder) -> str:
+    """What a run that was stopped has in its folder, in words."""
+    state, found = folder.state, []
+    if (data := project.out / "data").is_dir() and (steps := Dataset(data).num_steps):
+        found.append(f"{steps:,} steps of data")
+    done = state.get("round", 0) * len(STAGES) + STAGES.index(state.get("stage", STAGES[0]))
+    if done:
+        found.append(f"round {state['round']} up to {state['stage']!r}")
+    if any(project.out.glob("**/last.safetensors")):
+        found.append("the training's last checkpoint")
+    return f"{', '.join(found) or 'nothing yet'}, in {project.out}"
+
+
+def warn(degraded: list[str], console: Console) -> None:
+    """Say on the console what a run does without."""
+    for mode in degraded:
+        console.print(f"DEGRADED: {mode}: {MEANING[mode]}", style="bold red", soft_wrap=True, highlight=False)
+
+
+def tell(project: Project, values: dict[str, Any], console: Console) -> None:
+    """The last lines: what came of it, and what to do next."""
+    where, scores = project.out / "model", values["scores"]
+    if scores is not None:
+        real, dream = scores["real"], scores["dream"]
+        text = f"real return {real['mean']} ± {real['std']} over {real['episodes']} held-out episodes"
+        console.print(f"{text}, in the dream {dream['mean']} ± {dream['std']}", soft_wrap=True, highlight=False)
+    warn(values["degraded_modes"], console)
+    console.print(f"{values['run_classification']}: {where}", soft_wrap=True, highlight=False)
+    console.print(f"next: wm verify --target {where}", soft_wrap=True, highlight=False)
+
+
+def _facts(project: Project, ground: Ground, folder: RunFolder, result: dict[str, Any], began: float) -> dict[str, Any]:
+    """What the manifest holds of a run, finished or not."""
+    mode = "random" if RANDOM_DATA in ground.degraded else "online" if project.online_collection.enabled else "offline"
+    stages: dict[str, float] = {}
+    for part in folder.state.get("history", {}).values():
+        for name, facts in part.items():
+            stages[f"{name}_s"] = round(stages.get(f"{name}_s", 0.0) + facts["wall_s"], 1)
+    timings = {**stages, "train_s": result.get("train_wall_s"), "this_start_s": round(time.perf_counter() - began, 1)}
+    judged = {name: result[name] for name in ("real", "dream", "gap", "protocol") if name in result}
+    others = {name: result[name] for name in ("val", "updates", "round", "real_steps", "film_steps") if name in result}
+    return {
+        "timings": timings,
+        "scores": judged or None,
+        "training": others,
+        "data": data_facts(project.out / "data", mode),
+        "artifact": artifact_facts(project.out / "model"),
+    }

@@ -1,0 +1,266 @@
+"""A wm.toml is read strictly: everything that is wrong with it is told at once, by line, before any work is done."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple, get_type_hints
+
+from wm_agents.errors import ConfigurationError, did_you_mean
+from wm_agents.families import FAMILIES, config_class, resolve
+from wm_agents.project.absent import ABSENT
+from wm_agents.project.kind import in_words, is_kind
+from wm_agents.project.lines import find_lines, line_of
+from wm_agents.project.schema import ACTS, FILE, ONLINE_TRAINING, ONLY, OPEN_SECTIONS, SECTIONS, TOP, Project
+from wm_agents.training.config import TrainingConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import toml as tomllib  # Comes with jsonargparse[toml].
+
+Values = Mapping[str, Any]
+
+
+class ProjectError(ConfigurationError):
+    """Everything that is wrong with a wm.toml."""
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong."""
+
+    key: str
+    """Dotted."""
+    text: str
+
+
+def load_project(path: str | Path = FILE, flags: Values | None = None) -> Project:
+    """Read and check a wm.toml.
+
+    Args:
+        path: the file, or a folder that holds one.
+        flags: values by dotted name that win over the file's, such as {"training.total_steps": 500}.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ProjectError: all that is wrong with it.
+    """
+    path = Path(path)
+    path = path / FILE if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; `wm init FOLDER --env ID` writes one, and --config names one")
+    values = read_toml(path)
+    for name, value in (flags or {}).items():
+        _put(values, name.split("."), value)
+    if problems := Review(values).problems:
+        raise ProjectError(_told(path, find_lines(path.read_text()), flags or {}, problems))
+    return build_project(values, path.resolve().parent)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The values of a TOML file.
+
+    Raises:
+        ProjectError: it is none.
+    """
+    try:
+        values: dict[str, Any] = tomllib.loads(path.read_text())
+    except ValueError as error:
+        raise ProjectError(f"{path} is not TOML: {error}") from error
+    return values
+
+
+def build_project(values: Values, root: Path) -> Project:
+    """The project of values that a review found nothing wrong with."""
+    family, size = resolve(values["model"]) or ("", "")
+    parts = {name: section(**_with_tuples(values.get(name, {}))) for name, section in SECTIONS.items()}
+    return Project(
+        environment=values["environment"],
+        model=values["model"],
+        family=family,
+        size=size,
+        root=root,
+        project_name=values.get("project_name", root.name),
+        architecture=_with_tuples(values.get("architecture", {})),
+        training=dict(values.get("training", {})),
+        given=frozenset(f"{name}.{key}" for name in (*SECTIONS, *OPEN_SECTIONS) for key in values.get(name, {})),
+        **parts,
+    )
+
+
+class Review:
+    """Finds all that is wrong with the values of a wm.toml, as far as it can be told without the environment."""
+
+    def __init__(self, values: Values) -> None:
+        self.values = values
+        self.problems: list[Problem] = []
+        self.sections: dict[str, dict[str, Any]] = {k: part for k, part in values.items() if isinstance(part, dict)}
+        self._top()
+        for name, section in SECTIONS.items():
+            self._section(name, section)
+        self._open("training", TrainingConfig, lambda given: TrainingConfig().replace(**given))
+        if (found := self._model()) is not None:
+            family, size = found
+            kind = config_class(family)
+            self._open("architecture", kind, lambda given: kind.from_size(size, **_with_tuples(given)))
+            self._family(family)
+            self._online(family)
+
+    def say(self, key: str, text: str) -> None:
+        self.problems.append(Problem(key, text))
+
+    def _top(self) -> None:
+        known = (*TOP, *OPEN_SECTIONS, *SECTIONS)
+        for name, value in self.values.items():
+            if name not in known:
+                self.say(name, _unknown(name, known))
+            elif name in TOP and not (isinstance(value, str) and value):
+                self.say(name, f"must be a text, got {value!r}")
+            elif name not in TOP and not isinstance(value, dict):
+                self.say(name, f"must be a section, [{name}], got {value!r}")
+        if "environment" not in self.values:
+            self.say("environment", 'is missing; such as environment = "CartPole-v1"')
+
+    def _section(self, name: str, section: type) -> None:
+        for key in self._known_keys(name, section):
+            value, low = self.sections[name][key], _low(section, key)
+            if low is not None and value is not None and not low <= value < math.inf:
+                self.say(f"{name}.{key}", f"must be at least {low}, got {value!r}")
+
+    def _open(self, name: str, section: type, make: Callable[[dict[str, Any]], object]) -> None:
+        """A section with the fields of a config, which is made without the field that it complains of, and so on."""
+        given = {key: self.sections[name][key] for key in self._known_keys(name, section)}
+        while given:
+            try:
+                make(given)
+                return
+            except (ValueError, TypeError) as error:
+                named = re.search(r"\b(\w+) must\b", str(error))
+                key = named[1] if named and named[1] in given else None
+                text = str(error)[named.start(1) + len(key) + 1 :] if named and key else str(error)
+                self.say(f"{name}.{key}" if key else name, text)
+                if key is None:
+                    return
+                given.pop(key)
+
+    def _known_keys(self, name: str, section: type) -> list[str]:
+        """The keys of a section that exist and have values of their type."""
+        hints = get_type_hints(section)
+        known = [f.name for f in fields(section)]
+        right = []
+        for key, value in self.sections.get(name, {}).items():
+            if key not in known:
+                self.say(f"{name}.{key}", _unknown(f"{name}.{key}", [f"{name}.{other}" for other in known]))
+            elif not is_kind(value, hints[key]):
+                self.say(f"{name}.{key}", f"must be {in_words(hints[key])}, got {value!r}")
+            else:
+                right.append(key)
+        return right
+
+    def _model(self) -> tuple[str, str] | None:
+        """Family and size."""
+        model = self.values.get("model")
+        try:
+            if isinstance(model, str) and (found := resolve(model)) is not None:
+                return found
+        except ConfigurationError as error:
+            self.say("model", str(error))
+            return None
+        if "model" not in self.values or isinstance(model, str):
+            hint = did_you_mean(model, FAMILIES) if isinstance(model, str) else ""
+            got = f"; got {model!r}{hint}" if model is not None else ", and is missing"
+            self.say("model", f'must be a preset such as "ensemble:default", "vmc:small" or "dreamerv3:ci"{got}')
+        return None
+
+    def _family(self, family: str) -> None:
+        for where, (families, why) in ONLY.items():
+            name, key = where.split(".")
+            if key in self.sections.get(name, {}) and family not in families:
+                self.say(where, f"means nothing to {family}: {why}; leave it out")
+
+    def _online(self, family: str) -> None:
+        """What goes with collecting online."""
+        data, online, training = (self.sections.get(name, {}) for name in ("data", "online_collection", "training"))
+        if online.get("enabled") is not True:
+            return
+        if data.get("source") == "random":
+            self.say("online_collection.enabled", 'cannot be true with source = "random" in [data]: it plays for real')
+        total, warmup = (
+            part.get(key, _default(section, key))
+            for part, section, key in ((data, "data", "num_steps"), (online, "online_collection", "warmup_transitions"))
+        )
+        if type(total) is type(warmup) is int and warmup >= total > 0:
+            self.say(
+                "online_collection.warmup_transitions", f"must be less than data.num_steps ({total}), got {warmup}"
+            )
+        if family not in ACTS:
+            return
+        if "episode_length" in data:
+            self.say("data.episode_length", f"cuts nothing while {family} collects online; see max_episode_steps")
+        if "total_steps" in training:
+            self.say(
+                "training.total_steps",
+                "follows from data.num_steps and collect_steps_per_update while online_collection.enabled is true; "
+                "leave it out",
+            )
+        useful = {*ONLINE_TRAINING, "total_steps"}
+        for key in (training.keys() & {f.name for f in fields(TrainingConfig)}) - useful:
+            self.say(f"training.{key}", f"means nothing while {family} collects online; leave it out")
+
+
+def _unknown(where: str, siblings: Iterable[str]) -> str:
+    """What is said of a key that does not exist: why not, or the nearest that does."""
+    if where in ABSENT:
+        return f"does not exist here: {ABSENT[where]}"
+    name, key = where.rpartition(".")[::2]
+    twins = [other for other in every_key() if other.rpartition(".")[2] == key]
+    near = f"; did you mean {twins[0]!r}?" if twins else did_you_mean(where, siblings, cutoff=0.7)
+    near = near or did_you_mean(where, [*every_key(), *siblings])
+    return f"is unknown{near or f'; there {_are(siblings)}'}".replace(f"{name}." if name else "\0", "", 1)
+
+
+def _are(names: Iterable[str]) -> str:
+    return "are " + ", ".join(sorted(name.rpartition(".")[2] for name in names))
+
+
+def every_key() -> list[str]:
+    """All keys of [training] and the sections that are the same for all families, dotted."""
+    kinds = {**SECTIONS, "training": TrainingConfig}
+    return [f"{name}.{f.name}" for name, kind in kinds.items() for f in fields(kind)]
+
+
+def _default(section: str, key: str) -> Any:
+    return {f.name: f.default for f in fields(SECTIONS[section])}[key]
+
+
+def _low(section: type, key: str) -> float | None:
+    low: float | None = {f.name: f for f in fields(section)}[key].metadata.get("low")
+    return low
+
+
+def _with_tuples(values: Values) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
+    for name in path[:-1]:
+        values = values.setdefault(name, {})
+    values[path[-1]] = value
+
+
+def _told(path: Path, lines: Mapping[str, int], flags: Values, problems: list[Problem]) -> str:
+    """All problems, in the order of their lines; those of flags come first."""
+
+    def place(problem: Problem) -> tuple[int, str]:
+        if problem.key in flags:
+            return 0, f"--{problem.key}"
+        line = line_of(dict(lines), problem.key)
+        return (line, f"line {line}") if line is not None else (0, path.name)
+
+    told = sorted((*place(problem), f"{problem.key} {problem.text}") for problem in problems)
+    count = f"{len(told)} things are wrong" if len(told) > 1 else "one thing is wrong"
+    return "\n".join([f"{path}: {count}", *(f"  {where}: {text}" for _, where, text in told)])

@@ -1,0 +1,178 @@
+"""The texts of a new project's files."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Any
+
+from docstring_parser import parse_from_object
+
+from wm_agents.families import config_class, resolve
+from wm_agents.project.schema import OPEN_SECTIONS, SECTIONS, TOP
+from wm_agents.training.config import TrainingConfig
+
+Values = Mapping[str, Any]
+SHOWN: dict[str, tuple[str, ...]] = {
+    "gameplay": ("enabled", "max_frames"),
+    "visualization": ("enabled",),
+    "inference": ("horizon",),
+    "verify": ("mode", "episodes", "proof_episodes"),
+}
+"""Keys that a new file says at their defaults, for a reader to find."""
+WIDTH = 118
+TOLD = {
+    "training.total_steps": "Updates of each network, in each round.",
+    "training.batch_size": "Rows a batch.",
+    "training.seed": "Of everything that is drawn; the first environment seed too.",
+    "training.output_dir": "Everything goes there, beside this file.",
+}
+"""What a key means in a project, where the words of its class are of something wider."""
+
+
+def toml_text(values: Values) -> str:
+    """A wm.toml that says `values`, each key under what it means."""
+    top = [f"{name} = {_literal(values[name])}" for name in TOP if name in values]
+    head = "# What `wm train` does in this folder. Unknown keys are errors; `wm train --help` lists all there are.\n"
+    sections = [_section(name, values.get(name, {}), values["model"]) for name in (*OPEN_SECTIONS, *SECTIONS)]
+    return head + "\n".join([*top, "", *filter(None, sections)])
+
+
+def files(values: Values) -> dict[str, str]:
+    """The other files of a project, by name."""
+    facts = {"name": values["project_name"], "environment": values["environment"], "model": values["model"]}
+    readme = README.format(**facts)
+    return {"train.py": TRAIN, "inference.py": INFERENCE, "dataset.py": DATASET, "README.md": readme}
+
+
+def _section(name: str, values: Values, model: str) -> str:
+    family, _ = resolve(model) or ("", "")
+    kind = {"architecture": config_class(family), "training": TrainingConfig, **SECTIONS}[name]
+    defaults = {f.name: f.default for f in fields(kind)}
+    shown = {**{key: defaults[key] for key in SHOWN.get(name, ())}, **values}
+    if not shown:
+        return ""
+    told = {param.arg_name: param.description or "" for param in parse_from_object(kind).params}
+    lines = [f"[{name}]"]
+    if name == "architecture":
+        others = [f.name for f in fields(kind) if f.name not in values]
+        lines += _comment(f"Fields of {kind.__name__} in place of those of {model}. Also: {', '.join(others)}.")
+    for key, value in shown.items():
+        lines += [*_comment(TOLD.get(f"{name}.{key}", told.get(key, ""))), f"{key} = {_literal(value)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _comment(text: str) -> Iterator[str]:
+    yield from textwrap.wrap(" ".join(text.split()), WIDTH, initial_indent="# ", subsequent_indent="# ")
+
+
+def _literal(value: Any) -> str:
+    """A value as TOML writes it."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(key)} = {_literal(part)}" for key, part in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value)
+
+
+TRAIN = '''\
+"""Train this project's model: what `wm train` does. A run that was stopped goes on."""
+
+from pathlib import Path
+
+from wm_agents.project.run import train
+from wm_agents.project.settings import load_project
+
+# Environments are played in processes of their own, which import this file.
+if __name__ == "__main__":
+    train(load_project(Path(__file__).parent))
+'''
+
+INFERENCE = '''\
+"""Dream with the trained model: its own policy acts, and the dream is filmed."""
+
+from pathlib import Path
+
+import gymnasium as gym
+
+import wm_envs  # Registers Dream-v0.
+from wm_agents.pretrained import load_model, load_policy
+from wm_agents.project.settings import load_project
+from wm_agents.video import write_video
+
+
+def main() -> None:
+    project = load_project(Path(__file__).parent)
+    model, artifact = load_model(project.checkpoint)
+    policy = load_policy(model, artifact)
+    env = gym.make("Dream-v0", model=str(project.checkpoint), obs="latent", render_mode="rgb_array")
+
+    obs, _ = env.reset(seed=0)
+    policy.reset(1, seed=0)
+    frames, earned = [env.render()], 0.0
+    for _ in range(project.inference.horizon):
+        obs, reward, terminated, truncated, _ = env.step(policy.act(obs[None])[0])
+        frames.append(env.render())
+        earned += float(reward)
+        if terminated or truncated:
+            break
+    write_video(project.out / "dream.mp4", iter(frames), env.metadata["render_fps"])
+    print(f"dreamed {len(frames) - 1} steps, earned {earned:.1f}: {project.out / 'dream.mp4'}")
+
+
+if __name__ == "__main__":
+    main()
+'''
+
+DATASET = '''\
+"""The episodes that this project's model has learned from, for a look or for a training of your own."""
+
+from pathlib import Path
+
+import numpy as np
+
+from wm_agents.data.dataset import Dataset
+from wm_agents.data.replay import ReplayBuffer
+from wm_agents.project.plan import spaces_of, spec_of
+from wm_agents.project.settings import load_project
+from wm_envs.action import act_dim
+
+
+def load_dataset() -> Dataset:
+    """All episodes: obs[t], act[t] -> rew[t], obs[t+1], with the last frame."""
+    return Dataset(load_project(Path(__file__).parent).out / "data")
+
+
+def load_buffer(capacity: int = 100_000) -> ReplayBuffer:
+    """The last of them as windows: load_buffer().sample(batch_size=16, seq_len=10)."""
+    project = load_project(Path(__file__).parent)
+    obs_space, act_space = spaces_of(project, spec_of(project))
+    buffer = ReplayBuffer(capacity, obs_space.shape, act_dim(act_space), obs_space.dtype)
+    for episode in load_dataset().iter_episodes():
+        buffer.add(episode, act_space)
+    return buffer
+
+
+if __name__ == "__main__":
+    data = load_dataset()
+    print(f"{data.num_episodes} episodes, {data.num_steps:,} steps of {data.obs_shape} in {data.root}")
+    print(f"returns {np.mean(data.returns):.1f} on average, from {data.returns.min():.1f} to {data.returns.max():.1f}")
+    print(load_buffer())
+'''
+
+README = """\
+# {name}
+
+A dream of {environment}, by {model}.
+
+    wm train                                    # what wm.toml says; a run that was stopped goes on
+    wm verify --target outputs/model            # is the dream better than nothing, on real episodes it has not seen?
+    wm evaluate outputs/model --episodes 20     # what its policy earns for real, and in the dream
+
+`outputs/run_manifest.json` tells what was run on what. `python train.py` does what `wm train` does, `python dataset.py`
+shows the episodes, `python inference.py` films a dream.
+"""

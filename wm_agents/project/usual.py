@@ -1,0 +1,119 @@
+"""What a new project begins with: the settings that are known to work for its environment, or those to begin with."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import asdict
+from typing import Any
+
+from wm_agents.errors import ConfigurationError
+from wm_agents.families import config_class, resolve
+from wm_agents.online_recipe import LEARNERS, online_recipe
+from wm_agents.project.schema import ACTS
+from wm_agents.recipe import RECIPES, ImproveConfig, recipe_for
+from wm_agents.space import action_type_of
+from wm_envs.action import act_dim
+from wm_envs.real import is_image, make_real
+from wm_envs.registry import RealSpec
+
+FOR_VECTORS, FOR_PIXELS = "ensemble:default", "vmc:small"
+QUICK: dict[str, dict[str, dict[str, Any]]] = {
+    "CartPole-v1": {
+        "training": {"total_steps": 1500},
+        "data": {"num_steps": 2000},
+        "online_collection": {"warmup_transitions": 1000, "rounds": 2},
+        "controller": {"iterations": 20},
+    }
+}
+"""Where a newcomer starts: less than the recipe, for a result in minutes (docs/project.md has what it gives)."""
+Values = dict[str, Any]
+
+
+def usual(environment: str, model: str | None, name: str) -> Values:
+    """The values of a new wm.toml.
+
+    Raises:
+        ValueError: the environment cannot be modelled, or not by this family.
+    """
+    recipe = recipe_of(environment)
+    with closing(make_real(recipe.spec)) as env:
+        obs_space, act_space = env.observation_space, env.action_space
+    model = model or (FOR_PIXELS if is_image(obs_space) else FOR_VECTORS)
+    family, size = resolve(model) or (None, None)
+    if family is None:
+        raise ConfigurationError(f"model must be a preset, family:size, such as {FOR_VECTORS}; got {model!r}")
+    seen = {
+        "obs_shape": list(obs_space.shape or ()),
+        "action_dim": act_dim(act_space),
+        "action_type": action_type_of(act_space),
+    }
+    values: Values = {
+        "project_name": name,
+        "environment": environment,
+        "model": model,
+        "architecture": seen,
+        "training": {"seed": 1, "device": "auto", "output_dir": "outputs"},
+        "data": {"source": "gym", **_seen_as(recipe.spec)},
+    }
+    more = _online(family, environment, recipe.spec) if family in ACTS else _rounds(family, recipe)
+    quick = QUICK.get(environment, {}) if family == "ensemble" else {}
+    for section in {**more, **quick}:
+        values[section] = {**values.get(section, {}), **more.get(section, {}), **quick.get(section, {})}
+    if family == "vmc":
+        usual_model = config_class(family).from_size(str(size)).fitting(obs_space).to_dict()
+        values["architecture"] |= {k: v for k, v in _own(recipe, size).items() if v != usual_model[k]}
+    return values
+
+
+def recipe_of(environment: str) -> ImproveConfig:
+    """What is known to work for an environment, or what to begin with."""
+    known = (recipe for recipe in RECIPES.values() if recipe.spec.id == environment)
+    return next(known, None) or recipe_for(environment)
+
+
+def _own(recipe: ImproveConfig, size: str | None) -> Values:
+    """What the recipe's model has otherwise than its own size."""
+    mine = recipe.model.to_dict()
+    return {k: v for k, v in mine.items() if v != type(recipe.model)().to_dict()[k]}
+
+
+def _rounds(family: str, recipe: ImproveConfig) -> Values:
+    part = recipe.dynamics if family == "ensemble" else recipe.memory
+    training: Values = {"total_steps": part.total_steps, "batch_size": part.batch_size}
+    if family == "vmc":
+        training["sequence_length"] = recipe.window
+    return {
+        "training": training,
+        "data": {"num_steps": recipe.random_steps + (recipe.rounds - 1) * recipe.round_steps},
+        "online_collection": {
+            "enabled": True,
+            "warmup_transitions": recipe.random_steps,
+            "rounds": recipe.rounds,
+        },
+        "controller": {"kind": recipe.controller, "iterations": recipe.generations, "horizon": recipe.horizon},
+    }
+
+
+def _online(family: str, environment: str, spec: RealSpec) -> Values:
+    cfg = online_recipe(family, environment, spec)
+    assert family in LEARNERS
+    return {
+        "training": {
+            "batch_size": cfg.batch_size,
+            "sequence_length": cfg.length,
+            "learning_rate": cfg.learning_rate,
+        },
+        "data": {"num_steps": cfg.real_steps},
+        "online_collection": {
+            "enabled": True,
+            "warmup_transitions": cfg.prefill,
+            "collect_steps_per_update": cfg.batch_size * cfg.length / cfg.ratio,
+        },
+    }
+
+
+def _seen_as(spec: RealSpec) -> Values:
+    """What is said of how an environment is seen, where it is not plain."""
+    plain, names = asdict(RealSpec(spec.id)), {"kwargs": "env_kwargs"}
+    own = {k: v for k, v in asdict(spec).items() if v != plain[k]}
+    return {names.get(k, k): list(v) if isinstance(v, tuple) else v for k, v in own.items()}
