@@ -232,7 +232,8 @@ class ActorCritic(nn.Module):
 
     def judge(self, dream: Dream) -> Judged:
         """The losses of actor and critic in a dream."""
-        cfg, feats = self.cfg, dream.feats.detach()
+        dream = Dream(*(part.detach() for part in dream))
+        cfg, feats = self.cfg, dream.feats
         logits = self.critic(feats)
         value = self.critic.bins.mean(logits.detach())
         cont = cfg.discount * dream.conts

@@ -34,6 +34,7 @@ __all__ = [
     "compute_dtype",
     "init_weight",
     "make_layers",
+    "spread",
 ]
 
 

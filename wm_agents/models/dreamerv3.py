@@ -408,7 +408,7 @@ class VectorEye(nn.Module):
         return (obs if self.dtype.is_floating_point else obs.round()).to(self.dtype)
 
     def _flat(self, obs: Tensor) -> Tensor:
-        return symlog(obs.flatten(1).float())
+        return symlog(obs.reshape(len(obs), -1).float())
 
 
 class ChoiceEye(nn.Module):
