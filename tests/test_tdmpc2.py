@@ -200,7 +200,7 @@ def test_targets_take_the_lesser_of_two_slow_qs(act_space: gym.Space[Any]) -> No
 
 
 def test_each_q_has_its_own_loss() -> None:
-    model = stirred(tiny(episodic=False)).eval()
+    model = stirred(tiny(episodic=False, dropout=0.5)).eval()
     batch = windows(model)
     torch.manual_seed(3)
     out = model.loss(batch)
@@ -268,6 +268,9 @@ def test_the_scale_of_values_follows_their_spread_in_train_mode_alone() -> None:
 
     model._expected_q = listening  # type: ignore[method-assign]
     model.train().loss(batch)
+    fresh = tiny().train()
+    fresh.loss(batch)
+    assert float(fresh.value_scale) == 1  # Of no spread at all; it is never below 1.
     low, high = spread[-1]
     assert high - low > 1.5
     assert float(model.value_scale) == pytest.approx(0.99 + 0.01 * (high - low), rel=1e-4)
