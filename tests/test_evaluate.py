@@ -136,6 +136,9 @@ def test_the_same_call_gives_the_same_json_and_all_of_it(tiny: str, at_home: Non
     assert first["gap"] == pytest.approx(dream["mean"] - real["mean"], abs=2e-3)
     assert first["frames"] == 3 * 6 * 4
     assert first["versions"]["gymnasium"]
+    fewer = evaluate(tiny, episodes=3, dream_episodes=1)
+    assert fewer["real"] == first["real"] and fewer["dream"]["returns"] == first["dream"]["returns"][:1]
+    assert fewer["dream"]["episodes"] == 1
     moved = evaluate(tiny, episodes=2, seed=1_000_001)
     assert moved["real"]["returns"] == real["returns"][1:]
 

@@ -114,7 +114,9 @@ def at_home(monkeypatch: pytest.MonkeyPatch) -> None:
     judge = verdict.evaluate
     # The report has tests of its own.
     monkeypatch.setattr("wm_agents.verdict.fidelity_report", lambda model, out, **more: {})
-    monkeypatch.setattr("wm_agents.verdict.evaluate", lambda *args, **more: judge(*args, **{**more, "episodes": 5}))
+    monkeypatch.setattr(
+        "wm_agents.verdict.evaluate", lambda *args, **more: judge(*args, **{**more, "episodes": 5, "dream_episodes": 5})
+    )
 
 
 def run(cfg: ImproveConfig, out: Path) -> dict[str, Any]:

@@ -234,7 +234,7 @@ def test_seeds_of_collection_and_of_evaluation_are_kept_apart(tmp_path: Path) ->
 
 
 def test_the_first_steps_are_random_and_nothing_is_learned_from_them_alone(tmp_path: Path) -> None:
-    training = trained(tmp_path, replace(CFG, real_steps=60, prefill=60, eval_episodes=0))
+    training = trained(tmp_path, replace(CFG, real_steps=60, eval_episodes=0))
     assert isinstance(training.learner, StandIn)
     assert training.learner.acted == [] and training.now.played == 60
     assert training.trainer.update == 24  # Those of all the steps before, at once.
@@ -448,6 +448,13 @@ def test_wrong_settings_are_named(change: Mapping[str, Any], message: str) -> No
         replace(CFG, **change)
 
 
+def test_real_steps_that_cannot_do_are_refused_before_any_is_taken(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="real_steps must be at least 120 with prefill 60, .* got 119; lower one"):
+        run(tmp_path, replace(CFG, real_steps=119))
+    assert Watched.steps == 0
+    run(tmp_path, replace(CFG, real_steps=120))
+
+
 def test_recipes_follow_family_and_observation() -> None:
     pole, pendulum = recipe("dreamerv3", "CartPole-v1"), recipe("tdmpc2", "Pendulum-v1")
     assert (pole.out, pole.size, pole.updates_per_step) == ("runs/cartpole-v1-dreamerv3", "size1m", 0.5)
@@ -489,11 +496,11 @@ def test_a_run_of_each_family_ends_with_a_dream_that_can_be_played(tmp_path: Pat
     cfg = recipe(family, env)
     overrides = {"num_samples": 16, "num_elites": 4, "num_prior_plans": 4} if family == "tdmpc2" else {}
     cfg = replace(
-        cfg, out=str(tmp_path), size="ci", real_steps=1000, prefill=300, ratio=cfg.ratio / 100, eval_episodes=1,
+        cfg, out=str(tmp_path), size="ci", real_steps=2000, prefill=300, ratio=cfg.ratio / 100, eval_episodes=1,
         final_episodes=2, starts=16, save_every=300, overrides=cfg.overrides | overrides, procs=1, device="cpu",
     )  # fmt: skip
     result = online(cfg, Console(file=io.StringIO()))
-    assert result["family"] == family and result["real_steps"] <= 1000 and len(result["real"]["returns"]) == 2
+    assert result["family"] == family and result["real_steps"] <= 2000 and len(result["real"]["returns"]) == 2
     assert json.loads((tmp_path / "summary.json").read_text())["evaluations"]
     from wm_agents.pretrained import make_dream_vec_env
 

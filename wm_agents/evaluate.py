@@ -112,9 +112,18 @@ def evaluate_dream(
 
 
 def evaluate(
-    model: str, *, episodes: int = 100, seed: int = EVAL_SEED, procs: int = 2, console: Console | None = None
+    model: str,
+    *,
+    episodes: int = 100,
+    dream_episodes: int | None = None,
+    seed: int = EVAL_SEED,
+    procs: int = 2,
+    console: Console | None = None,
 ) -> dict[str, Any]:
     """Judge the policy that a model carries: real score on held-out seeds, dream score, gap.
+
+    Args:
+        dream_episodes: as many as real ones unless given.
 
     Raises:
         ValueError: seeds below 1,000,000, which training may have used.
@@ -133,14 +142,15 @@ def evaluate(
         "cut_off": cut_off_of(artifact),
     }
     # The dream comes first: it takes seconds, and what is wrong with a model shows there.
-    dream = evaluate_dream(net, load_starts(artifact), policy, episodes=episodes, seed=seed, **how)
+    dreamed = dream_episodes or episodes
+    dream = evaluate_dream(net, load_starts(artifact), policy, episodes=dreamed, seed=seed, **how)
     real = evaluate_real(spec, partial(frame_policy, model), range(seed, seed + episodes), procs, console)
     task = task_of(spec)
     return {
         "model": model,
         "policy": policy.about()["kind"],
         "real": {"env": spec.id, "episodes": episodes, "seed": seed, **real.to_dict()},
-        "dream": {"episodes": episodes, "seed": seed, **how, **dream.to_dict()},
+        "dream": {"episodes": dreamed, "seed": seed, **how, **dream.to_dict()},
         "protocol": task.protocol if task else "the environment's own, seen as config.json says",
         "gap": round(dream.mean - real.mean, 3),
         "frames": real.frames,

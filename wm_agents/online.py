@@ -33,6 +33,7 @@ from wm_agents.data.dataset import Dataset, write_shard
 from wm_agents.data.episode import Episode
 from wm_agents.data.replay import ReplayBuffer
 from wm_agents.data.stream import Stream
+from wm_agents.errors import ConfigurationError
 from wm_agents.families import build, config_class
 from wm_agents.models.model import Model
 from wm_agents.online_recipe import LEARNERS, OnlineConfig, episode_limit
@@ -301,6 +302,7 @@ def online(cfg: OnlineConfig, console: Console | None = None) -> dict[str, Any]:
     """Run an online training, or what is left of it, in the folder `cfg.out`; returns the final scores."""
     console = console or Console(stderr=True)
     check_spec(cfg.spec)
+    _check_budget(cfg)
     settings = cfg.to_dict()
     with start_run(
         cfg.out, settings, {"collect": cfg.seed, "judge": JUDGE_SEED}, may_change=set(settings) - FIXED
@@ -308,3 +310,18 @@ def online(cfg: OnlineConfig, console: Console | None = None) -> dict[str, Any]:
         training = Online(cfg, run, console)
         training.loop()
         return training.finish()
+
+
+def _check_budget(cfg: OnlineConfig) -> None:
+    """Find real steps that cannot do before any are taken.
+
+    Raises:
+        ConfigurationError: they may be over before there is an episode to learn from.
+    """
+    limit = episode_limit(cfg.spec) or 0
+    least = cfg.prefill + limit * (cfg.num_envs + 2 * cfg.eval_episodes)
+    if cfg.real_steps < least:
+        raise ConfigurationError(
+            f"real_steps must be at least {least:,} with prefill {cfg.prefill:,}, num_envs {cfg.num_envs} and "
+            f"eval_episodes {cfg.eval_episodes} of up to {limit:,} steps, got {cfg.real_steps:,}; lower one of these"
+        )

@@ -24,6 +24,10 @@ SHIPPED_STARTS = 512
 """Latents in each bank of starts that a shipped model keeps."""
 
 
+PLANNED = 10
+"""Episodes that a policy which plans is scored on in its dream: there each step takes all rows' plans at once."""
+
+
 class Candidate(NamedTuple):
     """What a run has chosen."""
 
@@ -58,6 +62,8 @@ def deliver(
 ) -> dict[str, Any]:
     """Leave `model/`, the artifact in half precision with its card, fidelity/ and `summary.json` in the run's folder.
 
+    A policy that plans is dreamed of less, and gets no fidelity/.
+
     Returns:
         The scores, the gap and the costs.
     """
@@ -75,8 +81,13 @@ def deliver(
         half=True,
     )
     save(card="")
-    result = evaluate(str(final), episodes=episodes, procs=procs, console=console)
-    fidelity_report(str(final), run / "fidelity", procs=procs, quick=True, console=console)
+    plans = candidate.policy.about()["kind"] == "mppi"
+    dreamed = min(PLANNED, episodes) if plans else episodes
+    result = evaluate(str(final), episodes=episodes, dream_episodes=dreamed, procs=procs, console=console)
+    if plans:  # Tens of thousands of plans more.
+        console.print(f"no fidelity report: the policy plans, and it would take hours; `wm fidelity {final}` writes it")
+    else:
+        fidelity_report(str(final), run / "fidelity", procs=procs, quick=True, console=console)
     result |= {
         "real_steps": story.real_steps,
         "real_frames": story.real_steps * spec.action_repeat,

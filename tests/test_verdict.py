@@ -1,0 +1,61 @@
+"""How a run ends: what is looked at, what is written, and what a policy that plans is spared."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tiny import SPEC, save_tiny
+
+from wm_agents import verdict
+from wm_agents.pretrained import load_model, load_policy, load_starts
+from wm_agents.verdict import Candidate, Story, deliver
+
+RESULT = {
+    "real": {"mean": 5.0, "std": 1.0, "ci95": 0.2, "episodes": 30, "seed": 10**6},
+    "dream": {"mean": 6.0, "std": 1.0},
+    "gap": 1.0,
+    "versions": {"gymnasium": "1.4"},
+}
+STORY = Story("seeds from 3", "7 updates", "It learned.", 400, 12.3, {"chosen": 2}, {"evaluations": [1]})
+
+
+class Planner:
+    """A controller that says it plans."""
+
+    def __init__(self, policy: Any) -> None:
+        self.policy = policy
+
+    def about(self) -> dict[str, str]:
+        return {**self.policy.about(), "kind": "mppi"}
+
+    def tensors(self) -> Any:
+        return self.policy.tensors()
+
+
+@pytest.mark.parametrize("plans", [False, True])
+def test_a_run_ends_with_a_model_its_scores_and_its_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plans: bool
+) -> None:
+    model, artifact = load_model(save_tiny(tmp_path / "tiny"))
+    asked: list[dict[str, Any]] = []
+    looked: list[str] = []
+    monkeypatch.setattr(verdict, "evaluate", lambda model, **more: asked.append(more) or dict(RESULT))
+    monkeypatch.setattr(verdict, "fidelity_report", lambda model, *args, **more: looked.append(model))
+    policy: Any = load_policy(model, artifact)
+    candidate = Candidate(model, Planner(policy) if plans else policy, SPEC, load_starts(artifact), 0.4)
+    console = Console(file=io.StringIO(), width=200)
+    result = deliver(tmp_path, candidate, STORY, episodes=30, procs=1, console=console)
+    assert asked[0]["episodes"] == 30 and asked[0]["dream_episodes"] == (10 if plans else 30)
+    assert looked == ([] if plans else [str(tmp_path / "model")])
+    assert ("wm fidelity" in console.file.getvalue()) == plans  # type: ignore[attr-defined]
+    assert (result["real_steps"], result["real_frames"], result["train_wall_s"]) == (400, 1600, 12)
+    assert json.loads((tmp_path / "summary.json").read_text()) == {**result, "evaluations": [1]}
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "400 agent steps, 1600 frames, seeds from 3" in card and "12 s of wall time, 7 updates" in card
+    saved = load_model(tmp_path / "model")[1]
+    assert saved.config["cut_off"] == 0.4 and saved.config["horizon"] == SPEC.max_episode_steps
