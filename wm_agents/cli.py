@@ -34,6 +34,7 @@ GROUPS = {
     "look after": {
         "bench": "how fast dreams, training and data are here",
         "doctor": "whether this machine can do all this, and what to do if not",
+        "config": "show | diff | validate | schema: presets, saved models and wm.toml",
         "models": "list | info | pull | push: presets, saved models, models on the Hub",
     },
 }
@@ -42,7 +43,7 @@ COMMANDS = {name: about for group in GROUPS.values() for name, about in group.it
 RESUMABLE = ("train", "improve", "curriculum", "collect", "evolve")
 APART = {"curriculum": "wm_agents.curriculum.command"}
 """Commands with flags, signals and exit codes of their own."""
-TOOLS = {name: f"wm_agents.tools.{name}" for name in ("models", "data", "doctor", "bench")}
+TOOLS = {name: f"wm_agents.tools.{name}" for name in ("models", "data", "config", "doctor", "bench")}
 """Commands in modules of their own, whose `main(flags, prog)` gives the exit code."""
 TOOLS |= dict.fromkeys(("init", "train", "verify"), "wm_agents.project.command")
 EXIT_ERROR, EXIT_STOPPED = 1, 2

@@ -1,0 +1,121 @@
+"""`wm config`: what settings are, how they differ, whether a wm.toml is right, and its schema."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from tiny import save_tiny
+
+from wm_agents import cli
+from wm_agents.factory import get_config
+from wm_agents.families import config_class
+from wm_agents.project.schema import SECTIONS
+from wm_agents.tools.config import meanings_of
+from wm_agents.tools.json_schema import project_schema, section_schema, type_schema
+from wm_agents.training.config import TrainingConfig
+from wm_envs.registry import RealSpec
+
+TOML = 'environment = "CartPole-v1"\nmodel = "dreamerv3:ci"\n[training]\ntotal_steps = 123\n'
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "wm.toml").write_text(TOML)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def wm(*args: str) -> int:
+    return cli.main(["config", *args])
+
+
+def test_a_preset_is_shown_with_what_its_fields_mean(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "150")
+    assert wm("show", "tdmpc2:ci", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"family": "tdmpc2", **get_config("tdmpc2:ci").to_dict()}
+    assert wm("show", "tdmpc2:ci") == 0
+    assert "num_bins" in (out := capsys.readouterr().out) and "Width of every network but the encoder." in out
+
+
+def test_a_saved_model_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert wm("show", save_tiny(tmp_path / "m", RealSpec("CartPole-v1")), "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["family"], shown["z_dim"], shown["hidden"]) == ("vmc", 4, 8)
+
+
+@pytest.mark.parametrize("name", ["wm.toml", ".", None])
+def test_a_project_is_shown_with_its_defaults(
+    name: str | None, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert wm("show", *([name] if name else []), "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["training.total_steps"] == 123
+    assert shown["training.batch_size"] == TrainingConfig().batch_size
+    assert shown["architecture.deter_dim"] == get_config("dreamerv3:ci").to_dict()["deter_dim"]
+    assert shown["verify.mode"] == "quick" and shown["environment"] == "CartPole-v1"
+
+
+def test_differences_are_told_and_exit_with_1(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert wm("diff", "tdmpc2:1m", "tdmpc2:1m") == 0
+    assert capsys.readouterr().out == "no difference\n"
+    assert wm("diff", "dreamerv3:size12m", "dreamerv3:size25m", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["deter_dim"] == [2048, 3072]
+    (project / "b").mkdir()
+    (project / "b" / "wm.toml").write_text(TOML.replace("123", "321") + "batch_size = 7\n")
+    assert wm("diff", "wm.toml", "b", "--json") == 1
+    default = TrainingConfig().batch_size
+    assert json.loads(capsys.readouterr().out) == {
+        "training.total_steps": [123, 321], "training.batch_size": [default, 7], "project_name": [project.name, "b"],
+    }  # fmt: skip
+    assert wm("diff", "vmc:ci", "ensemble:ci") == 1
+    assert "members" in capsys.readouterr().out
+
+
+def test_a_right_file_is_valid_and_a_wrong_one_is_told_by_line(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert wm("validate") == wm("validate", ".") == 0
+    assert "wm.toml: dreamerv3:ci on CartPole-v1; nothing is wrong with it" in capsys.readouterr().out
+    (project / "wm.toml").write_text(TOML.replace("total_steps", "total_stps") + 'batch_size = "many"\n')
+    assert wm("validate") == 1
+    err = capsys.readouterr().err
+    assert "line 4: training.total_stps is unknown; did you mean 'total_steps'?" in err
+    assert "line 5: training.batch_size must be a whole number, got 'many'" in err
+    assert wm("validate", "nowhere.toml") == 1
+    assert "nowhere.toml does not exist; `wm init" in capsys.readouterr().err
+
+
+def test_the_schema_has_every_key_and_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert wm("schema", "--model", "tdmpc2:ci") == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert schema == project_schema("tdmpc2") and schema["additionalProperties"] is False
+    kinds = {**SECTIONS, "training": TrainingConfig, "architecture": config_class("tdmpc2")}
+    for name, kind in kinds.items():
+        part = schema["properties"][name]
+        assert part["properties"].keys() == {f.name for f in fields(kind)} and part["additionalProperties"] is False
+    assert schema["properties"].keys() == {"project_name", "environment", "model", *kinds}
+    assert wm("schema") == 0
+    families = json.loads(capsys.readouterr().out)["properties"]["architecture"]["anyOf"]
+    assert [kind["title"] for kind in families] == ["VMCConfig", "EnsembleConfig", "DreamerV3Config", "TDMPC2Config"]
+    assert wm("schema", "--model", "wm.toml") == 1
+    assert "must be a preset such as vmc:small, got 'wm.toml'" in capsys.readouterr().err
+
+
+def test_types_bounds_choices_and_defaults_are_in_the_schema() -> None:
+    data = section_schema(SECTIONS["data"])["properties"]
+    assert data["source"]["enum"] == ["gym", "random"] and data["source"]["default"] == "gym"
+    assert data["num_steps"]["type"] == "integer" and data["num_steps"]["minimum"] == 1
+    assert data["crop"] == {
+        "type": "array", "prefixItems": [{"type": "integer"}] * 4, "minItems": 4, "maxItems": 4,
+        "description": meanings_of(SECTIONS["data"])["crop"],
+    }  # fmt: skip
+    assert data["env_kwargs"]["type"] == "object"
+    assert type_schema(tuple[str, ...] | None) == {"type": "array", "items": {"type": "string"}}
+    assert type_schema(int | str) == {"anyOf": [{"type": "integer"}, {"type": "string"}]}
+    with pytest.raises(TypeError, match="no JSON Schema for"):
+        type_schema(complex)

@@ -1,0 +1,142 @@
+"""`wm config`: what a preset, a saved model or a wm.toml says, how two of them differ, whether a wm.toml is right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import docstring_parser
+
+from wm_agents.families import config_class, resolve
+from wm_agents.models.config import WorldModelConfig
+from wm_agents.project.schema import FILE, SECTIONS
+from wm_agents.project.settings import load_project
+from wm_agents.tools import verbs
+from wm_agents.tools.json_schema import project_schema
+from wm_agents.training.config import TrainingConfig
+
+DIFFERENT = 1
+
+
+def main(args: list[str], prog: str = "wm config") -> int:
+    """Run a verb; 0 is success, 1 a wrong file or, from `diff`, a difference."""
+    return verbs.run({"show": show, "diff": diff, "validate": validate, "schema": schema}, args, prog)
+
+
+def show(name: str = FILE, as_json: bool = False) -> None:
+    """Show every setting with its value and what it means.
+
+    Args:
+        name: a preset as family:size, an alias, a saved model, or a wm.toml or its folder.
+        as_json: one JSON object on stdout.
+    """
+    values, meanings = read(name)
+    if as_json:
+        print(json.dumps(values))
+        return
+    verbs.table(
+        ("setting", "value", "meaning"), ((key, _text(value), meanings.get(key, "")) for key, value in values.items())
+    )
+
+
+def diff(one: str, other: str, as_json: bool = False) -> int:
+    """Show where two configurations differ; exits with 1 if they do.
+
+    Args:
+        one: a preset, a saved model, or a wm.toml or its folder.
+        other: the same.
+        as_json: one JSON object on stdout, by setting, with both values.
+    """
+    (left, _), (right, _) = read(one), read(other)
+    differing = {
+        key: [left.get(key), right.get(key)]
+        for key in [*left, *(key for key in right if key not in left)]
+        if left.get(key) != right.get(key) or (key in left) != (key in right)
+    }
+    if as_json:
+        print(json.dumps(differing))
+    elif differing:
+        rows = (
+            (key, _text(a) if key in left else "-", _text(b) if key in right else "-")
+            for key, (a, b) in differing.items()
+        )
+        verbs.table(("setting", one, other), rows)
+    else:
+        verbs.say("no difference")
+    return DIFFERENT if differing else 0
+
+
+def validate(path: str = FILE) -> None:
+    """Check a wm.toml: every unknown key, wrong type, value out of range and contradiction at once, by line.
+
+    Args:
+        path: the file, or a folder that holds one.
+    """
+    project = load_project(path)
+    verbs.say(f"{path}: {project.model} on {project.environment}; nothing is wrong with it")
+
+
+def schema(model: str | None = None) -> None:
+    """Print the JSON Schema of a wm.toml, for editors.
+
+    Args:
+        model: a preset, whose settings [architecture] then takes; those of any family otherwise.
+    """
+    print(json.dumps(project_schema(None if model is None else _family(model)), indent=2))
+
+
+def read(name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """All settings of what `name` names, dotted, and what they mean.
+
+    Raises:
+        ConfigurationError: it names nothing, or what it names is wrong.
+    """
+    path = Path(name)
+    if path.suffix == ".toml" or (path / FILE).is_file():
+        project = load_project(path)
+        kinds: dict[str, type] = {**SECTIONS, "training": TrainingConfig, "architecture": config_class(project.family)}
+        values = project.to_dict()
+        size: WorldModelConfig = kinds["architecture"].from_size(project.size)  # type: ignore[attr-defined]
+        values["architecture"] = {**size.to_dict(), **values["architecture"]}
+        values["training"] = {**TrainingConfig().to_dict(), **values["training"]}
+        meanings = {f"{part}.{key}": text for part, kind in kinds.items() for key, text in meanings_of(kind).items()}
+        return _flat(values), meanings
+    from wm_agents.factory import get_config
+
+    cfg = get_config(name)
+    return {"family": cfg.family, **cfg.to_dict()}, meanings_of(type(cfg))
+
+
+def meanings_of(kind: type) -> dict[str, str]:
+    """What stands below each field of a config, those it has from its bases too."""
+    told: dict[str, str] = {}
+    for part in reversed(kind.__mro__[:-1]):
+        told |= {p.arg_name: p.description or "" for p in docstring_parser.parse_from_object(part).params}
+    return {f.name: " ".join(told.get(f.name, "").split()) for f in fields(kind)}
+
+
+def _family(model: str) -> str:
+    from wm_agents.errors import ConfigurationError
+
+    found = resolve(model)
+    if found is None:
+        raise ConfigurationError(f"model must be a preset such as vmc:small, got {model!r}; `wm models list` has them")
+    return found[0]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Sections under dotted names; what is free-form inside them stays whole."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and not prefix:
+            flat |= _flat(value, f"{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,67 @@
+"""Config dataclasses as JSON Schema: what an editor needs to complete and check a wm.toml."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from wm_agents.families import FAMILIES, config_class
+from wm_agents.project.schema import SECTIONS
+from wm_agents.training.config import TrainingConfig
+
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+PLAIN = {int: "integer", float: "number", bool: "boolean", str: "string", type(None): "null"}
+
+
+def project_schema(family: str | None) -> dict[str, Any]:
+    """The schema of a wm.toml of `family`, or of any."""
+    sections = {name: section_schema(kind) for name, kind in {**SECTIONS, "training": TrainingConfig}.items()}
+    kinds = [section_schema(config_class(name)) for name in ([family] if family else FAMILIES)]
+    texts = {name: {"type": "string"} for name in ("project_name", "environment", "model")}
+    return {
+        "$schema": DRAFT,
+        "title": "wm.toml",
+        "type": "object",
+        "properties": {**texts, "architecture": kinds[0] if family else {"anyOf": kinds}, **sections},
+        "required": ["environment", "model"],
+        "additionalProperties": False,
+    }
+
+
+def section_schema(kind: type) -> dict[str, Any]:
+    """The schema of a config dataclass: types, choices, lower bounds, defaults, what each field means."""
+    from wm_agents.tools.config import meanings_of
+
+    hints, meanings = get_type_hints(kind), meanings_of(kind)
+    properties: dict[str, Any] = {}
+    for f in fields(kind):
+        properties[f.name] = type_schema(hints[f.name])
+        if f.metadata.get("low") is not None:
+            properties[f.name]["minimum"] = f.metadata["low"]
+        if f.default is not MISSING and f.default is not None:
+            properties[f.name]["default"] = list(f.default) if isinstance(f.default, tuple) else f.default
+        if meanings[f.name]:
+            properties[f.name]["description"] = meanings[f.name]
+    return {"title": kind.__name__, "type": "object", "properties": properties, "additionalProperties": False}
+
+
+def type_schema(hint: Any) -> dict[str, Any]:
+    """The schema of a type of Python."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return {"enum": list(args)}
+    if origin in (Union, types.UnionType):
+        parts = [type_schema(arg) for arg in args if arg is not type(None)]  # TOML has no null: leave the key out.
+        return parts[0] if len(parts) == 1 else {"anyOf": parts}
+    if hint in PLAIN:
+        return {"type": PLAIN[hint]}
+    if origin is tuple and args[-1] is not Ellipsis:
+        length = {"minItems": len(args), "maxItems": len(args)}
+        return {"type": "array", "prefixItems": [type_schema(arg) for arg in args], **length}
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return {"type": "object"}
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return {"type": "array", "items": type_schema(args[0])}
+    raise TypeError(f"no JSON Schema for {hint}")
