@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup test test-all lint demo clean
+.PHONY: setup test test-all lint demo docs clean
 
 setup: $(STAMP)
 
@@ -25,6 +25,14 @@ lint: setup
 
 demo: setup
 	$(BIN)/wm demo --out outputs/demo
+
+# Into build/docs; a warning is an error.
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+.venv/.docs: $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[docs]'
+	touch $@
 
 clean:
 	rm -rf .venv outputs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

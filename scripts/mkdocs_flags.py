@@ -1,0 +1,62 @@
+"""A hook of mkdocs: `<!-- flags: wm evaluate -->` becomes the table of the command's flags, from its real parser."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from typing import Any, NoReturn
+from unittest.mock import patch
+
+from wm_agents import cli
+from wm_agents.flags import Parser
+
+MARK = re.compile(r"<!-- flags: wm (.+?) -->")
+OF_THE_PARSER = ("help", "print_config", "print_shtab")
+
+
+class _Caught(Exception):
+    """A parser, before it parses."""
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Called by mkdocs for every page."""
+    return MARK.sub(lambda found: flags_table(found[1]), markdown)
+
+
+def flags_table(command: str) -> str:
+    """The flags of a command as a table in Markdown."""
+    rows = [row for action in _actions(command) if action.dest not in OF_THE_PARSER for row in [_row(action)]]
+    return "\n".join(["| flag | default | |", "| --- | --- | --- |", *rows])
+
+
+def _actions(command: str) -> list[Any]:
+    def catch(parser: Parser, *args: Any, **kwargs: Any) -> NoReturn:
+        raise _Caught(parser._actions)
+
+    name, *rest = command.split()
+    with patch.object(Parser, "parse_args", catch):
+        try:
+            module = {**cli.TOOLS, **cli.APART}.get(name)
+            if module is None:
+                import_module("wm_agents.commands").run(name, rest)
+            else:
+                import_module(module).main([*rest, "--x"], f"wm {name}")
+        except _Caught as caught:
+            actions: list[Any] = caught.args[0]
+            return actions
+    raise ValueError(f"wm {command} has no flags of its own")
+
+
+def _row(action: Any) -> str:
+    flags = ", ".join(f"`{flag}`" for flag in action.option_strings) or f"`{action.dest}`"
+    default = "" if action.default is None or "SUPPRESS" in str(action.default) else f"`{_plain(action.default)}`"
+    about = " ".join(str(action.help or "").split()).replace("%%", "%")
+    return f"| {flags} | {default} | {_escaped(about)} |"
+
+
+def _plain(value: Any) -> str:
+    return str(list(value) if isinstance(value, tuple) else value).replace("|", "\\|")
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
