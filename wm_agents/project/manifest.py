@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any, Literal
 from wm_agents.atomic import write_json
 from wm_agents.checkpoint import sha256
 from wm_agents.data.dataset import Dataset
-from wm_agents.fidelity.report import plain
 from wm_agents.project.degraded import MEANING
 from wm_agents.project.schema import Project
 from wm_agents.runlog import provenance
@@ -65,10 +65,18 @@ class Manifest:
             "run_classification": classify(status, self.degraded),
             "ended_at": None if status == "running" else now,
         }
-        self.values = {**self.values, **values, **verdict}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.path, plain(self.values))
+        self.values = strict({**self.values, **values, **verdict})
+        write_json(self.path, self.values)
         return self.values
+
+
+def strict(value: Any) -> Any:
+    """`value` as strict JSON has it: lists for tuples, null for what is no finite number."""
+    if isinstance(value, dict):
+        return {str(key): strict(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def data_facts(folder: Path, mode: str) -> dict[str, Any] | None:

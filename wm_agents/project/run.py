@@ -80,8 +80,10 @@ def train(project: Project, *, allow_degraded: bool = False, console: Console | 
         sys.path.append(str(project.root))  # An environment of one's own may lie beside wm.toml.
     ground = find_ground(project, allow_degraded)
     spaces = spaces_of(project, ground.spec)
-    model_of(project, spaces)  # What does not fit is told before any work is done.
-    settings, seeds = flatten(project.to_dict()), {"collect": seed_of(project), "judge": JUDGE_SEED}
+    model = model_of(project, spaces)  # What does not fit is told before any work is done.
+    # The whole of the model's settings: a key that is said for the first time is a change too.
+    settings = flatten({**project.to_dict(), "architecture": model.cfg.to_dict()})
+    seeds = {"collect": seed_of(project), "judge": JUDGE_SEED}
     changeable = {name for name in settings if name.startswith(MAY_CHANGE) and name != "training.seed"}
     with start_run(project.out, settings, seeds, may_change=changeable) as folder:
         if folder.state.get("trained") == digest(settings):

@@ -216,15 +216,16 @@ def _unknown(where: str, siblings: Iterable[str]) -> str:
     """What is said of a key that does not exist: why not, or the nearest that does."""
     if where in ABSENT:
         return f"does not exist here: {ABSENT[where]}"
-    name, key = where.rpartition(".")[::2]
-    twins = [other for other in every_key() if other.rpartition(".")[2] == key]
-    near = f"; did you mean {twins[0]!r}?" if twins else did_you_mean(where, siblings, cutoff=0.7)
-    near = near or did_you_mean(where, [*every_key(), *siblings])
-    return f"is unknown{near or f'; there {_are(siblings)}'}".replace(f"{name}." if name else "\0", "", 1)
+    key, near = _last(where), [_last(name) for name in siblings]
+    elsewhere = {_last(name): name for name in every_key()}
+    if key in elsewhere:
+        return f"is unknown; did you mean {elsewhere[key]!r}?"
+    hint = did_you_mean(key, near) or did_you_mean(key, elsewhere)
+    return f"is unknown{hint or '; there are ' + ', '.join(sorted(near))}"
 
 
-def _are(names: Iterable[str]) -> str:
-    return "are " + ", ".join(sorted(name.rpartition(".")[2] for name in names))
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def every_key() -> list[str]:

@@ -1,0 +1,484 @@
+"""`wm train`: what a wm.toml asks for, told in a manifest; random data never pass for real ones."""
+
+from __future__ import annotations
+
+import io
+import json
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import gymnasium as gym
+import numpy as np
+import pytest
+from rich.console import Console
+from test_improve import PoolHere
+from tiny import ArenaHere
+from toy_env import Echo
+
+import wm_envs
+from wm_agents import cli
+from wm_agents.checkpoint import sha256
+from wm_agents.errors import ConfigurationError
+from wm_agents.improve import Improvement
+from wm_agents.pretrained import cached_model, load_model
+from wm_agents.project import command
+from wm_agents.project import run as running
+from wm_agents.project.curves import draw_curves, thin
+from wm_agents.project.degraded import NO_ENV, RANDOM_DATA
+from wm_agents.project.manifest import INCOMPLETE, MEANINGFUL, SMOKE, classify, data_facts
+from wm_agents.project.noise import noise
+from wm_agents.project.plan import online_of, replay_of, rounds_of, spaces_of, spec_of
+from wm_agents.project.run import Degraded, train
+from wm_agents.project.scaffold import write_project
+from wm_agents.project.schema import Project
+from wm_agents.project.settings import load_project
+from wm_agents.project.verify import verify
+from wm_agents.runlog import FolderInUse, RunFolder, read_metrics
+from wm_envs.env_id import UnknownEnv
+
+assert Echo and wm_envs
+TINY = """\
+environment = "toy_env:Echo-v0"
+model = "ensemble:ci"
+[training]
+total_steps = 12
+batch_size = 16
+log_interval = 4
+eval_interval = 6
+save_interval = 4
+device = "cpu"
+[data]
+num_steps = 80
+max_episode_steps = 12
+[online_collection]
+enabled = true
+warmup_transitions = 40
+[controller]
+kind = "linear"
+iterations = 1
+horizon = 4
+"""
+ACTING = """\
+environment = "toy_env:Echo-v0"
+model = "{model}"
+[training]
+batch_size = 4
+sequence_length = {length}
+log_interval = 5
+device = "cpu"
+{more}
+[data]
+num_steps = 150
+max_episode_steps = 12
+"""
+
+
+@pytest.fixture(autouse=True)
+def at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All episodes are played in this process, few of them; the fidelity report has tests of its own."""
+    monkeypatch.setattr("policies.play.Arena", ArenaHere)
+    monkeypatch.setattr("wm_agents.data.collect.ProcessPoolExecutor", PoolHere)
+    monkeypatch.setattr("wm_agents.verdict.fidelity_report", lambda model, out, **more: {})
+    monkeypatch.setattr("wm_agents.project.plan.FINAL_EPISODES", 3)
+    monkeypatch.setattr("wm_agents.project.replay.FINAL_EPISODES", 3)
+    cached_model.cache_clear()
+
+
+def project(folder: Path, text: str = TINY, **flags: Any) -> Project:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "wm.toml").write_text(text)
+    return load_project(folder, {name.replace("__", "."): value for name, value in flags.items()})
+
+
+def trained(asked: Project, **kwargs: Any) -> tuple[dict[str, Any], str]:
+    """The manifest, and what was said."""
+    console = Console(file=io.StringIO(), width=300)
+    values = train(asked, console=console, **kwargs)
+    assert isinstance(console.file, io.StringIO)
+    return values, console.file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, dict[str, Any], str]:
+    """A small training that went well."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("policies.play.Arena", ArenaHere)
+        patch.setattr("wm_agents.data.collect.ProcessPoolExecutor", PoolHere)
+        patch.setattr("wm_agents.verdict.fidelity_report", lambda model, out, **more: {})
+        patch.setattr("wm_agents.project.plan.FINAL_EPISODES", 3)
+        asked = project(tmp_path_factory.mktemp("runs") / "my", gameplay__enabled=True, gameplay__fps=7.0)
+        return asked, *trained(asked)
+
+
+def test_a_training_leaves_a_dream_that_gymnasium_opens(done: tuple[Project, dict[str, Any], str]) -> None:
+    asked, values, said = done
+    env = gym.make("Dream-v0", model=str(asked.out / "model"))
+    obs, _ = env.reset(seed=0)
+    assert obs.shape == (2,)
+    env.step(env.action_space.sample())
+    env.close()
+    real = values["scores"]["real"]
+    assert f"real return {real['mean']} ± {real['std']} over 3 held-out episodes, in the dream" in said
+    assert f"next: wm verify --target {asked.out / 'model'}" in said
+    assert f"{MEANINGFUL}: {asked.out / 'model'}" in said
+
+
+def test_the_manifest_tells_what_was_run_on_what(done: tuple[Project, dict[str, Any], str]) -> None:
+    asked, values, _ = done
+    assert json.loads((asked.out / "run_manifest.json").read_text()) == values
+    assert values["schema_version"] == "wm.run_manifest.v1" and values["status"] == "done"
+    assert (values["environment"], values["model"], values["family"]) == ("toy_env:Echo-v0", "ensemble:ci", "ensemble")
+    assert values["config"]["training"]["total_steps"] == 12 and values["config"]["data"]["num_steps"] == 80
+    assert values["plan"]["dynamics"]["total_steps"] == 12 and values["plan"]["controller"] == "linear"
+    assert values["seeds"] == {"collect": 1, "judge": 900_000}
+    assert values["versions"]["torch"] and values["hardware"]["cores"] and "git" in values and values["command"]
+    assert values["degraded_modes"] == [] and values["run_classification"] == MEANINGFUL
+    assert {"collect_s", "learn_s", "control_s", "judge_s", "train_s", "this_start_s"} <= values["timings"].keys()
+    assert values["scores"]["real"]["episodes"] == 3 and "dream" in values["scores"] and "gap" in values["scores"]
+    assert values["artifact"] == {"folder": "model", "sha256": sha256(asked.out / "model" / "config.json")}
+    assert values["training"]["film_steps"] > 1
+    assert values["started_at"] <= values["ended_at"]
+
+
+def test_the_manifest_vouches_for_the_data(done: tuple[Project, dict[str, Any], str], tmp_path: Path) -> None:
+    asked, values, _ = done
+    data = values["data"]
+    assert (data["mode"], data["environment"]) == ("online", "toy_env:Echo-v0")
+    assert data["steps"] >= 80 and data["seeds"][0] == 1
+    assert data_facts(asked.out / "data", "online") == data
+    shard = next((asked.out / "data").glob("*.h5"))
+    (tmp_path / shard.name).write_bytes(shard.read_bytes())
+    assert data_facts(tmp_path, "online") != data
+    assert data_facts(tmp_path / "none", "online") is None
+
+
+def test_what_was_measured_is_logged_and_drawn(done: tuple[Project, dict[str, Any], str]) -> None:
+    asked, _, _ = done
+    rows = read_metrics(asked.out / "metrics.jsonl")
+    assert {"collect/return", "judge/real"} <= {name for row in rows for name in row}
+    assert cv2.imread(str(asked.out / "curves.png")).shape[0] > 100
+    film = cv2.VideoCapture(str(asked.out / "gameplay.mp4"))
+    assert film.get(cv2.CAP_PROP_FPS) == 7 and film.read()[0]
+
+
+def test_what_is_trained_is_not_trained_again(
+    done: tuple[Project, dict[str, Any], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, values, _ = done
+    monkeypatch.setattr(running, "_learn", lambda *args: pytest.fail("trained again"))
+    again, said = trained(asked)
+    assert again == values and f"{asked.out} is trained already" in said
+
+
+def test_the_projects_own_scripts_run(
+    done: tuple[Project, dict[str, Any], str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, _, _ = done
+    write_project(asked.root, asked.environment, asked.model, force=True)
+    (asked.root / "wm.toml").write_text(TINY)
+    monkeypatch.setattr(running, "_learn", lambda *args: pytest.fail("trained again"))
+    runpy.run_path(str(asked.root / "dataset.py"), run_name="__main__")
+    assert "episodes, " in (out := capsys.readouterr().out) and "ReplayBuffer(" in out
+    runpy.run_path(str(asked.root / "inference.py"), run_name="__main__")
+    assert "dreamed " in capsys.readouterr().out and (asked.out / "dream.mp4").is_file()
+    (asked.root / "wm.toml").write_text(TINY + "[gameplay]\nenabled = true\nfps = 7.0\n")
+    runpy.run_path(str(asked.root / "train.py"), run_name="__main__")
+    assert "is trained already" in capsys.readouterr().err
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _ = trained(project(tmp_path / "whole"))
+    control: Callable[[Improvement], Any] = Improvement.control
+
+    def stop(self: Improvement) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    asked = project(tmp_path / "parts")
+    console = Console(file=io.StringIO(), width=300)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Improvement, "control", stop)
+        train(asked, console=console)
+    values = json.loads((asked.out / "run_manifest.json").read_text())
+    assert (values["status"], values["run_classification"]) == ("interrupted", INCOMPLETE)
+    assert values["data"]["steps"] >= 40 and values["scores"] is None and values["artifact"] is None
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"steps of data, round 0 up to 'control', the training's last checkpoint, in {asked.out}" in said
+    assert Improvement.control is control
+    again, _ = trained(asked)
+    assert again["scores"]["real"]["returns"] == whole["scores"]["real"]["returns"]
+    assert again["scores"]["dream"]["returns"] == whole["scores"]["dream"]["returns"]
+    assert again["data"]["sha256"] == whole["data"]["sha256"]
+
+
+def test_a_run_that_failed_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Improvement) -> dict[str, float]:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Improvement, "collect", fail)
+    asked = project(tmp_path)
+    with pytest.raises(OSError, match="No space"):
+        trained(asked)
+    values = json.loads((asked.out / "run_manifest.json").read_text())
+    assert (values["status"], values["run_classification"], values["data"]) == ("failed", INCOMPLETE, None)
+
+
+def test_another_run_does_not_take_the_folder_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "_learn", lambda *args: {})
+    monkeypatch.setattr(running, "finish", lambda *args: None)
+    trained(project(tmp_path))
+    with pytest.raises(ValueError, match=r"holds another run: seeds.collect was 1, is 5"):
+        trained(project(tmp_path, training__seed=5))
+    for changes in ({"architecture__hidden": 7}, {"online_collection__warmup_transitions": 41}):
+        ((name, value),) = changes.items()
+        with pytest.raises(
+            ValueError, match=rf"holds another run: config.{name.replace('__', '.')} was .*, is {value}"
+        ):
+            trained(project(tmp_path, **changes))
+    trained(project(tmp_path, training__total_steps=13, controller__iterations=2, verify__episodes=3))
+    with RunFolder(tmp_path / "outputs"), pytest.raises(FolderInUse, match="outputs is in use by process"):
+        trained(project(tmp_path, training__total_steps=14))
+
+
+def test_what_does_not_fit_the_environment_is_told_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"obs_shape"):
+        trained(project(tmp_path, architecture__obs_shape=(3,)))
+    with pytest.raises(ValueError, match="needs a Box of vectors|pixels"):
+        trained(project(tmp_path, data__env_kwargs={"pixels": True}))
+    with pytest.raises(UnknownEnv, match="the nearest are Echo-v0"):
+        trained(project(tmp_path, environment="toy_env:Eco-v0"))
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_random_data_are_an_error_unless_allowed(tmp_path: Path) -> None:
+    asked = project(tmp_path, data__source="random", online_collection__enabled=False)
+    with pytest.raises(Degraded, match="which mean nothing; `wm train --allow-degraded` does so all the same"):
+        trained(asked)
+    assert not asked.out.exists()
+    values, said = trained(asked, allow_degraded=True)
+    assert values["degraded_modes"] == [RANDOM_DATA] and values["run_classification"] == SMOKE
+    assert values["status"] == "done" and values["scores"] is None and values["data"]["mode"] == "random"
+    assert said.count("DEGRADED: random_data: the model has learned from random numbers") == 2
+    assert MEANINGFUL not in said and MEANINGFUL not in (asked.out / "run_manifest.json").read_text()
+    _, artifact = load_model(asked.out / "model")
+    assert artifact.config["degraded_modes"] == [RANDOM_DATA]
+    assert "# DEGRADED" in (asked.out / "model" / "README.md").read_text()
+    found = verify(str(asked.out / "model"), episodes=1, procs=1)
+    assert not found.verified and found.degraded_modes == [RANDOM_DATA]
+    env = gym.make("Dream-v0", model=str(asked.out / "model"))
+    env.reset(seed=0)
+    env.close()
+
+
+def test_no_environment_is_an_error_unless_allowed(tmp_path: Path) -> None:
+    text = 'environment = "Nowhere-v0"\nmodel = "ensemble:ci"\n[training]\ntotal_steps = 3\n[data]\nnum_steps = 200\n'
+    with pytest.raises(UnknownEnv, match="no environment 'Nowhere-v0' is installed"):
+        trained(project(tmp_path, text))
+    with pytest.raises(ConfigurationError, match=r"\[architecture\] must say obs_shape and action_dim"):
+        trained(project(tmp_path, text), allow_degraded=True)
+    asked = project(tmp_path, text, architecture__obs_shape=(4,), architecture__action_dim=2)
+    values, said = trained(asked, allow_degraded=True)
+    assert values["degraded_modes"] == [NO_ENV, RANDOM_DATA] and values["run_classification"] == SMOKE
+    assert "DEGRADED: no_environment: the real environment could not be made here" in said
+    assert load_model(asked.out / "model")[0].obs_space.shape == (4,)
+    online = project(tmp_path, text, online_collection__enabled=True, data__num_steps=600)
+    with pytest.raises(Degraded, match="nothing can be collected online: no environment 'Nowhere-v0'"):
+        trained(online, allow_degraded=True)
+
+
+@pytest.mark.parametrize("status", ["running", "done", "interrupted", "failed"])
+def test_nothing_makes_a_degraded_run_meaningful(status: Any) -> None:
+    for degraded in ([RANDOM_DATA], [NO_ENV], [NO_ENV, RANDOM_DATA], ["anything"]):
+        assert classify(status, degraded) == SMOKE
+    assert classify(status, []) == (MEANINGFUL if status == "done" else INCOMPLETE)
+
+
+def test_noise_is_the_same_for_the_same_seed_and_of_the_right_shape(tmp_path: Path) -> None:
+    asked = project(tmp_path)
+    spaces = spaces_of(asked, spec_of(asked))
+    first, again = (list(noise(spaces, 250, 100, seed=3)) for _ in range(2))
+    assert len(first) == 3 and all(np.array_equal(a.obs, b.obs) for a, b in zip(first, again))
+    assert (
+        first[0].obs.shape == (101, 2) and first[0].act.shape == (100, 1) and {ep.term for ep in first} <= {True, False}
+    )
+    pixels = spaces_of(asked, None) if False else (gym.spaces.Box(0, 255, (8, 8, 3), np.uint8), spaces[1])
+    assert next(noise(pixels, 5, 5, seed=0)).obs.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("model", "length", "more", "online"),
+    [
+        pytest.param(
+            "tdmpc2:ci",
+            2,
+            "",
+            "enabled = true\nwarmup_transitions = 60\ncollect_steps_per_update = 10",
+            marks=pytest.mark.slow,
+        ),
+        ("tdmpc2:ci", 2, "total_steps = 6", "enabled = false"),
+        ("dreamerv3:ci", 6, "total_steps = 3", "enabled = false"),
+    ],
+)
+def test_families_that_learn_to_act_are_trained_too(
+    model: str, length: int, more: str, online: str, tmp_path: Path
+) -> None:
+    text = ACTING.format(model=model, length=length, more=more) + f"[online_collection]\n{online}\n"
+    asked = project(tmp_path, text)
+    values, _ = trained(asked)
+    assert values["run_classification"] == MEANINGFUL and values["scores"]["real"]["episodes"] == 3
+    assert values["data"]["mode"] == ("online" if "true" in online else "offline")
+    assert values["training"]["updates"] > 0 and (asked.out / "metrics.jsonl").is_file()
+    assert load_model(asked.out / "model")[1].policies
+
+
+def test_a_plan_of_rounds_is_the_recipe_with_what_is_said(tmp_path: Path) -> None:
+    asked = project(tmp_path, training__seed=9, data__episode_length=7, controller__horizon=11, architecture__members=3)
+    cfg = rounds_of(asked, spaces_of(asked, spec_of(asked)))
+    assert (cfg.rounds, cfg.random_steps, cfg.round_steps, cfg.max_steps) == (2, 40, 40, 7)
+    assert (cfg.family, cfg.ensemble.members, cfg.ensemble.hidden) == ("ensemble", 3, 32)
+    assert (cfg.dynamics.total_steps, cfg.dynamics.batch_size, cfg.dynamics.learning_rate) == (12, 16, 1e-3)
+    assert (cfg.controller, cfg.cma.generations, cfg.ppo.iterations, cfg.horizon) == ("linear", 1, 1, 11)
+    assert (cfg.seed, cfg.spec.max_episode_steps, cfg.judge_episodes) == (9, 12, 10)
+    alone = project(tmp_path, online_collection__enabled=False)
+    cfg = rounds_of(alone, spaces_of(alone, spec_of(alone)))
+    assert (cfg.rounds, cfg.random_steps, cfg.judge_episodes) == (1, 80, 0)
+    vmc = project(tmp_path, TINY.replace("ensemble:ci", "vmc:ci"), training__sequence_length=5)
+    cfg = rounds_of(vmc, spaces_of(vmc, spec_of(vmc)))
+    assert (cfg.family, cfg.window, cfg.model.vision, cfg.model.hidden) == ("vmc", 5, "identity", 32)
+    assert cfg.vision.total_steps == cfg.memory.total_steps == 12 and cfg.memory.grad_clip == 1.0
+
+
+def test_a_plan_of_online_steps_is_the_recipe_with_what_is_said(tmp_path: Path) -> None:
+    text = ACTING.format(model="tdmpc2:ci", length=3, more="learning_rate = 0.5") + "buffer_capacity = 99\n"
+    online = {"warmup_transitions": 60, "collect_steps_per_update": 4, "num_envs": 2, "enabled": True}
+    flags = {f"online_collection__{name}": value for name, value in online.items()}
+    cfg = online_of(project(tmp_path, text, architecture__hidden_dim=48, **flags))
+    assert (cfg.size, cfg.real_steps, cfg.prefill, cfg.num_envs, cfg.capacity) == ("ci", 150, 60, 2, 99)
+    assert (cfg.batch_size, cfg.length, cfg.learning_rate, cfg.updates_per_step) == (4, 3, 0.5, 0.25)
+    assert cfg.overrides["hidden_dim"] == 48 and cfg.overrides["episode_length"] == 12
+    assert cfg.optimizer == "adam" and cfg.grad_clip == 20.0  # The recipe's.
+
+
+def test_learning_from_a_buffer_goes_by_the_familys_own_settings(tmp_path: Path) -> None:
+    text = ACTING.format(model="dreamerv3:ci", length=9, more="total_steps = 4")
+    cfg = replay_of(project(tmp_path, text))
+    assert (cfg.optimizer, cfg.learning_rate, cfg.warmup_steps) == ("laprop", 4e-5, 1000)
+    assert (cfg.total_steps, cfg.sequence_length, cfg.batch_size) == (4, 9, 4)
+
+
+def test_curves_are_thinned_to_means() -> None:
+    assert thin(np.arange(6.0), 3).tolist() == [0.5, 2.5, 4.5]
+    assert thin(np.arange(3.0), 9).tolist() == [0, 1, 2]
+
+
+def test_nothing_is_drawn_of_nothing(tmp_path: Path) -> None:
+    assert draw_curves(tmp_path, 10) is None
+
+
+def wm(*args: str) -> int:
+    try:
+        return cli.main(list(args))
+    except SystemExit as stop:
+        assert isinstance(stop.code, int)
+        return stop.code
+
+
+def test_the_command_reads_the_file_and_its_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(running, "train", lambda asked, **kwargs: seen.append((asked, kwargs)))
+    project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert wm("train") == 0
+    assert (
+        wm("train", "--allow-degraded", "--training.total_steps", "5", "--architecture.hidden=7", "--config", ".") == 0
+    )
+    (plain, first), (changed, second) = seen
+    assert plain == load_project(tmp_path) and first == {"allow_degraded": False}
+    assert second == {"allow_degraded": True}
+    assert changed.training["total_steps"] == 5 and changed.architecture == {"hidden": 7}
+
+
+def test_wrong_settings_are_an_error_and_wrong_flags_exit_with_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert wm("train") == 1
+    assert capsys.readouterr().err.startswith("wm train: wm.toml does not exist; `wm init FOLDER --env ID` writes one")
+    (tmp_path / "wm.toml").write_text(TINY + "colour = 3\n")
+    assert wm("train", "--training.batch_size", "0") == 1
+    err = capsys.readouterr().err
+    assert err.startswith("wm train: wm.toml: 2 things are wrong\n  --training.batch_size: training.batch_size must be")
+    assert "line 20: controller.colour is unknown; there are horizon, iterations, kind" in err
+    assert wm("train", "--training.batch_sise", "3") == 2
+    assert "did you mean --training.batch_size?" in capsys.readouterr().err
+    assert wm("train", "--verify.mode", "proof") == 2
+
+
+def test_ctrl_c_exits_with_2_and_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(self: Improvement) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Improvement, "learn", stop)
+    project(tmp_path)
+    assert wm("train", "--config", str(tmp_path)) == 2
+    err = capsys.readouterr().err
+    assert "saved: " in err and err.endswith("wm train: interrupted; the same command goes on from what was done\n")
+
+
+def test_an_environment_that_is_not_here_is_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project(tmp_path)
+    assert wm("train", "--config", str(tmp_path), "--environment", "CartPol-v1") == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "the nearest are CartPole-v1" in err
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch, done: tuple[Project, dict[str, Any], str]) -> Path:
+    """The folder of the trained project, its verification made small."""
+    monkeypatch.chdir(done[0].root)
+    (done[0].root / "wm.toml").write_text(TINY + "[verify]\nepisodes = 1\nproof_episodes = 2\n")
+    return done[0].root
+
+
+def test_verify_takes_up_the_projects_model_and_settings(judged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = wm("verify", "--procs", "1", "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert found["model"] == str(judged / "outputs" / "model") and found["mode"] == "quick" and found["episodes"] == 4
+    assert status == (command.VERIFIED if found["verified"] else command.NOT_VERIFIED)
+    assert not (judged / "outputs" / "evidence").exists()
+
+
+def test_proof_leaves_evidence_that_verify_reads(judged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = wm("verify", "--target", "outputs/model", "--mode", "proof", "--procs", "1")
+    out, err = capsys.readouterr()
+    assert "return gap" in out and "evidence: outputs/evidence\n" in err
+    assert wm("verify", "--target", "outputs/evidence") == status
+    assert capsys.readouterr().out == out
+    (judged / "outputs" / "evidence" / "report.txt").write_text("verified!")
+    assert wm("verify", "--target", "outputs/evidence") == 3
+    assert "report.txt has been changed" in capsys.readouterr().err
+    assert wm("verify", "--evidence-bundle", "elsewhere", "--procs", "1") == status
+    assert (judged / "elsewhere" / "manifest.json").is_file()
+
+
+def test_a_verdict_an_error_and_wrong_flags_have_codes_of_their_own(
+    judged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert wm("verify", "--target", "nowhere") == 3
+    assert "model must be a directory" in capsys.readouterr().err
+    assert wm("verify", "--target", "outputs/model", "--mode", "demo") == 2
+    assert wm("verify", "--targett", "outputs/model") == 2
+    assert wm("verify", "--mode", "quick", "--proof-episodes", "5") == 3
+    assert "proof_episodes are of --mode proof, got --mode quick" in capsys.readouterr().err
+    data = judged / "outputs" / "model" / "README.md"
+    before = data.read_text()
+    data.write_text("changed")
+    assert wm("verify", "--target", "outputs/model") == 1
+    assert "FAIL artifact" in capsys.readouterr().out
+    data.write_text(before)
