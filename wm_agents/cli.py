@@ -5,10 +5,13 @@ Nothing heavy is imported before there is a command to run, so `wm --help` stays
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import sys
 from difflib import get_close_matches
 from importlib import import_module
+from io import TextIOWrapper
 
 GROUPS = {
     "a project": {
@@ -56,6 +59,9 @@ CLEAR = (ValueError, OSError, RuntimeError, ArithmeticError)
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 is success, 1 a clear error on one line, 2 an interruption or wrong flags."""
     args = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # A terminal that knows ASCII alone gets a ? for what is not.
     if not args or args[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -75,13 +81,17 @@ def main(argv: list[str] | None = None) -> int:
         flags = [flag for flag in flags if flag != "--debug"]
         if name in TOOLS:
             status = import_module(TOOLS[name]).main(flags, f"wm {name}")
+            sys.stdout.flush()
             return status
         import_module("wm_agents.commands").run(name, flags)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         then = "goes on from what was done" if name in RESUMABLE else "starts afresh"
         print(f"wm {name}: interrupted; the same command {then}", file=sys.stderr)
         return EXIT_STOPPED
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return EXIT_ERROR
         if debug:
             raise
         print(f"wm {name}: {describe(error)}", file=sys.stderr)
@@ -107,9 +117,24 @@ def usage() -> str:
 
 def describe(error: Exception) -> str:
     """The error in words."""
-    if isinstance(error, CLEAR) and str(error):
-        return str(error)
-    return f"{type(error).__name__}: {error} (--debug shows where)"
+    text = str(error)
+    if (isinstance(error, CLEAR) and text) or (isinstance(error, ImportError) and "pip install" in text):
+        return text
+    return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout was closed, as by `| head`; what is still to come goes nowhere then."""
+    try:
+        out = sys.stdout.fileno()
+    except OSError:
+        return False
+    ask = select.poll()
+    ask.register(out, 0)
+    if not any(event & select.POLLERR for _, event in ask.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), out)
+    return True
 
 
 if __name__ == "__main__":

@@ -54,10 +54,10 @@ def parse(verb: Verb, args: list[str], prog: str) -> dict[str, Any]:
     told = {param.arg_name: param.description for param in docs.params}
     params = inspect.signature(verb).parameters
     switches = [name for name, param in params.items() if param.default is False]
-    first = {name for name in list(params)[:1] if isinstance(params[name].default, str)}
+    first = [name for name in list(params)[:1] if isinstance(params[name].default, str)]
     for name in first:
         parser.add_argument(name, nargs="?", default=params[name].default, help=told[name])
-    parser.add_function_arguments(verb, as_positional=True, fail_untyped=True, skip=first | set(switches))
+    parser.add_function_arguments(verb, as_positional=True, fail_untyped=True, skip={*first, *switches})
     for name in switches:
         flag = "--json" if name == "as_json" else f"--{name}"
         parser.add_argument(flag, dest=name, action="store_true", help=told[name])
