@@ -173,8 +173,8 @@ def check_gap(real: Score, dreamed: Score, chance: Score) -> Check:
     margin = MARGIN * abs(real.mean - chance.mean)
     ok = abs(gap) + half <= margin
     found = (
-        f"dream {dreamed.mean:.4g} - real {real.mean:.4g} = {gap:.3g} ± {half:.3g}, within ± {margin:.3g} of "
-        f"{'what is earned above random play' if ok else 'random play at most'} ({chance.mean:.4g} at random)"
+        f"dream {dreamed.mean:.4g} - real {real.mean:.4g} = {gap:.3g} ± {half:.3g} (at most ± {margin:.3g}, a quarter of "
+        f"what is earned above random play, {chance.mean:.4g})"
     )
     numbers = {"gap": gap, "half": half, "margin": margin, "real": real.mean, "dream": dreamed.mean}
     return Check("return gap", ok, found, _finite({**numbers, "random": chance.mean}))
