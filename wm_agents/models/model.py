@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import gymnasium as gym
@@ -108,9 +109,22 @@ class Model(nn.Module, ABC):
 
         return save_bare(Path(path), self)
 
+    def push_to_hub(
+        self, repo_id: str, *, token: str | None = None, private: bool = False, commit_message: str | None = None
+    ) -> str:
+        """Upload the model alone to the Hugging Face Hub as `org/name`; the URL of its page comes back.
+
+        A dream that was saved goes up with its starts and policies by `wm_agents.hub.push_to_hub(folder, repo_id)`.
+        """
+        from wm_agents.hub import push_to_hub
+
+        with TemporaryDirectory() as tmp:
+            folder = self.save_pretrained(Path(tmp) / "model")
+            return push_to_hub(folder, repo_id, token=token, private=private, commit_message=commit_message)
+
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str = "cpu") -> Self:
-        """Load a saved model, by directory or by the name of a shipped one, in eval mode.
+        """Load a saved model, by directory, by the name of a shipped one, or as `org/name` on the Hub, in eval mode.
 
         Raises:
             ArtifactError: it is corrupt, foreign or of a newer version.
