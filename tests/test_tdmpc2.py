@@ -14,11 +14,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gymnasium import spaces
-from torch import Tensor
+from torch import Tensor, nn
 
 from policies.mppi import MPPIPolicy
 from wm_agents.data.replay import Batch
 from wm_agents.errors import ConfigurationError
+from wm_agents.frames import to_network
 from wm_agents.models.normed import drop_, mish, simnorm
 from wm_agents.models.tdmpc2 import (
     TDMPC2,
@@ -520,6 +521,26 @@ def test_frames_of_other_sizes_are_resized_and_come_back(shape: tuple[int, ...])
     model = tiny(obs_space=spaces.Box(0, 255, shape, np.uint8))
     latent = model.encode(torch.randint(0, 256, (2, *shape), dtype=torch.uint8))
     assert latent["z"].shape == (2, 16) and model.decode(latent).shape == (2, *shape)
+    for p in model.decoder[-1].parameters():
+        nn.init.zeros_(p)
+    assert (model.decode(latent) == 128).all()  # Zero is grey, to the probe as to the encoder.
+    batch = windows(model)
+    grey = to_network(batch.obs.flatten(0, 1)) - 0.5
+    want = F.interpolate(grey, (64, 64), mode="bilinear", antialias=True).square().mean()
+    torch.testing.assert_close(model.loss(batch).components["probe"], want)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("obs_space", [OBS, FRAMES], ids=["vectors", "frames"])
+def test_it_dreams_in_half_precision(obs_space: gym.Space[Any]) -> None:
+    model = stirred(tiny(obs_space=obs_space)).eval()
+    obs, act = windows(model).obs[:, 0], torch.rand(8, 2)
+    want = model.step(model.encode(obs), act, temperature=0)
+    model.bfloat16()
+    got = model.step(model.encode(obs), act, temperature=0)
+    torch.testing.assert_close(got.latent, want.latent, atol=0.02, rtol=0)
+    assert model.worth(got.latent).shape == (8,) and model.propose(want.latent).isfinite().all()
+    assert model.decode(got.latent).dtype == model.decode(want.latent).dtype == obs.dtype
 
 
 def test_as_published_the_convolution_of_5m_ends_in_the_latent() -> None:

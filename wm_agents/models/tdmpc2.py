@@ -299,7 +299,7 @@ class TDMPC2(Model):
             "reward": over_time(self.two_hot.loss(self.reward(torch.cat([past, act], -1)), batch.rew), rho),
             "value": over_time(self.two_hot.loss(bins, target.expand(len(bins), -1, -1)).mean(0), rho),
         }
-        if self.termination is not None:  # Not by rho: an end is always the last step of a window.
+        if self.termination is not None:  # Not weighed by rho, as published: ends are at the end of windows.
             odds = self.termination(ahead).float()[..., 0]
             parts["termination"] = F.binary_cross_entropy_with_logits(odds, term)
             scales["termination"] = cfg.termination_coef
@@ -383,7 +383,8 @@ class TDMPC2(Model):
         """Observations (B, ...) as the encoder takes them: vectors as they are, frames small and around zero."""
         if self.frames is None:
             return obs.float()
-        return resized(to_network(obs).float(), FRAME, FRAME) - 0.5
+        x = resized(to_network(obs).float(), FRAME, FRAME) - 0.5
+        return x.to(self.encoder[0].weight.dtype)  # type: ignore[arg-type]
 
     def _shown(self, seen: Tensor) -> Tensor:
         """What the probe is to give back."""
