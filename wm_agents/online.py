@@ -101,6 +101,8 @@ class Online:
         self.returns: list[float] = []
         self.log: MetricsLog | None = None
         self._resume()
+        self._since = self._shown = time.perf_counter()
+        self._began = (self._since, self.now.real_steps)
 
     def loop(self) -> None:
         """Play and learn until the real steps are spent."""
@@ -127,15 +129,14 @@ class Online:
 
     def _play(self) -> Iterator[int]:
         """Take steps in all rows while there are any left, and remember the episodes that end; yields the count."""
-        cfg = self.cfg
-        self._clock()
+        cfg, keeps_latents = self.cfg, hasattr(self.learner, "latents")
         with Stream(cfg.spec, cfg.num_envs, self._seeds()) as stream:
             actor = Actor(self.learner, self.model, explore=True, seed=self.now.next_seed)
             seen: list[list[Latent]] = [[] for _ in range(cfg.num_envs)]
             while self.now.real_steps + self._reserve() <= cfg.real_steps:
                 ended = stream.step(self._act(actor, stream))
                 for row, latents in enumerate(seen):
-                    if actor.latent is not None:
+                    if keeps_latents and actor.latent is not None:
                         latents.append({key: leaf[row].half().cpu() for key, leaf in actor.latent.items()})
                 for row, episode in ended:
                     self._remember(episode, seen[row])
@@ -167,7 +168,7 @@ class Online:
     def _remember(self, episode: Episode, latents: list[Latent]) -> None:
         """Keep an episode, with the latents of its frames if the model played it from its start on."""
         known = None
-        if hasattr(self.learner, "latents") and len(latents) == episode.num_steps:
+        if len(latents) == episode.num_steps:
             # Nothing was encoded of the last frame, and no window that begins with it needs its latent.
             known = {key: torch.stack([*(of[key] for of in latents), torch.zeros_like(leaf)])
                      for key, leaf in latents[0].items()}  # fmt: skip
@@ -212,9 +213,8 @@ class Online:
 
     def _clock(self) -> float:
         """Seconds since the last call."""
-        now = time.perf_counter()
-        passed, self._since = now - getattr(self, "_since", now), now
-        return passed
+        before, self._since = self._since, time.perf_counter()
+        return self._since - before
 
     def _log(self, values: Mapping[str, float]) -> None:
         if self.log is not None:
@@ -225,8 +225,6 @@ class Online:
     def _show(self, every_s: float = 15.0) -> None:
         """A line now and then: how far, how well, how long still."""
         at, done, total = time.perf_counter(), self.now.real_steps, self.cfg.real_steps
-        if not hasattr(self, "_shown"):
-            self._shown, self._began = at, (at, done)
         if at - self._shown < every_s:
             return
         self._shown = at
