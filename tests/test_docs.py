@@ -43,8 +43,8 @@ def commands(page: Path) -> Iterator[str]:
     text = page.read_text()
     lines = [line for block in blocks(page, "bash", "sh", "") for line in block.splitlines()]
     lines += [line.strip() for line in FENCE.sub("", text).splitlines() if line.startswith("    ")]
-    for line in (part for line in lines for part in line.split(" && ")):
-        plain = line.split("  #")[0].strip()
+    for part in (part for line in lines for part in line.split(" && ")):
+        plain = part.split("  #")[0].strip()
         if plain.startswith(STARTS) and not PLACEHOLDER.search(plain):
             yield plain
     for found in INLINE.findall(FENCE.sub("", text)):

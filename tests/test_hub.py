@@ -190,7 +190,7 @@ def test_paths_are_not_asked_for_on_the_hub(server: Hub, tmp_path: Path) -> None
 def test_without_the_extra_the_error_names_the_pip_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(hub.HubError, match=r"org/pole is no directory here.*: pip install 'dreams-as-envs\[hub\]'"):
+    with pytest.raises(hub.HubError, match=r"org/pole is no directory here.*: pip install huggingface-hub"):
         load_model("org/pole")
 
 

@@ -40,7 +40,7 @@ def test_all_that_is_required_here_is_there_and_fits(installed: dict[str, str | 
 def test_a_package_that_lacks_or_is_too_old_is_wrong_and_the_hint_installs_it(installed: dict[str, str | None]) -> None:
     installed.update({"gymnasium": "0.29.1", "cma": None})
     checks = found(doctor.look_at_versions)
-    assert checks["gymnasium"] == Check("gymnasium", "wrong", "0.29.1", "pip install 'gymnasium<2,>=1.4'")
+    assert checks["gymnasium"] == Check("gymnasium", "wrong", "0.29.1", "pip install 'gymnasium[atari,box2d]<2,>=1.4'")
     assert checks["cma"].state == "wrong" and checks["cma"].hint == "pip install 'cma>=4.4'"
     assert checks["torch"].state == "ok"
 
@@ -48,7 +48,7 @@ def test_a_package_that_lacks_or_is_too_old_is_wrong_and_the_hint_installs_it(in
 def test_an_extra_is_only_absent(installed: dict[str, str | None]) -> None:
     installed["huggingface-hub"] = None
     hub = found(doctor.look_at_versions)["extra hub"]
-    assert hub == Check("extra hub", "absent", "without huggingface-hub", "pip install 'dreams-as-envs[hub]'")
+    assert hub == Check("extra hub", "absent", "without huggingface-hub", "pip install 'huggingface-hub>=1'")
     installed["huggingface-hub"] = "1.2"
     assert found(doctor.look_at_versions)["extra hub"].state == "ok"
 
@@ -100,7 +100,7 @@ def test_a_changed_model_and_a_full_or_closed_disk_are_wrong(tmp_path: Path, mon
     checks = found(doctor.look_at_files)
     assert checks["good"].state == "ok" and checks["good"].found.endswith("sha256 as listed")
     assert checks["bad"].state == "wrong" and "sha256 expected" in checks["bad"].found
-    assert checks["bad"].hint == "pip install --force-reinstall --no-deps dreams-as-envs"
+    assert checks["bad"].hint == "install this package again, with pip install --force-reinstall --no-deps"
     assert checks["disk"].state == checks["mp4"].state == "ok"
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage(1e9))

@@ -26,7 +26,7 @@ from wm_agents.checkpoint import load_artifact, sha256
 PREFIX = "hf://"
 REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 FILES = ["config.json", "*.safetensors", "README.md"]
-EXTRA = "pip install 'dreams-as-envs[hub]'"
+EXTRA = "pip install huggingface-hub (the extra `hub` of this package)"
 SCORE = re.compile(r"\| real score \| (-?[\d.]+) ± ([\d.]+)")
 """As the cards of trained models have it."""
 

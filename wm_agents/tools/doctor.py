@@ -69,7 +69,7 @@ def look_at_versions() -> Iterator[Check]:
     here = platform.python_version()
     fits = sys.version_info >= OLDEST
     yield Check("Python", "ok" if fits else "wrong", here, "" if fits else f"use {'.'.join(map(str, OLDEST))} or newer")
-    lacking: dict[str, list[str]] = {}
+    lacking: dict[str, list[Requirement]] = {}
     for text in metadata.requires(PACKAGE) or []:
         wanted = Requirement(text)
         extra = next((e for e in metadata.metadata(PACKAGE).get_all("Provides-Extra", []) if _is_for(wanted, e)), None)
@@ -77,13 +77,13 @@ def look_at_versions() -> Iterator[Check]:
         if extra is None:
             yield _required(wanted, found)
         elif found is None or not wanted.specifier.contains(found, prereleases=True):
-            lacking.setdefault(extra, []).append(f"{wanted.name} {found or ''}".strip())
+            lacking.setdefault(extra, []).append(wanted)
         else:
             lacking.setdefault(extra, [])
-    for extra, names in sorted(lacking.items()):
-        hint = f"pip install '{PACKAGE}[{extra}]'" if names else ""
-        found = f"without {', '.join(names)}" if names else "all of it"
-        yield Check(f"extra {extra}", "absent" if names else "ok", found, hint)
+    for extra, wanteds in sorted(lacking.items()):
+        hint = _pip(*wanteds) if wanteds else ""
+        found = f"without {', '.join(wanted.name for wanted in wanteds)}" if wanteds else "all of it"
+        yield Check(f"extra {extra}", "absent" if wanteds else "ok", found, hint)
     for one, other in CLASHES:
         if _version(one) and _version(other):
             hint = f"pip uninstall -y {one} {other} && pip install {other}"
@@ -97,9 +97,13 @@ def _is_for(wanted: Requirement, extra: str) -> bool:
 
 def _required(wanted: Requirement, found: str | None) -> Check:
     if found is None or not wanted.specifier.contains(found, prereleases=True):
-        hint = f"pip install '{wanted.name}{wanted.specifier}'"
-        return Check(wanted.name, "wrong", found or f"not installed, {wanted.specifier} is needed", hint)
+        return Check(wanted.name, "wrong", found or f"not installed, {wanted.specifier} is needed", _pip(wanted))
     return Check(wanted.name, "ok", found)
+
+
+def _pip(*wanted: Requirement) -> str:
+    names = (f"{one.name}[{','.join(sorted(one.extras))}]" if one.extras else one.name for one in wanted)
+    return "pip install " + " ".join(f"'{name}{one.specifier}'" for name, one in zip(names, wanted))
 
 
 def _version(name: str) -> str | None:
@@ -177,7 +181,7 @@ def look_at_files() -> Iterator[Check]:
 
     for path in sorted(STORE.iterdir()):
         if (path / "config.json").is_file():
-            hint = f"pip install --force-reinstall --no-deps {PACKAGE}"
+            hint = "install this package again, with pip install --force-reinstall --no-deps"
             yield _looked(path.name, partial(_model, path), hint)
 
 
