@@ -483,6 +483,13 @@ def test_flags_reach_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen[1].spec == RECIPES["CartPole"].spec and (seen[1].size, seen[1].out) == ("ci", "x")
 
 
+def test_a_family_that_does_not_exist_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        commands.run("improve", ["--family", "dreamer3", "--env", "CartPole-v1"])
+    told = capsys.readouterr().err
+    assert "one of auto, vmc, ensemble, dreamerv3, tdmpc2, got 'dreamer3'; did you mean 'dreamerv3'?" in told
+
+
 @pytest.fixture
 def as_they_are(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.undo()

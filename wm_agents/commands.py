@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from rich.console import Console
 
@@ -18,6 +18,7 @@ from wm_agents.checkpoint import Artifact
 from wm_agents.data.collect import CollectConfig
 from wm_agents.data.collect import collect as collect_episodes
 from wm_agents.demo import run_demo
+from wm_agents.errors import did_you_mean
 from wm_agents.evaluate import dream_horizon
 from wm_agents.evaluate import evaluate as judge
 from wm_agents.evolve import evolve_artifact
@@ -257,6 +258,10 @@ def run(name: str, args: list[str]) -> None:
     parser.add_argument("--config", action="config", help="a TOML file with the same names as the flags")
     if name == "improve":
         task, env, family = (value_of(flag, args) for flag in ("--task", "--env", "--family"))
+        families = (*get_args(get_type_hints(ImproveConfig)["family"]), *LEARNERS)
+        if family is not None and family not in families:
+            hint = did_you_mean(family, families)
+            parser.error(f"--family must be one of {', '.join(families)}, got {family!r}{hint}")
         online = family in LEARNERS
         parser.add_argument("--task", choices=sorted(RECIPES), help="recipe of a shipped dream to start from")
         parser.add_argument("--env", help="any Gymnasium id, or module:Id-v0, with settings to begin with")
