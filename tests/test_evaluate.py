@@ -127,7 +127,9 @@ def test_the_same_call_gives_the_same_json_and_all_of_it(tiny: str, at_home: Non
     first, again = (evaluate(tiny, episodes=3) for _ in range(2))
     assert {key: again[key] for key in again if key != "wall_s"} == {k: v for k, v in first.items() if k != "wall_s"}
     assert json.loads(json.dumps(first)) == first
-    assert list(first) == ["model", "policy", "real", "dream", "protocol", "gap", "frames", "wall_s", "versions"]
+    assert list(first) == [
+        "model", "policy", "real", "dream", "degraded_modes", "protocol", "gap", "frames", "wall_s", "versions",
+    ]  # fmt: skip
     real, dream = first["real"], first["dream"]
     assert list(real) == ["env", "episodes", "seed", "mean", "std", "ci95", "returns"]
     assert (real["env"], real["episodes"], real["seed"]) == ("CarRacing-v3", 3, 1_000_000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import runpy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,13 @@ import wm_envs
 from wm_agents import cli
 from wm_agents.checkpoint import sha256
 from wm_agents.errors import ConfigurationError
+from wm_agents.fidelity.report import fidelity_report
 from wm_agents.improve import Improvement
 from wm_agents.pretrained import cached_model, load_model
 from wm_agents.project import command
 from wm_agents.project import run as running
 from wm_agents.project.curves import draw_curves, thin
-from wm_agents.project.degraded import NO_ENV, RANDOM_DATA
+from wm_agents.project.degraded import NO_ENV, RANDOM_DATA, mark_degraded
 from wm_agents.project.manifest import INCOMPLETE, MEANINGFUL, SMOKE, classify, data_facts
 from wm_agents.project.noise import noise
 from wm_agents.project.plan import online_of, replay_of, rounds_of, spaces_of, spec_of
@@ -286,6 +288,22 @@ def test_no_environment_is_an_error_unless_allowed(tmp_path: Path) -> None:
     online = project(tmp_path, text, online_collection__enabled=True, data__num_steps=600)
     with pytest.raises(Degraded, match="nothing can be collected online: no environment 'Nowhere-v0'"):
         trained(online, allow_degraded=True)
+
+
+def test_every_report_on_a_degraded_model_says_so(
+    done: tuple[Project, dict[str, Any], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(done[0].out / "model", tmp_path / "model")
+    assert wm("evaluate", str(model), "--episodes", "2") == 0
+    assert "DEGRADED" not in capsys.readouterr().out
+    mark_degraded(model, [RANDOM_DATA])
+    assert wm("evaluate", str(model), "--episodes", "2") == 0
+    assert "DEGRADED: random_data" in capsys.readouterr().out
+    assert wm("evaluate", str(model), "--episodes", "2", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["degraded_modes"] == [RANDOM_DATA]
+    result = fidelity_report(str(model), tmp_path / "fidelity", procs=1, quick=True)
+    assert result["degraded_modes"] == [RANDOM_DATA]
+    assert "DEGRADED: random_data. What the dream of" in (tmp_path / "fidelity" / "fidelity.html").read_text()
 
 
 @pytest.mark.parametrize("status", ["running", "done", "interrupted", "failed"])

@@ -150,6 +150,8 @@ def evaluate(model: str, episodes: int = 100, seed: int = EVAL_SEED, procs: int 
         print(f"{where:<6} {score['mean']:.1f} ± {score['std']:.1f} (95 % of the mean: ± {score['ci95']:.1f})")
     print(f"gap    {result['gap']:.1f} over {episodes} episodes, seeds from {seed}; {result['wall_s']} s")
     print(f"protocol: {result['protocol']}")
+    if result.get("degraded_modes"):
+        print(f"DEGRADED: {', '.join(result['degraded_modes'])}: what the model was trained on is not this environment")
 
 
 def fidelity(

@@ -18,6 +18,7 @@ from policies.rollout import EVAL_SEED, returns, rollout
 from wm_agents.checkpoint import Artifact
 from wm_agents.pretrained import cut_off_of, frame_policy, load_model, load_policy, load_starts, real_spec
 from wm_agents.progress import Bar
+from wm_agents.project.degraded import degraded_of
 from wm_agents.runlog import versions
 from wm_envs.dream import DreamVectorEnv
 from wm_envs.real import make_real
@@ -151,6 +152,7 @@ def evaluate(
         "policy": policy.about()["kind"],
         "real": {"env": spec.id, "episodes": episodes, "seed": seed, **real.to_dict()},
         "dream": {"episodes": dreamed, "seed": seed, **how, **dream.to_dict()},
+        "degraded_modes": degraded_of(artifact),
         "protocol": task.protocol if task else "the environment's own, seen as config.json says",
         "gap": round(dream.mean - real.mean, 3),
         "frames": real.frames,

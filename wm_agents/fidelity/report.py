@@ -23,6 +23,7 @@ from wm_agents.fidelity.subject import subject_of
 from wm_agents.fidelity.training import find_run, read_history, told_history
 from wm_agents.hardware import describe
 from wm_agents.pretrained import cached_model, load_model, real_spec
+from wm_agents.project.degraded import degraded_of
 from wm_agents.runlog import versions
 
 PAGE, DATA = "fidelity.html", "fidelity.json"
@@ -78,6 +79,7 @@ def fidelity_report(
     facts = {
         "model": model,
         "env": spec.id,
+        "degraded_modes": degraded_of(artifact),
         "config": asdict(cfg),
         "wall_s": round(time.perf_counter() - began, 1),
         "versions": versions(),
@@ -95,8 +97,9 @@ def write_report(found: Fidelity, out: Path, facts: dict[str, Any]) -> dict[str,
     verdicts = {part.key: part.verdict for part in parts}
     result: dict[str, Any] = plain({**facts, "verdicts": verdicts, **found._asdict()})
     title = f"Fidelity of {facts['model']}"
+    degraded = f"DEGRADED: {', '.join(facts['degraded_modes'])}. " if facts.get("degraded_modes") else ""
     about = (
-        f"What the dream of {facts['env']} says against what came, in {found.real_episodes} real episodes "
+        f"{degraded}What the dream of {facts['env']} says against what came, in {found.real_episodes} real episodes "
         f"({found.real_steps:,} steps) on seeds that no training has used."
     )
     write_text(out / PAGE, render(title, about, parts, _lines(facts)))
