@@ -288,7 +288,7 @@ def test_it_sees_and_draws_frames_vectors_and_choices(space: gym.Space[Any]) -> 
     with torch.no_grad():
         drawn = model.decode(model.encode(obs[:, 0])).numpy()
     assert drawn.shape == (2, *space.shape) and drawn.dtype == space.dtype
-    assert all(space.contains(one) for one in drawn)
+    assert all(space.contains(np.asarray(one)) for one in drawn)
 
 
 def test_vectors_come_back_through_symexp_within_their_bounds() -> None:

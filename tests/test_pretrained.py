@@ -189,8 +189,8 @@ def test_dreams_take_their_horizon_and_temperature_from_the_model(tmp_path: Path
 
 
 def test_unknown_models_are_named_with_those_there_are() -> None:
-    with pytest.raises(FileNotFoundError, match=r"config.json or one of \[.*Dream-CarRacing-v0.*got 'no/such'"):
-        model_path("no/such")
+    with pytest.raises(FileNotFoundError, match=r"config.json or one of \[.*Dream-CarRacing-v0.*got 'no-such'"):
+        model_path("no-such")
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)

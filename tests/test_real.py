@@ -302,7 +302,7 @@ def test_the_fields_of_the_games_are_seen_whole(name: str) -> None:
     assert (screen[top:bottom, left:right] != ground).any() and (obs.astype(int) - ground > 10).any()
     walls = [screen[top - 1, left:right], screen[bottom:, left:right]]  # What lies outside does not move.
     assert (walls[0] == walls[0][0]).all()
-    assert env.action_space.n == (3 if name == "Pong" else 4)
+    assert env.action_space.n == 3
 
 
 def test_the_ale_that_is_not_there_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
