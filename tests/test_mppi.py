@@ -219,12 +219,16 @@ def test_choices_keep_a_chance_as_in_numpy() -> None:
 
 
 def test_the_policy_acts_in_the_environments_own_units_and_is_saved_as_its_settings() -> None:
-    model = Flat(act_space=spaces.Box(-3, 1, (1,), np.float32))
+    model = Flat(act_space=spaces.Box(-3, 5, (1,), np.float32))
     policy = MPPIPolicy(MPPI(model, QUICK))
     policy.reset(2, seed=0)
     acts = [policy.act(np.zeros((2, 2), np.float32)) for _ in range(2)]
     assert acts[0].shape == (2, 1) and acts[0].dtype == np.float32
-    np.testing.assert_allclose(acts[0], 1.0, atol=0.1)
+    np.testing.assert_allclose(acts[0], 5.0, atol=0.4)
+    rng, here = seeded(), model.latent_of(torch.zeros(2, 2))
+    first = policy.planner.plan(here, generator=rng)
+    second = policy.planner.plan(here, first.guess, generator=rng)  # Each begins from the last.
+    np.testing.assert_allclose(acts, [1 + 4 * plan.act for plan in (first, second)], atol=1e-6)
     again = MPPIPolicy.from_tensors(model, policy.tensors(), policy.about())
     again.reset(2, seed=0)
     np.testing.assert_array_equal([again.act(np.zeros((2, 2), np.float32)) for _ in range(2)], acts)

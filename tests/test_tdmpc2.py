@@ -406,6 +406,18 @@ def test_its_dream_can_be_seen(learned: TDMPC2) -> None:
 
 
 @torch.no_grad()
+def test_the_probe_speaks_in_symlog() -> None:
+    model = tiny()
+    model.decoder[-1].weight.zero_()
+    model.decoder[-1].bias.copy_(torch.tensor([np.log(5), -np.log(3), 9.0]))
+    got = model.decode(model.initial(2))
+    torch.testing.assert_close(got, torch.tensor([[4.0, -2.0, 5.0]] * 2))  # The last one is held to its bound.
+    batch = replace(windows(model), obs=got[:1].expand(4, 3).repeat(8, 1, 1))
+    want = (9 - np.log(6)) ** 2 / 3
+    assert float(model.loss(batch).components["probe"]) == pytest.approx(want, rel=1e-5)
+
+
+@torch.no_grad()
 def test_it_plans_towards_what_pays(learned: TDMPC2) -> None:
     latent = learned.encode(line().obs[:2, 0])
     act = learned.act(latent, explore=False, generator=torch.Generator().manual_seed(0))
