@@ -279,6 +279,13 @@ def test_other_settings_are_not_resumed(tmp_path: Path) -> None:
         train(tmp_path, FAST.replace(learning_rate=0.5))
 
 
+@pytest.mark.parametrize("scheduler", ["linear", "cosine", "onecycle"])
+def test_a_schedule_is_not_stretched_by_a_resume(tmp_path: Path, scheduler: str) -> None:
+    train(tmp_path, FAST.replace(scheduler=scheduler))
+    with pytest.raises(ValueError, match="cannot resume .*: total_steps was 12, is 16"):
+        train(tmp_path, FAST.replace(scheduler=scheduler, total_steps=16))
+
+
 def test_a_run_of_other_names_is_refused_in_words(tmp_path: Path) -> None:
     trainer, _ = train(tmp_path)
     with safe_open(tmp_path / "last.safetensors", "pt") as file:
@@ -313,8 +320,13 @@ def test_training_in_parts_equals_training_at_once(tmp_path: Path, scheduler: st
     trainer = Trainer(parts, cfg, run_dir=tmp_path / "parts")
     assert trainer.train(batches(cfg), num_steps=5) is parts and trainer.update == 5
     trainer.train(batches(cfg), num_steps=4)
-    trainer.train(batches(cfg))
-    assert trainer.update == 12
+    assert trainer.update == 9
+    # The weights that training goes on with, and not the average that the model was left with.
+    path = trainer.save_checkpoint(tmp_path / "nine.safetensors")
+    other = Trainer(Toy(), cfg, run_dir=tmp_path / "other")
+    other.load_checkpoint(path)
+    parts = other.train(batches(cfg))
+    assert other.update == 12
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters()))
 
 
@@ -766,6 +778,7 @@ class Reader(nn.Module):
 
     def loss(self, batch: Batch) -> LossOutput:
         self.seen.append(batch)
+        assert self.training == torch.is_grad_enabled()
         loss = self.layer(batch.rew[..., None]).square().mean()
         return LossOutput(loss, {"part": loss / 2}, {})
 
@@ -809,6 +822,9 @@ def test_evaluations_of_a_buffer_repeat_and_are_none_of_the_batches_of_training(
     trainer.train(buffer)
     assert len(looked) == 3 and not looked & {float(batch.rew.sum()) for batch in model.seen}
     assert trainer.evaluate(buffer)["loss"] < first["loss"] and model.training
+    trainer.model.eval()
+    trainer.evaluate(buffer)
+    assert not model.training
     with pytest.raises(ValueError, match="num_batches must be at least 1, got 0"):
         trainer.evaluate(buffer, 0)
 
