@@ -251,6 +251,9 @@ def test_what_does_not_fit_the_environment_is_told_before_any_work(tmp_path: Pat
         trained(project(tmp_path, data__env_kwargs={"pixels": True}))
     with pytest.raises(UnknownEnv, match="the nearest are Echo-v0"):
         trained(project(tmp_path, environment="toy_env:Eco-v0"))
+    endless = TINY.replace("max_episode_steps = 12\n", "")
+    with pytest.raises(ConfigurationError, match=r"sets no limit to its episodes; say max_episode_steps in \[data\]"):
+        trained(project(tmp_path, endless))
     assert not (tmp_path / "outputs").exists()
 
 

@@ -106,6 +106,8 @@ def test_what_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         write_project(tmp_path / "my", "CartPole-v1", "ensemble:defualt")
     with pytest.raises(ConfigurationError, match="model must be a preset, family:size"):
         write_project(tmp_path / "my", "CartPole-v1", "mine")
+    with pytest.raises(ValueError, match="an ensemble needs a Box of vectors"):
+        write_project(tmp_path / "my", "CarRacing-v3", "ensemble:default")
 
     def full(*args: object) -> str:
         raise OSError(28, "No space left on device")
@@ -129,12 +131,18 @@ def test_the_command_writes_and_says_what_is_next(
     assert load_project("my").model == "vmc:ci"
 
 
-def test_in_a_pipe_nothing_is_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+class Screen(io.StringIO):
+    """A terminal to write to."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_in_a_pipe_nothing_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("CartPole-v1\n"))
+    monkeypatch.setattr(sys, "stderr", screen := Screen())
     assert wm("init", str(tmp_path / "my")) == 1
-    assert capsys.readouterr().err == "wm init: which environment? Give --env ID, such as --env CartPole-v1\n"
+    assert screen.getvalue() == "wm init: which environment? Give --env ID, such as --env CartPole-v1\n"
     assert not (tmp_path / "my").exists()
 
 

@@ -25,7 +25,7 @@ from wm_agents.errors import ConfigurationError
 from wm_agents.improve import STAGES, Improvement
 from wm_agents.improve import _check as check_rounds
 from wm_agents.online import Online
-from wm_agents.online_recipe import OnlineConfig
+from wm_agents.online_recipe import OnlineConfig, episode_limit
 from wm_agents.pretrained import load_model, load_policy
 from wm_agents.project.curves import draw_curves
 from wm_agents.project.degraded import MEANING, NO_ENV, RANDOM_DATA, mark_degraded
@@ -80,6 +80,10 @@ def train(project: Project, *, allow_degraded: bool = False, console: Console | 
         sys.path.append(str(project.root))  # An environment of one's own may lie beside wm.toml.
     ground = find_ground(project, allow_degraded)
     spaces = spaces_of(project, ground.spec)
+    if ground.spec is not None and episode_limit(ground.spec) is None:
+        raise ConfigurationError(
+            f"{project.environment} sets no limit to its episodes; say max_episode_steps in [data]"
+        )
     model = model_of(project, spaces)  # What does not fit is told before any work is done.
     # The whole of the model's settings: a key that is said for the first time is a change too.
     settings = flatten({**project.to_dict(), "architecture": model.cfg.to_dict()})

@@ -6,9 +6,11 @@ from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from wm_agents.errors import ConfigurationError
-from wm_agents.families import config_class, resolve
-from wm_agents.online_recipe import LEARNERS, online_recipe
+from wm_agents.families import build, config_class, resolve
+from wm_agents.online_recipe import online_recipe
 from wm_agents.project.schema import ACTS
 from wm_agents.recipe import RECIPES, ImproveConfig, recipe_for
 from wm_agents.space import action_type_of
@@ -59,9 +61,11 @@ def usual(environment: str, model: str | None, name: str) -> Values:
     quick = QUICK.get(environment, {}) if family == "ensemble" else {}
     for section in {**more, **quick}:
         values[section] = {**values.get(section, {}), **more.get(section, {}), **quick.get(section, {})}
+    cfg = config_class(family).from_size(str(size)).fitting(obs_space)
     if family == "vmc":
-        usual_model = config_class(family).from_size(str(size)).fitting(obs_space).to_dict()
-        values["architecture"] |= {k: v for k, v in _own(recipe, size).items() if v != usual_model[k]}
+        values["architecture"] |= {k: v for k, v in _own(recipe).items() if v != cfg.to_dict()[k]}
+    with torch.device("meta"):  # Made of nothing: whether it fits what the environment shows.
+        build(family, cfg, obs_space, act_space)
     return values
 
 
@@ -71,7 +75,7 @@ def recipe_of(environment: str) -> ImproveConfig:
     return next(known, None) or recipe_for(environment)
 
 
-def _own(recipe: ImproveConfig, size: str | None) -> Values:
+def _own(recipe: ImproveConfig) -> Values:
     """What the recipe's model has otherwise than its own size."""
     mine = recipe.model.to_dict()
     return {k: v for k, v in mine.items() if v != type(recipe.model)().to_dict()[k]}
@@ -96,7 +100,6 @@ def _rounds(family: str, recipe: ImproveConfig) -> Values:
 
 def _online(family: str, environment: str, spec: RealSpec) -> Values:
     cfg = online_recipe(family, environment, spec)
-    assert family in LEARNERS
     return {
         "training": {
             "batch_size": cfg.batch_size,
