@@ -86,18 +86,19 @@ class NormSiLU(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, _NormSiLU.apply(x, self.weight, self.eps))  # type: ignore[no-untyped-call]
+        if x.numel() > CHUNK and x.device.type == "cpu":
+            return cast(Tensor, _NormSiLU.apply(x, self.weight, self.eps))  # type: ignore[no-untyped-call]
+        unit = F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps)
+        return F.silu(unit).to(x.dtype)
 
 
 class _NormSiLU(torch.autograd.Function):
-    """In float32 whatever x is, some rows at a time, so that what is between x and the result stays in the cache."""
+    """The same for more than a CPU's cache holds in float32: some rows at a time, and nothing kept but x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
-        if x.numel() <= CHUNK:
-            return F.silu(_unit(x.float(), eps)[0].mul_(weight), inplace=True).to(x.dtype)
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
         for part, to in zip(_chunks(x), _chunks(out), strict=True):
             to.copy_(F.silu(_unit(part.float(), eps)[0].mul_(weight), inplace=True))
@@ -106,14 +107,14 @@ class _NormSiLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
-        if x.numel() <= CHUNK:
-            grad_x, grad_weight = _norm_silu_backward(grads[0], x, weight, ctx.eps)
-            return grad_x.to(x.dtype), grad_weight.flatten(0, -2).sum(0), None
         out, total = torch.empty_like(x, memory_format=torch.contiguous_format), torch.zeros_like(weight)
-        for grad, part, to in zip(_chunks(grads[0]), _chunks(x), _chunks(out), strict=True):
-            grad_x, grad_weight = _norm_silu_backward(grad, part, weight, ctx.eps)
-            to.copy_(grad_x)
-            total += grad_weight.sum(0)
+        for after, part, to in zip(_chunks(grads[0]), _chunks(x), _chunks(out), strict=True):
+            unit, inverse = _unit(part.float(), ctx.eps)
+            grad = torch.ops.aten.silu_backward(after.float(), unit * weight)
+            total += (grad * unit).sum(0)
+            grad = grad.mul_(weight)
+            along = (grad * unit).mean(-1, keepdim=True)
+            to.copy_(grad.sub_(unit.mul_(along)).mul_(inverse))
         return out, total, None
 
 
@@ -130,16 +131,6 @@ def _unit(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     inverse = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
     return x * inverse, inverse
-
-
-def _norm_silu_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Gradients of x and, row by row, of the weight."""
-    unit, inverse = _unit(x.float(), eps)
-    grad = torch.ops.aten.silu_backward(grad.float(), unit * weight)
-    grad_weight = grad * unit
-    grad = grad.mul_(weight)
-    along = (grad * unit).mean(-1, keepdim=True)
-    return grad.sub_(unit.mul_(along)).mul_(inverse), grad_weight
 
 
 class Layer(nn.Module):
