@@ -13,6 +13,7 @@ from wm_agents import cli
 from wm_agents.factory import get_config
 from wm_agents.families import config_class
 from wm_agents.project.schema import SECTIONS
+from wm_agents.tools import config
 from wm_agents.tools.config import meanings_of
 from wm_agents.tools.json_schema import project_schema, section_schema, type_schema
 from wm_agents.training.config import TrainingConfig
@@ -74,6 +75,14 @@ def test_differences_are_told_and_exit_with_1(project: Path, capsys: pytest.Capt
     }  # fmt: skip
     assert wm("diff", "vmc:ci", "ensemble:ci") == 1
     assert "members" in capsys.readouterr().out
+
+
+def test_a_setting_that_only_one_has_is_a_difference(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(config, "read", lambda name: ({"a": None} if name == "one" else {}, {}))
+    assert wm("diff", "one", "other") == 1
+    assert "null" in capsys.readouterr().out
 
 
 def test_a_right_file_is_valid_and_a_wrong_one_is_told_by_line(
