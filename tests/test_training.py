@@ -457,6 +457,14 @@ def test_plateau_lowers_the_rate(patience: int, min_lr: float, values: list[floa
     assert plateau(cfg, values).param_groups[0]["lr"] == pytest.approx(expected)
 
 
+def test_plateau_does_not_look_while_the_rate_still_rises() -> None:
+    optimizer = make_optimizer(FAST, [nn.Parameter(torch.zeros(1))])
+    rate = LearningRate(FAST.replace(scheduler="plateau", plateau_patience=0, warmup_steps=5), optimizer)
+    for step, value, expected in ((3, 1.0, 1.0), (4, 2.0, 1.0), (6, 3.0, 1.0), (7, 4.0, 0.5)):
+        rate.after_validation(step, value)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected * FAST.learning_rate)
+
+
 def test_plateau_acts_at_validations(tmp_path: Path) -> None:
     cfg = FAST.replace(scheduler="plateau", plateau_patience=0, plateau_factor=0.1, learning_rate=0.1)
     trainer, _ = train(tmp_path, cfg, validate=scripted([1.0, 2.0, 0.5]))

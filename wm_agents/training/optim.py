@@ -49,8 +49,8 @@ class LearningRate:
         """Set the rates that step number `step` (from 0) is taken with."""
         warming = step < self.cfg.warmup_steps
         shaped = self.cfg.scheduler in ("linear", "cosine")
-        if warming or shaped or step == self.cfg.warmup_steps > 0:
-            factor = (step + 1) / self.cfg.warmup_steps if warming else self._shape(step) if shaped else 1.0
+        if warming or shaped:
+            factor = (step + 1) / self.cfg.warmup_steps if warming else self._shape(step)
             for group, peak in zip(self.optimizer.param_groups, self.peaks):
                 group["lr"] = peak * factor
 
