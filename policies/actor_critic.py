@@ -224,7 +224,7 @@ class ActorCritic(nn.Module):
     def dream(self, model: WorldModel, start: Latent, cont: Tensor) -> Dream:
         """Imagine from latents (N, ...), from which the episode goes on by the chance `cont` (N,)."""
         kind = cont.device.type
-        # Autocast would keep weights that it has seen here, without gradients, for the losses that follow.
+        # Older torch keeps weights that autocast met here, without gradients, for the losses too (pytorch #112583).
         with torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False):
             ahead = imagine(model, start, self._draw, self.cfg.horizon)
             feats = torch.stack([model.feat(latent) for latent in ahead.latents])

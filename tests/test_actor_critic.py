@@ -23,6 +23,7 @@ from policies.actor_critic import (
     ReturnScale,
 )
 from wm_agents.checkpoint import load_artifact, save_artifact
+from wm_agents.pretrained import POLICIES
 from wm_agents.training.laprop import LaProp
 from wm_envs.world_model import RowStreams
 
@@ -105,10 +106,11 @@ def random_dream(steps: int = 5, num: int = 4, feat_dim: int = 3) -> Dream:
 
 def test_a_dream_is_judged_by_the_equations() -> None:
     """Hafner et al. 2023, eq. 6 to 11, step by step and row by row."""
-    cfg = ActorCriticConfig(units=16, layers=1, entropy=0.1)
+    cfg = ActorCriticConfig(units=16, layers=1, entropy=0.1, return_rate=1.0)
     agent, dream = stirred(ActorCritic(cfg, CHOICE, 3)), random_dream()
     judged = agent.judge(dream)
     scale = float(agent.eval().scale(judged.returns))
+    assert scale > 2
     value, slow = agent.critic.value(dream.feats).detach(), agent.slow.value(dream.feats)
     logits = agent.critic(dream.feats).detach()
     chances = agent.actor(dream.feats).logits.detach().softmax(-1)
@@ -182,7 +184,7 @@ def test_the_slow_critic_follows_by_a_fiftieth() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_weight_learns_under_autocast(dtype: torch.dtype) -> None:
-    """Weights that autocast first meets in a dream, where nothing has a gradient, must not be kept that way."""
+    """Weights that autocast first meets in a dream have no gradient there; torch before 2.10 kept them that way."""
     agent, model = stirred(ActorCritic(SMALL, CHOICE, 2)), Toy(act_space=CHOICE)
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         judged = agent.judge(agent.dream(model, model.initial(8), torch.ones(8)))
@@ -234,7 +236,7 @@ def test_a_policy_that_was_saved_acts_the_same(space: spaces.Space, tmp_path: Pa
         p.add_(0.3 * torch.randn_like(p))
     save_artifact(tmp_path / "a", {}, {"w": torch.zeros(1)}, {}, "# a\n", {"actor": (policy.tensors(), policy.about())})
     tensors, about = load_artifact(tmp_path / "a").policies["actor"]
-    loaded = ActorPolicy.from_tensors(space, tensors, about)
+    loaded = POLICIES["actor"](Toy(act_space=space), tensors, about)
     feat = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
     acts = policy.act(feat)
     np.testing.assert_array_equal(loaded.act(feat), acts)

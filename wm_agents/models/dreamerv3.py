@@ -230,7 +230,7 @@ class DreamerV3(Model):
         """Latents of frame 0: as stored, or, where none was, of the frame seen without a past."""
         rows = len(batch.rew)
         first = torch.ones(1, rows, dtype=torch.bool, device=tokens.device)
-        # Not under no_grad: autocast would keep weights without gradients for the rest of the loss.
+        # Not under no_grad: older torch would have autocast keep weights without gradients (pytorch #112583).
         fresh = self.rssm.observe(self.initial(rows), tokens, tokens.new_zeros(1, rows, self.actions), first)
         latent = {"deter": fresh.deter[0].detach(), "stoch": fresh.stoch[0].detach()}
         if batch.latent is None:
@@ -510,7 +510,8 @@ class _PixelLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, drawn: Tensor, target: Tensor) -> Tensor:
         losses, slopes = [], torch.empty_like(drawn)
-        for x, y, slope in zip(drawn.split(64), target.split(64), slopes.split(64), strict=True):
+        rows = 64 if drawn.device.type == "cpu" else len(drawn)
+        for x, y, slope in zip(drawn.split(rows), target.split(rows), slopes.split(rows), strict=True):
             pixel = torch.sigmoid(x.float())
             error = pixel - (y / 255 if y.dtype == torch.uint8 else y)
             losses.append(error.square().sum((1, 2, 3)))
