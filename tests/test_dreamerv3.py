@@ -399,6 +399,28 @@ def test_gradients_of_the_behaviour_go_where_they_should(part: str) -> None:
     assert not some("behaviour.slow") and not some("model.rew") and not some("model.cont")
 
 
+def test_dreams_begin_at_every_frame_and_the_critic_is_told_what_followed_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent, told = learner(), []
+    batch = draw_batch(agent.model)
+    dream, replay = agent.behaviour.dream, agent.behaviour.judge_replay
+    monkeypatch.setattr(agent.behaviour, "dream", lambda *args: told.append(args) or dream(*args))
+    monkeypatch.setattr(agent.behaviour, "judge_replay", lambda *args: told.append(args) or replay(*args))
+    torch.manual_seed(0)
+    out = agent.loss(batch)
+    (_, start, cont), (feat, rew, term, last, boot) = told
+    assert agent.latents is not None
+    for key, leaf in agent.latents.items():
+        torch.testing.assert_close(start[key].unflatten(0, (T, B)), leaf.transpose(0, 1))
+    torch.testing.assert_close(feat.detach(), agent.model.feat(agent.latents).transpose(0, 1))
+    torch.testing.assert_close(cont, agent.model.continues(feat.detach()).detach().flatten())
+    torch.testing.assert_close((rew, term, last), (batch.rew.t(), batch.term.t(), batch.last[:, 1:].t()))
+    assert boot.shape == (T, B) and not boot.requires_grad
+    weights = {"dyn": 1.0, "rep": 0.1, "repval": 0.3}
+    parts = {name: weights.get(name, 1.0) * float(part.detach()) for name, part in out.components.items()}
+    assert parts.keys() == {"rec", "rew", "con", "dyn", "rep", "policy", "value", "repval"}
+    assert float(out.loss.detach()) == pytest.approx(sum(parts.values()), rel=1e-5)
+
+
 def test_the_models_loss_alone_reaches_all_of_the_model_and_no_behaviour() -> None:
     agent = learner(FRAME)
     agent.model.loss(draw_batch(agent.model)).loss.backward()

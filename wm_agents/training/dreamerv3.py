@@ -48,7 +48,7 @@ class DreamerLearner(nn.Module):
         feat = self.model.feat(post).transpose(0, 1)  # (T, B, F)
         steps, rows = feat.shape[:2]
         start = {key: leaf.transpose(0, 1).flatten(0, 1) for key, leaf in self.latents.items()}
-        cont = self.model.continues(feat.detach()).detach().flatten()
+        cont = self.model.continues(self.model.feat(start)).detach()
         judged = self.behaviour.judge(self.behaviour.dream(self.model, start, cont))
         boot = judged.returns[0].view(steps, rows)
         last = batch.last[:, 1:].t()
