@@ -21,6 +21,7 @@ from wm_agents.evaluate import Score
 from wm_agents.fidelity.contender import contenders
 from wm_agents.models.ensemble import Ensemble, EnsembleConfig, Moves
 from wm_agents.pretrained import load_model, load_starts, save_model
+from wm_agents.project import verify as verifying
 from wm_agents.project.check import Check, check_gap, check_repeats, expect, try_out, welch95
 from wm_agents.project.degraded import NO_ENV, RANDOM_DATA, mark_degraded
 from wm_agents.project.evidence import EvidenceError, is_evidence, read_evidence, write_evidence
@@ -51,6 +52,14 @@ class Generous(Toy):
     def step(self, *args, **kwargs):
         out = super().step(*args, **kwargs)
         return out._replace(rew=out.rew + 0.5)
+
+
+class Stingy(Toy):
+    """Pays 0.5 too little at every step."""
+
+    def step(self, *args, **kwargs):
+        out = super().step(*args, **kwargs)
+        return out._replace(rew=out.rew - 0.5)
 
 
 class Promising(Toy):
@@ -114,6 +123,7 @@ def test_a_model_that_knows_its_world_passes_every_check(held_out: list[Episode]
     [
         (Backwards(end=END), {"rewards", "return over 15 steps"}),
         (Generous(end=END), {"rewards", "return over 15 steps"}),
+        (Stingy(end=END), {"rewards", "return over 15 steps"}),
         (Promising(end=END), {"return over 15 steps"}),
         (Endless(end=END), {"ends"}),
         (Fearful(end=END), {"ends"}),
@@ -136,6 +146,17 @@ def test_a_model_below_the_last_frame_but_not_below_an_untrained_one_fails(held_
     checks = judge(subject(EXACT), EXACT, held_out)  # type: ignore[arg-type]
     assert [check.ok for check in checks[:3]] == [False] * 3
     assert "error 0; the last frame's" in checks[0].found
+
+
+def test_a_model_below_an_untrained_one_but_not_below_the_last_frame_fails(held_out: list[Episode]) -> None:
+    class Wild(Toy):
+        def step(self, latent, act, **kwargs):
+            return super().step(latent, 30 * act, **kwargs)
+
+    checks = judge(subject(Fast(end=END)), Wild(end=END), held_out)[:3]  # type: ignore[arg-type]
+    assert [check.ok for check in checks] == [False] * 3
+    for check in checks:
+        assert check.numbers is not None and check.numbers["error"] < check.numbers["untrained"]
 
 
 def test_a_reward_that_never_changes_must_be_told(held_out: list[Episode]) -> None:
@@ -249,6 +270,13 @@ def test_a_model_that_was_learned_is_verified(line: Path) -> None:
     lines = report(found).splitlines()
     assert len(lines) == len(found.checks) + 1 and all(text.startswith("  ok ") for text in lines[:-1])
     assert lines[-1].startswith(f"{line}: verified (quick), on 20 held-out episodes of Line-v0 (")
+
+
+def test_what_could_not_be_judged_is_not_verified(line: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verifying, "judge", lambda *args: [Check("rewards", None, "too short")])
+    found = verified(line, episodes=1)
+    assert not found.verified and not [check for check in found.checks if check.ok is False]
+    assert "  -    rewards   too short" in report(found)
 
 
 def test_a_model_that_hallucinates_reward_is_not_verified(line: Path, tmp_path: Path) -> None:

@@ -140,7 +140,8 @@ def verify(
     )
     print(json.dumps(verification.to_dict()) if as_json else judging.report(verification))
     if evidence_bundle or verification.mode == "proof":
-        bundle = Path(evidence_bundle or Path(where).parent / "evidence")
+        beside = Path(where).parent if Path(where).is_dir() else Path()
+        bundle = Path(evidence_bundle or beside / "evidence")
         evidence.write_evidence(verification, bundle)
         print(f"evidence: {bundle}", file=sys.stderr)
     return VERIFIED if verification.verified else NOT_VERIFIED
