@@ -34,6 +34,7 @@ from wm_agents.training.callbacks import (
 )
 from wm_agents.training.config import CHOICES
 from wm_agents.training.data import create_random_buffer
+from wm_agents.training.feed import make_feed
 from wm_agents.training.optim import LearningRate, make_optimizer
 from wm_agents.training.trainer import _fast_math
 
@@ -763,6 +764,11 @@ def test_a_killed_run_goes_on_with_the_batch_that_is_due(tmp_path: Path, kind: s
     with pytest.raises(KeyboardInterrupt):
         fed(tmp_path / "killed", data_of(kind), callbacks=(KillAt(7),))
     assert fed(tmp_path / "killed", data_of(kind), resume=True) == whole[4:]
+
+
+def test_a_list_of_batches_is_gone_through_again_from_its_start() -> None:
+    feed = make_feed([10, 20, 30], FAST)
+    assert [feed(i) for i in (0, 1, 0, 2, 3, 1)] == [10, 20, 10, 30, 10, 20]
 
 
 def test_data_that_cannot_be_used_is_refused_in_words(tmp_path: Path) -> None:
