@@ -1,6 +1,6 @@
 """What is light stays light: `import wm_envs`, `wm --help`, and everything that needs no torch.
 
-Times are of the processor, the best of three runs, so that a busy machine does not fail them.
+Times are of the processor, the best of up to three runs, so that a busy machine does not fail them.
 """
 
 from __future__ import annotations
@@ -37,10 +37,16 @@ def run(code: str) -> tuple[float, set[str]]:
     ],
 )
 def test_it_takes_no_longer_and_loads_nothing_heavy(code: str, limit: float) -> None:
-    runs = [run(code) for _ in range(3)]
-    assert set().union(*(loaded for _, loaded in runs)) == set()
-    assert min(seconds for seconds, _ in runs) < limit
+    seconds = []
+    for _ in range(3):
+        took, loaded = run(code)
+        assert loaded == set()
+        seconds.append(took)
+        if took < limit:
+            return
+    pytest.fail(f"{code!r} takes {min(seconds):.2f} s, more than {limit} s")
 
 
-def test_heavy_modules_are_seen() -> None:
-    assert run("import h5py")[1] == {"h5py"}
+def test_heavy_modules_and_long_times_are_seen() -> None:
+    seconds, loaded = run("import h5py, time\nend = time.process_time() + 0.2\nwhile time.process_time() < end: pass")
+    assert loaded == {"h5py"} and seconds > 0.2
