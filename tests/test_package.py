@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 from configparser import ConfigParser
 from pathlib import Path
@@ -31,6 +32,30 @@ def test_the_installed_metadata_agrees() -> None:
         ("console_scripts", "wm", "wm_agents.cli:main"),
         ("gymnasium.envs", "__root__", "wm_envs:register_envs"),
     }
+
+
+LATER = {
+    "typing": {"Self", "Never", "assert_never", "assert_type", "LiteralString", "Unpack", "TypeVarTuple", "NotRequired",
+               "Required", "reveal_type", "override", "TypeIs"},
+    "enum": {"StrEnum"}, "datetime": {"UTC"}, "itertools": {"batched"}, "contextlib": {"chdir"},
+}  # fmt: skip
+"""Names that came after Python 3.10, the oldest that setup.cfg promises."""
+
+
+def test_nothing_needs_a_newer_python_than_is_promised() -> None:
+    assert setup_cfg()["options"]["python_requires"] == ">=3.10"
+    files = [
+        file for package in ("wm_envs", "policies", "wm_agents", "scripts") for file in (ROOT / package).rglob("*.py")
+    ]
+    wrong = []
+    for file in files:
+        tree = ast.parse(file.read_text(), feature_version=(3, 10))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module in LATER:
+                wrong += [f"{file.relative_to(ROOT)}: {a.name}" for a in node.names if a.name in LATER[node.module]]
+            elif isinstance(node, getattr(ast, "TryStar", ())):
+                wrong.append(f"{file.relative_to(ROOT)}: except*")
+    assert wrong == []
 
 
 def setup_cfg() -> ConfigParser:

@@ -101,7 +101,7 @@ def test_a_changed_model_and_a_full_or_closed_disk_are_wrong(tmp_path: Path, mon
     assert checks["good"].state == "ok" and checks["good"].found.endswith("sha256 as listed")
     assert checks["bad"].state == "wrong" and "sha256 expected" in checks["bad"].found
     assert checks["bad"].hint == "install this package again, with pip install --force-reinstall --no-deps"
-    assert checks["disk"].state == checks["mp4"].state == "ok"
+    assert checks["disk"].state == checks["ffmpeg"].state == "ok"
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage(1e9))
     disk = found(doctor.look_at_files)["disk"]

@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import gymnasium as gym
+from typing_extensions import Self  # Comes with torch; `typing` has it from Python 3.11 on.
 
 from wm_agents.atomic import write_json
 from wm_agents.errors import ConfigurationError, check_names, did_you_mean

@@ -174,7 +174,7 @@ def _play(env_id: str) -> str:
 
 def look_at_files() -> Iterator[Check]:
     """Films, disk, the right to write, windows, and the models that ship."""
-    yield _looked("mp4", _film, "pip install --force-reinstall imageio-ffmpeg opencv-python-headless")
+    yield _looked("ffmpeg", _film, "pip install --force-reinstall imageio-ffmpeg opencv-python-headless")
     yield _looked("disk", _disk, "make room, or work in another folder")
     yield _looked("display", _display, "films take the place of windows", "absent")
     from wm_agents.pretrained import STORE
