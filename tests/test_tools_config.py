@@ -73,6 +73,11 @@ def test_differences_are_told_and_exit_with_1(project: Path, capsys: pytest.Capt
     assert json.loads(capsys.readouterr().out) == {
         "training.total_steps": [123, 321], "training.batch_size": [default, 7], "project_name": [project.name, "b"],
     }  # fmt: skip
+    assert wm("diff", "wm.toml", "dreamerv3:ci") == 0  # Of a preset, only the model can be compared.
+    (project / "wm.toml").write_text(TOML + "[architecture]\nhidden_dim = 5\n")
+    capsys.readouterr()
+    assert wm("diff", "dreamerv3:ci", "wm.toml", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["hidden_dim"][1] == 5
     assert wm("diff", "vmc:ci", "ensemble:ci") == 1
     assert "members" in capsys.readouterr().out
 

@@ -43,7 +43,7 @@ def show(name: str = FILE, as_json: bool = False) -> None:
 
 
 def diff(one: str, other: str, as_json: bool = False) -> int:
-    """Show where two configurations differ; exits with 1 if they do.
+    """Show where two configurations differ; exits with 1 if they do. Of a wm.toml, a preset is compared with the model.
 
     Args:
         one: a preset, a saved model, or a wm.toml or its folder.
@@ -51,6 +51,8 @@ def diff(one: str, other: str, as_json: bool = False) -> int:
         as_json: one JSON object on stdout, by setting, with both values.
     """
     (left, _), (right, _) = read(one), read(other)
+    if is_project(one) != is_project(other):
+        left, right = _model_of(left), _model_of(right)
     differing = {
         key: [left.get(key), right.get(key)]
         for key in [*left, *(key for key in right if key not in left)]
@@ -94,20 +96,30 @@ def read(name: str) -> tuple[dict[str, Any], dict[str, str]]:
     Raises:
         ConfigurationError: it names nothing, or what it names is wrong.
     """
-    path = Path(name)
-    if path.suffix == ".toml" or (path / FILE).is_file():
-        project = load_project(path)
+    if is_project(name):
+        project = load_project(name)
         kinds: dict[str, type] = {**SECTIONS, "training": TrainingConfig, "architecture": config_class(project.family)}
         values = project.to_dict()
         size: WorldModelConfig = kinds["architecture"].from_size(project.size)  # type: ignore[attr-defined]
         values["architecture"] = {**size.to_dict(), **values["architecture"]}
         values["training"] = {**TrainingConfig().to_dict(), **values["training"]}
         meanings = {f"{part}.{key}": text for part, kind in kinds.items() for key, text in meanings_of(kind).items()}
-        return _flat(values), meanings
+        return _flat({**values, "family": project.family}), meanings
     from wm_agents.factory import get_config
 
     cfg = get_config(name)
     return {"family": cfg.family, **cfg.to_dict()}, meanings_of(type(cfg))
+
+
+def is_project(name: str) -> bool:
+    """Whether `name` is a wm.toml, or a folder that holds one."""
+    return Path(name).suffix == ".toml" or (Path(name) / FILE).is_file()
+
+
+def _model_of(values: dict[str, Any]) -> dict[str, Any]:
+    """The family and the model's own settings of a project; of anything else, all there is."""
+    inner = {key.partition(".")[2]: value for key, value in values.items() if key.startswith("architecture.")}
+    return {"family": values["family"], **inner} if inner else values
 
 
 def meanings_of(kind: type) -> dict[str, str]:
