@@ -225,6 +225,15 @@ def test_updates_follow_the_ratio(tmp_path: Path, num_envs: int) -> None:
     assert all(batch.rew.shape == (4, 2) for batch in learner.batches)
 
 
+def test_a_run_follows_from_its_seed(tmp_path: Path) -> None:
+    first, again, other = (
+        trained(tmp_path / name, replace(CFG, seed=seed)) for name, seed in (("a", 3), ("b", 3), ("c", 4))
+    )
+    seen = [[batch.rew for batch in training.learner.batches] for training in (first, again, other)]  # type: ignore[attr-defined]
+    assert all(torch.equal(a, b) for a, b in zip(seen[0], seen[1], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(seen[0], seen[2]))
+
+
 def test_seeds_of_collection_and_of_evaluation_are_kept_apart(tmp_path: Path) -> None:
     trained(tmp_path)
     low = [seed for seed in Watched.resets if seed < 900_000]

@@ -109,7 +109,7 @@ class Online:
         if self.now.done:
             return
         began = time.perf_counter() - self.now.wall_s
-        self.log = MetricsLog(self.run.path, keep_until=self.now.real_steps)
+        self.log = MetricsLog(self.run.path)
         try:
             with self.trainer.running():
                 for _ in self._play():
