@@ -280,8 +280,7 @@ class ActorCritic(nn.Module):
     def _critic_loss(self, logits: Tensor, feat: Tensor, returns: Tensor) -> Tensor:
         with torch.no_grad():
             slow = self.slow.value(feat)
-        bins, log_probs = self.critic.bins, logits.log_softmax(-1)
-        return bins.nll(log_probs, returns) + self.cfg.slow_weight * bins.nll(log_probs, slow)
+        return self.critic.bins.loss(logits, returns, slow, self.cfg.slow_weight)
 
     def _draw(self, feat: Tensor) -> Tensor:
         dist: Choice | BoundedNormal = self.actor(feat)

@@ -68,16 +68,18 @@ class TwoHot(nn.Module):
         hot = torch.zeros(*target.shape, self.num, device=target.device)
         return hot.scatter(-1, below[..., None], 1 - share[..., None]).scatter(-1, above[..., None], share[..., None])
 
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy of logits (..., num) against numbers (...), which get no gradient; (...)."""
-        return self.nll(logits.float().log_softmax(-1), target)
+    def loss(self, logits: Tensor, target: Tensor, also: Tensor | None = None, weight: float = 1.0) -> Tensor:
+        """Cross-entropy of logits (..., num) against numbers (...), which get no gradient; (...).
 
-    def nll(self, log_probs: Tensor, target: Tensor) -> Tensor:
-        """`loss` from log-probabilities, for more than one target."""
+        `also` are second targets, whose cross-entropy is added `weight` times.
+        """
         below, above, share = self.shares(target)
-        return -torch.lerp(
-            log_probs.gather(-1, below[..., None])[..., 0], log_probs.gather(-1, above[..., None])[..., 0], share
-        )
+        index, parts = [below, above], [1 - share, share]
+        if also is not None:
+            below, above, share = self.shares(also)
+            index, parts = [*index, below, above], [*parts, weight * (1 - share), weight * share]
+        picked = logits.float().log_softmax(-1).gather(-1, torch.stack(index, -1))
+        return -(picked * torch.stack(parts, -1)).sum(-1)
 
 
 def mixed(logits: Tensor, unimix: float = 0.01, dim: int = -1) -> Tensor:

@@ -69,6 +69,12 @@ def test_the_loss_is_the_cross_entropy_of_the_shares() -> None:
     np.testing.assert_allclose(hot.loss(torch.from_numpy(logits), torch.from_numpy(NUMBERS)), want, rtol=1e-4)
 
 
+def test_a_second_target_counts_by_its_weight() -> None:
+    hot, logits = TwoHot(), torch.randn(4, 255, generator=torch.manual_seed(0))
+    one, two = torch.tensor([1.0, -5.0, 0.0, 3e4]), torch.tensor([2.0, 2.0, -0.5, 1e9])
+    torch.testing.assert_close(hot.loss(logits, one, two, 0.3), hot.loss(logits, one) + 0.3 * hot.loss(logits, two))
+
+
 def test_even_chances_expect_zero_to_the_bit() -> None:
     hot = TwoHot()
     assert (hot.mean(torch.zeros(7, 255)) == 0).all() and (hot.mean(torch.full((3, 255), 1.7)) == 0).all()
