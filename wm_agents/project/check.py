@@ -173,7 +173,7 @@ def check_gap(real: Score, dreamed: Score, chance: Score) -> Check:
     margin = MARGIN * abs(real.mean - chance.mean)
     ok = abs(gap) + half <= margin
     gaps = f"dream {dreamed.mean:.4g} - real {real.mean:.4g} = {gap:.3g} ± {half:.3g}"
-    found = f"{gaps} (at most ± {margin:.3g}, a quarter of what is earned above random play, {chance.mean:.4g})"
+    found = f"{gaps} (within ± {margin:.3g}: a quarter of what it earns above random play's {chance.mean:.4g})"
     numbers = {"gap": gap, "half": half, "margin": margin, "real": real.mean, "dream": dreamed.mean}
     return Check("return gap", ok, found, _finite({**numbers, "random": chance.mean}))
 
