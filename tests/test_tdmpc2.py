@@ -179,6 +179,21 @@ def test_a_choice_has_the_entropy_of_its_chances() -> None:
     torch.testing.assert_close(drawn.scaled_entropy, drawn.entropy)
 
 
+@pytest.mark.parametrize(("act_space", "coef"), [(BOX, 1e-4), (spaces.Discrete(3), 1e-2)], ids=str)
+def test_the_policy_raises_its_value_and_its_entropy(act_space: gym.Space[Any], coef: float) -> None:
+    model = stirred(tiny(act_space)).eval()
+    model.value_scale.fill_(4.0)
+    torch.manual_seed(0)
+    zs, rho = torch.rand(5, 4, 16), 0.5 ** torch.arange(4)
+    torch.manual_seed(1)
+    loss, _ = model._policy_loss(zs, rho)
+    torch.manual_seed(1)
+    drawn = model._policy(zs)
+    q = model._expected_q(model.qs, zs, drawn.act, model._pair()).mean(0)
+    gain = (coef * drawn.scaled_entropy + q / 4).detach().numpy()
+    assert loss.item() == pytest.approx(-sum(gain[:, t].mean() * 0.5**t for t in range(4)) / 4, rel=1e-4)
+
+
 @torch.no_grad()
 def promise(model: TDMPC2, values: list[float]) -> None:
     """Make slow Q k say values[k] everywhere."""
@@ -571,16 +586,17 @@ def test_every_field_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
             return super().__getattribute__(name)
 
     values = {f.name: getattr(TINY, f.name) for f in fields(TINY)}
-    for obs_space in (OBS, FRAMES):
+    for obs_space, act_space in ((OBS, BOX), (FRAMES, spaces.Discrete(3))):
         cfg = Listening(**values)
         read.clear()
-        model = TDMPC2(cfg, obs_space, BOX)
+        model = TDMPC2(cfg, obs_space, act_space)
         model.loss(windows(model))
         model.after_update()
         model.param_groups(1e-3)
         model.act({"z": torch.rand(1, 16)}, explore=True)
         unread = {f.name for f in fields(TINY)} - read
-        assert unread <= ({"num_channels"} if obs_space is OBS else {"enc_dim", "num_hidden_layers"})
+        vectors, frames = {"num_channels", "choice_entropy_coef"}, {"enc_dim", "num_hidden_layers", "entropy_coef"}
+        assert unread <= (vectors if obs_space is OBS else frames | {"log_std_min", "log_std_max"})
 
 
 @pytest.mark.parametrize(

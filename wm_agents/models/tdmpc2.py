@@ -84,6 +84,9 @@ class TDMPC2Config(WorldModelConfig):
     value_coef: float = 0.1
     termination_coef: float = 1.0
     entropy_coef: float = 1e-4
+    """Of a Box, as published."""
+    choice_entropy_coef: float = 1e-2
+    """Of choices: less, and the first differences of a Q, which are noise, make the policy take one choice for good."""
     log_std_min: float = -10.0
     log_std_max: float = 2.0
     tau: float = 0.01
@@ -336,7 +339,8 @@ class TDMPC2(Model):
         if self.training:
             low, high = torch.quantile(q.detach()[:, 0], torch.tensor([0.05, 0.95], device=q.device))
             self.value_scale.lerp_((high - low).clamp(min=1.0), self.cfg.tau)
-        loss = over_time(-(self.cfg.entropy_coef * drawn.scaled_entropy + q / self.value_scale), rho)
+        coef = self.cfg.choice_entropy_coef if self.choices else self.cfg.entropy_coef
+        loss = over_time(-(coef * drawn.scaled_entropy + q / self.value_scale), rho)
         metrics = {"entropy": drawn.entropy.mean(), "q": q.mean(), "value_scale": self.value_scale.clone()}
         return loss, {name: value.detach() for name, value in metrics.items()}
 
