@@ -167,7 +167,7 @@ class Counting:
         assert first is not None
         before = torch.zeros(len(obs), 2) if latent is None else latent["n"] * ~first[:, None]
         led = torch.zeros(len(obs), 1) if act is None else act * ~first[:, None]
-        return {"n": before + torch.cat([torch.ones(len(obs), 1), led], 1)}
+        return {"n": before + torch.cat([torch.ones(len(obs), 1), led], 1), "t": obs[:, 0]}
 
     def step(self, latent: Latent, act: Tensor, *, temperature: float = 1.0, generator: Any = None) -> Step:
         ends = torch.zeros(len(act), dtype=torch.bool) if self.draws else None
@@ -412,6 +412,8 @@ def test_starts_are_latents_of_real_moments_with_their_past(monkeypatch: pytest.
     assert torch.equal(banks["begin"]["n"], torch.tensor([[1.0, 0.0]]).expand(400, -1))
     counts = banks["anywhere"]["n"][:, 0]
     assert counts.min() == 1 and counts.max() == min(12, burn_in + 1)
+    assert not banks["begin"]["t"].any()  # Echo counts its frames.
+    assert torch.equal(counts, banks["anywhere"]["t"].clamp(max=burn_in) + 1)
     again = starts.make_starts(Counting(), remembered(), 400, np.random.default_rng(0))  # type: ignore[arg-type]
     assert torch.equal(banks["anywhere"]["n"], again["anywhere"]["n"])
 

@@ -55,9 +55,11 @@ def _planner(learner: Any) -> Controller:
 LEARNERS = {
     "dreamerv3": LearnerKind(
         _dreamer, _actor, ("size1m", "size12m"),
-        {"batch_size": 16, "length": 64, "ratio": 512.0, "optimizer": "laprop", "learning_rate": 4e-5,
-         "grad_clip": None, "warmup_steps": 1000, "real_steps": 20_000, "prefill": 500},
-        {"ratio": 128.0, "real_steps": 100_000, "prefill": 2000},
+        # The authors' rate and warm-up, kept for pixels, are for millions of steps.
+        {"batch_size": 16, "length": 32, "ratio": 256.0, "optimizer": "laprop", "learning_rate": 3e-4,
+         "grad_clip": None, "warmup_steps": 100, "real_steps": 20_000, "prefill": 500},
+        {"length": 64, "ratio": 128.0, "learning_rate": 4e-5, "warmup_steps": 1000, "real_steps": 100_000,
+         "prefill": 2000},
     ),
     "tdmpc2": LearnerKind(
         lambda model: cast(Learner, model), _planner, ("1m", "5m"),
