@@ -25,6 +25,7 @@ from wm_agents.checkpoint import sha256
 from wm_agents.errors import ConfigurationError
 from wm_agents.fidelity.report import fidelity_report
 from wm_agents.improve import Improvement
+from wm_agents.online_recipe import LEARNERS
 from wm_agents.pretrained import cached_model, load_model
 from wm_agents.project import command
 from wm_agents.project import run as running
@@ -385,7 +386,11 @@ def test_a_plan_of_online_steps_is_the_recipe_with_what_is_said(tmp_path: Path) 
 def test_learning_from_a_buffer_goes_by_the_familys_own_settings(tmp_path: Path) -> None:
     text = ACTING.format(model="dreamerv3:ci", length=9, more="total_steps = 4")
     cfg = replay_of(project(tmp_path, text))
-    assert (cfg.optimizer, cfg.learning_rate, cfg.warmup_steps) == ("laprop", 4e-5, 1000)
+    facts = LEARNERS["dreamerv3"]
+    assert (cfg.optimizer, cfg.learning_rate) == ("laprop", facts.defaults["learning_rate"])
+    assert cfg.warmup_steps == facts.defaults["warmup_steps"]
+    pixels = replay_of(project(tmp_path, text, data__size=64))
+    assert pixels.learning_rate == facts.pixels["learning_rate"] != cfg.learning_rate
     assert (cfg.total_steps, cfg.sequence_length, cfg.batch_size) == (4, 9, 4)
 
 

@@ -139,7 +139,8 @@ def replay_of(project: Project) -> TrainingConfig:
     """How a model learns from a replay buffer that is full already."""
     base = TrainingConfig(total_steps=1000)
     if project.family in ACTS:
-        facts = LEARNERS[project.family].defaults
+        kind = LEARNERS[project.family]
+        facts = kind.defaults | (kind.pixels if project.data.size is not None else {})
         names = {"batch_size": "batch_size", "length": "sequence_length", "learning_rate": "learning_rate",
                  "optimizer": "optimizer", "grad_clip": "grad_clip", "warmup_steps": "warmup_steps"}  # fmt: skip
         base = base.replace(**{names[name]: value for name, value in facts.items() if name in names})
