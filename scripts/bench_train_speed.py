@@ -58,6 +58,8 @@ from wm_envs.action import act_dim
 
 WINDOW = 64
 """Steps that M sees at a time."""
+BATCH = {"dreamerv3": (16, 64), "tdmpc2": (256, 3)}
+"""Windows, and their steps, as published."""
 EPISODES = 200
 PLAN = " plan"
 """Ends the name of what is planned with."""
@@ -107,10 +109,9 @@ def make_part(name: str, device: str) -> Part:
     if isinstance(model, Ensemble):
         return make_ensemble_part(model)
     facts = LEARNERS[family]
-    learner, rows = facts.learner(model), facts.defaults["batch_size"]
-    batch = make_batch(model.obs_space, model.act_space, rows, facts.defaults["length"]).to(find_device(device))
+    batch = make_batch(model.obs_space, model.act_space, *BATCH[family]).to(find_device(device))
     names = ("optimizer", "learning_rate", "grad_clip", "warmup_steps")
-    return Part(learner, None, lambda i: batch, {name: facts.defaults[name] for name in names})  # type: ignore[arg-type]
+    return Part(facts.learner(model), None, lambda i: batch, {name: facts.defaults[name] for name in names})  # type: ignore[arg-type]
 
 
 def part_of_vmc(name: str) -> tuple[bool, str]:
@@ -270,7 +271,7 @@ def describe_job(name: str, device: str, threads: int) -> tuple[Job, int]:
     family, _, size = name.removesuffix(PLAN).partition(":")
     if family == "ensemble":
         return job, DYNAMICS.batch_size
-    rows, length = LEARNERS[family].defaults["batch_size"], LEARNERS[family].defaults["length"]
+    rows, length = BATCH[family]
     obs_space, act_space = spaces_of(family)
     shape, sizes = obs_space.shape or (), config_class(family).from_size(size).to_dict()
     job = job._replace(sizes=sizes, batch=rows, length=length, obs_shape=shape, actions=act_dim(act_space))

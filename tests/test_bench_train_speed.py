@@ -36,9 +36,7 @@ for line in sys.stdin:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches that take no time."""
-    for kind in bench.LEARNERS.values():
-        monkeypatch.setitem(kind.defaults, "batch_size", 2)
-        monkeypatch.setitem(kind.defaults, "length", 3)
+    monkeypatch.setattr(bench, "BATCH", dict.fromkeys(bench.BATCH, (2, 3)))
 
 
 def contender(tmp_path: Path, by: str, ms: float, code: str = WORKER) -> contest.Contender:
