@@ -437,6 +437,13 @@ def test_ppo_that_was_killed_before_a_look_looks_again_and_goes_on(tmp_path: Pat
     assert (again.number, again.mean) == (3, last.mean)
 
 
+def test_ppo_leaves_no_folder_of_logs_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SB3_LOGDIR", str(tmp_path / "logs"))
+    cfg = PPOConfig(iterations=1, envs=4, steps=8, batch_size=16, net=(4,))
+    ppo_in_dream(Toy(), toy_starts(), cfg, state=tmp_path / "ppo.safetensors", horizon=5)
+    assert not (tmp_path / "logs").exists()
+
+
 def test_whitening_is_of_the_first_dreams_and_kept(tmp_path: Path) -> None:
     toy, starts = Toy(), toy_starts()
     cfg = PPOConfig(iterations=1, envs=4, steps=8, batch_size=16, net=(4,), activation="relu", whiten=True)

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from stable_baselines3 import PPO
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecMonitor
 from torch import Tensor, nn
 
@@ -121,7 +122,9 @@ def _make(cfg: PPOConfig, envs: DreamVectorEnv, feats: Tensor) -> PPO:
         scale = {"mean": feats.mean(0), "std": feats.std(0) + LEAST_STD}
         net |= {"features_extractor_class": Whitened, "features_extractor_kwargs": scale}
     kwargs = {names.get(name, name): value for name, value in values.items()}
-    return PPO("MlpPolicy", VecMonitor(DreamVecEnv(envs)), policy_kwargs=net, device="cpu", **kwargs)
+    learner = PPO("MlpPolicy", VecMonitor(DreamVecEnv(envs)), policy_kwargs=net, device="cpu", **kwargs)
+    learner.set_logger(Logger(folder=None, output_formats=[]))  # Else each learn() leaves a folder in /tmp.
+    return learner
 
 
 def _mean_return(learner: PPO) -> float:
