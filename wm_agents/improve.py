@@ -317,7 +317,7 @@ def improve(cfg: ImproveConfig, console: Console | None = None, on_check: OnChec
         on_check: looks at the controller every `cfg.check_every` generations, and may end the run.
     """
     console = console or Console(stderr=True)
-    _check(cfg)
+    check_training(cfg)
     settings = cfg.to_dict()
     seeds = {"collect": cfg.seed, "judge": JUDGE_SEED}
     with start_run(cfg.out, settings, seeds, may_change=set(settings) - FIXED) as run:
@@ -326,7 +326,7 @@ def improve(cfg: ImproveConfig, console: Console | None = None, on_check: OnChec
         return improvement.finish()
 
 
-def _check(cfg: ImproveConfig) -> None:
+def check_training(cfg: ImproveConfig) -> None:
     """Find what cannot work before any work is done."""
     check_spec(cfg.spec)
     env = make_real(cfg.spec)

@@ -212,7 +212,7 @@ def record(
     """
     if resync_every is not None and resync_every < 1:
         raise ValueError(f"resync_every must be at least 1 step, or None, got {resync_every}")
-    with closing(_envs(spec, rendered=not is_image(model.obs_space))) as envs:
+    with closing(one_env(spec, rendered=not is_image(model.obs_space))) as envs:
         how: dict[str, Any] = {"resync_every": resync_every, "temperature": temperature, "cut_off": cut_off}
         pairs = real_and_dream(envs, model, controller, seed=seed, drawing=spec.id, **how)
         speed = envs.metadata["render_fps"] if fps is None else fps
@@ -225,13 +225,13 @@ def record_real(path: Path, spec: RealSpec, policy: Policy, *, seed: int) -> int
     Args:
         policy: on real observations, such as `pretrained.frame_policy` gives.
     """
-    with closing(_envs(spec, rendered=True)) as envs:
+    with closing(one_env(spec, rendered=True)) as envs:
         moments = real_alone(envs, policy, seed=seed, drawing=spec.id)
         frames = (_panel(frame, f"real {earned:.0f}") for frame, earned in moments)
         return write_video(path, frames, envs.metadata["render_fps"])
 
 
-def _envs(spec: RealSpec, rendered: bool) -> SyncVectorEnv:
+def one_env(spec: RealSpec, rendered: bool) -> SyncVectorEnv:
     """The real environment as a vector of one row, with its own rendering where that is asked for and can be had."""
     mode = "rgb_array" if rendered and _can_render(spec) else None
     return SyncVectorEnv([partial(make_real, spec, mode)], autoreset_mode=AutoresetMode.DISABLED)

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from wm_agents.pretrained import load_model, load_policy, real_spec
-from wm_agents.video import Frame, _envs, compose, real_and_dream, write_video
+from wm_agents.video import Frame, compose, one_env, real_and_dream, write_video
 from wm_envs.real import is_image
 from wm_envs.window import Window
 
@@ -44,7 +44,7 @@ class _Show:
     def __init__(self, model: Path) -> None:
         self.model, self.artifact = load_model(model)
         self.spec = real_spec(self.artifact)
-        self.envs = _envs(self.spec, rendered=not is_image(self.model.obs_space))
+        self.envs = one_env(self.spec, rendered=not is_image(self.model.obs_space))
         self.fps = float(self.envs.metadata["render_fps"])
 
     def frames(self, seed: int) -> Iterator[Frame]:

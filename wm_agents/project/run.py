@@ -22,8 +22,7 @@ from rich.console import Console
 
 from wm_agents.data.dataset import Dataset
 from wm_agents.errors import ConfigurationError
-from wm_agents.improve import STAGES, Improvement
-from wm_agents.improve import _check as check_rounds
+from wm_agents.improve import STAGES, Improvement, check_training
 from wm_agents.online import Online
 from wm_agents.online_recipe import OnlineConfig, episode_limit
 from wm_agents.pretrained import load_model, load_policy
@@ -147,7 +146,7 @@ def make_plan(project: Project, ground: Ground, spaces: Spaces) -> Plan:
     if project.family in ACTS:
         return online_of(project)
     cfg = rounds_of(project, spaces)
-    check_rounds(cfg)
+    check_training(cfg)
     return cfg
 
 
