@@ -189,6 +189,7 @@ class Online:
                 self.buffer.write_latents(batch.index[:, 1:], latents)
             if trainer.update % cfg.log_every == 0:
                 trainer.log_window(self._clock())
+            self._show()  # The first updates are as many as all random steps have earned.
 
     def _judge(self) -> None:
         """Play without exploring on the seeds kept for choosing; the best weights are kept."""

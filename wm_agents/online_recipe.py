@@ -57,7 +57,7 @@ LEARNERS = {
         _dreamer, _actor, ("size1m", "size12m"),
         # The authors' rate and warm-up, kept for pixels, are for millions of steps.
         {"batch_size": 16, "length": 32, "ratio": 256.0, "optimizer": "laprop", "learning_rate": 3e-4,
-         "grad_clip": None, "warmup_steps": 100, "real_steps": 20_000, "prefill": 500},
+         "grad_clip": None, "warmup_steps": 100, "real_steps": 10_000, "prefill": 500},
         {"length": 64, "ratio": 128.0, "learning_rate": 4e-5, "warmup_steps": 1000, "real_steps": 100_000,
          "prefill": 2000},
     ),
