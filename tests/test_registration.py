@@ -177,6 +177,8 @@ def test_the_page_of_tasks_says_what_the_table_says(name: str) -> None:
     frames = "1 frame" if spec.action_repeat == 1 else f"{spec.action_repeat} frames"
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1] == spec.id and cells[4] == frames
+    if spec.actions is not None:
+        assert cells[3].startswith(f"{len(spec.actions)}: ")
     assert cells[5].startswith(f"{spec.max_episode_steps:,} steps") and cells[6] == f"{task.threshold:g}"
 
 
