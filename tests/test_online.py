@@ -354,7 +354,7 @@ def test_a_killed_run_goes_on_and_counts_what_it_lost(tmp_path: Path, monkeypatc
     assert [ep.seed for ep in Dataset(tmp_path / "data").iter_episodes()] == seeds_of(training.buffer, tmp_path)
     training.loop()
     folder.close()
-    assert training.now.done and 0 <= Watched.steps - training.now.real_steps <= 1
+    assert 0 <= Watched.steps - training.now.real_steps <= 1
     assert training.trainer.update == int(training.now.played * 0.4)
 
 
@@ -378,6 +378,13 @@ def test_a_finished_run_is_only_delivered_again(tmp_path: Path) -> None:
     assert torch.equal(again["c"].policy.weight, first["c"].policy.weight)
     with pytest.raises(ValueError, match="holds another run: config.size was 'ci', is '1m'"):
         run(tmp_path, replace(CFG, size="1m"))
+
+
+def test_a_finished_run_goes_on_when_it_is_given_more_steps(tmp_path: Path) -> None:
+    first = run(tmp_path)["s"]
+    more = run(tmp_path, replace(CFG, real_steps=2 * CFG.real_steps))["s"]
+    assert Watched.steps == more.real_steps > first.real_steps + CFG.real_steps / 2
+    assert more.summary["evaluations"][: len(first.summary["evaluations"])] == first.summary["evaluations"]
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,6 @@ class Standing:
     best: float | None = None
     evaluations: list[dict[str, float]] = field(default_factory=list)
     wall_s: float = 0.0
-    done: bool = False
 
     @property
     def real_steps(self) -> int:
@@ -106,8 +105,6 @@ class Online:
 
     def loop(self) -> None:
         """Play and learn until the real steps are spent."""
-        if self.now.done:
-            return
         began = time.perf_counter() - self.now.wall_s
         self.log = MetricsLog(self.run.path)
         try:
@@ -121,7 +118,7 @@ class Online:
                     if self._due(self.cfg.save_every):
                         self._save()
                 self._judge()
-                self.now.wall_s, self.now.done = time.perf_counter() - began, True
+                self.now.wall_s = time.perf_counter() - began
                 self._save()
         finally:
             self.log.close()
