@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import inspect
 import json
 import os
@@ -71,6 +72,10 @@ def test_help_lists_every_command_once(capsys: pytest.CaptureFixture[str]) -> No
     shown = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in shown if line.startswith("  ")] == list(cli.COMMANDS)
     assert [line for line in shown if line in cli.GROUPS] == list(cli.GROUPS)
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert wm("--version") == 0 and capsys.readouterr().out == f"wm {importlib.metadata.version('dreams-as-envs')}\n"
 
 
 def test_help_is_what_no_command_gets(capsys: pytest.CaptureFixture[str]) -> None:

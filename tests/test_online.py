@@ -24,11 +24,12 @@ from wm_agents.data.dataset import Dataset
 from wm_agents.data.replay import Batch, ReplayBuffer
 from wm_agents.data.stream import Stream
 from wm_agents.online import Online, online
-from wm_agents.online_recipe import LEARNERS, OnlineConfig, episode_limit
+from wm_agents.online_recipe import LEARNERS, OnlineConfig
 from wm_agents.online_recipe import online_recipe as recipe
 from wm_agents.recipe import RECIPES
 from wm_agents.runlog import read_metrics, start_run
 from wm_agents.training.loss import LossOutput
+from wm_envs.real import episode_limit
 from wm_envs.registry import RealSpec
 from wm_envs.world_model import Latent, Step
 
@@ -489,6 +490,7 @@ def test_the_limit_of_an_episode_is_counted_in_the_agents_steps() -> None:
     assert episode_limit(RealSpec("Pendulum-v1")) == 200
     assert episode_limit(RealSpec("Pendulum-v1", action_repeat=3)) == 67
     assert episode_limit(RealSpec("Pendulum-v1", max_episode_steps=50)) == 50
+    assert episode_limit(RealSpec("Pendulum-v1", max_episode_steps=50, action_repeat=4)) == 50
     assert episode_limit(replace(SPEC, max_episode_steps=None)) is None
 
 

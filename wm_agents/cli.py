@@ -11,6 +11,7 @@ import signal
 import sys
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.metadata import version
 from io import TextIOWrapper
 
 GROUPS = {
@@ -65,6 +66,9 @@ def main(argv: list[str] | None = None) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(usage())
         return 0
+    if args[0] == "--version":
+        print(f"wm {version('dreams-as-envs')}")
+        return 0
     name, *flags = args
     if name not in COMMANDS:
         near = get_close_matches(name, COMMANDS, n=1)
@@ -75,6 +79,8 @@ def main(argv: list[str] | None = None) -> int:
         status: int = import_module(APART[name]).main(flags, f"wm {name}")
         return status
     debug = "--debug" in flags
+    if not any(os.environ.get(shown) for shown in ("DISPLAY", "WAYLAND_DISPLAY")):
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # Else SDL complains where pictures are drawn to memory.
     # SIGTERM cleans up and ends as Ctrl-C does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -111,7 +117,7 @@ def usage() -> str:
     return (
         "usage: wm COMMAND [flags]\n\n" + "\n".join(rows) + "\n"
         f"{', '.join(RESUMABLE)}: the same command goes on where it was stopped.\n"
-        "`wm COMMAND --help` lists the command's flags; --debug shows where an error came from."
+        "`wm COMMAND --help` lists the command's flags; --debug shows where an error came from; `wm --version`."
     )
 
 

@@ -21,7 +21,7 @@ from wm_agents.progress import Bar
 from wm_agents.project.degraded import degraded_of
 from wm_agents.runlog import versions
 from wm_envs.dream import DreamVectorEnv
-from wm_envs.real import make_real
+from wm_envs.real import episode_limit
 from wm_envs.registry import RealSpec, task_of
 from wm_envs.world_model import Latent, WorldModel
 
@@ -163,11 +163,5 @@ def evaluate(
 
 def dream_horizon(artifact: Artifact) -> int | None:
     """Steps after which a dream is cut: the artifact's, or else the real environment's own limit."""
-    spec = real_spec(artifact)
-    limit: int | None = artifact.config["horizon"] or spec.max_episode_steps
-    if limit is None:
-        env = make_real(spec)
-        frames = env.spec.max_episode_steps if env.spec is not None else None
-        env.close()
-        limit = None if frames is None else math.ceil(frames / spec.action_repeat)
-    return limit
+    limit: int | None = artifact.config["horizon"]
+    return episode_limit(real_spec(artifact)) if limit is None else limit

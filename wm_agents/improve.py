@@ -45,7 +45,7 @@ from wm_agents.runlog import RunFolder, start_run
 from wm_agents.training.callbacks import Callback, LoggingCallback, ProgressCallback
 from wm_agents.verdict import Candidate, Story, deliver
 from wm_agents.video import record
-from wm_envs.real import check_spec, make_real
+from wm_envs.real import check_spec, episode_limit, make_real
 from wm_envs.world_model import Latent
 
 STAGES = ("collect", "learn", "control", "judge")
@@ -273,7 +273,7 @@ class Improvement:
 
     def _save(self, model: Model, starts: dict[str, Latent], cut_off: float, policy: Controller | None = None) -> None:
         spec, path = self.cfg.spec, self._dir() / "model"
-        horizon = spec.max_episode_steps
+        horizon = episode_limit(spec)
         save_model(path, model, spec, starts, horizon=horizon, cut_off=cut_off, card="", policy=policy)
 
     def _real_steps(self) -> int:
@@ -331,9 +331,8 @@ def check_training(cfg: ImproveConfig) -> None:
     check_spec(cfg.spec)
     env = make_real(cfg.spec)
     model = new_model(cfg, env.observation_space, env.action_space)
-    limit = cfg.spec.max_episode_steps or (env.spec.max_episode_steps if env.spec is not None else None)
     env.close()
-    if limit is None:
+    if episode_limit(cfg.spec) is None:
         raise ValueError(f"{cfg.spec.id} sets no limit to its episodes; give one, --spec.max_episode_steps N")
     doubting = cfg.pessimism > 0 or cfg.max_disagreement is not None
     if doubting and not (isinstance(model, Ensemble) and cfg.ensemble.members > 1):

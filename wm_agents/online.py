@@ -36,7 +36,7 @@ from wm_agents.data.stream import Stream
 from wm_agents.errors import ConfigurationError
 from wm_agents.families import build, config_class
 from wm_agents.models.model import Model
-from wm_agents.online_recipe import LEARNERS, OnlineConfig, episode_limit
+from wm_agents.online_recipe import LEARNERS, OnlineConfig
 from wm_agents.recipe import JUDGE_SEED
 from wm_agents.runlog import MetricsLog, RunFolder, start_run
 from wm_agents.starts import find_cut_off, make_starts
@@ -44,7 +44,7 @@ from wm_agents.training.callbacks import Callback
 from wm_agents.training.trainer import Trainer
 from wm_agents.verdict import Candidate, Story, deliver
 from wm_envs.action import act_dim
-from wm_envs.real import check_spec, make_real
+from wm_envs.real import check_spec, episode_limit, make_real
 from wm_envs.world_model import Latent
 
 Array = NDArray[Any]

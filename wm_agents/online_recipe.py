@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple, cast
 
@@ -15,7 +14,7 @@ from wm_agents.models.model import Model
 from wm_agents.pretrained import Controller
 from wm_agents.recipe import JUDGE_SEED
 from wm_agents.training.config import TrainingConfig
-from wm_envs.real import check_spec, is_picture, make_real, native_space
+from wm_envs.real import check_spec, episode_limit, is_picture, native_space
 from wm_envs.registry import RealSpec
 
 
@@ -196,12 +195,3 @@ def online_recipe(family: str, env_id: str, spec: RealSpec | None = None) -> Onl
         values |= {"overrides": {"episode_length": limit}, "prefill": max(1000, 5 * limit)}
     name = env_id.rpartition(":")[2].replace("/", "-").lower()
     return OnlineConfig(spec, f"runs/{name}-{family}", family, facts.sizes[pixels], **values)  # type: ignore[arg-type]
-
-
-def episode_limit(spec: RealSpec) -> int | None:
-    """Agent steps after which the real environment cuts an episode; None if it never does."""
-    with closing(make_real(spec)) as env:
-        frames = env.spec.max_episode_steps if env.spec is not None else None
-    own = None if frames is None else math.ceil(frames / spec.action_repeat)
-    known = [limit for limit in (own, spec.max_episode_steps) if limit is not None]
-    return min(known, default=None)

@@ -17,6 +17,7 @@ from wm_agents.hardware import describe
 from wm_agents.models.model import Model
 from wm_agents.pretrained import Controller, save_model
 from wm_agents.runlog import provenance
+from wm_envs.real import episode_limit
 from wm_envs.registry import RealSpec
 from wm_envs.world_model import Latent
 
@@ -74,7 +75,7 @@ def deliver(
         candidate.model,
         spec,
         {bank: {k: v[:SHIPPED_STARTS] for k, v in latent.items()} for bank, latent in candidate.starts.items()},
-        horizon=spec.max_episode_steps,
+        horizon=episode_limit(spec),
         cut_off=candidate.cut_off,
         policy=candidate.policy,
         rounds=candidate.rounds,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
+from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -53,6 +56,15 @@ def make_real(spec: RealSpec, render_mode: str | None = None) -> gym.Env[Any, An
     if spec.max_episode_steps is not None:
         env = TimeLimit(env, spec.max_episode_steps)
     return CheckedAction(env)
+
+
+def episode_limit(spec: RealSpec) -> int | None:
+    """Agent steps after which the real environment cuts an episode; None if it never does."""
+    with closing(make_real(replace(spec, max_episode_steps=None))) as env:
+        frames = env.spec.max_episode_steps if env.spec is not None else None
+    own = None if frames is None else math.ceil(frames / spec.action_repeat)
+    known = [limit for limit in (own, spec.max_episode_steps) if limit is not None]
+    return min(known, default=None)
 
 
 def check_spec(spec: RealSpec) -> None:

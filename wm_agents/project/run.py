@@ -24,7 +24,7 @@ from wm_agents.data.dataset import Dataset
 from wm_agents.errors import ConfigurationError
 from wm_agents.improve import STAGES, Improvement, check_training
 from wm_agents.online import Online
-from wm_agents.online_recipe import OnlineConfig, episode_limit
+from wm_agents.online_recipe import OnlineConfig
 from wm_agents.pretrained import load_model, load_policy
 from wm_agents.project.curves import draw_curves
 from wm_agents.project.degraded import MEANING, NO_ENV, RANDOM_DATA, mark_degraded
@@ -37,7 +37,7 @@ from wm_agents.runlog import RunFolder, start_run
 from wm_agents.training.config import TrainingConfig
 from wm_agents.video import record
 from wm_envs.env_id import LackingEnv, UnknownEnv
-from wm_envs.real import make_real
+from wm_envs.real import episode_limit, make_real
 from wm_envs.registry import RealSpec
 
 Plan = TrainingConfig | OnlineConfig | ImproveConfig
