@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -191,6 +192,69 @@ def test_dreams_take_their_horizon_and_temperature_from_the_model(tmp_path: Path
 def test_unknown_models_are_named_with_those_there_are() -> None:
     with pytest.raises(FileNotFoundError, match=r"config.json or one of \[.*Dream-CarRacing-v0.*got 'no-such'"):
         model_path("no-such")
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("Dream-CartPol-v0", "Dream-CartPole-v0"),
+        ("Dream-LunarLander", "Dream-LunarLander-v0"),
+        ("CartPole-v1", "Dream-CartPole-v0"),
+        ("ensemble-acrobat", "ensemble-acrobot"),
+    ],
+)
+def test_names_that_are_nearly_right_get_the_right_one(name: str, near: str) -> None:
+    with pytest.raises(FileNotFoundError, match=f"got {name!r}; did you mean {near!r}.$"):
+        model_path(name)
+
+
+def test_what_is_at_a_path_instead_of_a_model_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(path: str) -> str:
+        with pytest.raises(FileNotFoundError) as error:
+            model_path(path)
+        return str(error.value)
+
+    monkeypatch.chdir(tmp_path)
+    assert told("/no/where") == "model must be a directory with a config.json, and /no/where does not exist"
+    (tmp_path / "empty").mkdir()
+    assert told("empty") == "model must be a directory with a config.json, and empty holds none"
+    save(tmp_path / "run" / "model")
+    assert told("run").endswith("and run holds none; give run/model")
+    assert told("run/model/README.md").endswith("and run/model/README.md is a file; give run/model")
+
+
+@pytest.mark.parametrize("out", ["outputs", "other"])
+def test_a_project_in_place_of_a_model_says_where_that_is(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(path: str) -> str:
+        with pytest.raises(FileNotFoundError) as error:
+            model_path(path)
+        return str(error.value)
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my").mkdir()
+    toml = tmp_path / "my" / "wm.toml"
+    toml.write_text(f'environment = "CartPole-v1"\nmodel = "vmc:ci"\n[training]\noutput_dir = "{out}"\n')
+    later = f"is a project that is not trained yet: run `wm train` in it; its model will be my/{out}/model"
+    for path in ("my", "my/wm.toml", f"my/{out}", f"my/{out}/model"):
+        assert told(path) == f"my {later}"
+    monkeypatch.chdir(tmp_path / "my")  # Where `outputs/model` could be a repository on the Hub.
+    for path in (".", f"{out}/model"):
+        assert told(path) == f"this folder {later.replace('my/', '')}"
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "my" / out / "model")
+    assert told("my") == f"my is a project: its model is my/{out}/model; give that"
+    assert told(f"my/{out}").endswith(f"holds none; give my/{out}/model")
+    assert model_path(f"my/{out}/model") == Path("my", out, "model")
+    toml.write_text("colour = 3\n")
+    assert "my/wm.toml: 3 things are wrong" in told("my")
+
+
+def test_a_dream_of_no_model_says_what_to_give() -> None:
+    for make in (gym.make, gym.make_vec):
+        with pytest.raises(ValueError, match=r'give a directory, .* such as model="runs/my_model", model="Dream-'):
+            make("wm_envs:Dream-v0")
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)

@@ -18,10 +18,12 @@ from policies.linear import LinearPolicy
 from policies.mlp import MLPPolicy
 from policies.mppi import MPPIPolicy
 from wm_agents.checkpoint import Artifact, ArtifactError, load_artifact, load_weights, model_card, save_artifact
+from wm_agents.errors import did_you_mean
 from wm_agents.families import build
 from wm_agents.hardware import has_bf16
 from wm_agents.hub import is_repo_id, resolve
 from wm_agents.models.model import Model
+from wm_agents.project.schema import FILE
 from wm_agents.runlog import versions
 from wm_agents.space import space_from_dict, space_to_dict
 from wm_envs.dream import DreamEnv, DreamVectorEnv
@@ -60,10 +62,47 @@ def model_path(model: str) -> Path:
                 f"{task.dream_id} has no model yet: `wm improve --task {task.name}` trains one, to be given as a "
                 f"directory to Dream-v0; {task.real_id} works without"
             )
+    if found := _instead(Path(model)):
+        raise FileNotFoundError(found)
     if is_repo_id(model):
         return resolve(model)
-    names = [name for name in (*shipped.values(), *shipped) if (STORE / shipped.get(name, name)).is_dir()]
-    raise FileNotFoundError(f"model must be a directory with a config.json or one of {sorted(names)}, got {model!r}")
+    if len(Path(model).parts) > 1:
+        raise FileNotFoundError(f"model must be a directory with a config.json, and {model} does not exist")
+    names = sorted(name for name in (*shipped.values(), *shipped) if (STORE / shipped.get(name, name)).is_dir())
+    if near := did_you_mean(model, names):
+        raise FileNotFoundError(
+            f"model must be a directory with a config.json or the name of one that ships, got {model!r}{near}"
+        )
+    raise FileNotFoundError(f"model must be a directory with a config.json or one of {names}, got {model!r}")
+
+
+def _instead(path: Path) -> str | None:
+    """What is at `path`, which is no model, and where the model is; None if there is nothing."""
+    for folder in (path, *path.parents[:2]):
+        if (folder / FILE).is_file() and (told := _of_project(folder, path)):
+            return told
+    if not path.exists():
+        return None
+    near = next((folder for folder in (path / "model", path.parent) if (folder / "config.json").is_file()), None)
+    what = "holds none" if path.is_dir() else "is a file"
+    return f"model must be a directory with a config.json, and {path} {what}" + (f"; give {near}" if near else "")
+
+
+def _of_project(folder: Path, path: Path) -> str | None:
+    """Where the model of the project in `folder` is, if `path` is that folder or where the model will be."""
+    from wm_agents.project.settings import ProjectError, load_project  # Those who load models need no wm.toml.
+
+    try:
+        project = load_project(folder)
+    except ProjectError as error:
+        return str(error) if path == folder else None
+    model = project.checkpoint
+    model = folder / model.relative_to(project.root) if model.is_relative_to(project.root) else model
+    name = "this folder" if folder == Path() else folder
+    if not (model / "config.json").is_file():
+        untrained = f"{name} is a project that is not trained yet: run `wm train` in it; its model will be {model}"
+        return untrained if path in (folder, folder / FILE, model, model.parent) else None
+    return f"{name} is a project: its model is {model}; give that" if path in (folder, folder / FILE) else None
 
 
 def load_model(model: str | Path, device: str = "cpu") -> tuple[Model, Artifact]:
@@ -224,8 +263,8 @@ def frame_policy(
     return LatentPolicy(net, LinearPolicy(net.act_space, weights, squash))
 
 
-def _dream_arguments(model: str, device: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    net, artifact = load_model(model, device)
+def _dream_arguments(model: str | None, device: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    net, artifact = load_model(_given(model), device)
     check_dream(artifact)
     limit = kwargs.pop("max_episode_steps", None)
     defaults = {
@@ -238,12 +277,28 @@ def _dream_arguments(model: str, device: str, kwargs: dict[str, Any]) -> dict[st
     return {"model": net, "starts": load_starts(artifact), **defaults, **kwargs}
 
 
-def make_dream_env(model: str, device: str = "cpu", **kwargs: Any) -> DreamEnv:
+def _given(model: str | None) -> str:
+    """The model that a dream was asked for with.
+
+    Raises:
+        ValueError: none was.
+    """
+    if model is None:
+        raise ValueError(
+            "Dream-v0 needs to know of which model: give a directory, a shipped dream or org/name on the Hub, such as "
+            'model="runs/my_model", model="Dream-CartPole-v0" or model="org/name"'
+        )
+    return model
+
+
+def make_dream_env(model: str | None = None, device: str = "cpu", **kwargs: Any) -> DreamEnv:
     """`gym.make("Dream-...")`: see `DreamVectorEnv` for the arguments."""
     return DreamEnv(**_dream_arguments(model, device, kwargs))
 
 
-def make_dream_vec_env(model: str, num_envs: int = 1, device: str = "cpu", **kwargs: Any) -> DreamVectorEnv:
+def make_dream_vec_env(
+    model: str | None = None, num_envs: int = 1, device: str = "cpu", **kwargs: Any
+) -> DreamVectorEnv:
     """`gym.make_vec("Dream-...", num_envs=N)`: one forward pass a step; see `DreamVectorEnv` for the arguments."""
     return DreamVectorEnv(num_envs=num_envs, **_dream_arguments(model, device, kwargs))
 
