@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -357,6 +359,23 @@ def test_a_killed_run_goes_on_and_counts_what_it_lost(tmp_path: Path, monkeypatc
     folder.close()
     assert 0 <= Watched.steps - training.now.real_steps <= 1
     assert training.trainer.update == int(training.now.played * 0.4)
+
+
+def test_ctrl_c_saves_what_was_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Online._learn
+
+    def pressed(self: Online, *args: Any) -> None:
+        if self.now.played == 73:
+            os.kill(os.getpid(), signal.SIGINT)
+        real(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Online, "_learn", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path)
+    training, folder = begun_again(tmp_path)
+    assert training.now.played == 73 and training.buffer.num_episodes > 0
+    folder.close()
 
 
 def begun_again(out: Path) -> tuple[Online, Any]:

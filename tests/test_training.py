@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -88,6 +90,22 @@ class KillAt(Callback):
     def on_update(self, trainer: Trainer) -> None:
         if trainer.update == self.at:
             raise KeyboardInterrupt
+
+
+class PressCtrlC(Callback):
+    def __init__(self, update: int, times: int = 1) -> None:
+        self.at, self.times = update, times
+
+    def on_update(self, trainer: Trainer) -> None:
+        for _ in range(self.times if trainer.update == self.at else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+class Started(Callback):
+    """The update that a training began or went on with."""
+
+    def on_start(self, trainer: Trainer) -> None:
+        self.at = trainer.update
 
 
 def scripted(values: list[float]) -> Any:
@@ -259,6 +277,24 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path, settings: dict[str
     resumed, again = train(tmp_path / "killed", cfg, (LoggingCallback(),))
     assert _same(whole, resumed) and result.best_val == again.best_val
     assert _rows(tmp_path / "whole") == _rows(tmp_path / "killed")
+
+
+def test_ctrl_c_waits_for_the_step_to_end_and_loses_none(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    whole, _ = train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stopped", callbacks=(PressCtrlC(7),))
+    assert "stopping after this step" in capfd.readouterr().err
+    resumed = Started()
+    again, _ = train(tmp_path / "stopped", callbacks=(resumed,))
+    assert resumed.at == 7 and _same(whole, again)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, callbacks=(PressCtrlC(7, times=2),))
+    with safe_open(tmp_path / "last.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["state"])["update"] == 4
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ One run folder:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
@@ -35,6 +35,7 @@ from wm_agents.data.replay import ReplayBuffer
 from wm_agents.data.stream import Stream
 from wm_agents.errors import ConfigurationError
 from wm_agents.families import build, config_class
+from wm_agents.interrupt import deferred_interrupt
 from wm_agents.models.model import Model
 from wm_agents.online_recipe import LEARNERS, OnlineConfig
 from wm_agents.recipe import JUDGE_SEED
@@ -108,15 +109,17 @@ class Online:
         began = time.perf_counter() - self.now.wall_s
         self.log = MetricsLog(self.run.path)
         try:
-            with self.trainer.running():
+            with self.trainer.running(), deferred_interrupt() as interrupted:
                 for _ in self._play():
-                    self._learn()
+                    self._learn(interrupted)
                     self.now.wall_s = time.perf_counter() - began
                     self._show()
                     if self._due(self.cfg.period):
                         self._judge()
-                    if self._due(self.cfg.save_every):
+                    if self._due(self.cfg.save_every) or interrupted():
                         self._save()
+                    if interrupted():
+                        raise KeyboardInterrupt
                 self._judge()
                 self.now.wall_s = time.perf_counter() - began
                 self._save()
@@ -173,12 +176,12 @@ class Online:
         self.fresh.append(episode)
         self.returns = [*self.returns[1 - RECENT :], float(episode.rew.sum())]
 
-    def _learn(self) -> None:
+    def _learn(self, interrupted: Callable[[], bool]) -> None:
         """Take the updates that the steps so far have earned, once there is a window to learn from."""
         cfg, trainer, pack = self.cfg, self.trainer, self.model.packs
         if self.now.played < cfg.prefill or not self.buffer.has_window(cfg.length, pack):
             return
-        while trainer.update < int(self.now.played * cfg.updates_per_step):
+        while trainer.update < int(self.now.played * cfg.updates_per_step) and not interrupted():
             generator = trainer.cfg.generator(trainer.update)
             batch = self.buffer.sample(cfg.batch_size, cfg.length, pack=pack, generator=generator)
             trainer.step(batch)

@@ -27,6 +27,7 @@ from wm_agents.atomic import write_tensors
 from wm_agents.checkpoint import load_weights, plain_names
 from wm_agents.errors import ConfigurationError
 from wm_agents.hardware import find_device, has_bf16
+from wm_agents.interrupt import deferred_interrupt
 from wm_agents.training.callbacks import Callback, EarlyStoppingCallback
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.feed import Feed, make_feed
@@ -147,8 +148,8 @@ class Trainer:
         feed = self._feed(data)
         self._begin(resume, num_steps)
         try:
-            with self.running():
-                self._loop(feed, validate)
+            with self.running(), deferred_interrupt() as interrupted:
+                self._loop(feed, validate, interrupted)
         except NonFiniteLoss:
             self._restore(self.run_dir / "last.safetensors")
             raise
@@ -173,7 +174,7 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_end(self)
 
-    def _loop(self, feed: Feed, validate: Callable[[], float] | None) -> None:
+    def _loop(self, feed: Feed, validate: Callable[[], float] | None, interrupted: Callable[[], bool]) -> None:
         cfg, clock = self.cfg, time.perf_counter()
         each = range(cfg.gradient_accumulation_steps)
         while not self.stopped:
@@ -188,8 +189,10 @@ class Trainer:
                 self._validate(validate)
             if at_end:
                 self.stop("done")
-            if self.update % cfg.save_interval == 0 or self.stopped:
+            if self.update % cfg.save_interval == 0 or self.stopped or interrupted():
                 self.save_checkpoint()
+            if interrupted():
+                raise KeyboardInterrupt
 
     def step(self, *batches: Any) -> LossOutput:
         """Take one step of the optimizer on the mean gradient of `batches`; the last one's loss comes back."""
