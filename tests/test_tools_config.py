@@ -61,6 +61,23 @@ def test_a_project_is_shown_with_its_defaults(
     assert shown["verify.mode"] == "quick" and shown["environment"] == "CartPole-v1"
 
 
+def test_what_is_no_model_is_told_in_one_plain_line(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "outputs").mkdir()
+    (project / "empty").mkdir()
+    for name, told in (
+        ("outputs", "this folder is a project that is not trained yet: run `wm train` in it; its model will be outp"),
+        ("empty", "model must be a directory with a config.json, and empty holds none\n"),
+        ("dreamer-c", "no preset, saved model or folder 'dreamer-c'; did you mean 'dreamer-ci'? `wm models list` has"),
+        ("qqq", "no preset, saved model or folder 'qqq'; `wm models list` has all names"),
+        ("Dream-Cartpole", "no preset, saved model or folder 'Dream-Cartpole'; did you mean 'Dream-CartPole-v0'?"),
+    ):
+        for command in ("config show", "models info"):
+            assert cli.main([*command.split(), name]) == 1
+            err = capsys.readouterr().err
+            assert err.startswith(f"wm {command.split()[0]}: {told}") and err.count("\n") == 1
+            assert "list_models()" not in err and err.count("model must be") < 2
+
+
 def test_differences_are_told_and_exit_with_1(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert wm("diff", "tdmpc2:1m", "tdmpc2:1m") == 0
     assert capsys.readouterr().out == "no difference\n"

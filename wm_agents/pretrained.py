@@ -46,6 +46,10 @@ DREAM_FIELDS = ("real", "temperature", "horizon", "fps")
 """What it must say besides of a model that can be dreamed in."""
 
 
+class UnknownModel(FileNotFoundError):
+    """No model that ships has this name, and nothing here has."""
+
+
 def model_path(model: str) -> Path:
     """The directory of a model: a path, a shipped model or dream by name, or `org/name[@revision]` on the Hub.
 
@@ -70,10 +74,10 @@ def model_path(model: str) -> Path:
         raise FileNotFoundError(f"model must be a directory with a config.json, and {model} does not exist")
     names = sorted(name for name in (*shipped.values(), *shipped) if (STORE / shipped.get(name, name)).is_dir())
     if near := did_you_mean(model, names):
-        raise FileNotFoundError(
+        raise UnknownModel(
             f"model must be a directory with a config.json or the name of one that ships, got {model!r}{near}"
         )
-    raise FileNotFoundError(f"model must be a directory with a config.json or one of {names}, got {model!r}")
+    raise UnknownModel(f"model must be a directory with a config.json or one of {names}, got {model!r}")
 
 
 def _instead(path: Path) -> str | None:

@@ -16,6 +16,7 @@ from wm_agents.project.schema import FILE, SECTIONS
 from wm_agents.project.settings import load_project
 from wm_agents.tools import verbs
 from wm_agents.tools.json_schema import project_schema
+from wm_agents.tools.models import find
 from wm_agents.training.config import TrainingConfig
 
 DIFFERENT = 1
@@ -95,6 +96,7 @@ def read(name: str) -> tuple[dict[str, Any], dict[str, str]]:
 
     Raises:
         ConfigurationError: it names nothing, or what it names is wrong.
+        FileNotFoundError: what it names is no model.
     """
     if is_project(name):
         project = load_project(name)
@@ -105,9 +107,8 @@ def read(name: str) -> tuple[dict[str, Any], dict[str, str]]:
         values["training"] = {**TrainingConfig().to_dict(), **values["training"]}
         meanings = {f"{part}.{key}": text for part, kind in kinds.items() for key, text in meanings_of(kind).items()}
         return _flat({**values, "family": project.family}), meanings
-    from wm_agents.factory import get_config
-
-    cfg = get_config(name)
+    preset = resolve(name)
+    cfg = config_class(preset[0]).from_size(preset[1]) if preset else WorldModelConfig.load(find(name))
     return {"family": cfg.family, **cfg.to_dict()}, meanings_of(type(cfg))
 
 

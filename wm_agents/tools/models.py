@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from wm_agents.errors import ConfigurationError, did_you_mean
 from wm_agents.tools import verbs
 
 
@@ -64,8 +65,11 @@ def describe(name: str) -> dict[str, Any]:
     from wm_agents.factory import get_config, get_model_info
     from wm_agents.families import resolve
 
+    preset = resolve(name) is not None
+    if not preset:
+        find(name)
     found: dict[str, Any] = {**get_model_info(name)}
-    if resolve(name) is not None:
+    if preset:
         shapes = {key: found[key] for key in ("obs_shape", "action_dim")}
         return {**found, "config": get_config(name, **shapes).to_dict()}
     from wm_agents.pretrained import cut_off_of, load_model
@@ -86,6 +90,26 @@ def describe(name: str) -> dict[str, Any]:
         found |= {name: facts[name] for name in ("real", "temperature", "horizon", "fps")}
         found |= {"cut_off": cut_off_of(artifact), "starts": starts}
     return {**found, "versions": facts.get("versions"), "card": (artifact.path / "README.md").read_text()}
+
+
+def find(name: str) -> Path:
+    """The directory of a saved model.
+
+    Raises:
+        ConfigurationError: nothing has this name; the nearest of all names stands with it.
+        FileNotFoundError: what it names is no model.
+    """
+    from wm_agents.factory import list_models
+    from wm_agents.families import ALIASES
+    from wm_agents.pretrained import UnknownModel, model_path
+    from wm_envs.registry import TASKS
+
+    try:
+        return model_path(name)
+    except UnknownModel:
+        hint = did_you_mean(name, [*ALIASES, *list_models(), *(task.dream_id for task in TASKS.values())])
+        text = f"no preset, saved model or folder {name!r}{hint or ';'} `wm models list` has all names"
+        raise ConfigurationError(text) from None
 
 
 def pull(repo: str, out: str | None = None) -> None:
