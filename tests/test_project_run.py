@@ -6,6 +6,7 @@ import io
 import json
 import runpy
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,13 +184,49 @@ def test_the_projects_own_scripts_run(
     write_project(asked.root, asked.environment, asked.model, force=True)
     (asked.root / "wm.toml").write_text(TINY)
     monkeypatch.setattr(running, "_learn", lambda *args: pytest.fail("trained again"))
-    runpy.run_path(str(asked.root / "dataset.py"), run_name="__main__")
+    assert script(asked.root / "dataset.py", monkeypatch) == 0
     assert "episodes, " in (out := capsys.readouterr().out) and "ReplayBuffer(" in out
-    runpy.run_path(str(asked.root / "inference.py"), run_name="__main__")
+    assert script(asked.root / "inference.py", monkeypatch) == 0
     assert "dreamed " in capsys.readouterr().out and (asked.out / "dream.mp4").is_file()
     (asked.root / "wm.toml").write_text(TINY + "[gameplay]\nenabled = true\nfps = 7.0\n")
-    runpy.run_path(str(asked.root / "train.py"), run_name="__main__")
+    assert script(asked.root / "train.py", monkeypatch) == 0
     assert "is trained already" in capsys.readouterr().err
+
+
+def script(path: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> Any:
+    """The exit code of a script of a project, run as Python runs it."""
+    monkeypatch.setattr(sys, "argv", [str(path), *flags])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(path), run_name="__main__")
+    return stop.value.code
+
+
+def test_the_projects_own_scripts_end_as_commands_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_project(tmp_path, "toy_env:Echo-v0", "ensemble:ci", force=True)
+    (tmp_path / "wm.toml").write_text(TINY)
+    assert script(tmp_path / "inference.py", monkeypatch) == 1
+    assert capsys.readouterr().err == (
+        f"inference.py: {tmp_path} is a project that is not trained yet: run `wm train` in it; its model will be "
+        f"{tmp_path}/outputs/model\n"
+    )
+    assert script(tmp_path / "dataset.py", monkeypatch) == 1
+    assert capsys.readouterr().err.startswith(f"dataset.py: no dataset at {tmp_path}/outputs/data")
+    monkeypatch.setattr(sys, "argv", ["inference.py", "--debug"])
+    with pytest.raises(FileNotFoundError):
+        runpy.run_path(str(tmp_path / "inference.py"), run_name="__main__")
+
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("wm_agents.pretrained.load_model", stop)
+    assert script(tmp_path / "inference.py", monkeypatch) == 2
+    assert capsys.readouterr().err == "inference.py: interrupted\n"
+    monkeypatch.setattr(Improvement, "collect", stop)
+    assert script(tmp_path / "train.py", monkeypatch, "--training.seed", "3") == 2
+    assert capsys.readouterr().err.endswith("wm train: interrupted; the same command goes on from what was done\n")
+    assert json.loads((tmp_path / "outputs" / "run_manifest.json").read_text())["seeds"]["collect"] == 3
 
 
 def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,16 +80,16 @@ def _literal(value: Any) -> str:
 
 
 TRAIN = '''\
-"""Train this project's model: what `wm train` does. A run that was stopped goes on."""
+"""Train this project's model: what `wm train` does, with its flags. A run that was stopped goes on."""
 
+import sys
 from pathlib import Path
 
-from wm_agents.project.run import train
-from wm_agents.project.settings import load_project
+from wm_agents.cli import main
 
 # Environments are played in processes of their own, which import this file.
 if __name__ == "__main__":
-    train(load_project(Path(__file__).parent))
+    sys.exit(main(["train", "--config", str(Path(__file__).parent), *sys.argv[1:]]))
 '''
 
 INFERENCE = '''\
@@ -101,6 +101,7 @@ import gymnasium as gym
 
 import wm_envs  # Registers Dream-v0.
 from wm_agents.pretrained import load_model, load_policy
+from wm_agents.project import script
 from wm_agents.project.settings import load_project
 from wm_agents.video import write_video
 
@@ -125,7 +126,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main)
 '''
 
 DATASET = '''\
@@ -137,6 +138,7 @@ import numpy as np
 
 from wm_agents.data.dataset import Dataset
 from wm_agents.data.replay import ReplayBuffer
+from wm_agents.project import script
 from wm_agents.project.plan import spaces_of, spec_of
 from wm_agents.project.settings import load_project
 from wm_envs.action import act_dim
@@ -157,11 +159,15 @@ def load_buffer(capacity: int = 100_000) -> ReplayBuffer:
     return buffer
 
 
-if __name__ == "__main__":
+def main() -> None:
     data = load_dataset()
     print(f"{data.num_episodes} episodes, {data.num_steps:,} steps of {data.obs_shape} in {data.root}")
     print(f"returns {np.mean(data.returns):.1f} on average, from {data.returns.min():.1f} to {data.returns.max():.1f}")
     print(load_buffer())
+
+
+if __name__ == "__main__":
+    script.run(main)
 '''
 
 README = """\

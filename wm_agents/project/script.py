@@ -1,0 +1,29 @@
+"""How a project's own scripts end: as commands do, with one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from wm_agents.cli import CLEAR, EXIT_ERROR, EXIT_STOPPED
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Call `main` and exit: 0, 1 after a clear error in one line, 2 after Ctrl-C.
+
+    With --debug, and of any other error, the traceback is shown.
+    """
+    name = Path(sys.argv[0]).name
+    try:
+        main()
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        sys.exit(EXIT_STOPPED)
+    except CLEAR as error:
+        if "--debug" in sys.argv or not str(error):
+            raise
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(EXIT_ERROR)
+    sys.exit(0)
