@@ -12,6 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing.connection import wait
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
@@ -60,10 +61,9 @@ class Arena:
         self.spec = spec
         self.steps = 0
         """Agent steps played so far."""
-        context = mp.get_context("spawn")
-        self._halt = context.Event()
+        self._halt = WORKERS.Event()
         self._pool = ProcessPoolExecutor(
-            procs, mp_context=context, initializer=start_worker, initargs=(Stage(spec, make_policy, self._halt),)
+            procs, mp_context=WORKERS, initializer=start_worker, initargs=(Stage(spec, make_policy, self._halt),)
         )
 
     def play(self, jobs: Iterable[Job]) -> Iterator[Played]:
@@ -128,15 +128,33 @@ def start_worker(stage: Stage) -> None:
     prepare_worker()
 
 
+class _Worker(SpawnProcess):
+    """Deaf to Ctrl-C from its first moment on, while it still imports too: it is its parent's to answer."""
+
+    def start(self) -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # A child inherits it.
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Workers(SpawnContext):
+    Process = _Worker
+
+
+WORKERS = _Workers()
+"""The context of pools whose processes call `prepare_worker`."""
+
+
 def prepare_worker() -> None:
-    """One thread and no display for this process, whose life is its parent's: also a Ctrl-C is the parent's to answer.
+    """One thread and no display for this process, whose life is its parent's.
 
     The pool's processes share the cores already. Nothing heavy is imported here.
     """
     os.environ.update(SDL_VIDEODRIVER="dummy", SDL_AUDIODRIVER="dummy", OMP_NUM_THREADS="1")
     if (torch := sys.modules.get("torch")) is not None:  # Else it reads OMP_NUM_THREADS when it is imported.
         torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 

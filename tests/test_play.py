@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pytest
 from toy_policy import Always, Dies, Raises, refuse
 
-from policies.play import Arena, Job, play
+from policies.play import WORKERS, Arena, Job, play
 from policies.policy import RandomPolicy
 from policies.rollout import returns, rollout
 from wm_envs.registry import RealSpec
@@ -171,3 +172,12 @@ def test_workers_have_one_thread_and_no_display(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "2"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout == "1 dummy 1\n"
+
+
+def _is_deaf() -> bool:
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_workers_are_deaf_to_ctrl_c_before_they_import_anything_and_their_parent_is_not() -> None:
+    with ProcessPoolExecutor(1, mp_context=WORKERS) as pool:
+        assert pool.submit(_is_deaf).result() and not _is_deaf()

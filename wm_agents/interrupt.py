@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,26 +11,27 @@ from types import FrameType
 
 
 @contextmanager
-def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Gives a function that tells whether a Ctrl-C has come, which waits to be asked for; a second one does not wait.
+def deferred_interrupt(says: str = "stopping after this step") -> Iterator[Callable[[], bool]]:
+    """Gives a function that tells whether SIGINT or SIGTERM has come: they wait to be asked for, a second one does not.
 
-    A signal that raises KeyboardInterrupt otherwise is treated so; outside of the main thread there is none.
+    Handlers of the user's own stay in place, and outside of the main thread there are none.
     """
     came: list[int] = []
-    before = {sig: signal.getsignal(sig) for sig in (signal.SIGINT, signal.SIGTERM)}
 
     def wait(number: int, frame: FrameType | None) -> None:
         if came:
             raise KeyboardInterrupt
         came.append(number)
-        print("\nstopping after this step; once more stops at once", file=sys.stderr, flush=True)
+        os.write(2, f"\n{says}; once more stops at once\n".encode())  # print() must not be met within itself.
 
-    ours = [sig for sig, handler in before.items() if handler is signal.default_int_handler]
-    ours = ours if threading.current_thread() is threading.main_thread() else []
-    for sig in ours:
+    main = threading.current_thread() is threading.main_thread()
+    usual = (signal.default_int_handler, signal.SIG_DFL)
+    before = {sig: signal.getsignal(sig) for sig in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    before = {sig: handler for sig, handler in before.items() if handler in usual}
+    for sig in before:
         signal.signal(sig, wait)
     try:
         yield lambda: bool(came)
     finally:
-        for sig in ours:
-            signal.signal(sig, before[sig])
+        for sig, handler in before.items():
+            signal.signal(sig, handler)

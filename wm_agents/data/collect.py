@@ -5,13 +5,10 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import multiprocessing as mp
 import os
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -22,15 +19,18 @@ from typing import NamedTuple, cast
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from policies.play import WORKERS
 from policies.rollout import check_seed
 from wm_agents.data.dataset import write_manifest
 from wm_agents.data.shard import SUFFIX, TEMPORARY, ShardError, ShardInfo, read_info
 from wm_agents.data.worker import MakePolicy, ShardTask, Shared, run_task, shard_name, start_worker
+from wm_agents.interrupt import deferred_interrupt
 from wm_envs.registry import RealSpec
 
 __all__ = ["CollectConfig", "CollectSummary", "MakePolicy", "check_seed", "collect"]
 
 LOCK = ".collect.lock"
+STOPPING = "stopping; whole shards are kept"
 log = logging.getLogger(__name__)
 
 
@@ -97,12 +97,12 @@ def collect(cfg: CollectConfig, make_policy: MakePolicy, *, console: Console | N
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    with _locked(out), _stop_on_signals() as stop, _worker_environment(), _progress(cfg, console) as show:
+    with _locked(out), deferred_interrupt(STOPPING) as stopping, _worker_environment(), _progress(cfg, console) as show:
         _sweep(out)
         plan = _Plan(cfg)
         old = plan.steps
         try:
-            stopped = _full(cfg) or _work(cfg, make_policy, plan, stop, show)
+            stopped = _full(cfg) or _work(cfg, make_policy, plan, stopping, show)
         finally:
             _sweep(out)
             _note(out)
@@ -118,14 +118,13 @@ def collect(cfg: CollectConfig, make_policy: MakePolicy, *, console: Console | N
     )
 
 
-def _work(cfg: CollectConfig, make_policy: MakePolicy, plan: _Plan, stop: threading.Event, show: _Show) -> str:
+def _work(cfg: CollectConfig, make_policy: MakePolicy, plan: _Plan, stopping: Callable[[], bool], show: _Show) -> str:
     """Keep every process busy with a shard until `plan` has enough; the reason for stopping comes back."""
-    ctx = mp.get_context("spawn")
     room = int(cfg.max_gb * 1e9) - _used(Path(cfg.out))
-    shared = Shared(ctx.Event(), ctx.Value("q", 0), ctx.Value("q", room))
+    shared = Shared(WORKERS.Event(), WORKERS.Value("q", 0), WORKERS.Value("q", room))
     running: dict[Future[ShardInfo | str], ShardTask] = {}
     stopped, old = "", plan.steps
-    pool = ProcessPoolExecutor(cfg.procs, mp_context=ctx, initializer=start_worker, initargs=(shared,))
+    pool = ProcessPoolExecutor(cfg.procs, mp_context=WORKERS, initializer=start_worker, initargs=(shared,))
     try:
         while True:
             while not stopped and len(running) < cfg.procs and plan.wants_more(len(running)):
@@ -134,7 +133,7 @@ def _work(cfg: CollectConfig, make_policy: MakePolicy, plan: _Plan, stop: thread
             if not running:
                 return stopped or "done"
             finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-            if stop.is_set():
+            if stopping():
                 return "interrupted"
             for future in finished:
                 got = future.result()
@@ -145,7 +144,7 @@ def _work(cfg: CollectConfig, make_policy: MakePolicy, plan: _Plan, stop: thread
                     plan.add(got)
             show(plan, old, shared.steps.value)
     except BrokenProcessPool as error:
-        if stop.is_set():  # The signal reached the workers as well.
+        if stopping():  # The signal reached the workers as well.
             return "interrupted"
         seeds = ", ".join(f"{task.seed} to {task.seed + task.num - 1}" for task in running.values())
         raise RuntimeError(
@@ -248,27 +247,6 @@ def _locked(out: Path) -> Iterator[None]:
                 f"another collector is at work in {out}; wait for it, or choose another directory"
             ) from error
         yield
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[threading.Event]:
-    """SIGINT and SIGTERM set the event; a second one interrupts at once. Elsewhere than in the main thread: nothing."""
-    stop = threading.Event()
-
-    def handle(signum: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for signum, old in before.items():
-            signal.signal(signum, old)
 
 
 @contextmanager

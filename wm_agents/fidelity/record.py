@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing as mp
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from policies.play import Job, MakePolicy, prepare_worker
+from policies.play import WORKERS, Job, MakePolicy, prepare_worker
 from policies.rollout import EVAL_SEED, Transition, rollout
 from wm_agents.data.episode import Episode, collect_episode
 from wm_envs.real import make_real
@@ -35,9 +34,8 @@ def record(spec: RealSpec, make_policy: MakePolicy, jobs: Sequence[Job], procs: 
         for job in jobs:
             yield play_episode(spec, make_policy, job)
         return
-    context = mp.get_context("spawn")
-    stage = _Stage(spec, make_policy, context.Event())
-    pool = ProcessPoolExecutor(procs, mp_context=context, initializer=_start_worker, initargs=(stage,))
+    stage = _Stage(spec, make_policy, WORKERS.Event())
+    pool = ProcessPoolExecutor(procs, mp_context=WORKERS, initializer=_start_worker, initargs=(stage,))
     try:
         yield from pool.map(_play_job, jobs)
     except BrokenProcessPool as error:
