@@ -16,10 +16,12 @@ import toy_line
 from wm_agents import cli
 from wm_agents.errors import ConfigurationError
 from wm_agents.project import scaffold
+from wm_agents.project.plan import spec_of
 from wm_agents.project.scaffold import write_project
 from wm_agents.project.settings import load_project
 from wm_agents.project.usual import usual
 from wm_envs.env_id import UnknownEnv
+from wm_envs.real import episode_limit
 
 FILES = ["wm.toml", "train.py", "inference.py", "dataset.py", "README.md"]
 assert toy_env and toy_line  # Registered.
@@ -42,12 +44,10 @@ def wm(*args: str) -> int:
         ("Pendulum-v1", "vmc:small", "vmc"),
         ("CarRacing-v3", None, "vmc"),
         ("FrozenLake-v1", None, "ensemble"),
-        ("toy_line:Line-v0", None, None),
+        ("toy_line:Line-v0", None, "ensemble"),
     ],
 )
-def test_what_is_written_can_be_read(env: str, model: str | None, family: str | None, tmp_path: Path) -> None:
-    if family is None:  # An environment without a limit to its episodes is told of by `wm train`.
-        family = "ensemble"
+def test_what_is_written_can_be_read(env: str, model: str | None, family: str, tmp_path: Path) -> None:
     assert write_project(tmp_path / "my", env, model) == FILES
     project = load_project(tmp_path / "my")
     assert (project.environment, project.family, project.project_name) == (env, family, "my")
@@ -76,6 +76,20 @@ def test_every_line_of_the_file_says_what_it_is_for(tmp_path: Path) -> None:
     )
     assert "Also: members, hidden, layers, term_weight." in text
     assert max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("model", ["ensemble:ci", "tdmpc2:1m"])
+def test_an_environment_without_a_limit_to_its_episodes_gets_one(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert wm("init", "my", "--env", "Blackjack-v1", "--model", model, "--yes") == 0
+    note = "Blackjack-v1 sets no limit to its episodes, so they are cut here."
+    assert f"{note} [data] max_episode_steps = 1000\n" in capsys.readouterr().err
+    text = (tmp_path / "my" / "wm.toml").read_text()
+    assert f"\n# {note} Agent steps after which the environment is cut" in text and "\nmax_episode_steps = 1000" in text
+    project = load_project("my")
+    assert project.data.max_episode_steps == 1000 and episode_limit(spec_of(project)) == 1000
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -56,10 +57,10 @@ def init(path: str, env: str | None = None, model: str | None = None, yes: bool 
     if model is None and asking:
         model = ask("model", ASKED["model"])
         model = None if model == ASKED["model"] else model
-    names = write_project(Path(path), env, model, force=force)
-    say = Console(stderr=True, highlight=False).print
-    say(f"{path}: {', '.join(names)}", soft_wrap=True)
-    say(f"next: cd {path} && wm train", soft_wrap=True)
+    say = partial(Console(stderr=True, highlight=False, markup=False).print, soft_wrap=True)
+    names = write_project(Path(path), env, model, force=force, say=say)
+    say(f"{path}: {', '.join(names)}")
+    say(f"next: cd {path} && wm train")
     return 0
 
 

@@ -5,21 +5,30 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from wm_agents.errors import ConfigurationError
 from wm_agents.project.settings import Review
 from wm_agents.project.template import files, toml_text
-from wm_agents.project.usual import usual
+from wm_agents.project.usual import recipe_of, usual
 
 
-def write_project(path: Path, environment: str, model: str | None = None, *, force: bool = False) -> list[str]:
+def write_project(
+    path: Path,
+    environment: str,
+    model: str | None = None,
+    *,
+    force: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[str]:
     """Write a project into `path`, all of its files or none; their names come back.
 
     Args:
         model: a preset, family:size; unless given, what suits what the environment shows.
         force: write into a folder that is not empty: files of a project are replaced, others stay.
+        say: is told what was settled that is the user's to change.
 
     Raises:
         UnknownEnv, LackingEnv: there is no such environment here.
@@ -32,9 +41,21 @@ def write_project(path: Path, environment: str, model: str | None = None, *, for
     values = usual(environment, model, path.resolve().name)
     if problems := Review(values).problems:  # Of the model, which is what a user chose.
         raise ConfigurationError("; ".join(f"{problem.key} {problem.text}" for problem in problems))
-    texts = {"wm.toml": toml_text(values), **files(values)}
+    notes = notes_of(values)
+    texts = {"wm.toml": toml_text(values, notes), **files(values)}
     _place(path, texts)
+    for name, text in notes.items():
+        section, key = name.split(".")
+        say(f"{text} [{section}] {key} = {values[section][key]}")
     return list(texts)
+
+
+def notes_of(values: Mapping[str, Any]) -> dict[str, str]:
+    """What is to be noted of settings that nobody asked for, by dotted name."""
+    cut = values["data"].get("max_episode_steps")
+    if cut is None or cut == recipe_of(values["environment"]).spec.max_episode_steps:
+        return {}
+    return {"data.max_episode_steps": f"{values['environment']} sets no limit to its episodes, so they are cut here."}
 
 
 def _place(path: Path, texts: Mapping[str, str]) -> None:

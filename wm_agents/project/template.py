@@ -32,11 +32,12 @@ TOLD = {
 """What a key means in a project, where the words of its class are of something wider."""
 
 
-def toml_text(values: Values) -> str:
-    """A wm.toml that says `values`, each key under what it means."""
+def toml_text(values: Values, notes: Mapping[str, str] | None = None) -> str:
+    """A wm.toml that says `values`, each key under what it means and, by dotted name, what there is to note of it."""
     top = [f"{name} = {_literal(values[name])}" for name in TOP if name in values]
     head = "# What `wm train` does in this folder. Unknown keys are errors; `wm train --help` lists all there are.\n"
-    sections = [_section(name, values.get(name, {}), values["model"]) for name in (*OPEN_SECTIONS, *SECTIONS)]
+    told = {name: f"{text} " for name, text in (notes or {}).items()}
+    sections = [_section(name, values.get(name, {}), values["model"], told) for name in (*OPEN_SECTIONS, *SECTIONS)]
     return head + "\n".join([*top, "", *filter(None, sections)])
 
 
@@ -47,7 +48,7 @@ def files(values: Values) -> dict[str, str]:
     return {"train.py": TRAIN, "inference.py": INFERENCE, "dataset.py": DATASET, "README.md": readme}
 
 
-def _section(name: str, values: Values, model: str) -> str:
+def _section(name: str, values: Values, model: str, notes: Mapping[str, str]) -> str:
     family, _ = resolve(model) or ("", "")
     kind = {"architecture": config_class(family), "training": TrainingConfig, **SECTIONS}[name]
     defaults = {f.name: f.default for f in fields(kind)}
@@ -60,7 +61,8 @@ def _section(name: str, values: Values, model: str) -> str:
         others = [f.name for f in fields(kind) if f.name not in values]
         lines += _comment(f"Fields of {kind.__name__} in place of those of {model}. Also: {', '.join(others)}.")
     for key, value in shown.items():
-        lines += [*_comment(TOLD.get(f"{name}.{key}", told.get(key, ""))), f"{key} = {_literal(value)}"]
+        about = TOLD.get(f"{name}.{key}", told.get(key, ""))
+        lines += [*_comment(notes.get(f"{name}.{key}", "") + about), f"{key} = {_literal(value)}"]
     return "\n".join(lines) + "\n"
 
 

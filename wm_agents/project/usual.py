@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from wm_agents.project.schema import ACTS
 from wm_agents.recipe import RECIPES, ImproveConfig, recipe_for
 from wm_agents.space import action_type_of
 from wm_envs.action import act_dim
-from wm_envs.real import is_image, make_real
+from wm_envs.real import episode_limit, is_image, make_real
 from wm_envs.registry import RealSpec
 
 FOR_VECTORS, FOR_PIXELS = "ensemble:default", "vmc:small"
@@ -28,6 +28,8 @@ QUICK: dict[str, dict[str, dict[str, Any]]] = {
     }
 }
 """Where a newcomer starts: less than the recipe, for a result in minutes (docs/project.md has what it gives)."""
+NO_LIMIT = 1000
+"""Steps after which episodes are cut that the environment sets no limit to."""
 Values = dict[str, Any]
 
 
@@ -38,6 +40,7 @@ def usual(environment: str, model: str | None, name: str) -> Values:
         ValueError: the environment cannot be modelled, or not by this family.
     """
     recipe = recipe_of(environment)
+    recipe = replace(recipe, spec=limited(recipe.spec))
     with closing(make_real(recipe.spec)) as env:
         obs_space, act_space = env.observation_space, env.action_space
     model = model or (FOR_PIXELS if is_image(obs_space) else FOR_VECTORS)
@@ -67,6 +70,11 @@ def usual(environment: str, model: str | None, name: str) -> Values:
     with torch.device("meta"):  # Made of nothing: whether it fits what the environment shows.
         build(family, cfg, obs_space, act_space)
     return values
+
+
+def limited(spec: RealSpec) -> RealSpec:
+    """`spec`, with a limit to its episodes where the environment sets none: a training needs one."""
+    return spec if episode_limit(spec) is not None else replace(spec, max_episode_steps=NO_LIMIT)
 
 
 def recipe_of(environment: str) -> ImproveConfig:
