@@ -15,6 +15,7 @@ import cv2
 import gymnasium as gym
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 from test_improve import PoolHere
 from tiny import ArenaHere
@@ -434,6 +435,47 @@ def test_learning_from_a_buffer_goes_by_the_familys_own_settings(tmp_path: Path)
 def test_curves_are_thinned_to_means() -> None:
     assert thin(np.arange(6.0), 3).tolist() == [0.5, 2.5, 4.5]
     assert thin(np.arange(3.0), 9).tolist() == [0, 1, 2]
+
+
+def drawn(out: Path, monkeypatch: pytest.MonkeyPatch, most: int = 100) -> dict[str, Any]:
+    """The axes of curves.png by title."""
+    found: list[Figure] = []
+    savefig = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: found.append(self) or savefig(self, *args, **kw))
+    assert draw_curves(out, most) == out / "curves.png"
+    return {axes.get_title(): axes for axes in found[-1].axes}
+
+
+def test_a_curve_begins_anew_with_each_round_and_says_over_what(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def log(path: Path, rows: list[dict[str, float]]) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    rows: list[dict[str, float]] = []
+    for index in range(2):
+        rows += [{"step": index, "collect/return": 20.0 * index}]
+        rows += [{"step": 3 * index + i, "dream/return": 10.0 * i} for i in (1, 2, 3)]
+        rows += [{"step": index, "judge/real": 50.0}]
+        losses: list[dict[str, float]] = [{"step": step, "train/loss": 9.0 / step} for step in (4, 8, 12)]
+        log(tmp_path / f"round-0{index}" / "dynamics", losses)
+    log(tmp_path, rows)
+    axes = drawn(tmp_path, monkeypatch)
+    lines = {title: [line.get_xydata().tolist() for line in each.lines] for title, each in axes.items()}
+    assert lines["training loss"] == [[[4, 2.25], [8, 1.125], [12, 0.75]]] * 2
+    assert lines["return in the dream"] == [[[1, 10], [2, 20], [3, 30]], [[4, 10], [5, 20], [6, 30]]]
+    assert lines["real return of a round"] == [[[0, 50], [1, 50]]]
+    assert {title: each.get_xlabel() for title, each in axes.items()} == {
+        "training loss": "updates", "return in the dream": "iterations of the controller",
+        "return while collecting": "round", "real return of a round": "round",
+    }  # fmt: skip
+    assert [line.get_label() for line in axes["training loss"].lines] == ["round 0 dynamics", "round 1 dynamics"]
+    online = [{"step": 50 * i, "train/loss": 1.0, "train/updates": i} for i in range(3)]
+    log(tmp_path / "online", [*online, {"step": 150, "eval/real/return": 3.0}, {"step": 200, "eval/real/return": 4.0}])
+    axes = drawn(tmp_path / "online", monkeypatch, most=2)
+    assert {each.get_xlabel() for each in axes.values()} == {"real steps"}
+    assert [len(each.lines[0].get_xydata()) for each in axes.values()] == [2, 2]
 
 
 def test_nothing_is_drawn_of_nothing(tmp_path: Path) -> None:

@@ -1,9 +1,8 @@
 """What a run has logged, as one picture."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,49 +10,87 @@ from numpy.typing import NDArray
 from wm_agents.atomic import replacing
 from wm_agents.runlog import read_metrics
 
+Floats = NDArray[np.float64]
 SHOWN = {
-    "train/loss": "training loss",
-    "val/loss": "held-out loss",
-    "dream/return": "return in the dream",
-    "collect/return": "return while collecting",
-    "judge/real": "real return of a round",
-    "eval/real/return": "real return",
+    "train/loss": ("training loss", "updates"),
+    "val/loss": ("held-out loss", "updates"),
+    "dream/return": ("return in the dream", "iterations of the controller"),
+    "collect/return": ("return while collecting", "round"),
+    "judge/real": ("real return of a round", "round"),
+    "eval/real/return": ("real return", "real steps"),
 }
-"""What is drawn, and what it is called."""
+"""What is drawn, what it is called, and what it is drawn over where the run has no axis of its own."""
+MOST_NAMED = 8
+"""More curves in one picture need no legend: they would hide behind it."""
+
+
+class Curve(NamedTuple):
+    """Values over steps, of one round where each round begins anew."""
+
+    label: str
+    x: Floats
+    y: Floats
 
 
 def draw_curves(out: Path, most: int) -> Path | None:
     """Draw outputs/curves.png from every metrics.jsonl of the run; None if there is nothing to draw.
 
     Args:
-        most: points of a curve; where more were logged, neighbours are averaged.
+        most: points of all curves of a picture; where more were logged, neighbours are averaged.
     """
     from matplotlib.figure import Figure  # A second to import: only those who draw wait for it.
 
-    curves = {name: thin(values, most) for name in SHOWN if len(values := _values(out, name)) > 1}
-    if not curves:
+    logs = {path.relative_to(out): read_metrics(path) for path in _files(out)}
+    found = {name: [*_curves(logs, name)] for name in SHOWN}
+    found = {name: curves for name, curves in found.items() if sum(len(curve.y) for curve in curves) > 1}
+    if not found:
         return None
-    figure = Figure(figsize=(4.5 * len(curves), 3.2), layout="constrained")
-    for axes, (name, values) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items()):
-        axes.plot(values, linewidth=1.2)
-        axes.set_title(SHOWN[name], fontsize=10)
-        axes.set_xlabel("logged")
+    online = any("train/updates" in row for rows in logs.values() for row in rows)  # Which counts real steps alone.
+    figure = Figure(figsize=(4.5 * len(found), 3.2), layout="constrained")
+    for axes, (name, curves) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items()):
+        for label, x, y in curves:
+            x, y = (thin(values, max(most // len(curves), 2)) for values in (x, y))
+            axes.plot(x, y, linewidth=1.2, marker="." if len(y) == 1 else "", label=label)
+        title, unit = SHOWN[name]
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("real steps" if online else unit)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
+        if 1 < len(curves) <= MOST_NAMED:
+            axes.legend(fontsize=7)
     with replacing(out / "curves.png") as tmp:
         figure.savefig(tmp, format="png", dpi=100)
     return out / "curves.png"
 
 
-def thin(values: NDArray[np.float64], most: int) -> NDArray[np.float64]:
+def thin(values: Floats, most: int) -> Floats:
     """At most `most` values: means of neighbours."""
     if len(values) <= most:
         return values
     return np.array([part.mean() for part in np.array_split(values, most)])
 
 
-def _values(out: Path, name: str) -> NDArray[np.float64]:
-    found = [row[name] for path in _files(out) for row in read_metrics(path) if name in row]
-    return np.array([value for value in found if np.isfinite(value)], np.float64)
+def _curves(logs: dict[Path, list[dict[str, Any]]], name: str) -> Iterator[Curve]:
+    """One curve a log, and of the controller's training one a round."""
+    for path, rows in logs.items():
+        # round-00/dynamics/metrics.jsonl -> round 0 dynamics
+        label = f"round {int(path.parts[0][6:])} {path.parts[1]}" if len(path.parts) == 3 else ""
+        parts = _rounds(rows) if name == "dream/return" else [rows]
+        for index, part in enumerate(parts):
+            points = [(row["step"], row[name]) for row in part if name in row and np.isfinite(row[name])]
+            if points:
+                x, y = np.array(points, np.float64).T
+                yield Curve(label or f"round {index}", x, y)
+
+
+def _rounds(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The rows of each round, which begins with what was collected for it."""
+    parts: list[list[dict[str, Any]]] = [[]]
+    for row in rows:
+        if "collect/return" in row and any("dream/return" in earlier for earlier in parts[-1]):
+            parts.append([])
+        parts[-1].append(row)
+    return parts
 
 
 def _files(out: Path) -> Iterator[Path]:
