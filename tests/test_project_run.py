@@ -284,8 +284,16 @@ def test_another_run_does_not_take_the_folder_over(tmp_path: Path, monkeypatch: 
 
 
 def test_what_does_not_fit_the_environment_is_told_before_any_work(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"obs_shape"):
-        trained(project(tmp_path, architecture__obs_shape=(3,)))
+    said = TINY + "[architecture]\nobs_shape = [2]\naction_dim = 3\naction_type = 'continuous'\n"
+    with pytest.raises(ConfigurationError) as error:
+        trained(project(tmp_path, said, architecture__obs_shape=(3,)))
+    assert str(error.value) == (
+        "wm.toml is of another environment than toy_env:Echo-v0:\n"
+        "  --architecture.obs_shape: architecture.obs_shape is (3,), and that of toy_env:Echo-v0 is (2,)\n"
+        "  line 22: architecture.action_dim is 3, and that of toy_env:Echo-v0 is 1\n"
+        "leave these keys out, which only repeat what the environment says, or begin with its own settings: "
+        "`wm init FOLDER --env toy_env:Echo-v0`"
+    )
     with pytest.raises(ValueError, match="needs a Box of vectors|pixels"):
         trained(project(tmp_path, data__env_kwargs={"pixels": True}))
     with pytest.raises(UnknownEnv, match="the nearest are Echo-v0"):

@@ -15,10 +15,11 @@ from wm_agents.models.ensemble import EnsembleConfig
 from wm_agents.models.model import Model
 from wm_agents.models.vmc import VMCConfig
 from wm_agents.online_recipe import LEARNERS, OnlineConfig, online_recipe
-from wm_agents.project.schema import ACTS, Project
+from wm_agents.project.schema import ACTS, FILE, Project
 from wm_agents.recipe import RECIPES, ImproveConfig, recipe_for
-from wm_agents.space import action_space_of, space_of
+from wm_agents.space import action_space_of, action_type_of, space_of
 from wm_agents.training.config import TrainingConfig
+from wm_envs.action import act_dim
 from wm_envs.real import check_spec, make_real
 from wm_envs.registry import RealSpec
 
@@ -53,12 +54,31 @@ def spaces_of(project: Project, spec: RealSpec | None) -> Spaces:
     if spec is not None:
         check_spec(spec)
         with closing(make_real(spec)) as env:
-            return env.observation_space, env.action_space
+            spaces = env.observation_space, env.action_space
+        _check_said(project, spaces)
+        return spaces
     if lacking := [name for name in ("obs_shape", "action_dim") if said.get(name) is None]:
         raise ConfigurationError(
             f"without an environment [architecture] must say {' and '.join(lacking)}: obs_shape = [4], action_dim = 2"
         )
     return space_of(said["obs_shape"]), action_space_of(said["action_dim"], said.get("action_type"))
+
+
+def _check_said(project: Project, spaces: Spaces) -> None:
+    obs_space, act_space = spaces
+    found = {"obs_shape": obs_space.shape, "action_dim": act_dim(act_space), "action_type": action_type_of(act_space)}
+    wrong = {
+        f"architecture.{name}": f"is {project.architecture[name]!r}, and that of {project.environment} is {value!r}"
+        for name, value in found.items()
+        if project.architecture.get(name) not in (None, value)
+    }
+    if wrong:
+        told = [f"  {project.places.get(name, FILE)}: {name} {text}" for name, text in wrong.items()]
+        raise ConfigurationError(
+            "\n".join([f"{FILE} is of another environment than {project.environment}:", *told])
+            + "\nleave these keys out, which only repeat what the environment says, or begin with its own settings: "
+            f"`wm init FOLDER --env {project.environment}`"
+        )
 
 
 def config_of(project: Project, obs_space: gym.Space[Any]) -> WorldModelConfig:

@@ -143,6 +143,8 @@ class Project:
     verify: VerifySection = field(default_factory=VerifySection)
     given: frozenset[str] = frozenset()
     """The keys that were said, as `section.key`."""
+    places: Mapping[str, str] = field(default_factory=dict)
+    """By key, where it was said: a line of the file, or a flag."""
 
     @property
     def out(self) -> Path:
@@ -157,7 +159,7 @@ class Project:
     def to_dict(self) -> dict[str, Any]:
         """Everything a run depends on, as JSON takes it; not where it lies."""
         values = asdict(self)
-        for name in ("root", "given", "family", "size"):
+        for name in ("root", "given", "places", "family", "size"):
             values.pop(name)
         return values
 

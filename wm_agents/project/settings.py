@@ -56,9 +56,11 @@ def load_project(path: str | Path = FILE, flags: Values | None = None) -> Projec
     values = read_toml(path)
     for name, value in (flags or {}).items():
         _put(values, name.split("."), value)
+    lines = find_lines(path.read_text())
     if problems := Review(values).problems:
-        raise ProjectError(_told(path, find_lines(path.read_text()), flags or {}, problems))
-    return build_project(values, path.resolve().parent)
+        raise ProjectError(_told(path, lines, flags or {}, problems))
+    places = {name: f"line {line}" for name, line in lines.items()} | {name: f"--{name}" for name in flags or {}}
+    return build_project(values, path.resolve().parent, places)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -70,11 +72,19 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         values: dict[str, Any] = tomllib.loads(path.read_text())
     except ValueError as error:
-        raise ProjectError(f"{path} is not TOML: {error}") from error
+        raise ProjectError(f"{path} is not TOML: {error}{_line_with(str(error), path.read_text())}") from error
     return values
 
 
-def build_project(values: Values, root: Path) -> Project:
+def _line_with(error: str, text: str) -> str:
+    """The line that a reader of TOML complains of, where it says which."""
+    found, lines = re.search(r"\bline (\d+)", error), text.splitlines()
+    if found is None or not 0 < int(found[1]) <= len(lines):
+        return ""
+    return f"\n  line {found[1]}: {lines[int(found[1]) - 1].strip()}"
+
+
+def build_project(values: Values, root: Path, places: Mapping[str, str]) -> Project:
     """The project of values that a review found nothing wrong with."""
     family, size = resolve(values["model"]) or ("", "")
     parts = {name: section(**_with_tuples(values.get(name, {}))) for name, section in SECTIONS.items()}
@@ -88,6 +98,7 @@ def build_project(values: Values, root: Path) -> Project:
         architecture=_with_tuples(values.get("architecture", {})),
         training=dict(values.get("training", {})),
         given=frozenset(f"{name}.{key}" for name in (*SECTIONS, *OPEN_SECTIONS) for key in values.get(name, {})),
+        places=places,
         **parts,
     )
 
