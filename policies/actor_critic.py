@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from policies.dists import TwoHot, draw_one_hot, entropy, likeliest
-from policies.nets import MLP, Linear, make_layers
+from policies.nets import MLP, Linear, forgetful_autocast, make_layers
 from policies.returns import lambda_returns
 from wm_envs.action import act_dim, decode_action
 from wm_envs.world_model import Generator, Latent, WorldModel, draw_normal, imagine
@@ -223,9 +223,7 @@ class ActorCritic(nn.Module):
     @torch.no_grad()
     def dream(self, model: WorldModel, start: Latent, cont: Tensor) -> Dream:
         """Imagine from latents (N, ...), from which the episode goes on by the chance `cont` (N,)."""
-        kind = cont.device.type
-        # Older torch keeps weights that autocast met here, without gradients, for the losses too (pytorch #112583).
-        with torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False):
+        with forgetful_autocast(cont.device):
             ahead = imagine(model, start, self._draw, self.cfg.horizon)
             feats = torch.stack([model.feat(latent) for latent in ahead.latents])
         return Dream(feats, ahead.acts, ahead.rewards, torch.cat([cont[None], ahead.continues]))

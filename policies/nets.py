@@ -27,6 +27,15 @@ def compute_dtype(weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
+def forgetful_autocast(device: torch.device) -> torch.autocast:
+    """Autocast as it is, but nothing that is met within is kept: for what runs without gradients before the losses.
+
+    Older torch would give the losses the weights as they were met here, without gradients (pytorch #112583).
+    """
+    kind = device.type
+    return torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False)
+
+
 class Linear(nn.Linear):
     """A linear layer whose weights begin `scale` times as large as usual; 0 makes it begin as zero."""
 
@@ -52,7 +61,8 @@ class BlockLinear(nn.Module):
         self.blocks, self.own_dim = blocks, in_dim // blocks
         self.weight = nn.Parameter(torch.empty(blocks, self.own_dim + shared_dim, out_dim // blocks))
         self.bias = nn.Parameter(torch.zeros(out_dim))
-        init_weight(self.weight, self.own_dim + shared_dim)
+        # As the authors' initializer has it, which counts the blocks in.
+        init_weight(self.weight, blocks * (self.own_dim + shared_dim))
 
     def forward(self, x: Tensor, shared: Tensor | None = None) -> Tensor:
         """(B, in_dim) and (B, shared_dim) to (B, out_dim)."""

@@ -136,6 +136,7 @@ def test_an_environment_or_its_id_gives_the_spaces() -> None:
         ({"obs_shape": (8,), "action_dim": 2, "hiden_dim": 64}, "of DreamerV3Config; did you mean 'hidden_dim'"),
         ({"obs_shape": (8,), "action_dim": 2, "foo": 1}, "unknown field 'foo' of DreamerV3Config; it has action_dim, "),
         ({"obs_shape": (8,), "action_dim": 2, "unimix": 2.0}, r"DreamerV3Config.unimix must be .*, got 2.0"),
+        ({"obs_shape": (8,), "action_dim": 2, "unimix": 0.0}, r"DreamerV3Config.unimix must be above 0, .*, got 0.0"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(kwargs: dict[str, Any], message: str) -> None:
@@ -330,3 +331,15 @@ def test_the_examples_on_the_page_of_models_run(tmp_path: Path, monkeypatch: pyt
     for block in blocks:
         exec(block.split("```")[0], names)
     assert isinstance(names["model"], torch.nn.Module)
+
+
+def test_one_choice_can_be_seen() -> None:
+    model = create_world_model("dreamerv3:ci", env=gym.make("FrozenLake-v1"))
+    assert model.encode(torch.tensor([3, 5]))["deter"].shape[0] == 2
+
+
+def test_tdmpc2_looks_ahead_by_the_episodes_of_its_environment() -> None:
+    for env in ("Pendulum-v1", gym.make("Pendulum-v1")):
+        assert create_world_model("tdmpc2:ci", env=env).cfg.discount == pytest.approx(1 - 5 / 200)
+        assert get_config("tdmpc2:ci", env=env, episode_length=400).episode_length == 400
+    assert not hasattr(get_config("dreamerv3:ci", env="Pendulum-v1"), "episode_length")

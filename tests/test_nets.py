@@ -130,3 +130,8 @@ def test_products_are_taken_in_autocasts_type() -> None:
         assert compute_dtype(weight) == torch.bfloat16
         assert Linear(2, 2)(torch.ones(1, 2)).dtype == torch.bfloat16
     assert Linear(2, 2).half()(torch.ones(1, 2)).dtype == torch.float16
+
+
+def test_blocks_begin_as_small_as_one_layer_of_all_of_them() -> None:
+    layer = BlockLinear(800, 1600, 8, shared_dim=50)  # The authors' fan-in is the blocks' together.
+    assert float(layer.weight.detach().std()) == pytest.approx((8 * (100 + 50)) ** -0.5, rel=0.02)

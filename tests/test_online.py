@@ -25,14 +25,19 @@ from wm_agents.actor import Actor, play
 from wm_agents.data.dataset import Dataset
 from wm_agents.data.replay import Batch, ReplayBuffer
 from wm_agents.data.stream import Stream
+from wm_agents.errors import ConfigurationError
+from wm_agents.factory import create_world_model
 from wm_agents.online import Online, online
 from wm_agents.online_recipe import LEARNERS, OnlineConfig
 from wm_agents.online_recipe import online_recipe as recipe
 from wm_agents.recipe import RECIPES
 from wm_agents.runlog import read_metrics, start_run
+from wm_agents.training import Trainer, TrainingConfig
+from wm_agents.training.data import create_random_buffer
+from wm_agents.training.dreamerv3 import DreamerLearner
 from wm_agents.training.loss import LossOutput
 from wm_envs.real import episode_limit
-from wm_envs.registry import RealSpec
+from wm_envs.registry import TASKS, RealSpec
 from wm_envs.world_model import Latent, Step
 
 SPEC = RealSpec("toy_env:Echo-v0", max_episode_steps=12)
@@ -553,3 +558,43 @@ def test_a_run_of_each_family_ends_with_a_dream_that_can_be_played(tmp_path: Pat
     envs = make_dream_vec_env(str(tmp_path / "model"), num_envs=3)
     obs, _ = envs.reset(seed=0)
     assert envs.step(envs.action_space.sample())[0].shape == obs.shape
+
+
+def test_what_never_ends_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="sets no limit to its episodes"):
+        online(replace(CFG, out="nowhere", spec=replace(SPEC, max_episode_steps=None)))
+    assert not Path("nowhere").exists()
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("family", ["dreamerv3", "tdmpc2"])
+def test_every_task_has_steps_enough_to_begin_with(name: str, family: str) -> None:
+    spec = TASKS[name].real
+    cfg = recipe(family, spec.id, spec)
+    limit = episode_limit(cfg.spec)
+    onlining.check_budget(cfg)
+    assert limit is not None and cfg.real_steps >= 2 * (cfg.prefill + limit)
+
+
+def test_lives_are_no_ends_online() -> None:
+    with pytest.raises(ConfigurationError, match="plays whole games; leave spec.lives_end out"):
+        replace(CFG, spec=replace(SPEC, id="ALE/Breakout-v5", lives_end=True))
+
+
+def test_ctrl_c_in_the_last_evaluation_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Online._judge
+
+    def pressed(self: Online) -> None:
+        real(self)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Online, "_judge", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, replace(CFG, eval_every=CFG.real_steps))
+
+
+def test_dreamerv3_learns_offline_from_episodes_shorter_than_its_windows(tmp_path: Path) -> None:
+    buffer = create_random_buffer(1000, (4,), 2, num_episodes=20, episode_length=7, seed=0)
+    learner = DreamerLearner(create_world_model("dreamerv3:ci", obs_shape=(4,), action_dim=2))  # type: ignore[arg-type]
+    cfg = TrainingConfig(total_steps=1, batch_size=2, sequence_length=16, device="cpu", output_dir=str(tmp_path))
+    assert Trainer(learner, cfg).fit(buffer).updates == 1

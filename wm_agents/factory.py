@@ -15,7 +15,7 @@ from wm_agents.families import ALIASES, FAMILIES, build, config_class, resolve
 from wm_agents.hardware import find_device
 from wm_agents.models.config import WorldModelConfig
 from wm_agents.models.model import Model
-from wm_agents.space import Env, action_space_of, action_type_of, space_from_dict, space_of, spaces_of
+from wm_agents.space import Env, action_space_of, action_type_of, limit_of, space_from_dict, space_of, spaces_of
 from wm_envs.action import act_dim
 
 __all__ = ["ALIASES", "FAMILIES", "Model", "build", "create_world_model", "get_config", "get_model_info", "list_models"]
@@ -67,7 +67,7 @@ def create_world_model(
     if preset is None:
         return _load(model, asked, overrides, place)
     obs_space, act_space = asked.spaces(str(model))
-    cfg = _config(*preset, obs_space, act_space, overrides)
+    cfg = _config(*preset, obs_space, act_space, overrides, asked.limit())
     return build(cfg.family, cfg, obs_space, act_space).to(place)
 
 
@@ -96,7 +96,7 @@ def get_config(
     asked = _Asked(obs_shape, action_dim, action_type, env)
     if asked == _Asked(None, None, None, None):
         return config_class(preset[0]).from_size(preset[1], **overrides)
-    return _config(*preset, *asked.spaces(model), overrides)
+    return _config(*preset, *asked.spaces(model), overrides, asked.limit())
 
 
 @overload
@@ -164,16 +164,27 @@ class _Asked(NamedTuple):
             raise ConfigurationError(f"{model} needs {' and '.join(lacking)}, as (8,) and 2, or env=")
         return space_of(self.obs_shape), action_space_of(self.action_dim, self.action_type)
 
+    def limit(self) -> int | None:
+        """Steps of an episode at most, where it is known."""
+        return None if self.env is None else limit_of(self.env)
+
 
 def _config(
-    family: str, size: str, obs_space: gym.Space[Any], act_space: gym.Space[Any], overrides: Mapping[str, Any]
+    family: str,
+    size: str,
+    obs_space: gym.Space[Any],
+    act_space: gym.Space[Any],
+    overrides: Mapping[str, Any],
+    limit: int | None = None,
 ) -> WorldModelConfig:
-    """The config of a preset that fits what is seen and done."""
+    """The config of a preset that fits what is seen and done, in episodes of `limit` steps."""
     cfg = config_class(family).from_size(size).fitting(obs_space)
+    if limit is not None and hasattr(cfg, "episode_length"):
+        overrides = {"episode_length": limit, **overrides}
     if overrides:
         cfg = cfg.replace(**overrides)
     kind = action_type_of(act_space)
-    return cfg.replace(obs_shape=obs_space.shape, action_dim=act_dim(act_space), action_type=kind)
+    return cfg.replace(obs_shape=obs_space.shape or None, action_dim=act_dim(act_space), action_type=kind)
 
 
 def _load(model: str | Path, asked: _Asked, overrides: Mapping[str, Any], device: torch.device) -> Model:

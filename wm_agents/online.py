@@ -94,7 +94,7 @@ class Online:
         self.buffer = ReplayBuffer(
             cfg.capacity, obs_space.shape or (), act_dim(act_space), obs_space.dtype or np.float32, max_gb=cfg.max_gb
         )
-        self.limit = episode_limit(cfg.spec)
+        self.limit = episode_limit(cfg.spec) or 0
         self.now = Standing(next_seed=cfg.seed)
         self.fresh: list[Episode] = []
         """Episodes that are not on disk yet."""
@@ -123,6 +123,8 @@ class Online:
                 self._judge()
                 self.now.wall_s = time.perf_counter() - began
                 self._save()
+                if interrupted():
+                    raise KeyboardInterrupt
         finally:
             self.log.close()
             self.log = None
@@ -146,7 +148,7 @@ class Online:
 
     def _reserve(self) -> int:
         """Steps that are still to come for certain: the next one in all rows, and those of the last evaluation."""
-        return self.cfg.num_envs + self.cfg.eval_episodes * (self.limit or 0)
+        return self.cfg.num_envs + self.cfg.eval_episodes * self.limit
 
     def _seeds(self) -> Iterator[int]:
         while True:
@@ -301,7 +303,7 @@ def online(cfg: OnlineConfig, console: Console | None = None) -> dict[str, Any]:
     """Run an online training, or what is left of it, in the folder `cfg.out`; returns the final scores."""
     console = console or Console(stderr=True)
     check_spec(cfg.spec)
-    _check_budget(cfg)
+    check_budget(cfg)  # Before there is a folder.
     settings = cfg.to_dict()
     with start_run(
         cfg.out, settings, {"collect": cfg.seed, "judge": JUDGE_SEED}, may_change=set(settings) - FIXED
@@ -311,13 +313,15 @@ def online(cfg: OnlineConfig, console: Console | None = None) -> dict[str, Any]:
         return training.finish()
 
 
-def _check_budget(cfg: OnlineConfig) -> None:
+def check_budget(cfg: OnlineConfig) -> None:
     """Find real steps that cannot do before any are taken.
 
     Raises:
-        ConfigurationError: they may be over before there is an episode to learn from.
+        ConfigurationError: they may be over before there is an episode to learn from, or none may ever end.
     """
-    limit = episode_limit(cfg.spec) or 0
+    limit = episode_limit(cfg.spec)
+    if limit is None:
+        raise ConfigurationError(f"{cfg.spec.id} sets no limit to its episodes; give one, --spec.max_episode_steps N")
     least = cfg.prefill + limit * (cfg.num_envs + 2 * cfg.eval_episodes)
     if cfg.real_steps < least:
         raise ConfigurationError(

@@ -137,6 +137,8 @@ class OnlineConfig:
                 f"{self.seed + self.real_steps:,}; those from {JUDGE_SEED:,} up are for judging. Use a lower seed"
             )
         config_class(self.family).from_size(self.size, **self.overrides)
+        if self.spec.lives_end:
+            raise ConfigurationError("online training plays whole games; leave spec.lives_end out")
         self.training()  # Its own fields are checked there.
 
     def _fail(self, name: str, expected: str) -> None:
@@ -191,7 +193,13 @@ def online_recipe(family: str, env_id: str, spec: RealSpec | None = None) -> Onl
     facts = LEARNERS[family]
     values = facts.defaults | (facts.pixels if pixels else {})
     limit = episode_limit(spec)
-    if family == "tdmpc2" and limit is not None:  # As its authors have it.
-        values |= {"overrides": {"episode_length": limit}, "prefill": max(1000, 5 * limit)}
+    if limit is None:
+        raise ConfigurationError(f"{env_id} sets no limit to its episodes; give one, --spec.max_episode_steps N")
+    if family == "tdmpc2":  # As its authors have it, whose episodes have 1,000 steps at most.
+        values |= {"overrides": {"episode_length": limit}, "prefill": min(max(1000, 5 * limit), 5000)}
+    evals = 3 if limit <= 1000 else 1
+    # Half of the steps at least are for learning from, whatever an episode takes.
+    least = 2 * (values["prefill"] + limit * (1 + 2 * evals))
+    values |= {"eval_episodes": evals, "real_steps": max(values["real_steps"], least)}
     name = env_id.rpartition(":")[2].replace("/", "-").lower()
     return OnlineConfig(spec, f"runs/{name}-{family}", family, facts.sizes[pixels], **values)  # type: ignore[arg-type]

@@ -108,9 +108,10 @@ class DreamerV3Config(WorldModelConfig):
             self.fail("stoch_classes", "at least 2")
         if self.deter_dim % self.blocks:
             self.fail("deter_dim", f"divisible by blocks ({self.blocks})")
-        for name in ("unimix", "kl_balance"):
-            if not 0 <= getattr(self, name) <= 1:
-                self.fail(name, "from 0 to 1")
+        if not 0 < self.unimix <= 1:
+            self.fail("unimix", "above 0, or a choice could be impossible, and at most 1")
+        if not 0 <= self.kl_balance <= 1:
+            self.fail("kl_balance", "from 0 to 1")
         for name in ("kl_free", "kl_scale"):
             if not 0 <= getattr(self, name) < math.inf:
                 self.fail(name, "a number from 0 up")

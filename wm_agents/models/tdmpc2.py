@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from policies.mppi import MPPI, MPPIConfig
+from policies.nets import forgetful_autocast
 from wm_agents.dists import TwoHot, draw_one_hot, entropy, likeliest, symexp, symlog
 from wm_agents.errors import ConfigurationError
 from wm_agents.frames import frame_shape, to_frames, to_network
@@ -96,7 +97,7 @@ class TDMPC2Config(WorldModelConfig):
     planning: bool = True
     """Act by planning; else by the policy alone."""
     horizon: int = 3
-    """Steps of a plan, and of the windows that are learned from."""
+    """Steps of a plan. Windows that are learned from have a length of their own, told to the trainer."""
     iterations: int = 6
     num_samples: int = 512
     num_elites: int = 64
@@ -119,9 +120,11 @@ class TDMPC2Config(WorldModelConfig):
             self.fail("latent_dim", f"a multiple of simnorm_dim ({self.simnorm_dim})")
         if not (type(self.num_bins) is int and self.num_bins >= 3 and self.num_bins % 2):
             self.fail("num_bins", "an odd number from 3 up")
-        for name in ("dropout", "discount_min", "discount_max", "rho", "tau"):
+        for name in ("discount_min", "discount_max", "rho", "tau"):
             if not 0 <= getattr(self, name) <= 1:
                 self.fail(name, "from 0 to 1")
+        if not 0 <= self.dropout < 1:
+            self.fail("dropout", "from 0 up and below 1")
         if not self.log_std_min < self.log_std_max:
             self.fail("log_std_min", f"below log_std_max ({self.log_std_max})")
         self.planner(1)  # Its fields are checked where they are used.
@@ -285,7 +288,7 @@ class TDMPC2(Model):
         B, T, _ = act.shape
         seen = self._seen(batch.obs.flatten(0, 1))
         obs = (seen if self.frames is None else shift(seen)).unflatten(0, (B, T + 1))
-        with torch.no_grad():
+        with torch.no_grad(), forgetful_autocast(self.device):
             next_z = self.encoder(obs[:, 1:].flatten(0, 1)).unflatten(0, (B, T))
             target = self._td_target(next_z, batch.rew, term)
         path = [self.encoder(obs[:, 0])]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ class DreamerLearner(nn.Module):
     Raises:
         ValueError: the actions are neither a Box nor one choice.
     """
+
+    packs: ClassVar[bool] = True
+    """Its windows may run over several episodes."""
 
     REPLAY_VALUE = 0.3
     """Weight of the critic's loss on what really followed."""
