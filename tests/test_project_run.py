@@ -33,6 +33,7 @@ from wm_agents.project import command
 from wm_agents.project import run as running
 from wm_agents.project.curves import draw_curves, thin
 from wm_agents.project.degraded import NO_ENV, RANDOM_DATA, mark_degraded
+from wm_agents.project.finished import more as more_of
 from wm_agents.project.manifest import INCOMPLETE, MEANINGFUL, SMOKE, classify, data_facts
 from wm_agents.project.noise import noise
 from wm_agents.project.plan import online_of, replay_of, rounds_of, spaces_of, spec_of
@@ -119,16 +120,19 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, dict[str, A
 
 
 def test_a_training_leaves_a_dream_that_gymnasium_opens(done: tuple[Project, dict[str, Any], str]) -> None:
-    asked, values, said = done
+    asked, _, said = done
     env = gym.make("Dream-v0", model=str(asked.out / "model"))
     obs, _ = env.reset(seed=0)
     assert obs.shape == (2,)
     env.step(env.action_space.sample())
     env.close()
-    real = values["scores"]["real"]
-    assert f"real return {real['mean']} ± {real['std']} over 3 held-out episodes, in the dream" in said
-    assert f"next: wm verify --target {asked.out / 'model'}" in said
-    assert f"{MEANINGFUL}: {asked.out / 'model'}" in said
+    assert said.splitlines()[-3:] == [
+        f"{MEANINGFUL}: {asked.out / 'model'}",
+        f"next: wm verify --target {asked.out / 'model'}",
+        f"      wm evaluate {asked.out / 'model'}",
+    ]
+    (told,) = (line for line in said.splitlines() if line.startswith("real ") and ", dream " in line)  # Once.
+    assert told in said.splitlines()[-4:]
 
 
 def test_the_manifest_tells_what_was_run_on_what(done: tuple[Project, dict[str, Any], str]) -> None:
@@ -172,10 +176,41 @@ def test_what_was_measured_is_logged_and_drawn(done: tuple[Project, dict[str, An
 def test_what_is_trained_is_not_trained_again(
     done: tuple[Project, dict[str, Any], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, values, _ = done
+    asked, values, before = done
+    scores = values["scores"]
     monkeypatch.setattr(running, "_learn", lambda *args: pytest.fail("trained again"))
+    monkeypatch.chdir(asked.root)
     again, said = trained(asked)
-    assert again == values and f"{asked.out} is trained already" in said
+    assert again == values
+    here = before.replace(f"{asked.root}/", "")
+    assert said.splitlines() == [
+        "outputs is trained already; it goes on with more online_collection.rounds, and anything else needs another "
+        "training.output_dir",
+        f"real {scores['real']['mean']:.1f} ± {scores['real']['std']:.1f} over 3 held-out episodes, dream "
+        f"{scores['dream']['mean']:.1f}",
+        *here.splitlines()[-3:],
+    ]
+    more = {"gameplay__enabled": True, "gameplay__fps": 7.0, "verify__episodes": 9, "inference__horizon": 3}
+    assert trained(project(asked.root, **more))[1] == said  # Nothing that a training reads.
+    with pytest.raises(ConfigurationError) as error:
+        trained(project(asked.root, gameplay__enabled=True, gameplay__fps=7.0, training__total_steps=13))
+    assert str(error.value) == (
+        "outputs is trained already, and not so: training.total_steps was 12, is 13; it goes on with more "
+        "online_collection.rounds, and anything else needs another training.output_dir"
+    )
+
+
+def test_a_finished_run_goes_on_with_what_it_says(tmp_path: Path) -> None:
+    first, _ = trained(project(tmp_path))
+    again, said = trained(project(tmp_path, online_collection__rounds=3, training__total_steps=13))
+    assert "round 2: collect" in said and "round 1: " not in said
+    assert again["data"]["steps"] > first["data"]["steps"] and again["config"]["training"]["total_steps"] == 13
+    for name, more in (("ensemble", "give another training.output_dir"), ("tdmpc2", "more training.total_steps, and")):
+        text = TINY.replace("ensemble", name).split("[controller]")[0].replace("enabled = true", "enabled = false")
+        assert more in more_of(project(tmp_path / name, text))
+    text = ACTING.format(model="tdmpc2:ci", length=2, more="") + "[online_collection]\nenabled = true\n"
+    acting = project(tmp_path / "acts", text, online_collection__warmup_transitions=60)
+    assert "more data.num_steps" in more_of(acting)
 
 
 def test_the_projects_own_scripts_run(

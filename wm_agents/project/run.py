@@ -11,7 +11,6 @@ outputs/
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
@@ -27,7 +26,8 @@ from wm_agents.online import Online
 from wm_agents.online_recipe import OnlineConfig
 from wm_agents.pretrained import load_model, load_policy
 from wm_agents.project.curves import draw_curves
-from wm_agents.project.degraded import MEANING, NO_ENV, RANDOM_DATA, mark_degraded
+from wm_agents.project.degraded import NO_ENV, RANDOM_DATA, mark_degraded
+from wm_agents.project.finished import check_more, digest, flatten, tell, warn
 from wm_agents.project.manifest import NAME, Manifest, artifact_facts, data_facts
 from wm_agents.project.plan import Spaces, model_of, online_of, replay_of, rounds_of, seed_of, spaces_of, spec_of
 from wm_agents.project.replay import train_offline, train_on_noise
@@ -68,7 +68,7 @@ def train(project: Project, *, allow_degraded: bool = False, console: Console | 
         allow_degraded: learn from random numbers where the settings or a missing environment leave nothing else.
 
     Raises:
-        ConfigurationError: the settings do not fit the environment, or each other.
+        ConfigurationError: the settings do not fit the environment, each other, or what is trained already.
         Degraded: there is nothing real to learn from.
         FolderInUse: another run is at work in the output folder.
         KeyboardInterrupt: it was stopped; what is done is kept.
@@ -89,10 +89,12 @@ def train(project: Project, *, allow_degraded: bool = False, console: Console | 
     seeds = {"collect": seed_of(project), "judge": JUDGE_SEED}
     changeable = {name for name in settings if name.startswith(MAY_CHANGE) and name != "training.seed"}
     with start_run(project.out, settings, seeds, may_change=changeable) as folder:
+        before: dict[str, Any] = json.loads((project.out / NAME).read_text()) if (project.out / NAME).exists() else {}
         if folder.state.get("trained") == digest(settings):
-            console.print(f"{project.out} is trained already; change wm.toml or its output_dir", soft_wrap=True)
-            values: dict[str, Any] = json.loads((project.out / NAME).read_text())
-            return values
+            tell(project, before, console, again=True)
+            return before
+        if before:
+            check_more(project, before["config"], folder)
         warn(ground.degraded, console)
         manifest, began = Manifest(project, seeds, ground.degraded), time.perf_counter()
         try:
@@ -190,22 +192,6 @@ def film(project: Project, ground: Ground, console: Console) -> int:
     return frames - 1
 
 
-def flatten(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings by dotted name, a level deep."""
-    flat: dict[str, Any] = {}
-    for name, part in values.items():
-        if isinstance(part, dict):
-            flat |= {f"{name}.{key}": value for key, value in part.items()}
-        else:
-            flat[name] = part
-    return flat
-
-
-def digest(settings: dict[str, Any]) -> str:
-    """A name for settings that changes with any of them."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-
 def saved(project: Project, folder: RunFolder) -> str:
     """What a run that was stopped has in its folder, in words."""
     state, found = folder.state, []
@@ -217,24 +203,6 @@ def saved(project: Project, folder: RunFolder) -> str:
     if any(project.out.glob("**/last.safetensors")):
         found.append("the training's last checkpoint")
     return f"{', '.join(found) or 'nothing yet'}, in {project.out}"
-
-
-def warn(degraded: list[str], console: Console) -> None:
-    """Say on the console what a run does without."""
-    for mode in degraded:
-        console.print(f"DEGRADED: {mode}: {MEANING[mode]}", style="bold red", soft_wrap=True, highlight=False)
-
-
-def tell(project: Project, values: dict[str, Any], console: Console) -> None:
-    """The last lines: what came of it, and what to do next."""
-    where, scores = project.out / "model", values["scores"]
-    if scores is not None:
-        real, dream = scores["real"], scores["dream"]
-        text = f"real return {real['mean']} ± {real['std']} over {real['episodes']} held-out episodes"
-        console.print(f"{text}, in the dream {dream['mean']} ± {dream['std']}", soft_wrap=True, highlight=False)
-    warn(values["degraded_modes"], console)
-    console.print(f"{values['run_classification']}: {where}", soft_wrap=True, highlight=False)
-    console.print(f"next: wm verify --target {where}", soft_wrap=True, highlight=False)
 
 
 def _facts(project: Project, ground: Ground, folder: RunFolder, result: dict[str, Any], began: float) -> dict[str, Any]:
