@@ -48,7 +48,7 @@ def test_a_package_that_lacks_or_is_too_old_is_wrong_and_the_hint_installs_it(in
 def test_an_extra_is_only_absent(installed: dict[str, str | None]) -> None:
     installed["huggingface-hub"] = None
     hub = found(doctor.look_at_versions)["extra hub"]
-    assert hub == Check("extra hub", "absent", "without huggingface-hub", "pip install 'huggingface-hub>=1'")
+    assert hub == Check("extra hub", "absent", "without huggingface-hub", "pip install 'dreams-as-envs[hub]'")
     installed["huggingface-hub"] = "1.2"
     assert found(doctor.look_at_versions)["extra hub"].state == "ok"
 
@@ -128,7 +128,31 @@ def test_the_exit_code_says_whether_anything_is_wrong(
         assert out["ok"] == (code == 0) and out["checks"][0] == fine._asdict()
         assert cli.main(["doctor"]) == code
         out = capsys.readouterr().out
-        assert f"-> {checks[1].hint}" in out and ("all is well" in out) == (code == 0)
+        assert f"\n  {checks[1].hint}\n" in out and ("all that is needed is here" in out) == (code == 0)
+
+
+def test_commands_stand_whole_below_the_table_whatever_its_width(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "pip install " + " ".join(f"'package-number-{i}>=1.{i}'" for i in range(9))
+    checks = [
+        Check("a", "ok", "1"),
+        Check("gpu", "absent", "there is none", "everything runs on the CPU"),
+        Check("extra b", "absent", "without b", long),
+    ]
+    optional = f"  # gpu: everything runs on the CPU\n  # extra b: without b\n  {long}\n"
+    for width in ("40", "200"):
+        monkeypatch.setenv("COLUMNS", width)
+        monkeypatch.setattr(doctor, "LOOKS", [lambda: iter(checks)])
+        assert cli.main(["doctor"]) == 0
+        assert capsys.readouterr().out.endswith(f"all that is needed is here; optional:\n{optional}")
+        monkeypatch.setattr(doctor, "LOOKS", [lambda: iter([*checks, Check("c", "wrong", "no c", "pip install c")])])
+        assert cli.main(["doctor"]) == 1
+        wrong = "1 thing is wrong:\n  # c: no c\n  pip install c\n"
+        assert capsys.readouterr().out.endswith(f"{wrong}optional:\n{optional}")
+    monkeypatch.setattr(doctor, "LOOKS", [lambda: iter(checks[:1])])
+    assert cli.main(["doctor"]) == 0
+    assert capsys.readouterr().out.endswith("\nall that is needed is here\n")
 
 
 def test_what_is_required_is_what_setup_cfg_says() -> None:

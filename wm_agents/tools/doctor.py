@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -58,10 +58,26 @@ def doctor(as_json: bool = False) -> int:
     if as_json:
         print(json.dumps({"ok": not wrong, "checks": [check._asdict() for check in checks]}))
         return int(wrong > 0)
-    rows = ((c.what, c.state, f"{c.found}\n-> {c.hint}" if c.hint else c.found) for c in checks)
-    verbs.table(("what", "state", "found"), rows)
-    verbs.say(f"{wrong} thing(s) are wrong: see the arrows" if wrong else "all is well")
+    verbs.table(("what", "state", "found"), ((c.what, c.state, c.found) for c in checks))
+    if wrong:
+        print(f"{wrong} thing{'s are' if wrong > 1 else ' is'} wrong:")
+        advise(check for check in checks if check.state == "wrong")
+    absent = [check for check in checks if check.state == "absent"]
+    if not wrong:
+        print("all that is needed is here" + ("; optional:" if absent else ""))
+    elif absent:
+        print("optional:")
+    advise(absent)
     return int(wrong > 0)
+
+
+def advise(checks: Iterable[Check]) -> None:
+    """Print what to do, as a shell takes it: a command a line, never broken, and all else behind a #."""
+    for check in checks:
+        command = check.hint.startswith("pip ")
+        print(f"  # {check.what}: {check.found if command or not check.hint else check.hint}")
+        if command:
+            print(f"  {check.hint}")
 
 
 def look_at_versions() -> Iterator[Check]:
@@ -81,7 +97,7 @@ def look_at_versions() -> Iterator[Check]:
         else:
             lacking.setdefault(extra, [])
     for extra, wanteds in sorted(lacking.items()):
-        hint = _pip(*wanteds) if wanteds else ""
+        hint = f"pip install '{PACKAGE}[{extra}]'" if wanteds else ""
         found = f"without {', '.join(wanted.name for wanted in wanteds)}" if wanteds else "all of it"
         yield Check(f"extra {extra}", "absent" if wanteds else "ok", found, hint)
     for one, other in CLASHES:
@@ -101,9 +117,9 @@ def _required(wanted: Requirement, found: str | None) -> Check:
     return Check(wanted.name, "ok", found)
 
 
-def _pip(*wanted: Requirement) -> str:
-    names = (f"{one.name}[{','.join(sorted(one.extras))}]" if one.extras else one.name for one in wanted)
-    return "pip install " + " ".join(f"'{name}{one.specifier}'" for name, one in zip(names, wanted))
+def _pip(wanted: Requirement) -> str:
+    extras = f"[{','.join(sorted(wanted.extras))}]" if wanted.extras else ""
+    return f"pip install '{wanted.name}{extras}{wanted.specifier}'"
 
 
 def _version(name: str) -> str | None:
