@@ -122,7 +122,7 @@ def test_an_unknown_command_is_told_the_nearest(capsys: pytest.CaptureFixture[st
         ("evolve m out --in space", "argument --in: invalid choice: 'space'"),
         ("improve --task CarRcing", "argument --task: invalid choice: 'CarRcing'"),
         ("improve --task CarRacing --vison.total_steps 3", "did you mean --vision.total_steps?"),
-        ("improve --out x", "the following arguments are required: spec.id"),
+        ("improve --out x", "the following arguments are required: spec.id; --env ID (any Gymnasium id, or"),
     ],
 )
 def test_wrong_flags_get_one_line_and_do_nothing(
@@ -222,6 +222,7 @@ def test_collect_takes_its_flags(called: dict[str, Any], capsys: pytest.CaptureF
             "0.5",
             "--max_steps",
             "8",
+            "--json",
         )
         == 0
     )
@@ -248,9 +249,11 @@ def test_a_collection_that_stopped_early_does_not_pass_for_done(
 ) -> None:
     summary = CollectSummary(1, 7, 28, 100, 0.5, stopped, [1.0], 7)
     monkeypatch.setattr(commands, "collect_episodes", lambda *args, **kwargs: summary)
-    assert wm("collect", "data", "--spec.id", "A-v0") == code
+    assert wm("collect", "data", "--spec.id", "A-v0", "--json") == code
     out, err = capsys.readouterr()
     assert json.loads(out)["steps"] == 7 and text in err
+    assert wm("collect", "data", "--spec.id", "A-v0") == code
+    assert capsys.readouterr().out == "data: 1 whole episodes of 7 steps (7 new), 0.0 MB, 0 s\n"
 
 
 def test_evolve_takes_its_flags_and_the_models_own_squash_and_temperature(tiny: str, called: dict[str, Any]) -> None:

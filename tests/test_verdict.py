@@ -54,7 +54,7 @@ def test_a_run_ends_with_a_model_its_scores_and_its_card(
     result = deliver(tmp_path, candidate, STORY, episodes=30, procs=1, console=console)
     assert asked[0]["episodes"] == 30 and asked[0]["dream_episodes"] == (10 if plans else 30)
     assert looked == ([] if plans else [str(tmp_path / "model")])
-    assert ("wm fidelity" in console.file.getvalue()) == plans  # type: ignore[attr-defined]
+    assert ("no fidelity report" in console.file.getvalue()) == plans  # type: ignore[attr-defined]
     assert (result["real_steps"], result["real_frames"], result["train_wall_s"]) == (400, 1600, 12)
     assert json.loads((tmp_path / "summary.json").read_text()) == {**result, "evaluations": [1]}
     card = (tmp_path / "model" / "README.md").read_text()

@@ -60,8 +60,9 @@ def collect(
     stall: int | None = None,
     max_steps: int | None = None,
     max_gb: float = 5.0,
+    as_json: bool = False,
 ) -> None:
-    """Record episodes of a real environment; the same command resumes.
+    """Record whole episodes of a real environment, in files of eight; the same command resumes.
 
     Args:
         out: directory of the dataset.
@@ -76,11 +77,18 @@ def collect(
         stall: cut an episode after so many steps without reward.
         max_steps: cut an episode when it is so long.
         max_gb: largest size of the dataset on disk.
+        as_json: one JSON object on stdout.
     """
     cfg = CollectConfig(spec, out, steps, seed, procs, stall=stall, max_steps=max_steps, max_gb=max_gb)
     make = explorer if policy is None else partial(explore_with, policy, noise, leave, leave_by)
     summary = collect_episodes(cfg, make, console=console)
-    print(json.dumps(summary._replace(returns=[])._asdict()))
+    if as_json:
+        print(json.dumps(summary._replace(returns=[])._asdict()))
+    else:
+        print(
+            f"{out}: {summary.episodes:,} whole episodes of {summary.steps:,} steps ({summary.new_steps:,} new), "
+            f"{summary.bytes / 1e6:.1f} MB, {summary.wall_s:.0f} s"
+        )
     if summary.stopped == "interrupted":
         raise KeyboardInterrupt
     if summary.stopped != "done":
@@ -273,6 +281,8 @@ def run(name: str, args: list[str]) -> None:
         recipe = _recipe(task, env, family if online else None)
         if recipe is not None:
             parser.set_defaults(flat(asdict(recipe)))
+        else:
+            parser.usually = {"spec.id": "--env ID (any Gymnasium id, or module:Id-v0) or --task NAME says all that"}
     else:
         parser.add_function_arguments(function, as_positional=True, fail_untyped=True, skip=set(FLAGS.get(name, {})))
     for dest, options in FLAGS.get(name, {}).items():
@@ -289,6 +299,7 @@ def run(name: str, args: list[str]) -> None:
 
 # Flags whose names Python does not take as an argument's.
 FLAGS: dict[str, dict[str, dict[str, Any]]] = {
+    "collect": {"as_json": {"flag": "--json", "action": "store_true", "help": "one JSON object on stdout"}},
     "evaluate": {"as_json": {"flag": "--json", "action": "store_true", "help": "one JSON object on stdout"}},
     "fidelity": {
         "as_json": {"flag": "--json", "action": "store_true", "help": "what fidelity.json holds, on stdout"},

@@ -16,6 +16,8 @@ class Parser(jsonargparse.ArgumentParser):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, parser_mode="toml", **kwargs)
+        self.usually: dict[str, str] = {}
+        """What most say in place of a required flag."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         known = [flag for action in self._actions for flag in action.option_strings]
@@ -23,6 +25,8 @@ class Parser(jsonargparse.ArgumentParser):
         wrong = text.partition("unrecognized arguments: ")[2].split(" ")[0].partition("=")[0]
         near = get_close_matches(wrong, known, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
+        if "required" in text:
+            hint += "".join(f"{instead}; " for flag, instead in self.usually.items() if flag in text)
         print(f"{self.prog}: {text}; {hint}`{self.prog} --help` lists the flags", file=sys.stderr)
         raise SystemExit(2)
 

@@ -258,7 +258,9 @@ class Improvement:
         values = {"dream/return": now.mean, "speed/generation_s": now.wall_s}
         self.run.metrics(done, {name: value for name, value in values.items() if np.isfinite(value)})
         if now.number % 10 == 0:
-            self.console.print(f"  generation {now.number}: dream return {now.mean:.1f}, {now.wall_s:.2f} s")
+            what = "iteration" if self.cfg.controller == "ppo" else "generation"
+            done_of = f"{what} {now.number}/{self.cfg.generations}"
+            self.console.print(f"  {done_of}: dream return {now.mean:.1f}, {now.wall_s:.2f} s each")
         if self.on_check is None or self.cfg.check_every is None or done % self.cfg.check_every:
             return False
         save(policy)

@@ -84,10 +84,12 @@ def deliver(
     save(card="")
     plans = candidate.policy.about()["kind"] == "mppi"
     dreamed = min(PLANNED, episodes) if plans else episodes
+    console.print(f"held-out score: {episodes} real episodes on seeds that nothing was trained or chosen on")
     result = evaluate(str(final), episodes=episodes, dream_episodes=dreamed, procs=procs, console=console)
     if plans:  # Tens of thousands of plans more.
         console.print(f"no fidelity report: the policy plans, and it would take hours; `wm fidelity {final}` writes it")
     else:
+        console.print(f"fidelity: a first look, on one real episode a policy; `wm fidelity {final}` takes more")
         fidelity_report(str(final), run / "fidelity", procs=procs, quick=True, console=console)
     result |= {
         "real_steps": story.real_steps,
@@ -98,7 +100,12 @@ def deliver(
     }
     save(card=_card(spec, result, story))
     write_json(run / "summary.json", {**result, **story.summary})
-    console.print(f"real {result['real']['mean']} ± {result['real']['std']}, dream {result['dream']['mean']}")
+    real, dream = result["real"], result["dream"]
+    console.print(
+        f"real {real['mean']:.1f} ± {real['std']:.1f} over {real['episodes']} held-out episodes, "
+        f"dream {dream['mean']:.1f}; the dream and its policy are in {final}",
+        soft_wrap=True,
+    )
     return result
 
 
