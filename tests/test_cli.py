@@ -26,6 +26,7 @@ from wm_agents.checkpoint import load_artifact
 from wm_agents.data.collect import CollectConfig, CollectSummary
 from wm_agents.recipe import RECIPES, ImproveConfig
 from wm_agents.training.config import TrainingConfig
+from wm_envs.real import native_space
 from wm_envs.registry import RealSpec
 
 ROOT = Path(__file__).parents[1]
@@ -76,6 +77,15 @@ def test_help_lists_every_command_once(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert wm("--version") == 0 and capsys.readouterr().out == f"wm {importlib.metadata.version('dreams-as-envs')}\n"
+
+
+def test_modules_beside_the_user_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "my_envs.py").write_text("import gymnasium as gym\ngym.register('Mine-v0', 'toy_env:Echo')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    seen: list[str] = []
+    monkeypatch.setattr(commands, "run", lambda name, flags: seen.append(native_space(flags[1]).__class__.__name__))
+    assert wm("improve", "--env", "my_envs:Mine-v0") == 0 and seen == ["Box"]
 
 
 def test_help_is_what_no_command_gets(capsys: pytest.CaptureFixture[str]) -> None:

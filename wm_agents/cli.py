@@ -75,6 +75,8 @@ def main(argv: list[str] | None = None) -> int:
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(COMMANDS)}"
         print(f"wm: unknown command {name!r}; {hint}", file=sys.stderr)
         return EXIT_STOPPED
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # `--env module:Id-v0` finds a module that lies here, as python itself would.
     if name in APART:
         status: int = import_module(APART[name]).main(flags, f"wm {name}")
         return status
