@@ -36,8 +36,9 @@ from wm_agents.project.degraded import NO_ENV, RANDOM_DATA, mark_degraded
 from wm_agents.project.finished import more as more_of
 from wm_agents.project.manifest import INCOMPLETE, MEANINGFUL, SMOKE, classify, data_facts
 from wm_agents.project.noise import noise
-from wm_agents.project.plan import online_of, replay_of, rounds_of, spaces_of, spec_of
-from wm_agents.project.run import Degraded, train
+from wm_agents.project.plan import config_of, online_of, replay_of, rounds_of, spaces_of, spec_of
+from wm_agents.project.replay import _loss_of_world
+from wm_agents.project.run import Degraded, find_ground, train
 from wm_agents.project.scaffold import write_project
 from wm_agents.project.schema import Project
 from wm_agents.project.settings import load_project
@@ -473,6 +474,33 @@ def test_learning_from_a_buffer_goes_by_the_familys_own_settings(tmp_path: Path)
     pixels = replay_of(project(tmp_path, text, data__size=64))
     assert pixels.learning_rate == facts.pixels["learning_rate"] != cfg.learning_rate
     assert (cfg.total_steps, cfg.sequence_length, cfg.batch_size) == (4, 9, 4)
+
+
+def test_an_online_budget_that_cannot_do_and_lives_are_told_before_any_work(tmp_path: Path) -> None:
+    text = ACTING.format(model="tdmpc2:ci", length=3, more="")
+    online: dict[str, Any] = {"online_collection__enabled": True, "online_collection__warmup_transitions": 140}
+    with pytest.raises(ConfigurationError, match="real_steps must be at least"):
+        trained(project(tmp_path, text, **online))
+    with pytest.raises(ConfigurationError, match="plays whole games; leave lives_end out"):
+        online_of(project(tmp_path, text, data__lives_end=True, **online))
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_tdmpc2_looks_ahead_by_the_episodes_of_the_environment(tmp_path: Path) -> None:
+    asked = project(tmp_path, ACTING.format(model="tdmpc2:ci", length=3, more=""))
+    assert config_of(asked, spaces_of(asked, spec_of(asked))[0]).episode_length == 12  # type: ignore[attr-defined]
+
+
+def test_the_best_weights_are_chosen_by_what_is_known_of_the_world() -> None:
+    assert _loss_of_world({"loss": -9.0, "rec": 2.0, "rew": 1.0, "policy": -12.0, "value": 0.5}) == 3.0
+    assert _loss_of_world({"loss": 4.0, "move": 2.0}) == 4.0
+
+
+def test_a_game_of_the_ale_is_seen_as_data_says(tmp_path: Path) -> None:
+    pytest.importorskip("ale_py")
+    text = TINY.replace("toy_env:Echo-v0", "ALE/Pong-v5").replace("ensemble:ci", "vmc:ci")
+    asked = project(tmp_path, text, data__size=64, data__env_kwargs={"obs_type": "grayscale"})
+    assert find_ground(asked, allow_degraded=False).spec == spec_of(asked)
 
 
 def test_curves_are_thinned_to_means() -> None:

@@ -63,7 +63,7 @@ class Iteration(NamedTuple):
 
     number: int
     mean: float
-    """Mean return of the last 100 dreams that ended."""
+    """Mean return of the dreams that ended last, twice as many as there are envs."""
     wall_s: float
     policy: MLPPolicy
 
@@ -122,6 +122,8 @@ def _make(cfg: PPOConfig, envs: DreamVectorEnv, feats: Tensor) -> PPO:
         scale = {"mean": feats.mean(0), "std": feats.std(0) + LEAST_STD}
         net |= {"features_extractor_class": Whitened, "features_extractor_kwargs": scale}
     kwargs = {names.get(name, name): value for name, value in values.items()}
+    # The mean return is of as many dreams as end together at their horizon: those that end last are no fair sample.
+    kwargs["stats_window_size"] = 2 * cfg.envs
     learner = PPO("MlpPolicy", VecMonitor(DreamVecEnv(envs)), policy_kwargs=net, device="cpu", **kwargs)
     learner.set_logger(Logger(folder=None, output_formats=[]))  # Else each learn() leaves a folder in /tmp.
     return learner

@@ -89,7 +89,9 @@ def deliver(
     if plans:  # Tens of thousands of plans more.
         console.print(f"no fidelity report: the policy plans, and it would take hours; `wm fidelity {final}` writes it")
     else:
-        console.print(f"fidelity: a first look, on one real episode a policy; `wm fidelity {final}` takes more")
+        console.print(
+            f"fidelity: a first look, on one real episode a policy; `wm fidelity {final}` takes more", soft_wrap=True
+        )
         fidelity_report(str(final), run / "fidelity", procs=procs, quick=True, console=console)
     result |= {
         "real_steps": story.real_steps,

@@ -20,7 +20,8 @@ from wm_agents.recipe import RECIPES, ImproveConfig, recipe_for
 from wm_agents.space import action_space_of, action_type_of, space_of
 from wm_agents.training.config import TrainingConfig
 from wm_envs.action import act_dim
-from wm_envs.real import check_spec, make_real
+from wm_envs.env_id import LackingEnv, UnknownEnv
+from wm_envs.real import check_spec, episode_limit, make_real
 from wm_envs.registry import RealSpec
 
 FINAL_EPISODES = 20
@@ -83,8 +84,17 @@ def _check_said(project: Project, spaces: Spaces) -> None:
 
 def config_of(project: Project, obs_space: gym.Space[Any]) -> WorldModelConfig:
     """The config of the model: that of its size, with what [architecture] says."""
-    kind = config_class(project.family)
-    return kind.from_size(project.size).fitting(obs_space).replace(**project.architecture)
+    cfg = config_class(project.family).from_size(project.size).fitting(obs_space)
+    limit = _limit(project) if hasattr(cfg, "episode_length") else None
+    return cfg.replace(**{**({"episode_length": limit} if limit else {}), **project.architecture})
+
+
+def _limit(project: Project) -> int | None:
+    """Steps of the environment's episodes, where there is one and it sets a limit."""
+    try:
+        return episode_limit(spec_of(project))
+    except (UnknownEnv, LackingEnv):
+        return None
 
 
 def model_of(project: Project, spaces: Spaces) -> Model:
@@ -136,6 +146,10 @@ def rounds_of(project: Project, spaces: Spaces) -> ImproveConfig:
 def online_of(project: Project) -> OnlineConfig:
     """The online loop for families that learn to act as they learn the world."""
     online, data = project.online_collection, project.data
+    if data.lives_end:
+        raise ConfigurationError(
+            f"{project.places.get('data.lives_end', FILE)}: {project.family} plays whole games; leave lives_end out"
+        )
     base = online_recipe(project.family, project.environment, spec_of(project))
     names = {"sequence_length": "length", "log_interval": "log_every"}
     said = {names.get(k, k): v for k, v in project.training.items() if k != "output_dir"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -29,9 +28,12 @@ from wm_agents.training.callbacks import LoggingCallback, ProgressCallback
 from wm_agents.training.trainer import Trainer, TrainingResult
 from wm_agents.verdict import Candidate, Story, deliver
 from wm_envs.action import act_dim
+from wm_envs.real import episode_limit
 from wm_envs.registry import RealSpec
 
 STARTS = 512
+BEHAVIOUR = {"policy", "value", "repval"}
+"""Parts of a loss that are no model's."""
 
 
 class Learned(NamedTuple):
@@ -89,7 +91,7 @@ def train_on_noise(
         facts = {"data": f"{numbers.num_steps} random steps", "training": f"{learned.result.updates} updates"}
         card = model_card("DEGRADED", facts, "\n".join(MEANING[mode].capitalize() + "." for mode in degraded))
         starts = make_starts(model, learned.buffer, STARTS, np.random.default_rng(seed))
-        save_model(out, model, spec, starts, horizon=spec.max_episode_steps, card=card)
+        save_model(out, model, spec, starts, horizon=episode_limit(spec), card=card)
     return {"updates": learned.result.updates, "val": learned.result.best_val, "train_wall_s": learned.result.wall_s}
 
 
@@ -103,10 +105,17 @@ def learn(project: Project, spaces: Spaces, dataset: Dataset, console: Console) 
     watching = LoggingCallback(project.out), ProgressCallback("learn", console)
     trainer = Trainer(cast(nn.Module, learner), cfg, watching, run_dir=project.out / "learning")
     can_judge = aside.has_window(cfg.sequence_length, model.packs)
-    validate = (lambda: trainer.evaluate(aside)["loss"]) if can_judge else None
+    validate = (lambda: _loss_of_world(trainer.evaluate(aside))) if can_judge else None
     result = trainer.fit(buffer, validate)
     trainer.load_best()
     return Learned(learner, model, buffer, [*dataset.iter_episodes(val)], result)
+
+
+def _loss_of_world(losses: dict[str, float]) -> float:
+    """What says how well the world is known. A behaviour that thinks too well of itself would lower the whole loss."""
+    if not losses.keys() & BEHAVIOUR:
+        return losses["loss"]
+    return sum(value for name, value in losses.items() if name not in {"loss", *BEHAVIOUR})
 
 
 def _buffer(project: Project, spaces: Spaces, episodes: Iterator[Episode]) -> ReplayBuffer:
@@ -116,8 +125,3 @@ def _buffer(project: Project, spaces: Spaces, episodes: Iterator[Episode]) -> Re
     for episode in episodes:
         buffer.add(episode, act_space)
     return buffer
-
-
-def saved_steps(folder: Path) -> int:
-    """Steps of the episodes in a folder, 0 where there is none."""
-    return Dataset(folder).num_steps if folder.is_dir() else 0

@@ -22,7 +22,7 @@ from rich.console import Console
 from wm_agents.data.dataset import Dataset
 from wm_agents.errors import ConfigurationError
 from wm_agents.improve import STAGES, Improvement, check_training
-from wm_agents.online import Online
+from wm_agents.online import Online, check_budget
 from wm_agents.online_recipe import OnlineConfig
 from wm_agents.pretrained import load_model, load_policy
 from wm_agents.project.curves import draw_curves
@@ -83,7 +83,8 @@ def train(project: Project, *, allow_degraded: bool = False, console: Console | 
         raise ConfigurationError(
             f"{project.environment} sets no limit to its episodes; say max_episode_steps in [data]"
         )
-    model = model_of(project, spaces)  # What does not fit is told before any work is done.
+    # What does not fit is told before any work is done.
+    model, plan = model_of(project, spaces), make_plan(project, ground, spaces)
     # The whole of the model's settings: a key that is said for the first time is a change too.
     settings = flatten({**project.to_dict(), "architecture": model.cfg.to_dict()})
     seeds = {"collect": seed_of(project), "judge": JUDGE_SEED}
@@ -98,7 +99,6 @@ def train(project: Project, *, allow_degraded: bool = False, console: Console | 
         warn(ground.degraded, console)
         manifest, began = Manifest(project, seeds, ground.degraded), time.perf_counter()
         try:
-            plan = make_plan(project, ground, spaces)
             manifest.write("running", plan=plan.to_dict())
             result = _learn(project, plan, ground, spaces, folder, console)
             finish(project, ground, result, console)
@@ -123,7 +123,7 @@ def find_ground(project: Project, allow_degraded: bool) -> Ground:
     """
     missing: Exception | None = None
     try:
-        make_real(RealSpec(project.environment, dict(project.data.env_kwargs))).close()
+        make_real(spec_of(project)).close()
     except (UnknownEnv, LackingEnv) as error:
         if not allow_degraded:
             raise
@@ -146,7 +146,9 @@ def make_plan(project: Project, ground: Ground, spaces: Spaces) -> Plan:
     if RANDOM_DATA in ground.degraded or (project.family in ACTS and not project.online_collection.enabled):
         return replay_of(project)
     if project.family in ACTS:
-        return online_of(project)
+        online = online_of(project)
+        check_budget(online)
+        return online
     cfg = rounds_of(project, spaces)
     check_training(cfg)
     return cfg
