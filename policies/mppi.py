@@ -45,7 +45,7 @@ class MPPIConfig:
     max_std: float = 2.0
     """The spread that a Box is guessed with at first, and the widest."""
     smoothing: float = 0.1
-    """The share of chance that is spread evenly over choices; what `min_std` is to a Box."""
+    """The share of chance that is spread evenly over choices, in guesses and in exploring; what `min_std` is to a Box."""
     discount: float = 0.99
     cut_off: float = 0.5
     """A dream is over where `cont` falls below this, unless the model draws ends itself."""
@@ -188,9 +188,13 @@ class MPPI:
             best, weights = weigh(self.returns(latent, acts, generator), num_elites, cfg.temperature)
             elites = acts[rows[:, None], best]
             guess = self._refit(elites, weights)
-        # The largest ratio to an exponential is a draw by weight: Gumbel's trick without its logarithms.
-        race = weights / torch.empty_like(weights).exponential_(generator=generator)
-        act = elites[rows, race.argmax(1), 0]
+        if self.choices:
+            # The best plan's own: elites differ by little where the next plan can make up for this one's choice.
+            act = elites[:, 0, 0]
+        else:
+            # The largest ratio to an exponential is a draw by weight: Gumbel's trick without its logarithms.
+            race = weights / torch.empty_like(weights).exponential_(generator=generator)
+            act = elites[rows, race.argmax(1), 0]
         return Plan(self._shaken(act, guess, generator) if explore else act, guess.mean)
 
     def _begin(self, num: int, last: Tensor | None, first: Tensor | None) -> Guess:
@@ -232,9 +236,11 @@ class MPPI:
         return refit(elites, weights, self.cfg.min_std, self.cfg.max_std)
 
     def _shaken(self, act: Tensor, guess: Guess, generator: Random) -> Tensor:
-        """Exploration: a Box shakes by the guess's own spread, a choice is drawn by its chances."""
+        """Exploration: a Box shakes by the guess's own spread, a share of choices is drawn evenly."""
         if self.choices:
-            return draw_one_hot(guess.mean[:, 0], torch.rand(len(act), generator=generator, device=act.device))
+            drawn, shaken = torch.rand(2, len(act), generator=generator, device=act.device)
+            evenly = draw_one_hot(torch.full_like(act, 1 / self.actions), drawn)
+            return torch.where((shaken < self.cfg.smoothing)[:, None], evenly, act)
         noise = torch.randn(act.shape, generator=generator, device=act.device)
         return (act + guess.std[:, 0] * noise).clamp(-1, 1)
 

@@ -160,10 +160,22 @@ def test_exploring_shakes_a_box_and_draws_choices() -> None:
 
 
 def test_elites_are_picked_by_their_weight() -> None:
-    # Moves of -1 and 1: weights 1 / (1 + e^-1) to e^-1 / (1 + e^-1).
-    cfg = MPPIConfig(horizon=1, num_samples=2, num_elites=2, num_prior_plans=0, temperature=0.5)
-    plan = MPPI(Toy(act_space=spaces.Discrete(2)), cfg).plan(at(*[0.0] * 5000), generator=seeded())
-    assert float(plan.act[:, 1].mean()) == pytest.approx(1 / (1 + np.exp(-1)), abs=0.02)
+    def both(latent: Latent, *, greedy: bool = False, generator: torch.Generator | None = None) -> Tensor:
+        return torch.tensor([[1.0], [-1.0]]).repeat(len(latent["x"]) // 2, 1)
+
+    # Moves of 1 and -1 earn 1 and -1: weights 1 / (1 + e^-1) and e^-1 / (1 + e^-1).
+    cfg = MPPIConfig(horizon=1, num_samples=2, num_elites=2, num_prior_plans=2, iterations=1, temperature=0.5)
+    plan = MPPI(Toy(), cfg, both).plan(at(*[0.0] * 5000), generator=seeded())
+    assert set(plan.act.unique().tolist()) == {-1.0, 1.0}
+    assert float(plan.act.mean()) == pytest.approx(np.tanh(0.5), abs=0.03)
+    torch.testing.assert_close(plan.guess.mean(), torch.tensor(np.tanh(0.5), dtype=torch.float32))
+
+
+def test_the_best_choice_is_taken_however_little_it_is_better() -> None:
+    cfg = MPPIConfig(horizon=2, temperature=0.5)
+    model = Toy(act_space=spaces.Discrete(3))
+    plan = MPPI(model, cfg, value=near(0.4, 1e-3)).plan(at(*[0.0] * 500), generator=seeded())
+    assert plan.act.argmax(1).unique().tolist() == [2]  # Moving up earns more; the elites hold other beginnings too.
 
 
 def test_a_seeded_plan_repeats() -> None:
