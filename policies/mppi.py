@@ -45,7 +45,7 @@ class MPPIConfig:
     max_std: float = 2.0
     """The spread that a Box is guessed with at first, and the widest."""
     smoothing: float = 0.1
-    """The share of chance that is spread evenly over choices, in guesses and in exploring; what `min_std` is to a Box."""
+    """The share of chance that is spread evenly over choices, guessed and explored; what `min_std` is to a Box."""
     discount: float = 0.99
     cut_off: float = 0.5
     """A dream is over where `cont` falls below this, unless the model draws ends itself."""

@@ -79,6 +79,14 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
     assert wm("--version") == 0 and capsys.readouterr().out == f"wm {importlib.metadata.version('dreams-as-envs')}\n"
 
 
+def test_pictures_are_drawn_to_memory_but_the_doctor_looks_for_a_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    assert wm("doctor", "--help") == 0 and "SDL_VIDEODRIVER" not in os.environ
+    assert wm("video", "--help") == 0 and os.environ["SDL_VIDEODRIVER"] == "dummy"
+
+
 def test_modules_beside_the_user_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "my_envs.py").write_text("import gymnasium as gym\ngym.register('Mine-v0', 'toy_env:Echo')\n")
     monkeypatch.chdir(tmp_path)

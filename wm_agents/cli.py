@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         status: int = import_module(APART[name]).main(flags, f"wm {name}")
         return status
     debug = "--debug" in flags
-    if not any(os.environ.get(shown) for shown in ("DISPLAY", "WAYLAND_DISPLAY")):
+    if name != "doctor" and not any(os.environ.get(shown) for shown in ("DISPLAY", "WAYLAND_DISPLAY")):
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # Else SDL complains where pictures are drawn to memory.
     # SIGTERM cleans up and ends as Ctrl-C does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
