@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -205,6 +206,18 @@ def test_flags_come_from_the_real_parsers() -> None:
 def test_the_picture_is_well_formed() -> None:
     assert xml.dom.minidom.parse(str(DOCS / "data_flow.svg")).documentElement.tagName == "svg"
     assert (DOCS / "real_vs_dream.gif").stat().st_size <= 3e6
+
+
+@pytest.mark.slow
+def test_the_first_page_leads_to_a_verified_dream(tmp_path: Path) -> None:
+    lines = "\n".join(blocks(DOCS / "index.md", "bash")).splitlines()
+    script = "\n".join(line for line in lines if not line.startswith("pip install"))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-eu", "-c", script], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "verified (quick)" in done.stdout + done.stderr and (tmp_path / "my" / "mine.mp4").is_file()
 
 
 @pytest.mark.slow
