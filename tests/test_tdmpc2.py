@@ -179,9 +179,8 @@ def test_a_choice_has_the_entropy_of_its_chances() -> None:
     torch.testing.assert_close(drawn.scaled_entropy, drawn.entropy)
 
 
-@pytest.mark.parametrize(("act_space", "coef"), [(BOX, 1e-4), (spaces.Discrete(3), 1e-2)], ids=str)
-def test_the_policy_raises_its_value_and_its_entropy(act_space: gym.Space[Any], coef: float) -> None:
-    model = stirred(tiny(act_space)).eval()
+def test_the_policy_of_a_box_raises_its_value_and_its_entropy() -> None:
+    model = stirred(tiny()).eval()
     model.value_scale.fill_(4.0)
     torch.manual_seed(0)
     zs, rho = torch.rand(5, 4, 16), 0.5 ** torch.arange(4)
@@ -190,8 +189,40 @@ def test_the_policy_raises_its_value_and_its_entropy(act_space: gym.Space[Any], 
     torch.manual_seed(1)
     drawn = model._policy(zs)
     q = model._expected_q(model.qs, zs, drawn.act, model._pair()).mean(0)
-    gain = (coef * drawn.scaled_entropy + q / 4).detach().numpy()
+    gain = (1e-4 * drawn.scaled_entropy + q / 4).detach().numpy()
     assert loss.item() == pytest.approx(-sum(gain[:, t].mean() * 0.5**t for t in range(4)) / 4, rel=1e-4)
+
+
+def test_the_policy_of_choices_goes_where_the_entropy_allows() -> None:
+    model = stirred(tiny(spaces.Discrete(3), choice_entropy_coef=0.5)).eval()
+    model.value_scale.fill_(4.0)
+    torch.manual_seed(0)
+    zs, rho = torch.rand(5, 4, 16), 0.5 ** torch.arange(4)
+    torch.manual_seed(1)
+    loss, metrics = model._policy_loss(zs, rho)
+    torch.manual_seed(1)
+    q = model._q_of_choices(model.qs, zs, model._pair()).mean(0).detach().numpy()
+    probs = model.pi(zs).softmax(-1).detach().numpy()
+    want = np.exp(q / 2) / np.exp(q / 2).sum(-1, keepdims=True)
+    cost = -(want * np.log(probs)).sum(-1).mean(0)
+    assert loss.item() == pytest.approx((cost * 0.5 ** np.arange(4)).mean(), rel=1e-4)
+    assert float(metrics["q"]) == pytest.approx((probs * q).sum(-1).mean(), rel=1e-4)
+
+
+def test_a_policy_that_is_sure_of_the_wrong_choice_learns_better() -> None:
+    model = stirred(tiny(spaces.Discrete(2))).eval()
+    with torch.no_grad():
+        model.qs.weights[-1].zero_()
+        hot = torch.stack([model.two_hot.encode(torch.tensor(v)) for v in (1.0, 2.0)]).clamp(min=1e-9).log().flatten()
+        model.qs.biases[-1].copy_(hot.expand_as(model.qs.biases[-1]))
+        model.pi[-1].bias.copy_(torch.tensor([30.0, -30.0]))  # type: ignore[operator]
+    zs = torch.rand(8, 2, 16)
+    optimizer = torch.optim.SGD(model.pi.parameters(), 10.0)
+    for _ in range(30):
+        optimizer.zero_grad()
+        model._policy_loss(zs, torch.ones(2))[0].backward()
+        optimizer.step()
+    assert float(model.pi(zs).detach().softmax(-1)[..., 1].min()) > 0.9
 
 
 @torch.no_grad()

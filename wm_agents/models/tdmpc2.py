@@ -87,7 +87,7 @@ class TDMPC2Config(WorldModelConfig):
     entropy_coef: float = 1e-4
     """Of a Box, as published."""
     choice_entropy_coef: float = 1e-2
-    """Of choices: less, and the first differences of a Q, which are noise, make the policy take one choice for good."""
+    """Of choices: Qs that differ by so much of their spread are e times as likely."""
     log_std_min: float = -10.0
     log_std_max: float = 2.0
     tau: float = 0.01
@@ -123,6 +123,8 @@ class TDMPC2Config(WorldModelConfig):
         for name in ("discount_min", "discount_max", "rho", "tau"):
             if not 0 <= getattr(self, name) <= 1:
                 self.fail(name, "from 0 to 1")
+        if not self.choice_entropy_coef > 0:
+            self.fail("choice_entropy_coef", "above 0")
         if not 0 <= self.dropout < 1:
             self.fail("dropout", "from 0 up and below 1")
         if not self.log_std_min < self.log_std_max:
@@ -162,7 +164,9 @@ class Drawn(NamedTuple):
     entropy: Tensor
     """(...)"""
     scaled_entropy: Tensor
-    """(...) as the policy's loss counts it"""
+    """(...) as the loss of a Box's policy counts it"""
+    log_chances: Tensor | None = None
+    """(..., A) of choices"""
 
 
 class TDMPC2(Model):
@@ -336,14 +340,25 @@ class TDMPC2(Model):
         return rew + self.cfg.discount * (1 - term) * q
 
     def _policy_loss(self, zs: Tensor, rho: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the policy should raise: the mean of two frozen Qs, in units of their spread, and its entropy."""
-        drawn = self._policy(zs)
-        q = self._expected_q(self.qs, zs, drawn.act, self._pair(), frozen=True, drop=self.training).mean(0)
+        """What the policy should raise: the mean of two frozen Qs, in units of their spread, and its entropy.
+
+        For choices the best such policy is known, exp(Q / (weight of the entropy * spread)), and it is learned
+        by cross-entropy: the gradient of the expected Q is gone where the policy has become sure, right or wrong.
+        """
+        drawn, how = self._policy(zs), {"frozen": True, "drop": self.training}
+        if self.choices:
+            each = self._q_of_choices(self.qs, zs, self._pair(), **how).mean(0)
+            q = (each * drawn.act).sum(-1)
+        else:
+            q = self._expected_q(self.qs, zs, drawn.act, self._pair(), **how).mean(0)
         if self.training:
             low, high = torch.quantile(q.detach()[:, 0], torch.tensor([0.05, 0.95], device=q.device))
             self.value_scale.lerp_((high - low).clamp(min=1.0), self.cfg.tau)
-        coef = self.cfg.choice_entropy_coef if self.choices else self.cfg.entropy_coef
-        loss = over_time(-(coef * drawn.scaled_entropy + q / self.value_scale), rho)
+        if drawn.log_chances is not None:
+            best = (each.detach() / (self.cfg.choice_entropy_coef * self.value_scale)).softmax(-1)
+            loss = over_time(-(best * drawn.log_chances).sum(-1), rho)
+        else:
+            loss = over_time(-(self.cfg.entropy_coef * drawn.scaled_entropy + q / self.value_scale), rho)
         metrics = {"entropy": drawn.entropy.mean(), "q": q.mean(), "value_scale": self.value_scale.clone()}
         return loss, {name: value.detach() for name, value in metrics.items()}
 
@@ -351,7 +366,7 @@ class TDMPC2(Model):
         out = self.pi(z).float()
         if self.choices:
             probs = out.softmax(-1)
-            return Drawn(probs, entropy(probs), entropy(probs))
+            return Drawn(probs, entropy(probs), entropy(probs), out.log_softmax(-1))
         mean, log_std = self._gaussian(out)
         noise = torch.randn_like(mean)
         act = torch.tanh(mean + log_std.exp() * noise)
@@ -372,11 +387,14 @@ class TDMPC2(Model):
 
     def _expected_q(self, qs: QEnsemble, z: Tensor, act: Tensor, members: Tensor, **how: bool) -> Tensor:
         """Q (2, ...) of drawn actions, or expected over the chances of choices; all in `act` (..., A)."""
-        out: Tensor = qs(z if self.choices else torch.cat([z, act], -1), members, **how)
-        if not self.choices:
-            return self.two_hot.mean(out)
-        each = self.two_hot.mean(out.unflatten(-1, (self.actions, -1)))
-        return (each * act).sum(-1)
+        if self.choices:
+            return (self._q_of_choices(qs, z, members, **how) * act).sum(-1)
+        return self.two_hot.mean(qs(torch.cat([z, act], -1), members, **how))
+
+    def _q_of_choices(self, qs: QEnsemble, z: Tensor, members: Tensor, **how: bool) -> Tensor:
+        """Q (2, ..., A) of every choice."""
+        out: Tensor = qs(z, members, **how)
+        return self.two_hot.mean(out.unflatten(-1, (self.actions, -1)))
 
     def _q_bins(self, qs: QEnsemble, z: Tensor, act: Tensor, members: Tensor | None = None, **how: bool) -> Tensor:
         """Logits (K, ..., bins) of actions (..., A) that were taken."""
