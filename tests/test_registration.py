@@ -20,6 +20,7 @@ import wm_envs
 from wm_agents.pretrained import STORE
 from wm_envs.checker import check_vector_env
 from wm_envs.dream import DreamEnv, DreamVectorEnv
+from wm_envs.real import make_real
 from wm_envs.registry import TASKS, RealSpec, Task, register_envs
 
 ROOT = Path(wm_envs.__file__).parents[1]
@@ -185,3 +186,9 @@ def test_the_page_of_tasks_says_what_the_table_says(name: str) -> None:
 def test_settings_for_any_environment_know_the_ales_ids_too() -> None:
     code = "from wm_agents.recipe import recipe_for; print(recipe_for('ALE/Freeway-v5').spec)"
     assert "size=64" in fresh(code)
+
+
+def test_games_of_the_ale_open_without_a_banner(capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ale_py")
+    make_real(TASKS["Pong"].real).close()
+    assert capfd.readouterr() == ("", "")

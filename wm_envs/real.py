@@ -122,6 +122,7 @@ def _make(spec: RealSpec, render_mode: str | None) -> gym.Env[Any, Any]:
             import ale_py
         except ImportError as error:
             raise LackingEnv(spec.id, error) from error
+        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # Else every game opens with a banner.
         gym.register_envs(ale_py)
     # Not every env knows the argument.
     rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
