@@ -257,6 +257,14 @@ def test_the_first_steps_are_random_and_nothing_is_learned_from_them_alone(tmp_p
     assert training.trainer.update == 24  # Those of all the steps before, at once.
 
 
+def test_the_first_steps_hold_still_within_an_episode_and_differ_between_them(tmp_path: Path) -> None:
+    trained(tmp_path, replace(CFG, num_envs=3, real_steps=120, prefill=120, eval_episodes=0))
+    acts = [ep.act[:, 0] for ep in Dataset(tmp_path / "data").iter_episodes()]
+    jumps = np.concatenate([np.abs(np.diff(act)) for act in acts])
+    assert len({tuple(act[:3].tolist()) for act in acts}) == len(acts) > 3
+    assert np.median(jumps) < 0.4  # Two even draws from -1 to 1 are 0.59 apart in the middle.
+
+
 def test_actions_are_explored_with_and_judged_without(tmp_path: Path) -> None:
     training = trained(tmp_path)
     assert isinstance(training.learner, StandIn)

@@ -24,7 +24,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
-from policies.policy import sample_actions
+from policies.policy import Policy, explorer
 from policies.rollout import check_seed
 from wm_agents.actor import Actor, play
 from wm_agents.atomic import write_tensors
@@ -98,6 +98,7 @@ class Online:
         self.now = Standing(next_seed=cfg.seed)
         self.fresh: list[Episode] = []
         """Episodes that are not on disk yet."""
+        self.explorers: list[Policy] = []
         self.returns: list[float] = []
         self.log: MetricsLog | None = None
         self._resume()
@@ -157,10 +158,12 @@ class Online:
             yield self.now.next_seed - 1
 
     def _act(self, actor: Actor, stream: Stream) -> Array:
-        """Random actions at first; the model's own begin where the rows are then."""
+        """Exploration at first, as before any model; the model's own actions begin where the rows are then."""
         if self.now.played < self.cfg.prefill:
-            rng = np.random.default_rng([self.cfg.seed, self.now.played])
-            return sample_actions(stream.act_space, self.cfg.num_envs, rng)
+            self.explorers = self.explorers or [explorer(env) for env in stream.envs]
+            for row in map(int, np.flatnonzero(stream.first)):
+                self.explorers[row].reset(1, self.now.next_seed + row)
+            return np.concatenate([p.act(stream.obs[row : row + 1]) for row, p in enumerate(self.explorers)])
         self.trainer.model.eval()
         try:
             return actor.act(stream.obs, stream.first)

@@ -84,7 +84,7 @@ class OnlineConfig:
     """Agent steps in the real environment, those of evaluations among them; the run never takes more before its end."""
     num_envs: int = 1
     prefill: int = 1000
-    """Of these steps, so many are random, before anything is learned."""
+    """Of these steps, so many are played by `policies.policy.explorer`, before anything is learned."""
     ratio: float = 512.0
     """Steps that are replayed for each one that is played."""
     batch_size: int = 16
