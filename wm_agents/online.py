@@ -162,7 +162,7 @@ class Online:
         if self.now.played < self.cfg.prefill:
             self.explorers = self.explorers or [explorer(env) for env in stream.envs]
             for row in map(int, np.flatnonzero(stream.first)):
-                self.explorers[row].reset(1, self.now.next_seed + row)
+                self.explorers[row].reset(1, self.now.next_seed * self.cfg.num_envs + row)
             return np.concatenate([p.act(stream.obs[row : row + 1]) for row, p in enumerate(self.explorers)])
         self.trainer.model.eval()
         try:
