@@ -262,7 +262,7 @@ def test_the_first_steps_hold_still_within_an_episode_and_differ_between_them(tm
     acts = [ep.act[:, 0] for ep in Dataset(tmp_path / "data").iter_episodes()]
     jumps = np.concatenate([np.abs(np.diff(act)) for act in acts])
     assert len({tuple(act[:3].tolist()) for act in acts}) == len(acts) > 3
-    assert np.median(jumps) < 0.4  # Two even draws from -1 to 1 are 0.59 apart in the middle.
+    assert np.median(jumps) < 0.5  # Two even draws from -1 to 1 are 0.59 apart in the middle.
 
 
 def test_actions_are_explored_with_and_judged_without(tmp_path: Path) -> None:
