@@ -198,7 +198,18 @@ RECIPES = {
     ),
 }
 RECIPES["Breakout"] = replace(
-    RECIPES["Pong"], spec=TASKS["Breakout"].real, out="runs/breakout", stall=300, vision_rounds=3
+    RECIPES["Pong"],
+    spec=TASKS["Breakout"].real,
+    out="runs/breakout",
+    rounds=4,
+    random_steps=60_000,
+    round_steps=40_000,
+    stall=300,
+    max_steps=2000,
+    memory=replace(MEMORY, total_steps=5000),
+    ppo=replace(RECIPES["Pong"].ppo, iterations=150, steps=64, batch_size=1024),
+    horizon=100,
+    judge_episodes=8,
 )
 """Settings to begin a task with; the last rounds of the shipped dreams had these (scripts/reference/ has them all)."""
 
