@@ -334,6 +334,10 @@ def test_dreams_end_at_the_subject_s_cut_off() -> None:
 def test_a_dream_without_a_horizon_lasts_as_long_as_the_longest_real_episode() -> None:
     like = subject(EXACT)._replace(horizon=None)
     assert measure(like, playing(EXACT, like.policy), CFG, among=AMONG).gap.horizon == 20
+    game = like._replace(horizon=27_000)  # No dream lasts as long as that where no real episode does.
+    for longest, cut in ((50, 50), (5, 20)):
+        found = measure(game, playing(EXACT, like.policy), replace(CFG, longest_dream=longest), among=AMONG)
+        assert found.gap.horizon == cut
 
 
 def test_reliability_bins_and_errors() -> None:

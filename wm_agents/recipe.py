@@ -134,21 +134,21 @@ RECIPES = {
     "Pong": ImproveConfig(
         TASKS["Pong"].real,
         out="runs/pong",
-        rounds=7,
-        random_steps=100_000,
-        round_steps=30_000,
+        rounds=12,
+        random_steps=60_000,
+        round_steps=25_000,
         shard_episodes=2,
         max_steps=2000,
         noise=(0.0, 0.1, 0.3),
         model=replace(SMALL_THINGS, hidden=384),
         vision=replace(VISION, total_steps=6000, learning_rate=1e-3),
         vision_rounds=2,
-        memory=replace(MEMORY, total_steps=8000),
+        memory=replace(MEMORY, total_steps=5000),
         controller="ppo",
         ppo=PPOConfig(
-            iterations=200, envs=256, steps=128, batch_size=2048, net=(256, 256), activation="relu", whiten=True
+            iterations=150, envs=256, steps=64, batch_size=1024, net=(256, 256), activation="relu", whiten=True
         ),
-        horizon=200,
+        horizon=100,
         temperature=0.5,
         judge_episodes=2,
         starts=4096,
@@ -205,10 +205,6 @@ RECIPES["Breakout"] = replace(
     random_steps=60_000,
     round_steps=40_000,
     stall=300,
-    max_steps=2000,
-    memory=replace(MEMORY, total_steps=5000),
-    ppo=replace(RECIPES["Pong"].ppo, iterations=150, steps=64, batch_size=1024),
-    horizon=100,
     judge_episodes=8,
 )
 """Settings to begin a task with; the last rounds of the shipped dreams had these (scripts/reference/ has them all)."""

@@ -43,6 +43,8 @@ class FidelityConfig:
     windows: int = 1024
     """Stretches of the real episodes that are dreamed anew."""
     horizons: tuple[int, ...] = (1, 2, 5, 10, 15, 25, 50, 100)
+    longest_dream: int = 2000
+    """Steps after which a dream is cut, unless a real episode was longer: a game may be allowed 27,000."""
     tolerance: int = 2
     """Steps that a foreseen end may be off."""
     temperatures: tuple[float, ...] = (0.5, 0.7, 0.85, 1.0, 1.15, 1.3)
@@ -102,7 +104,8 @@ def measure(
     if among is None:
         among = contenders(subject.policy, subject.model.act_space, cfg.policies)
     drives = _drive(play, among, cfg, console)
-    horizon = subject.horizon or max(drives.steps)
+    longest = max(drives.steps)
+    horizon = min(subject.horizon or longest, max(longest, cfg.longest_dream))
     subject = subject._replace(horizon=horizon)
     model, dreamed = subject.model, {"episodes": cfg.dream_episodes, "seed": cfg.seed}
     warmths: list[Warmth] = []
