@@ -215,7 +215,7 @@ class ReplayBuffer:
         pack: bool = False,
         generator: torch.Generator | None = None,
     ) -> Batch:
-        """Draw windows of `seq_len` steps, every place in the buffer equally likely.
+        """Draw windows of `seq_len` steps, from all places alike: no step is met more seldom for being a first or last.
 
         Args:
             pack: windows run on from one episode into the next; without, each is inside one episode.
@@ -450,12 +450,16 @@ class ReplayBuffer:
         return self._tail + torch.randint(places, (num,), generator=generator).numpy()
 
     def _inside(self, num: int, seq_len: int, generator: torch.Generator | None) -> NDArray[np.int64]:
-        """Pick among all places at once: episode e has steps - seq_len + 1 of them."""
+        """Pick among all places at once; windows that stick out of their episode at either end are pushed back inside.
+
+        Else the step that ends an episode is met once where one in its middle is met `seq_len` times.
+        """
         if self._places is None or self._places[0] != seq_len:
             steps = np.array([ep.steps for ep in self._owned], np.int64)
-            upto = np.cumsum(np.maximum(steps - seq_len + 1, 0))
+            upto = np.cumsum(np.where(steps < seq_len, 0, steps + seq_len - 1))
             self._places = (seq_len, int(steps.max(initial=0)), upto)
             self._begins = np.array([ep.begin for ep in self._owned], np.int64)
+            self._lasts = self._begins + steps - seq_len
         _, longest, upto = self._places
         if not len(upto) or upto[-1] == 0:
             raise ValueError(
@@ -465,7 +469,8 @@ class ReplayBuffer:
         pick = torch.randint(int(upto[-1]), (num,), generator=generator).numpy()
         episode = np.searchsorted(upto, pick, side="right")
         before = np.where(episode > 0, upto[episode - 1], 0)
-        begin: NDArray[np.int64] = self._begins[episode] + pick - before
+        drawn = self._begins[episode] + pick - before - (seq_len - 1)
+        begin: NDArray[np.int64] = drawn.clip(self._begins[episode], self._lasts[episode])
         return begin
 
     def _arrays(self) -> dict[str, Array]:
