@@ -17,6 +17,7 @@ from wm_agents import cli
 from wm_agents.errors import ConfigurationError
 from wm_agents.project import scaffold
 from wm_agents.project.plan import spec_of
+from wm_agents.recipe import RECIPES
 from wm_agents.project.scaffold import write_project
 from wm_agents.project.settings import load_project
 from wm_agents.project.usual import usual
@@ -62,7 +63,7 @@ def test_a_known_environment_begins_with_what_worked_for_it() -> None:
     values = usual("ALE/Pong-v5", None, "my")
     assert values["data"]["crop"] == [34, 194, 0, 160] and values["data"]["actions"] == [0, 2, 3]
     assert values["architecture"]["rew_head"] == "classes" and values["architecture"]["obs_shape"] == [64, 64, 1]
-    assert values["controller"]["kind"] == "ppo" and values["online_collection"]["rounds"] == 7
+    assert values["controller"]["kind"] == "ppo" and values["online_collection"]["rounds"] == RECIPES["Pong"].rounds
     values = usual("CartPole-v1", "ensemble:ci", "my")
     assert values["training"]["total_steps"] == 1500 and values["data"]["num_steps"] == 2000
     assert usual("CartPole-v1", "vmc:ci", "my")["data"]["num_steps"] == 1400  # The recipe's own.

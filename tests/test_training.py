@@ -867,6 +867,8 @@ def test_evaluations_of_a_buffer_repeat_and_are_none_of_the_batches_of_training(
     buffer = create_random_buffer(1000, (2,), 1, num_episodes=20, episode_length=60, seed=0)
     model = Reader(False)
     trainer = Trainer(model, FAST, run_dir=tmp_path)
+    before = trainer.evaluate(buffer)["loss"]
+    model.seen.clear()
     first = trainer.evaluate(buffer, num_batches=3)
     assert first == trainer.evaluate(buffer, num_batches=3)
     assert first["part"] == pytest.approx(first["loss"] / 2)
@@ -874,7 +876,7 @@ def test_evaluations_of_a_buffer_repeat_and_are_none_of_the_batches_of_training(
     model.seen.clear()
     trainer.train(buffer)
     assert len(looked) == 3 and not looked & {float(batch.rew.sum()) for batch in model.seen}
-    assert trainer.evaluate(buffer)["loss"] < first["loss"] and model.training
+    assert trainer.evaluate(buffer)["loss"] < before and model.training
     trainer.model.eval()
     trainer.evaluate(buffer)
     assert not model.training
