@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from wm_agents.dists import TwoHot, draw_one_hot, entropy, likeliest, mixed, straight_through, symexp, symlog, tempered
+from policies.dists import TwoHot, draw_one_hot, entropy, likeliest, mixed, straight_through, symexp, symlog, tempered
 from wm_agents.errors import ConfigurationError
 from wm_agents.frames import frame_shape, to_frames
 from wm_agents.hardware import keep_freed_memory

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from policies.dists import TwoHot, draw_one_hot, entropy, likeliest, symexp, symlog
 from policies.mppi import MPPI, MPPIConfig
 from policies.nets import forgetful_autocast
-from wm_agents.dists import TwoHot, draw_one_hot, entropy, likeliest, symexp, symlog
 from wm_agents.errors import ConfigurationError
 from wm_agents.frames import frame_shape, to_frames, to_network
 from wm_agents.hardware import has_bf16, keep_freed_memory
@@ -165,8 +165,8 @@ class Drawn(NamedTuple):
     """(...)"""
     scaled_entropy: Tensor
     """(...) as the loss of a Box's policy counts it"""
-    log_chances: Tensor | None = None
-    """(..., A) of choices"""
+    log_chances: Tensor
+    """(..., A) of choices; empty for a Box"""
 
 
 class TDMPC2(Model):
@@ -349,18 +349,22 @@ class TDMPC2(Model):
         if self.choices:
             each = self._q_of_choices(self.qs, zs, self._pair(), **how).mean(0)
             q = (each * drawn.act).sum(-1)
+            self._follow_spread(q)
+            best = (each.detach() / (self.cfg.choice_entropy_coef * self.value_scale)).softmax(-1)
+            losses = -(best * drawn.log_chances).sum(-1)
         else:
             q = self._expected_q(self.qs, zs, drawn.act, self._pair(), **how).mean(0)
-        if self.training:
-            low, high = torch.quantile(q.detach()[:, 0], torch.tensor([0.05, 0.95], device=q.device))
-            self.value_scale.lerp_((high - low).clamp(min=1.0), self.cfg.tau)
-        if drawn.log_chances is not None:
-            best = (each.detach() / (self.cfg.choice_entropy_coef * self.value_scale)).softmax(-1)
-            loss = over_time(-(best * drawn.log_chances).sum(-1), rho)
-        else:
-            loss = over_time(-(self.cfg.entropy_coef * drawn.scaled_entropy + q / self.value_scale), rho)
+            self._follow_spread(q)
+            losses = -(self.cfg.entropy_coef * drawn.scaled_entropy + q / self.value_scale)
         metrics = {"entropy": drawn.entropy.mean(), "q": q.mean(), "value_scale": self.value_scale.clone()}
-        return loss, {name: value.detach() for name, value in metrics.items()}
+        return over_time(losses, rho), {name: value.detach() for name, value in metrics.items()}
+
+    @torch.no_grad()
+    def _follow_spread(self, q: Tensor) -> None:
+        """Move the scale of values towards the spread of q (B, T) at the first steps, in train mode."""
+        if self.training:
+            low, high = torch.quantile(q[:, 0], torch.tensor([0.05, 0.95], device=q.device))
+            self.value_scale.lerp_((high - low).clamp(min=1.0), self.cfg.tau)
 
     def _policy(self, z: Tensor) -> Drawn:
         out = self.pi(z).float()
@@ -373,7 +377,7 @@ class TDMPC2(Model):
         log_prob = gaussian_log_prob(noise, log_std)
         # The published loss has the entropy of the normal, before tanh, times the dimensions of action: it scales the
         # entropy by (dimensions * normal's log-probability) / (log-probability after tanh), and the tanh cancels.
-        return Drawn(act, squash_correction(act) - log_prob, -log_prob * self.actions)
+        return Drawn(act, squash_correction(act) - log_prob, -log_prob * self.actions, noise.new_empty(0))
 
     def _gaussian(self, out: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log of the deviation before tanh, of what `pi` gives."""
@@ -396,9 +400,9 @@ class TDMPC2(Model):
         out: Tensor = qs(z, members, **how)
         return self.two_hot.mean(out.unflatten(-1, (self.actions, -1)))
 
-    def _q_bins(self, qs: QEnsemble, z: Tensor, act: Tensor, members: Tensor | None = None, **how: bool) -> Tensor:
+    def _q_bins(self, qs: QEnsemble, z: Tensor, act: Tensor, **how: bool) -> Tensor:
         """Logits (K, ..., bins) of actions (..., A) that were taken."""
-        out: Tensor = qs(z if self.choices else torch.cat([z, act], -1), members, **how)
+        out: Tensor = qs(z if self.choices else torch.cat([z, act], -1), **how)
         if not self.choices:
             return out
         bins: Tensor = out.unflatten(-1, (self.actions, -1))

@@ -91,10 +91,6 @@ RARE_WEIGHT = 3.0
 """Of every reward but the commonest in the cross-entropy; it is taken out of the odds again when dreaming."""
 
 
-# The paper's Doom model: twice the latent and the memory, no other change.
-DOOM = VMCConfig.from_size("doom")
-
-
 class VMC(Model):
     """The world model: latent {z (B, Z), h (B, H), c (B, H)}, feat [z, h]."""
 

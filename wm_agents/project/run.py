@@ -12,7 +12,6 @@ outputs/
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from typing import Any, NamedTuple
@@ -74,7 +73,6 @@ def train(project: Project, *, allow_degraded: bool = False, console: Console | 
         KeyboardInterrupt: it was stopped; what is done is kept.
     """
     console = console or Console(stderr=True)
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # Else SDL complains where there is no display.
     if str(project.root) not in sys.path:
         sys.path.append(str(project.root))  # An environment of one's own may lie beside wm.toml.
     ground = find_ground(project, allow_degraded)

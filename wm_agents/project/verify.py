@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,7 +13,6 @@ from rich.console import Console
 
 from policies.play import Job
 from policies.rollout import EVAL_SEED
-from wm_agents.atomic import write_json
 from wm_agents.checkpoint import Artifact, ArtifactError, sha256
 from wm_agents.data.episode import Episode
 from wm_agents.evaluate import Score, evaluate_real
@@ -188,11 +186,6 @@ def report(found: Verification) -> str:
     verdict = "verified" if found.verified else "NOT verified"
     where = f"{found.episodes} held-out episodes of {found.env} ({found.steps:,} steps, seeds from {found.seed:,})"
     return "\n".join([*lines, f"{found.model}: {verdict} ({found.mode}), on {where}, {found.wall_s} s"])
-
-
-def save_report(found: Verification, path: Path) -> None:
-    """Write the verdict as JSON."""
-    write_json(path, found.to_dict())
 
 
 def _play(
