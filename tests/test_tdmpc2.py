@@ -17,7 +17,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from policies.mppi import MPPIPolicy
-from wm_agents.data.replay import Batch
+from wm_agents.data.replay import Batch, ReplayBuffer
 from wm_agents.errors import ConfigurationError
 from wm_agents.frames import to_network
 from wm_agents.models.normed import drop_, mish, simnorm
@@ -185,7 +185,7 @@ def test_the_policy_of_a_box_raises_its_value_and_its_entropy() -> None:
     torch.manual_seed(0)
     zs, rho = torch.rand(5, 4, 16), 0.5 ** torch.arange(4)
     torch.manual_seed(1)
-    loss, _ = model._policy_loss(zs, rho)
+    loss, _ = model._policy_loss(zs, rho, torch.ones(5, 4))
     torch.manual_seed(1)
     drawn = model._policy(zs)
     q = model._expected_q(model.qs, zs, drawn.act, model._pair()).mean(0)
@@ -199,14 +199,14 @@ def test_the_policy_of_choices_goes_where_the_entropy_allows() -> None:
     torch.manual_seed(0)
     zs, rho = torch.rand(5, 4, 16), 0.5 ** torch.arange(4)
     torch.manual_seed(1)
-    loss, metrics = model._policy_loss(zs, rho)
+    loss, metrics = model._policy_loss(zs, rho, torch.ones(5, 4))
     torch.manual_seed(1)
     q = model._q_of_choices(model.qs, zs, model._pair()).mean(0).detach().numpy()
     probs = model.pi(zs).softmax(-1).detach().numpy()
     want = np.exp(q / 2) / np.exp(q / 2).sum(-1, keepdims=True)
     cost = -(want * np.log(probs)).sum(-1).mean(0)
     assert loss.item() == pytest.approx((cost * 0.5 ** np.arange(4)).mean(), rel=1e-4)
-    assert float(metrics["q"]) == pytest.approx((probs * q).sum(-1).mean(), rel=1e-4)
+    assert float(metrics["q"]) == pytest.approx((probs * q).sum(-1)[:, 0].mean(), rel=1e-4)
 
 
 def test_a_policy_that_is_sure_of_the_wrong_choice_learns_better() -> None:
@@ -220,7 +220,7 @@ def test_a_policy_that_is_sure_of_the_wrong_choice_learns_better() -> None:
     optimizer = torch.optim.SGD(model.pi.parameters(), 10.0)
     for _ in range(30):
         optimizer.zero_grad()
-        model._policy_loss(zs, torch.ones(2))[0].backward()
+        model._policy_loss(zs, torch.ones(2), torch.ones(8, 2))[0].backward()
         optimizer.step()
     assert float(model.pi(zs).detach().softmax(-1)[..., 1].min()) > 0.9
 
@@ -282,6 +282,48 @@ def test_consistency_is_measured_along_the_dreamed_path() -> None:
             z = model.dynamics(torch.cat([torch.from_numpy(z), batch.act[:, t]], 1)).numpy()
             want += 0.5**t * ((z - model.encoder(batch.obs[:, t + 1]).numpy()) ** 2).mean() / 3
     assert model.loss(batch).components["consistency"].item() == pytest.approx(want, rel=1e-5)
+
+
+def crossing(model: TDMPC2, after: int) -> Batch:
+    """Windows whose episode ends with step `after`; what comes then is another's."""
+    batch = windows(model, steps=4)
+    first, term = torch.zeros(8, 5, dtype=torch.bool), torch.zeros(8, 4, dtype=torch.bool)
+    first[:, after + 2], term[:, after] = True, True
+    return replace(batch, first=first, term=term)
+
+
+@pytest.mark.parametrize("act_space", [BOX, spaces.Discrete(3)], ids=str)
+@pytest.mark.parametrize("after", [0, 2])
+def test_what_follows_an_episodes_end_in_a_window_is_not_learned(act_space: gym.Space[Any], after: int) -> None:
+    model = stirred(tiny(act_space)).eval()
+    batch = crossing(model, after)
+    other = {name: getattr(batch, name).clone() for name in ("obs", "act", "rew", "term")}
+    other["obs"][:, after + 2 :] += 5.0
+    other["act"][:, after + 1 :] = other["act"][:, after + 1 :].flip(0)
+    other["rew"][:, after + 1 :] += 100.0
+    other["term"][:, after + 1 :] = True
+    torch.manual_seed(0)
+    want = model.loss(batch).components
+    torch.manual_seed(0)
+    got = model.loss(replace(batch, **other)).components
+    torch.testing.assert_close(got, want)
+    last = other | {"rew": batch.rew + (torch.arange(4) == after)}
+    torch.manual_seed(0)
+    assert not torch.isclose(model.loss(replace(batch, **last)).components["reward"], want["reward"])
+
+
+def test_ends_are_met_at_every_step_of_a_window() -> None:
+    """Or the values of what the encoder makes of a last frame, which targets are made of, are never learned."""
+    model = tiny()
+    buffer = ReplayBuffer(1000, model.obs_space.shape or (), model.actions)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        steps = int(rng.integers(10, 20))
+        frames = rng.random((steps + 1, *buffer.obs_shape), np.float32)
+        buffer.add_episode(frames, np.zeros((steps, model.actions)), np.zeros(steps), terminated=True)
+    batch = buffer.sample(4000, 3, pack=model.packs, generator=torch.Generator().manual_seed(0))
+    share = batch.term.float().mean(0)
+    np.testing.assert_allclose(share, share.mean(), rtol=0.25)
 
 
 def test_slow_qs_follow_by_a_hundredth() -> None:

@@ -173,7 +173,7 @@ class TDMPC2(Model):
     """The world model, its policy and its values: latent {z (B, L)}, feat the same."""
 
     family: ClassVar[str] = "tdmpc2"
-    packs: ClassVar[bool] = False
+    packs: ClassVar[bool] = True
 
     def __init__(self, cfg: TDMPC2Config, obs_space: gym.Space[Any], act_space: gym.Space[Any]) -> None:
         """Raise ConfigurationError for actions that are neither a Box nor one choice, and for odd observations."""
@@ -285,11 +285,16 @@ class TDMPC2(Model):
     def loss(self, batch: Batch) -> LossOutput:
         """All losses of windows of T steps; they reach weights of their own: the model's, the policy's, the probe's.
 
+        A window counts as far as its first episode goes. Were all windows inside one episode, as published, its end
+        would be seen at the end of dreams only, and the values of what the encoder makes of those frames, which
+        targets are made of, would not be learned.
+
         The published code steps the model's optimizer first and shows the policy the Qs after it; here all weights
         step at once, so that the policy sees the Qs from before. The scale of values moves in train mode only.
         """
         cfg, act, term = self.cfg, batch.act, batch.term.float()
         B, T, _ = act.shape
+        known = batch.first[:, 1:].cumsum(1).eq(0).float()  # (B, T) steps, and the frames that they lead to
         seen = self._seen(batch.obs.flatten(0, 1))
         obs = (seen if self.frames is None else shift(seen)).unflatten(0, (B, T + 1))
         with torch.no_grad(), forgetful_autocast(self.device):
@@ -305,18 +310,20 @@ class TDMPC2(Model):
         bins = self._q_bins(self.qs, past, act, drop=self.training)  # (K, B, T, bins)
         scales = {"consistency": cfg.consistency_coef, "reward": cfg.reward_coef, "value": cfg.value_coef}
         parts = {
-            "consistency": over_time((ahead - next_z).square().mean(-1), rho),
-            "reward": over_time(self.two_hot.loss(self.reward(torch.cat([past, act], -1)), batch.rew), rho),
-            "value": over_time(self.two_hot.loss(bins, target.expand(len(bins), -1, -1)).mean(0), rho),
+            "consistency": over_time((ahead - next_z).square().mean(-1) * known, rho),
+            "reward": over_time(self.two_hot.loss(self.reward(torch.cat([past, act], -1)), batch.rew) * known, rho),
+            "value": over_time(self.two_hot.loss(bins, target.expand(len(bins), -1, -1)).mean(0) * known, rho),
         }
         if self.termination is not None:  # Not weighed by rho, as published: ends are at the end of windows.
             odds = self.termination(ahead).float()[..., 0]
-            parts["termination"] = F.binary_cross_entropy_with_logits(odds, term)
+            parts["termination"] = F.binary_cross_entropy_with_logits(odds, term, known)
             scales["termination"] = cfg.termination_coef
-        parts["policy"], metrics = self._policy_loss(zs.detach(), rho)
-        parts["probe"] = (self.decoder(zs.detach().flatten(0, 1)).float() - self._shown(seen)).square().mean()
+        known = F.pad(known, (1, 0), value=1.0)  # (B, T+1) frames
+        parts["policy"], metrics = self._policy_loss(zs.detach(), rho, known)
+        missed = (self.decoder(zs.detach().flatten(0, 1)).float() - self._shown(seen)).square()
+        parts["probe"] = (missed.flatten(1).mean(1) * known.flatten()).mean()
         loss = torch.stack([scales.get(name, 1.0) * part for name, part in parts.items()]).sum()
-        return LossOutput(loss, parts, {**metrics, "td_target": target.mean()})
+        return LossOutput(loss, parts, {**metrics, "td_target": target[:, 0].mean()})
 
     def after_update(self) -> None:
         """The slow Qs follow the quick ones."""
@@ -339,8 +346,10 @@ class TDMPC2(Model):
         q = self._expected_q(self.slow_qs, next_z, drawn.act, self._pair()).amin(0)
         return rew + self.cfg.discount * (1 - term) * q
 
-    def _policy_loss(self, zs: Tensor, rho: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _policy_loss(self, zs: Tensor, rho: Tensor, known: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """What the policy should raise: the mean of two frozen Qs, in units of their spread, and its entropy.
+
+        Of latents (B, T+1, L), as far as they are `known`.
 
         For choices the best such policy is known, exp(Q / (weight of the entropy * spread)), and it is learned
         by cross-entropy: the gradient of the expected Q is gone where the policy has become sure, right or wrong.
@@ -356,8 +365,8 @@ class TDMPC2(Model):
             q = self._expected_q(self.qs, zs, drawn.act, self._pair(), **how).mean(0)
             self._follow_spread(q)
             losses = -(self.cfg.entropy_coef * drawn.scaled_entropy + q / self.value_scale)
-        metrics = {"entropy": drawn.entropy.mean(), "q": q.mean(), "value_scale": self.value_scale.clone()}
-        return over_time(losses, rho), {name: value.detach() for name, value in metrics.items()}
+        metrics = {"entropy": drawn.entropy[:, 0].mean(), "q": q[:, 0].mean(), "value_scale": self.value_scale.clone()}
+        return over_time(losses * known, rho), {name: value.detach() for name, value in metrics.items()}
 
     @torch.no_grad()
     def _follow_spread(self, q: Tensor) -> None:
