@@ -47,15 +47,15 @@ def find_device(name: str | torch.device) -> torch.device:
 
 @cache
 def keep_freed_memory() -> bool:
-    """Have glibc keep what is freed for the next tensor, up to half a gigabyte; whether it could be told.
+    """Have glibc keep what is freed for the next tensor, up to two gigabytes; whether it could be told.
 
     It gives the memory back otherwise, and the kernel hands the same pages out again, one fault each: networks of a
-    thousand rows spend as long on that as on their products.
+    thousand rows spend as long on that as on their products. Large tensors, which would be mapped one by one, too.
     """
-    trim_threshold, mmap_threshold = -1, -3  # As malloc.h names them.
+    trim_threshold, mmap_max = -1, -4  # As malloc.h names them.
     try:
         libc = ctypes.CDLL(None)
-        return bool(libc.mallopt(trim_threshold, 2**29)) and bool(libc.mallopt(mmap_threshold, 2**25))
+        return bool(libc.mallopt(trim_threshold, 2**31 - 1)) and bool(libc.mallopt(mmap_max, 0))
     except (OSError, AttributeError, TypeError):  # Not glibc.
         return False
 

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from policies.dists import TwoHot, draw_one_hot, entropy, likeliest, mixed, straight_through, symexp, symlog, tempered
 from wm_agents.errors import ConfigurationError
 from wm_agents.frames import frame_shape, to_frames
-from wm_agents.hardware import keep_freed_memory
 from wm_agents.models.config import WorldModelConfig
 from wm_agents.models.model import Model
 from wm_agents.nets import (
@@ -127,7 +126,6 @@ class DreamerV3(Model):
 
     def __init__(self, cfg: DreamerV3Config, obs_space: gym.Space[Any], act_space: gym.Space[Any]) -> None:
         super().__init__(cfg, obs_space, act_space)
-        keep_freed_memory()  # A sixth of an update on a CPU goes into asking for it anew.
         self.stoch_dim = cfg.stoch_discrete * cfg.stoch_classes
         self.feat_dim = cfg.deter_dim + self.stoch_dim
         self.eye = make_eye(cfg, obs_space, self.stoch_dim)

@@ -16,6 +16,7 @@ from typing_extensions import Self  # Comes with torch; `typing` has it from Pyt
 
 from wm_agents.errors import ConfigurationError
 from wm_agents.frames import frame_shape
+from wm_agents.hardware import keep_freed_memory
 from wm_agents.models.config import WorldModelConfig
 from wm_agents.training.loss import LossOutput
 from wm_envs.action import act_dim
@@ -41,6 +42,7 @@ class Model(nn.Module, ABC):
 
     def __init__(self, cfg: WorldModelConfig, obs_space: gym.Space[Any], act_space: gym.Space[Any]) -> None:
         super().__init__()
+        keep_freed_memory()  # On a CPU a fifth of a dream's steps and of an update goes into asking for it anew.
         self.cfg: Any = cfg
         self.obs_space: gym.Space[Any] = obs_space
         self.act_space: gym.Space[Any] = act_space

@@ -23,7 +23,7 @@ from policies.mppi import MPPI, MPPIConfig
 from policies.nets import forgetful_autocast
 from wm_agents.errors import ConfigurationError
 from wm_agents.frames import frame_shape, to_frames, to_network
-from wm_agents.hardware import has_bf16, keep_freed_memory
+from wm_agents.hardware import has_bf16
 from wm_agents.models.config import WorldModelConfig
 from wm_agents.models.model import Model
 from wm_agents.models.normed import QEnsemble, SimNorm, Small, mlp
@@ -184,7 +184,6 @@ class TDMPC2(Model):
                 f"tdmpc2 needs Box or Discrete actions, got {act_space}; flatten choices into one Discrete, "
                 "or use the family 'dreamerv3'"
             )
-        keep_freed_memory()  # Plans on a CPU take half the time with it.
         self.choices = isinstance(act_space, gym.spaces.Discrete)
         self.frames = frame_shape(obs_space)
         A, L, hidden, self.feat_dim = self.actions, cfg.latent_dim, 2 * [cfg.hidden_dim], cfg.latent_dim
