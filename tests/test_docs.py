@@ -42,7 +42,7 @@ def blocks(page: Path, *languages: str) -> list[str]:
 def commands(page: Path) -> Iterator[str]:
     """What a reader would type: lines of shell blocks and of indented code, and `wm ...` in the running text."""
     text = page.read_text()
-    lines = [line for block in blocks(page, "bash", "sh", "") for line in block.splitlines()]
+    lines = [line for block in blocks(page, "bash", "sh", "") for line in block.replace("\\\n", " ").splitlines()]
     lines += [line.strip() for line in FENCE.sub("", text).splitlines() if line.startswith("    ")]
     for part in (part for line in lines for part in line.split(" && ")):
         plain = part.split("  #")[0].strip()
