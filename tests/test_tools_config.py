@@ -12,7 +12,9 @@ from tiny import save_tiny
 from wm_agents import cli
 from wm_agents.factory import get_config
 from wm_agents.families import config_class
+from wm_agents.online_recipe import LEARNERS
 from wm_agents.project.schema import SECTIONS
+from wm_agents.recipe import DYNAMICS, RECIPES
 from wm_agents.tools import config
 from wm_agents.tools.config import meanings_of
 from wm_agents.tools.json_schema import project_schema, section_schema, type_schema
@@ -56,9 +58,27 @@ def test_a_project_is_shown_with_its_defaults(
     assert wm("show", *([name] if name else []), "--json") == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["training.total_steps"] == 123
-    assert shown["training.batch_size"] == TrainingConfig().batch_size
+    assert shown["training.optimizer"] == LEARNERS["dreamerv3"].defaults["optimizer"] != TrainingConfig().optimizer
     assert shown["architecture.deter_dim"] == get_config("dreamerv3:ci").to_dict()["deter_dim"]
     assert shown["verify.mode"] == "quick" and shown["environment"] == "CartPole-v1"
+
+
+@pytest.mark.parametrize(
+    ("environment", "model", "own"),
+    [
+        ("CartPole-v1", "ensemble:ci", RECIPES["CartPole"].dynamics),
+        ("ALE/Pong-v5", "vmc:ci", RECIPES["Pong"].memory.replace(sequence_length=RECIPES["Pong"].window)),
+        ("nowhere:Nothing-v0", "ensemble:ci", DYNAMICS),
+    ],
+)
+def test_what_a_project_leaves_out_is_shown_as_its_family_has_it(
+    environment: str, model: str, own: TrainingConfig, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f'environment = "{environment}"\nmodel = "{model}"\n[training]\nbatch_size = 7\n'
+    (project / "wm.toml").write_text(text)
+    assert wm("show", "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert {key: shown[f"training.{key}"] for key in own.to_dict()} == own.replace(batch_size=7).to_dict()
 
 
 def test_what_is_no_model_is_told_in_one_plain_line(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,7 +106,7 @@ def test_differences_are_told_and_exit_with_1(project: Path, capsys: pytest.Capt
     (project / "b").mkdir()
     (project / "b" / "wm.toml").write_text(TOML.replace("123", "321") + "batch_size = 7\n")
     assert wm("diff", "wm.toml", "b", "--json") == 1
-    default = TrainingConfig().batch_size
+    default = LEARNERS["dreamerv3"].defaults["batch_size"]
     assert json.loads(capsys.readouterr().out) == {
         "training.total_steps": [123, 321], "training.batch_size": [default, 7], "project_name": [project.name, "b"],
     }  # fmt: skip

@@ -181,6 +181,18 @@ def replay_of(project: Project) -> TrainingConfig:
     return base.replace(**project.training)
 
 
+def training_of(project: Project) -> TrainingConfig:
+    """All of [training]: what the file leaves out is the family's own. Of V-M-C it is M's; V takes what is said too."""
+    if project.family in ACTS:
+        return replay_of(project)
+    try:
+        recipe = _recipe(project)
+    except (UnknownEnv, LackingEnv):
+        recipe = ImproveConfig(spec_of(project), str(project.out))
+    own = recipe.memory.replace(sequence_length=recipe.window) if project.family == "vmc" else recipe.dynamics
+    return own.replace(**project.training)
+
+
 def seed_of(project: Project) -> int:
     """Of everything that is drawn, and the first environment seed."""
     return int(project.training.get("seed", 1))

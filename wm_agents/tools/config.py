@@ -12,6 +12,7 @@ import docstring_parser
 
 from wm_agents.families import config_class, resolve
 from wm_agents.models.config import WorldModelConfig
+from wm_agents.project.plan import training_of
 from wm_agents.project.schema import FILE, SECTIONS
 from wm_agents.project.settings import load_project
 from wm_agents.tools import verbs
@@ -104,7 +105,7 @@ def read(name: str) -> tuple[dict[str, Any], dict[str, str]]:
         values = project.to_dict()
         size: WorldModelConfig = kinds["architecture"].from_size(project.size)  # type: ignore[attr-defined]
         values["architecture"] = {**size.to_dict(), **values["architecture"]}
-        values["training"] = {**TrainingConfig().to_dict(), **values["training"]}
+        values["training"] = training_of(project).to_dict()
         meanings = {f"{part}.{key}": text for part, kind in kinds.items() for key, text in meanings_of(kind).items()}
         return _flat({**values, "family": project.family}), meanings
     preset = resolve(name)
