@@ -129,6 +129,15 @@ def test_rewards_and_values_are_two_hots_in_symlog_as_in_numpy() -> None:
     )
 
 
+@pytest.mark.parametrize(("space", "want"), [("symlog", np.expm1(np.log(101) / 2)), ("symexp", 50.0)])
+def test_an_even_chance_of_nothing_and_100_is_worth_50_among_numbers_themselves(space: str, want: float) -> None:
+    two_hot = tiny(bin_space=space).two_hot
+    even = (two_hot.encode(torch.tensor([0.0, 100.0])).mean(0) + 1e-12).log()
+    assert float(two_hot.mean(even)) == pytest.approx(want, rel=1e-3)
+    with pytest.raises(ConfigurationError, match="bin_space must be 'symlog' or 'symexp', got 'linear'"):
+        tiny(bin_space="linear")
+
+
 @pytest.mark.parametrize(
     ("length", "discount"), [(10, 0.95), (200, 0.975), (500, 0.99), (1000, 0.995), (27_000, 0.995)]
 )

@@ -78,7 +78,7 @@ class OnlineConfig:
     family: Literal["dreamerv3", "tdmpc2"]
     size: str
     """A preset of the family, such as size1m or 5m."""
-    overrides: dict[str, int | float | bool] = field(default_factory=dict)
+    overrides: dict[str, int | float | bool | str] = field(default_factory=dict)
     """Fields of the model's config that are to be other than the size has them, `--overrides.horizon 5`."""
     real_steps: int = 20_000
     """Agent steps in the real environment, those of evaluations among them; the run never takes more before its end."""

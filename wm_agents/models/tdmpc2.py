@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import gymnasium as gym
 import torch
@@ -70,6 +70,9 @@ class TDMPC2Config(WorldModelConfig):
     num_bins: int = 101
     bin_limit: float = 10.0
     """Rewards and values are two-hots over bins from -limit to limit, in symlog."""
+    bin_space: Literal["symlog", "symexp"] = "symlog"
+    """What is averaged over the bins: the symlog of numbers, as published, or numbers themselves, as in DreamerV3. The
+    first takes 100 with a chance of one in fifty for 0.1, which hides what luck, or a hidden clock, decides."""
     dropout: float = 0.01
     episodic: bool = True
     """Learn where episodes end. Off, as in the paper's tasks, they never do."""
@@ -120,6 +123,8 @@ class TDMPC2Config(WorldModelConfig):
             self.fail("latent_dim", f"a multiple of simnorm_dim ({self.simnorm_dim})")
         if not (type(self.num_bins) is int and self.num_bins >= 3 and self.num_bins % 2):
             self.fail("num_bins", "an odd number from 3 up")
+        if self.bin_space not in ("symlog", "symexp"):
+            self.fail("bin_space", "'symlog' or 'symexp'")
         for name in ("discount_min", "discount_max", "rho", "tau"):
             if not 0 <= getattr(self, name) <= 1:
                 self.fail(name, "from 0 to 1")
@@ -187,7 +192,7 @@ class TDMPC2(Model):
         self.choices = isinstance(act_space, gym.spaces.Discrete)
         self.frames = frame_shape(obs_space)
         A, L, hidden, self.feat_dim = self.actions, cfg.latent_dim, 2 * [cfg.hidden_dim], cfg.latent_dim
-        self.two_hot = TwoHot(cfg.num_bins, cfg.bin_limit, "symlog")
+        self.two_hot = TwoHot(cfg.num_bins, cfg.bin_limit, cfg.bin_space)
         self.encoder = conv_encoder(cfg, self.frames[0]) if self.frames else vector_encoder(cfg, obs_space)
         self.dynamics = mlp([L + A, *hidden, L], cfg.simnorm_dim)
         self.reward = mlp([L + A, *hidden, cfg.num_bins])
