@@ -134,7 +134,7 @@ RECIPES = {
     "Pong": ImproveConfig(
         TASKS["Pong"].real,
         out="runs/pong",
-        rounds=12,
+        rounds=8,
         random_steps=60_000,
         round_steps=25_000,
         shard_episodes=2,
