@@ -207,8 +207,8 @@ RECIPES["Breakout"] = replace(
     stall=300,
     judge_episodes=8,
 )
-"""Settings to begin a task with. The last rounds of the shipped dreams had these, but Pong's are those to try next;
-scripts/reference/ has what each was made with."""
+"""Settings to begin a task with. The last rounds of the shipped dreams had these; scripts/reference/ has what each was
+made with."""
 
 
 def recipe_for(env_id: str) -> ImproveConfig:
