@@ -136,6 +136,8 @@ def test_an_even_chance_of_nothing_and_100_is_worth_50_among_numbers_themselves(
     assert float(two_hot.mean(even)) == pytest.approx(want, rel=1e-3)
     with pytest.raises(ConfigurationError, match="bin_space must be 'symlog' or 'symexp', got 'linear'"):
         tiny(bin_space="linear")
+    with pytest.raises(ConfigurationError, match="rho must be a number, got 'abc'"):
+        tiny(rho="abc")
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,6 @@ RECIPES["Breakout"] = replace(
     spec=TASKS["Breakout"].real,
     out="runs/breakout",
     rounds=4,
-    random_steps=60_000,
     round_steps=40_000,
     stall=300,
     judge_episodes=8,

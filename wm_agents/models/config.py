@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -36,6 +37,9 @@ class WorldModelConfig:
     """A Box of actions, or one choice of `action_dim`."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            if field.type in ("int", "float") and not isinstance(getattr(self, field.name), Real):
+                self.fail(field.name, "a number")
         if self.obs_shape is not None:
             object.__setattr__(self, "obs_shape", tuple(self.obs_shape))
             if not self.obs_shape or not all(type(n) is int and n > 0 for n in self.obs_shape):

@@ -318,7 +318,7 @@ class TDMPC2(Model):
             "reward": over_time(self.two_hot.loss(self.reward(torch.cat([past, act], -1)), batch.rew) * known, rho),
             "value": over_time(self.two_hot.loss(bins, target.expand(len(bins), -1, -1)).mean(0) * known, rho),
         }
-        if self.termination is not None:  # Not weighed by rho, as published: ends are at the end of windows.
+        if self.termination is not None:  # Not weighed by rho, as published.
             odds = self.termination(ahead).float()[..., 0]
             parts["termination"] = F.binary_cross_entropy_with_logits(odds, term, known)
             scales["termination"] = cfg.termination_coef
