@@ -53,7 +53,7 @@ class DreamVecEnv(VecEnv):
                 f"SB3 needs envs that reset ended rows in the same step, got autoreset_mode={mode}; make them with "
                 "autoreset_mode=AutoresetMode.SAME_STEP (in vector_kwargs where gym.make_vec makes the rows)"
             )
-        _check_starts(envs.single_action_space)
+        check_actions(envs.single_action_space)
         self.envs = envs
         self.spec = envs.spec
         self._rows = envs.unwrapped
@@ -168,9 +168,20 @@ def _copied(obs: Any) -> Any:
     return {key: part.copy() for key, part in obs.items()} if isinstance(obs, dict) else obs.copy()
 
 
-def _check_starts(space: gym.Space[Any]) -> None:
+def check_actions(space: gym.Space[Any]) -> None:
+    """Whether SB3 can choose from a space that models take.
+
+    Raises:
+        ValueError: its choices do not count from 0, or choices or bits come in an array where SB3 wants a row.
+    """
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(space.start):
         raise ValueError(f"SB3 chooses from 0 up only, got actions {space}; wrap the env in TransformAction")
+    many = isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim > 1
+    if many or (isinstance(space, spaces.MultiBinary) and not isinstance(space.n, int)):
+        raise ValueError(
+            "SB3 takes choices and bits in a row only, as MultiDiscrete([2, 3]) or MultiBinary(4), "
+            f"got actions {space}; flatten them with TransformAction"
+        )
 
 
 class SB3Policy:

@@ -2,6 +2,7 @@
 
 python scripts/baselines.py --dream Dream-LunarLander-v0                # DQN and PPO, as many real steps
 python scripts/baselines.py --dream Dream-LunarLander-v0 --minutes 25   # as long, however many steps
+python scripts/baselines.py --dream Dream-Pong-v0                        # pixels: a random policy alone
 
 Settings are rl-baselines3-zoo's tuned ones for the task; steps and minutes of the dream are read off its card. Scores
 are over held-out episodes, seeds from 1,000,000, beside a random policy; one JSON object a line.
@@ -110,9 +111,8 @@ def used(path: Path) -> tuple[int, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    dreams = [TASKS[name].dream_id for name in SETTINGS]
-    parser.add_argument("--dream", choices=dreams, required=True)
-    parser.add_argument("--algos", nargs="+", default=["dqn", "ppo"], choices=["dqn", "ppo"])
+    parser.add_argument("--dream", choices=[task.dream_id for task in TASKS.values()], required=True)
+    parser.add_argument("--algos", nargs="*", choices=["dqn", "ppo"], help="those that there are settings for")
     parser.add_argument("--steps", type=int, help="real steps; by default as many as the dream took")
     parser.add_argument("--minutes", type=float, help="train for so long instead; 0 is as long as the dream took")
     parser.add_argument("--episodes", type=int, default=100)
@@ -122,8 +122,15 @@ def main() -> None:
     torch.set_num_threads(max(args.procs, 1))
     artifact = load_model(args.dream)[1]
     spec, name = real_spec(artifact), args.dream.split("-")[1]
-    steps, seconds = used(artifact.path)
-    limit = None if args.minutes is None else (60 * args.minutes or seconds)
+    algos = list(SETTINGS.get(name, ())) if args.algos is None else args.algos
+    if unknown := [algo for algo in algos if algo not in SETTINGS.get(name, ())]:
+        raise SystemExit(
+            f"there are no settings of {', '.join(unknown)} for {args.dream}: pixels want a network of their own"
+        )
+    steps, limit = args.steps, None if args.minutes is None else 60 * args.minutes
+    if algos and (limit == 0 or not (steps or limit)):
+        its_steps, its_seconds = used(artifact.path)
+        steps, limit = steps or its_steps, its_seconds if limit == 0 else limit
     seeds = range(EVAL_SEED, EVAL_SEED + args.episodes)
 
     def tell(who: str, score: Score, **facts: Any) -> None:
@@ -132,8 +139,8 @@ def main() -> None:
 
     env = make_real(spec)
     tell("random", evaluate_real(spec, partial(RandomPolicy, env.action_space), seeds, 1))
-    for algo in args.algos:
-        model, took = train(name, algo, spec, args.steps or steps, limit, args.seed)
+    for algo in algos:
+        model, took = train(name, algo, spec, steps, limit, args.seed)
         score = evaluate_real(spec, partial(deepcopy, to_mlp(model)), seeds, 1)
         tell(algo, score, real_steps=model.num_timesteps, train_s=round(took, 1), seed=args.seed, hardware=describe())
 

@@ -41,7 +41,7 @@ from wm_agents.progress import Bar
 from wm_agents.runlog import provenance, versions
 from wm_agents.video import record, record_real
 from wm_envs.real import is_image
-from wm_envs.registry import TASKS
+from wm_envs.registry import protocol_of, task_of
 from wm_envs.world_model import WorldModel
 
 
@@ -236,7 +236,7 @@ def film(args: Any, trained: Trained, model: WorldModel, artifact: Artifact) -> 
 
 
 def summarise(args: Any, trained: Trained, scores: dict[str, Score], artifact: Artifact) -> dict[str, Any]:
-    task = next((task for task in TASKS.values() if task.real == real_spec(artifact)), None)
+    task = task_of(real_spec(artifact))
     return {
         "dream_id": args.dream,
         "algo": args.algo,
@@ -250,7 +250,7 @@ def summarise(args: Any, trained: Trained, scores: dict[str, Score], artifact: A
         **{where: score.to_dict() for where, score in scores.items()},
         "gap": round(scores["dream"].mean - scores["real"].mean, 3),
         "threshold": task.threshold if task else None,
-        "protocol": task.protocol if task else "as the artifact's config.json says",
+        "protocol": protocol_of(real_spec(artifact)),
         "curve": trained.curve,
         "train_wall_s": round(trained.wall_s, 1),
         "dream_sps": round(trained.model.num_timesteps / trained.wall_s),
@@ -267,7 +267,8 @@ def show(summary: dict[str, Any], scores: dict[str, Score]) -> None:
     print(f"gap {summary['gap']}; trained in {summary['train_wall_s']} s at {summary['dream_sps']:,} dream steps/s")
     if summary["threshold"] is not None:
         verdict = "reached" if summary["real"]["mean"] >= summary["threshold"] else "not reached"
-        print(f"threshold {summary['threshold']:g} {verdict}; protocol: {summary['protocol']}")
+        print(f"threshold {summary['threshold']:g} {verdict}")
+    print(f"protocol: {summary['protocol']}")
 
 
 def parse(argv: list[str] | None) -> Any:

@@ -10,7 +10,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
-from bench_ball import find_ball, score
+from bench_ball import find_ball, play, score
+
+from wm_agents.models.vmc import VMC
+from wm_agents.pretrained import load_model, real_spec
 
 STILL = np.random.default_rng(0).integers(60, 90, (64, 46)).astype(np.uint8)
 
@@ -57,3 +60,12 @@ def test_shares_count_what_is_drawn_near_enough(
     got = score(model, field, "Pong")
     assert (got["frames"], got["with ball"]) == (40, 0.75)
     assert (got["within 2"], got["within 1"], got["false"]) == (within_2, within_1, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Pong", "Breakout"])
+def test_shipped_dreams_draw_the_ball_where_it_is(name: str) -> None:
+    model, artifact = load_model(f"Dream-{name}-v0")
+    assert isinstance(model, VMC)
+    got = score(model, play(real_spec(artifact), 5), name)
+    assert got["with ball"] * got["frames"] > 500 and got["within 2"] >= 0.95, got

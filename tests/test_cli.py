@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gymnasium.envs.registration import register, registry
 from tiny import SQUASH, play_here, save_tiny
 
 from policies.cmaes import CMAConfig
@@ -51,6 +52,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     score = {"mean": 1.0, "std": 2.0, "ci95": 3.0}
     keep("improve_rounds")
+    keep("learn_online")
     keep("collect_episodes", CollectSummary(1, 2, 8, 100, 0.5, "done", [1.0], 2))
     keep("evolve_artifact")
     keep("judge", {"real": score, "dream": score, "gap": 0.0, "protocol": "as usual", "wall_s": 1.0})
@@ -329,6 +331,18 @@ def test_improve_takes_any_environment(called: dict[str, Any], capsys: pytest.Ca
     assert called["args"][0].spec.size == 64
     assert wm("improve", "--env", "Pendulum-v1", "--task", "CartPole") == 2
     assert "--task CartPole and --env Pendulum-v1 exclude each other" in capsys.readouterr().err
+
+
+def test_an_online_recipe_goes_by_episodes_as_the_flags_have_them(called: dict[str, Any]) -> None:
+    assert wm("improve", "--family", "tdmpc2", "--env", "Pendulum-v1", "--spec.action_repeat", "4") == 0
+    cfg = called["args"][0]
+    assert (cfg.spec.action_repeat, cfg.overrides) == (4, {"episode_length": 50})
+    register("Endless-v0", entry_point="gymnasium.envs.classic_control.pendulum:PendulumEnv")
+    try:
+        assert wm("improve", "--family", "tdmpc2", "--env", "Endless-v0", "--spec.max_episode_steps=30") == 0
+        assert called["args"][0].overrides == {"episode_length": 30}
+    finally:
+        registry.pop("Endless-v0")
 
 
 def test_a_recipes_environment_arguments_stay_whole(called: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

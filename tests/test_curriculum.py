@@ -24,7 +24,7 @@ from wm_agents.curriculum.record import Record
 from wm_agents.curriculum.run import Curriculum
 from wm_agents.curriculum.task_run import EVALUATION_SEED, Hands, Played
 from wm_agents.curriculum.tasks import Entry, Threshold
-from wm_agents.improve import Check, OnCheck
+from wm_agents.improve import Check, OnCheck, Rounds
 from wm_agents.recipe import ImproveConfig
 from wm_agents.runlog import FolderInUse, read_metrics
 from wm_envs.registry import RealSpec
@@ -42,15 +42,21 @@ class Scripted:
 
     def __init__(self, curves: dict[str, Curve]) -> None:
         self.curves = curves
+        self.dreamed: Curve = lambda generation: float("nan")
+        self.told: Rounds = []
         self.trained: list[ImproveConfig] = []
         self.played: list[tuple[str, int, int]] = []
         self.filmed: list[Path] = []
         self.shown: list[Path] = []
 
     def train(
-        self, cfg: ImproveConfig, console: Console | None = None, on_check: OnCheck | None = None
+        self,
+        cfg: ImproveConfig,
+        console: Console | None = None,
+        on_check: OnCheck | None = None,
+        looks: Callable[[], Rounds] | None = None,
     ) -> dict[str, Any]:
-        assert on_check is not None and cfg.check_every is not None
+        assert on_check is not None and looks is not None and cfg.check_every is not None
         self.trained.append(cfg)
         out = Path(cfg.out)
         state = json.loads((out / "state.json").read_text()) if (out / "state.json").exists() else {"done": 0}
@@ -66,15 +72,17 @@ class Scripted:
             model = out / f"round-{round_:02d}"
             write_json(model / "config.json", {"generation": done})
             wall_s = {"collect": 1.0, "learn": 2.0, "control": 3.0}
-            if on_check(Check(done, round_, model, float("nan"), 100 * round_, wall_s)):
+            if on_check(Check(done, round_, model, self.dreamed(done), 100 * round_, wall_s)):
                 write_json(out / "state.json", state | {"stopped": True})
                 break
         write_json(out / "model" / "config.json", {"generation": state["done"]})
+        self.told = looks()
         real = {"mean": self.curves[cfg.spec.id](state["done"]), "std": 0.0, "ci95": 0.0, "episodes": 5}
         return {
             "real": real | {"seed": EVAL_SEED},
             "dream": {"mean": 1.0},
             "gap": 2.0,
+            "protocol": "as usual",
             "real_steps": 100,
             "wall_s": 4.0,
         }
@@ -300,6 +308,15 @@ def test_pages_of_the_training_go_to_the_report_and_its_logs_to_the_logs(tmp_pat
     assert {path.name for path in (task / "report" / "fidelity").iterdir()} == {"index.html", "plot.png"}
     train_logs = [str(p.relative_to(task / "logs" / "train")) for p in (task / "logs" / "train").rglob("*.*")]
     assert train_logs == ["round-00/vision/metrics.jsonl"] and not (task / "tmp").exists()
+
+
+def test_the_report_on_the_dream_is_told_what_evaluations_found(tmp_path: Path) -> None:
+    script = Scripted({POLE: RISING})
+    script.dreamed = lambda generation: float("nan") if generation < 4 else generation + 0.5
+    _, (record,) = take(tmp_path, script, [course(POLE, 100.0)])
+    assert len(script.told) == len(record.evaluations) - 1
+    # Two evaluations of 3 episodes, 10 steps each.
+    assert script.told[0] == {"round": 4, "dream": 4.5, "real": 40.0, "std": 1.0, "real_steps": 60}
 
 
 def facts(root: Path) -> dict[str, Any]:

@@ -29,11 +29,11 @@ class Fake:
 
     ends: Any = True
     """What `run` gives, or raises."""
-    state: dict[str, Any]
 
     def __init__(self, cfg: CurriculumConfig, courses: list[Any], left_out: dict[str, str], console: Console) -> None:
         self.cfg, self.courses, self.left_out, self.records = cfg, courses, left_out, []
-        self.folder = self
+        cfg.root.mkdir(parents=True, exist_ok=True)
+        (cfg.root / "run.json").touch()
         Fake.last = self  # type: ignore[attr-defined]
 
     def __enter__(self) -> Fake:
@@ -41,9 +41,6 @@ class Fake:
 
     def __exit__(self, *error: object) -> None:
         pass
-
-    def update(self, **values: Any) -> None:
-        Fake.state.update(values)
 
     def run(self) -> bool:
         if isinstance(self.ends, BaseException):
@@ -59,12 +56,12 @@ def pole(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> type[Fake]:
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Fake]:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command, "Curriculum", Fake)
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")  # Set back after a test.
     monkeypatch.setattr(command, "look_around", lambda *args: True)
     monkeypatch.setattr(Fake, "ends", True)
-    monkeypatch.setattr(Fake, "state", {}, raising=False)
     return Fake
 
 
@@ -166,17 +163,19 @@ def test_the_preflight_comes_first_once(
     monkeypatch.setattr(command, "look_around", look)
     assert command.main(["--curriculum", pole]) == 3
     assert "--preflight False tries all the same" in capsys.readouterr().err
-    assert command.main(["--curriculum", pole, "--preflight", "False"]) == 0 and len(looks) == 1
-    assert command.main(["--curriculum", pole]) == 0 and len(looks) == 2
-    assert command.main(["--curriculum", pole]) == 0 and len(looks) == 2  # The folder knows that it went well.
+    assert not Path("runs/curriculum/run.json").exists()  # What it hints at may be flags that make another run.
+    assert command.main(["--curriculum", pole, "--quick"]) == 0 and len(looks) == 2
+    assert command.main(["--curriculum", pole, "--quick"]) == 0 and len(looks) == 2  # It has begun.
+    apart = ["--checkpoint-dir", "apart", "--preflight", "False"]
+    assert command.main(["--curriculum", pole, *apart]) == 0 and len(looks) == 2
 
 
 def test_a_device_that_is_not_there_is_told_at_once(
     fake: type[Fake], pole: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert command.main(["--curriculum", pole, "--device", "cuda"]) == 3
-    assert "there is no cuda here" in capsys.readouterr().err
+    assert "device 'cuda' is not on this machine; use 'cpu'" in capsys.readouterr().err
 
 
 def test_without_a_display_a_film_takes_the_windows_place_unless_it_must_not(

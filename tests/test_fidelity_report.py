@@ -126,9 +126,7 @@ def test_verdicts_say_what_was_found(found: Fidelity) -> None:
     )
     assert said["ranking"] == "The dream orders 2 policies well: rank correlation 1."
     assert said["temperature"] == "The saved policy earns from 4.0 (tau 0.5) to 4.0 (tau 0.5) in dreams."
-    assert said["training"].startswith(
-        "In 1 of 2 rounds the dream promised more than reality gave; the last gap is -1.0"
-    )
+    assert said["training"].startswith("1 of 2 times the dream promised more than reality gave; the last gap is -1.0")
     assert said["disagreement"].startswith("One step ahead the members' disagreement ranks the errors with 0.9")
     assert said["determinism"].startswith("The same seed gives the same dream, bit for bit; row i seeded s is")
 

@@ -446,9 +446,14 @@ def test_starts_come_from_the_episodes_that_are_named() -> None:
     assert set(starts["begin"]["z"][:, 0].tolist()) == set(starts["anywhere"]["z"][:, 0].tolist()) == {2}
 
 
-def test_starts_need_an_episode_longer_than_their_burn_in() -> None:
-    with pytest.raises(ValueError, match="no episode is longer than 10 steps; collect longer ones or lower burn_in"):
-        make_starts(echo_model(), counting([9, 3]), 5, np.random.default_rng(0), burn_in=10)
+@pytest.mark.parametrize(("lengths", "moments"), [([9, 3], {4, 5, 6, 7, 8}), ([2, 2], {1}), ([1], {0})])
+def test_where_all_episodes_are_short_starts_have_taken_in_half_of_the_longest(
+    lengths: list[int], moments: set[int]
+) -> None:
+    model, data = echo_model(), counting(lengths)
+    starts = make_starts(model, data, 50, np.random.default_rng(0), burn_in=16)["anywhere"]
+    assert set(starts["z"][:, 1].tolist()) == moments  # A step leaves each of them.
+    assert bool(starts["h"].any()) == (max(lengths) > 1)
 
 
 def test_vectors_and_images_reach_vision_as_floats() -> None:

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
+from odd_env import ACT
 from rich.console import Console
 from safetensors.torch import load_file
 from tiny import ArenaHere, save_tiny
@@ -32,6 +33,7 @@ from wm_agents.data import worker
 from wm_agents.data.dataset import Dataset
 from wm_agents.data.worker import Shared
 from wm_agents.evaluate import Score
+from wm_agents.fidelity.training import read_history, told_history
 from wm_agents.improve import Improvement, improve
 from wm_agents.models.ensemble import EnsembleConfig
 from wm_agents.models.vmc import VMC, VMCConfig
@@ -147,8 +149,11 @@ def test_a_run_leaves_a_model_its_scores_and_how_it_came_about(tmp_path: Path) -
     assert 450 <= summary["real_steps"] < 900
     model, artifact = load_model(tmp_path / "model")
     assert load_policy(model, artifact).weights.shape == (2, 4 + 16 + 1)
-    told = [(round_["round"], round_["real"]) for round_ in artifact.config["rounds"]]
-    assert told == [(r, summary["rounds"][str(r)]["judge"]["real"]) for r in range(2)]
+    told, read = told_history(tmp_path / "model"), read_history(tmp_path)
+    assert told is not None and read is not None and told.rounds == read.rounds
+    assert [r.real for r in told.rounds] == [summary["rounds"][str(r)]["judge"]["real"] for r in range(2)]
+    assert [r.real_std for r in told.rounds] == [summary["rounds"][str(r)]["judge"]["std"] for r in range(2)]
+    assert told.rounds[-1].real_steps == summary["real_steps"]
     assert {bank: len(latent["z"]) for bank, latent in load_starts(artifact).items()} == {"begin": 64, "anywhere": 64}
     assert model.vision.std.ne(1).all() and float(model.rew_scale) == 1  # The normaliser reached the model.
     card = (tmp_path / "model" / "README.md").read_text()
@@ -401,6 +406,23 @@ def test_what_cannot_work_is_refused_before_any_work(tmp_path: Path, changes: di
     with pytest.raises(ValueError, match=message):
         improve(replace(POLE, out=str(tmp_path / "run"), **changes))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "space", [Discrete(4, start=1), MultiBinary([2, 2]), MultiDiscrete([[2, 3], [2, 2]]), MultiDiscrete([2], start=[1])]
+)
+def test_actions_that_ppo_cannot_choose_are_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, space: Space[Any]
+) -> None:
+    monkeypatch.setitem(ACT, "odd", space)
+    spec = RealSpec("odd_env:Odd-v0", {"obs": "matrix", "act": "odd"}, max_episode_steps=7)
+    cfg = replace(MEMBERS, spec=spec, out=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"odd_env:Odd-v0: SB3 .*, got (.|\n)*, or set controller=linear"):
+        improve(cfg)
+    assert not (tmp_path / "run").exists()
+    improving.check_training(replace(cfg, controller="linear"))
+    if isinstance(space, Discrete):
+        improving.check_training(replace(cfg, spec=replace(spec, actions=(1, 2, 3, 4))))
 
 
 def test_a_warm_start_takes_what_v_learned_and_not_what_stood_still(tmp_path: Path) -> None:

@@ -34,7 +34,6 @@ ALLOWED = {
     "PPOConfig.ent_coef": "the same",
     "PPOConfig.seed": "the same",
     "InferenceSection.horizon": "inference.py, which `wm init` writes, reads it",
-    "CurriculumConfig.grad_accum": "known from other trainers, refused unless 1",
 }
 """What the source does not show, and why it is right."""
 
@@ -161,8 +160,6 @@ def test_what_is_allowed_is_still_there() -> None:
     text = inspect.getsource(import_module("wm_agents.ppo")._make)
     assert "values = asdict(cfg)" in text and "**kwargs" in text
     assert "project.inference.horizon" in import_module("wm_agents.project.template").INFERENCE
-    with pytest.raises(ValueError, match="--grad-accum must be 1, got 2"):
-        CurriculumConfig(grad_accum=2)
 
 
 TEXT = """

@@ -145,7 +145,7 @@ def test_a_device_that_is_not_there_is_found(monkeypatch: pytest.MonkeyPatch) ->
     assert check_device("cpu") == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert check_device("auto") == "cpu"
-    with pytest.raises(ValueError, match="there is no cuda here"):
+    with pytest.raises(ValueError, match="device .cuda. is not on this machine"):
         check_device("cuda")
 
 

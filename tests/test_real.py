@@ -19,7 +19,7 @@ from tiny import save_tiny
 import wm_envs
 from wm_agents.pretrained import load_model
 from wm_envs.action import encode_action
-from wm_envs.real import check_spec, is_image, make_real, to_rgb
+from wm_envs.real import check_spec, episode_limit, is_image, make_real, to_rgb
 from wm_envs.registry import TASKS, RealSpec
 
 CAR = TASKS["CarRacing"].real
@@ -287,6 +287,33 @@ def test_a_game_is_truncated_after_its_108000_frames() -> None:
     ends = [env.step(0)[2:4] for _ in range(11)]
     assert ends[-1] == (False, True) and set(ends[:-1]) == {(False, False)}
     assert env.unwrapped.ale.getEpisodeFrameNumber() == 41
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "said", "limit"),
+    [
+        ({}, {}, 27_000),
+        ({}, {"action_repeat": 3}, 9_000),
+        ({}, {"max_episode_steps": 500}, 500),
+        ({}, {"max_episode_steps": 50_000}, 27_000),
+        ({"frameskip": 1}, {"action_repeat": 4}, 27_000),
+        ({"max_num_frames_per_episode": 41}, {}, 11),
+        ({"max_num_frames_per_episode": 41, "frameskip": 1}, {"action_repeat": 4}, 11),
+        ({"max_num_frames_per_episode": 41, "frameskip": (2, 5)}, {}, 21),
+        ({"max_num_frames_per_episode": 41, "max_episode_steps": 7}, {}, 7),
+        ({"max_num_frames_per_episode": 0}, {}, None),
+    ],
+)
+def test_the_limit_that_a_game_sets_itself_is_known(kwargs: dict, said: dict, limit: int | None) -> None:
+    assert episode_limit(RealSpec("ALE/Boxing-v5", kwargs, **said)) == limit
+
+
+@pytest.mark.parametrize(
+    ("env_id", "limit"),
+    [("ALE/Pong-v5", 27_000), ("BoxingNoFrameskip-v4", 108_000), ("ale_py:Boxing-v4", 54_000)],
+)
+def test_games_have_a_limit_by_any_of_their_ids(env_id: str, limit: int) -> None:
+    assert episode_limit(RealSpec(env_id)) == limit
 
 
 @pytest.mark.parametrize("name", ["Pong", "Breakout"])

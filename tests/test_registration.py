@@ -21,7 +21,7 @@ from wm_agents.pretrained import STORE
 from wm_envs.checker import check_vector_env
 from wm_envs.dream import DreamEnv, DreamVectorEnv
 from wm_envs.real import make_real
-from wm_envs.registry import TASKS, RealSpec, Task, register_envs
+from wm_envs.registry import TASKS, RealSpec, Task, protocol_of, register_envs
 
 ROOT = Path(wm_envs.__file__).parents[1]
 SHIPPED = [task for task in TASKS.values() if (STORE / task.model).is_dir()]
@@ -150,7 +150,9 @@ def test_a_task_without_a_model_has_its_real_environment_and_says_what_trains_on
 def test_the_thresholds_are_those_of_the_curriculum() -> None:
     want = {"CarRacing": 900, "Pong": 18, "LunarLander": 200, "Breakout": 50, "CartPole": 475, "Acrobot": -100}
     assert {task.name: task.threshold for task in TASKS.values()} == want
-    assert all(task.protocol for task in TASKS.values())
+    assert all(protocol_of(task.real) == task.protocol != "" for task in TASKS.values())
+    assert protocol_of(RealSpec("Pendulum-v1")) == protocol_of(RealSpec("ALE/Boxing-v5", lives_end=True)) == "as usual"
+    assert protocol_of(RealSpec("Pendulum-v1", size=32, action_repeat=4)) == "as usual but for size 32, action_repeat 4"
 
 
 @pytest.mark.parametrize("name", TASKS)

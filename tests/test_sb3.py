@@ -36,7 +36,7 @@ from toy import BOX, Toy, toy_starts
 from toy_env import Echo
 
 from policies.mlp import MLPPolicy
-from policies.sb3 import DreamVecEnv, SB3Policy, Whitened, load_sb3, to_mlp
+from policies.sb3 import DreamVecEnv, SB3Policy, Whitened, check_actions, load_sb3, to_mlp
 from wm_envs.dream import DreamVectorEnv
 from wm_envs.world_model import Step
 
@@ -208,8 +208,33 @@ def test_envs_that_reset_otherwise_are_refused() -> None:
     for mode in ("DISABLED", "NEXT_STEP"):
         with pytest.raises(ValueError, match=f"same step, got autoreset_mode=AutoresetMode.{mode}; make them with"):
             view(autoreset_mode=mode)
-    with pytest.raises(ValueError, match="SB3 chooses from 0 up only, got actions Discrete\\(3, start=1\\)"):
-        view(act_space=spaces.Discrete(3, start=1))
+
+
+@pytest.mark.parametrize(
+    ("act_space", "message"),
+    [
+        (spaces.Discrete(3, start=1), r"SB3 chooses from 0 up only, got actions Discrete\(3, start=1\); wrap the env"),
+        (spaces.MultiDiscrete([2, 3], start=[0, 1]), "SB3 chooses from 0 up only, got actions MultiDiscrete"),
+        (spaces.MultiDiscrete([[2, 3], [2, 2]]), "SB3 takes choices and bits in a row only, .*, got actions Multi"),
+        (spaces.MultiBinary([2, 2]), r"in a row only, .*, got actions MultiBinary\(\(2, 2\)\); flatten them"),
+        (spaces.MultiBinary([3]), r"in a row only, .*, got actions MultiBinary\(\(3,\)\)"),
+    ],
+)
+def test_actions_that_sb3_cannot_choose_from_are_refused_by_name(act_space: gym.Space, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        view(act_space=act_space)
+
+
+@pytest.mark.parametrize(
+    "act_space",
+    [
+        *(spaces.Discrete(1), spaces.MultiDiscrete([3]), spaces.MultiDiscrete([2, 3])),
+        *(spaces.MultiBinary(1), spaces.MultiBinary(3), BOX, spaces.Box(-1, 1, ()), spaces.Box(-1, 1, (2, 2))),
+    ],
+)
+def test_actions_that_are_not_refused_are_learned(act_space: gym.Space) -> None:
+    check_actions(act_space)
+    PPO("MlpPolicy", view(act_space=act_space), n_steps=4, batch_size=8, n_epochs=1).learn(16)
 
 
 # Gymnasium's own vector envs

@@ -20,6 +20,7 @@ RESULT = {
     "real": {"mean": 5.0, "std": 1.0, "ci95": 0.2, "episodes": 30, "seed": 10**6},
     "dream": {"mean": 6.0, "std": 1.0},
     "gap": 1.0,
+    "protocol": "as usual",
     "versions": {"gymnasium": "1.4"},
 }
 STORY = Story("seeds from 3", "7 updates", "It learned.", 400, 12.3, {"chosen": 2}, {"evaluations": [1]})
@@ -58,6 +59,7 @@ def test_a_run_ends_with_a_model_its_scores_and_its_card(
     assert (result["real_steps"], result["real_frames"], result["train_wall_s"]) == (400, 1600, 12)
     assert json.loads((tmp_path / "summary.json").read_text()) == {**result, "evaluations": [1]}
     card = (tmp_path / "model" / "README.md").read_text()
+    assert "| protocol | as usual |" in card and "protocol: as usual" in console.file.getvalue()  # type: ignore[attr-defined]
     assert "400 agent steps, 1600 frames, seeds from 3" in card and "12 s of wall time, 7 updates" in card
     saved = load_model(tmp_path / "model")[1]
     assert saved.config["cut_off"] == 0.4 and saved.config["horizon"] == 250

@@ -22,7 +22,7 @@ from wm_agents.project.degraded import degraded_of
 from wm_agents.runlog import versions
 from wm_envs.dream import DreamVectorEnv
 from wm_envs.real import episode_limit
-from wm_envs.registry import RealSpec, task_of
+from wm_envs.registry import RealSpec, protocol_of
 from wm_envs.world_model import Latent, WorldModel
 
 
@@ -146,14 +146,13 @@ def evaluate(
     dreamed = dream_episodes or episodes
     dream = evaluate_dream(net, load_starts(artifact), policy, episodes=dreamed, seed=seed, **how)
     real = evaluate_real(spec, partial(frame_policy, model), range(seed, seed + episodes), procs, console)
-    task = task_of(spec)
     return {
         "model": model,
         "policy": policy.about()["kind"],
         "real": {"env": spec.id, "episodes": episodes, "seed": seed, **real.to_dict()},
         "dream": {"episodes": dreamed, "seed": seed, **how, **dream.to_dict()},
         "degraded_modes": degraded_of(artifact),
-        "protocol": task.protocol if task else "the environment's own, seen as config.json says",
+        "protocol": protocol_of(spec),
         "gap": round(dream.mean - real.mean, 3),
         "frames": real.frames,
         "wall_s": round(time.perf_counter() - began, 1),

@@ -22,6 +22,7 @@ from policies.cmaes import Generation
 from policies.latent import LatentPolicy
 from policies.linear import LinearPolicy
 from policies.policy import NoisyPolicy, Policy, explorer
+from policies.sb3 import check_actions
 from wm_agents.data.collect import CollectConfig, collect
 from wm_agents.data.dataset import Dataset
 from wm_agents.evaluate import evaluate_real
@@ -72,13 +73,22 @@ class Check(NamedTuple):
 
 OnCheck = Callable[[Check], bool]
 """Called every `check_every` generations; True ends the run with this controller."""
+Rounds = list[dict[str, float]]
+"""What the dream promised and what was earned, as `wm_agents.fidelity.training.told_history` reads it."""
 
 
 class Improvement:
     """The loop, one method a stage."""
 
-    def __init__(self, cfg: ImproveConfig, run: RunFolder, console: Console, on_check: OnCheck | None = None) -> None:
-        self.cfg, self.run, self.console, self.on_check = cfg, run, console, on_check
+    def __init__(
+        self,
+        cfg: ImproveConfig,
+        run: RunFolder,
+        console: Console,
+        on_check: OnCheck | None = None,
+        looks: Callable[[], Rounds] | None = None,
+    ) -> None:
+        self.cfg, self.run, self.console, self.on_check, self.looks = cfg, run, console, on_check, looks
         self.data_dir = run.path / "data"
         self.round: int = run.state.get("round", 0)
         self.stage: str = run.state.get("stage", STAGES[0])
@@ -212,14 +222,21 @@ class Improvement:
         judged = {index: verdict.get("real") for index, verdict in verdicts.items()}
         scored = {i: real for i, real in judged.items() if real is not None and verdicts[i].get("episodes", 0) == most}
         rounds = [
-            {"round": int(index), "dream": history[index]["control"]["dream"], "real": real}
+            {
+                "round": int(index),
+                "dream": history[index]["control"]["dream"],
+                "real": real,
+                "std": verdicts[index]["std"],
+                "real_steps": self._real_steps(int(index)),
+            }
             for index, real in judged.items()
             if real is not None and "dream" in history[index].get("control", {})
         ]
         best = int(max(judged, key=int) if self.stopped or not scored else max(scored, key=lambda index: scored[index]))
         model, artifact = load_model(self._dir(best) / "model")
         policy, starts = load_policy(model, artifact), load_starts(artifact)
-        chosen = Candidate(model, policy, self.cfg.spec, starts, artifact.config["cut_off"], rounds)
+        told = rounds if self.looks is None else self.looks()
+        chosen = Candidate(model, policy, self.cfg.spec, starts, artifact.config["cut_off"], told)
         return deliver(
             self.run.path,
             chosen,
@@ -278,9 +295,11 @@ class Improvement:
         horizon = episode_limit(spec)
         save_model(path, model, spec, starts, horizon=horizon, cut_off=cut_off, card="", policy=policy)
 
-    def _real_steps(self) -> int:
+    def _real_steps(self, last: int | None = None) -> int:
+        """Agent steps in the real environment so far, or up to the end of round `last`."""
         history = self.run.state.get("history", {})
-        return sum(int(stage.get("steps", 0)) for stages in history.values() for stage in stages.values())
+        rounds = [stages for index, stages in history.items() if last is None or int(index) <= last]
+        return sum(int(stage.get("steps", 0)) for stages in rounds for stage in stages.values())
 
     def _dir(self, index: int | None = None) -> Path:
         return self.run.path / f"round-{self.round if index is None else index:02d}"
@@ -312,18 +331,24 @@ class Improvement:
         return LoggingCallback(), ProgressCallback(f"round {self.round} {name}", self.console)
 
 
-def improve(cfg: ImproveConfig, console: Console | None = None, on_check: OnCheck | None = None) -> dict[str, Any]:
+def improve(
+    cfg: ImproveConfig,
+    console: Console | None = None,
+    on_check: OnCheck | None = None,
+    looks: Callable[[], Rounds] | None = None,
+) -> dict[str, Any]:
     """Run the loop, or what is left of it, in the folder `cfg.out`; returns the final scores.
 
     Args:
         on_check: looks at the controller every `cfg.check_every` generations, and may end the run.
+        looks: tells at the end what these looks found, for the fidelity report, in place of the judged rounds.
     """
     console = console or Console(stderr=True)
     check_training(cfg)
     settings = cfg.to_dict()
     seeds = {"collect": cfg.seed, "judge": JUDGE_SEED}
     with start_run(cfg.out, settings, seeds, may_change=set(settings) - FIXED) as run:
-        improvement = Improvement(cfg, run, console, on_check)
+        improvement = Improvement(cfg, run, console, on_check, looks)
         improvement.loop()
         return improvement.finish()
 
@@ -334,6 +359,11 @@ def check_training(cfg: ImproveConfig) -> None:
     env = make_real(cfg.spec)
     model = new_model(cfg, env.observation_space, env.action_space)
     env.close()
+    if cfg.controller == "ppo":
+        try:
+            check_actions(env.action_space)
+        except ValueError as error:
+            raise ValueError(f"{cfg.spec.id}: {error}, or set controller=linear, which takes any") from error
     if episode_limit(cfg.spec) is None:
         raise ValueError(f"{cfg.spec.id} sets no limit to its episodes; give one, --spec.max_episode_steps N")
     doubting = cfg.pessimism > 0 or cfg.max_disagreement is not None

@@ -12,9 +12,9 @@ from wm_agents.errors import ConfigurationError
 from wm_agents.families import config_class
 from wm_agents.models.model import Model
 from wm_agents.pretrained import Controller
-from wm_agents.recipe import JUDGE_SEED
+from wm_agents.recipe import JUDGE_SEED, spec_for
 from wm_agents.training.config import TrainingConfig
-from wm_envs.real import check_spec, episode_limit, is_picture, native_space
+from wm_envs.real import check_spec, episode_limit
 from wm_envs.registry import RealSpec
 
 
@@ -186,8 +186,7 @@ def online_recipe(family: str, env_id: str, spec: RealSpec | None = None) -> Onl
     """
     if family not in LEARNERS:
         raise ConfigurationError(f"family must be one of {', '.join(LEARNERS)}, got {family!r}")
-    spec = spec or RealSpec(env_id, size=64 if is_picture(native_space(env_id)) else None)
-    spec = replace(spec, lives_end=False)  # Whole games: a stream counts no lives.
+    spec = replace(spec or spec_for(env_id), lives_end=False)  # Whole games: a stream counts no lives.
     check_spec(spec)
     pixels = spec.size is not None
     facts = LEARNERS[family]

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from wm_agents.hardware import find_device
 from wm_agents.recipe import ImproveConfig
 from wm_agents.video import Frame, write_video
 from wm_envs.real import check_spec, is_image, make_real
@@ -177,17 +178,15 @@ def check_device(device: str) -> str:
     """Do a small sum on the device.
 
     Raises:
-        ValueError: there is no such device here.
+        ConfigurationError: there is no such device here.
+        ValueError: it computes something else.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"there is no {device} here; torch {torch.__version__} sees no GPU")
-    x = torch.ones(64, 64, device=device)
+    place = find_device(device)
+    x = torch.ones(64, 64, device=place)
     total = float((x @ x).sum())
     if total != 64**3:
-        raise ValueError(f"{device} computes 64 x 64 x 64 as {total}")
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+        raise ValueError(f"{place} computes 64 x 64 x 64 as {total}")
+    return torch.cuda.get_device_name(place) if place.type == "cuda" else str(place)
 
 
 def display_error() -> str | None:

@@ -85,6 +85,7 @@ class ImproveConfig:
     start_rounds: int = 4
     """Dreams start from moments of the last rounds' episodes only: where the controller goes now."""
     seed: int = 1
+    """Collected episodes count their environment seeds from it; what is trained has seeds of its own."""
     procs: int = 2
     max_gb: float = 5.0
 
@@ -210,15 +211,28 @@ RECIPES["Breakout"] = replace(
 made with."""
 
 
+def spec_for(env_id: str) -> RealSpec:
+    """How an environment is seen unless said otherwise: pictures at 64 pixels, anything else as it is."""
+    return RealSpec(env_id, size=64 if is_picture(native_space(env_id)) else None)
+
+
+def seeded(cfg: ImproveConfig, seed: int) -> ImproveConfig:
+    """`cfg` with `seed` for everything that is drawn, the trainings included."""
+    trained: dict[str, Any] = {
+        name: replace(getattr(cfg, name), seed=seed) for name in ("vision", "memory", "dynamics", "cma", "ppo")
+    }
+    return replace(cfg, seed=seed, **trained)
+
+
 def recipe_for(env_id: str) -> ImproveConfig:
     """Settings to begin with for any environment: `env_id` is installed, or `module:Id-v0`.
 
     Raises:
         ValueError: it cannot be dreamed of; the message names what stands in the way.
     """
-    pixels = is_picture(native_space(env_id))
-    spec = RealSpec(env_id, size=64 if pixels else None)
+    spec = spec_for(env_id)
     check_spec(spec)
+    pixels = spec.size is not None
     return ImproveConfig(
         spec,
         out=f"runs/{env_id.rpartition(':')[2].replace('/', '-').lower()}",

@@ -103,6 +103,7 @@ def deliver(
     save(card=_card(spec, result, story))
     write_json(run / "summary.json", {**result, **story.summary})
     real, dream = result["real"], result["dream"]
+    console.print(f"protocol: {result['protocol']}", highlight=False, soft_wrap=True, markup=False)
     console.print(
         f"real {real['mean']:.1f} ± {real['std']:.1f} over {real['episodes']} held-out episodes, "
         f"dream {dream['mean']:.1f}; the dream and its policy are in {final}",
@@ -117,6 +118,7 @@ def _card(spec: RealSpec, result: dict[str, Any], story: Story) -> str:
         "real environment": f"{spec.id}, gymnasium {result['versions']['gymnasium']}",
         "real score": f"{real['mean']} ± {real['std']} (95 % of the mean: ± {real['ci95']}), "
         f"{real['episodes']} episodes, seeds from {real['seed']}",
+        "protocol": result["protocol"],
         "dream score": f"{dream['mean']} ± {dream['std']}, gap {result['gap']}",
         "data": f"{result['real_steps']} agent steps, {result['real_frames']} frames, {story.data}",
         "training": f"{result['train_wall_s']} s of wall time, {story.training}",

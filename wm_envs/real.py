@@ -61,10 +61,16 @@ def make_real(spec: RealSpec, render_mode: str | None = None) -> gym.Env[Any, An
 def episode_limit(spec: RealSpec) -> int | None:
     """Agent steps after which the real environment cuts an episode; None if it never does."""
     with closing(make_real(replace(spec, max_episode_steps=None))) as env:
-        frames = env.spec.max_episode_steps if env.spec is not None else None
-    own = None if frames is None else math.ceil(frames / spec.action_repeat)
-    known = [limit for limit in (own, spec.max_episode_steps) if limit is not None]
-    return min(known, default=None)
+        own = [] if env.spec is None else [env.spec.max_episode_steps, _game_limit(env.spec.kwargs)]
+    limits = [math.ceil(steps / spec.action_repeat) for steps in own if steps is not None]
+    return min(limits if spec.max_episode_steps is None else [*limits, spec.max_episode_steps], default=None)
+
+
+def _game_limit(kwargs: dict[str, Any]) -> int | None:
+    """Steps after which the ALE itself cuts a game, by what its environment was made with; None for others."""
+    frames = kwargs.get("max_num_frames_per_episode")
+    # Of a frame skip that is drawn anew each step the least counts: a game may last so long.
+    return math.ceil(frames / int(np.min(kwargs.get("frameskip", 1)))) if frames else None
 
 
 def check_spec(spec: RealSpec) -> None:

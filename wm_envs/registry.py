@@ -148,6 +148,16 @@ def task_of(spec: RealSpec) -> Task | None:
     return next((task for task in TASKS.values() if task.real == spec), None)
 
 
+def protocol_of(spec: RealSpec) -> str:
+    """What differs from the way the environment is usually scored, in words."""
+    task = task_of(spec)
+    if task is not None:
+        return task.protocol
+    usual = asdict(RealSpec(spec.id, lives_end=spec.lives_end))  # Whole games are scored, whatever is learned from.
+    other = {name: value for name, value in asdict(spec).items() if value != usual[name]}
+    return f"as usual but for {', '.join(f'{k} {v}' for k, v in other.items())}" if other else "as usual"
+
+
 _MAKERS = "wm_agents.pretrained"
 
 

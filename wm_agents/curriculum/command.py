@@ -50,18 +50,18 @@ def carry_out(cfg: CurriculumConfig, console: Console) -> int:
     courses, left_out = courses_of(cfg)
     for name, how in left_out.items():
         console.print(f"left out: {name}; to have it: {how}", highlight=False, soft_wrap=True, markup=False)
-    check_device(cfg.device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cfg.tf32
     check_window(cfg, console)
     if not cfg.visualize:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # Else SDL complains where there is no display.
     if cfg.smoke_test:
         return SOLVED if look_around(cfg, courses, console) else NOT_ALL_SOLVED
+    check_device(cfg.device)
+    begun = (cfg.root / "run.json").exists()
+    if cfg.preflight and not begun and not look_around(cfg, courses, console):
+        # Before the folder is opened: what it found may want flags that a run, once begun, does not change.
+        raise RuntimeError("the preflight found what is in the way; --preflight False tries all the same")
     with Curriculum(cfg, courses, left_out, console) as run:
-        if cfg.preflight and not run.folder.state.get("preflight"):
-            if not look_around(cfg, courses, console):
-                raise RuntimeError("the preflight found what is in the way; --preflight False tries all the same")
-            run.folder.update(preflight=True)
         solved = run.run()
         num = sum(record.solved for record in run.records)
         console.print(

@@ -36,11 +36,11 @@ class CurriculumConfig:
     quick: bool = False
     """Lower thresholds and little training: everything once, within half an hour on two cores."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1 or mps: where models are trained and dream."""
+    """auto, cpu, cuda, cuda:1 or mps: where models are trained; controllers dream on the CPU."""
     max_generations: int | None = None
     """Generations of controllers that a task may take, over all rounds; those of its recipe unless given."""
     seed: int = 1
-    """Of everything that is drawn; environment seeds are counted from it."""
+    """Of everything that is drawn in training; environment seeds are counted from it."""
     procs: int = 2
     """Processes that play real episodes."""
     checkpoint_dir: str = "runs/curriculum"
@@ -99,7 +99,7 @@ class CurriculumConfig:
     """Where there is no display, a film takes the window's place; else the run does not start."""
 
     amp: bool = True
-    """bfloat16 autocast where the device gains by it; False: float32 throughout."""
+    """bfloat16 autocast where the device gains by it; False: models are trained in float32."""
     tf32: bool = True
     """TensorFloat-32 for what float32 remains on CUDA devices."""
     vae_img_size: int | None = None
@@ -107,10 +107,11 @@ class CurriculumConfig:
     vae_batch: int | None = None
     """Images a batch of V's training; those of the task's recipe unless given."""
     grad_accum: int = 1
-    """Batches a gradient step; only 1 is supported."""
+    """Batches a gradient step, of whose gradients the mean is taken."""
 
     def __post_init__(self) -> None:
-        for name, low in (("episodes_per_eval", 1), ("patience", 1), ("min_delta", 0), ("procs", 1), ("eval_fps", 1)):
+        for name, low in (("episodes_per_eval", 1), ("patience", 1), ("min_delta", 0), ("procs", 1), ("eval_fps", 1),
+                          ("grad_accum", 1)):  # fmt: skip
             self._at_least(name, low)
         for name in ("max_generations", "eval_every", "video_every_n_gens", "fps", "vae_batch"):
             if getattr(self, name) is not None:
@@ -119,11 +120,6 @@ class CurriculumConfig:
             raise ValueError(f"--max-gb must be above 0, got {self.max_gb}")
         if self.vae_img_size not in (None, 32, 64, 96):
             raise ValueError(f"--vae-img-size must be 32, 64 or 96, got {self.vae_img_size}")
-        if self.grad_accum != 1:
-            raise ValueError(
-                f"--grad-accum must be 1, got {self.grad_accum}: gradients are not accumulated over batches; a batch "
-                "that is too large for the memory is made smaller with --vae-batch"
-            )
         if self.max_generations is not None:
             self.period(self.max_generations)
 

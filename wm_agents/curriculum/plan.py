@@ -10,7 +10,7 @@ from wm_agents.curriculum.films import video_generations
 from wm_agents.curriculum.flags import CurriculumConfig
 from wm_agents.curriculum.promotion import Plateau
 from wm_agents.curriculum.tasks import Entry
-from wm_agents.recipe import RECIPES, ImproveConfig, recipe_for
+from wm_agents.recipe import RECIPES, ImproveConfig, recipe_for, seeded
 from wm_agents.training.config import TrainingConfig
 
 MOST_ROUNDS = 40
@@ -107,23 +107,25 @@ def with_flags(base: ImproveConfig, cfg: CurriculumConfig) -> ImproveConfig:
 
     def training(part: TrainingConfig) -> TrainingConfig:
         mixed = part.mixed_precision if cfg.amp else False
-        return part.replace(device=cfg.device, tf32=cfg.tf32, mixed_precision=mixed)
+        return part.replace(
+            device=cfg.device, tf32=cfg.tf32, mixed_precision=mixed, gradient_accumulation_steps=cfg.grad_accum
+        )
 
     vision = training(base.vision)
     if cfg.vae_batch is not None:
         vision = vision.replace(batch_size=cfg.vae_batch)
     size = base.spec.size if base.spec.size is None else cfg.vae_img_size or base.spec.size
-    return replace(
+    flagged = replace(
         base,
         spec=replace(base.spec, size=size),
         vision=vision,
         memory=training(base.memory),
         dynamics=training(base.dynamics),
-        seed=cfg.seed,
         procs=cfg.procs,
         max_gb=cfg.max_gb,
         judge_episodes=0,  # The evaluations judge.
     )
+    return seeded(flagged, cfg.seed)
 
 
 def _stretch(base: ImproveConfig, course: Course) -> ImproveConfig:

@@ -20,7 +20,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from wm_agents.atomic import write_text
@@ -33,11 +32,11 @@ from wm_agents.curriculum.stage import Stage
 from wm_agents.curriculum.task_run import Hands, Places, TaskRun
 from wm_agents.curriculum.tasks import Entry
 from wm_agents.curriculum.warm_start import compare, find_source
-from wm_agents.hardware import describe, has_bf16
+from wm_agents.hardware import describe, find_device, has_bf16
 from wm_agents.improve import improve
 from wm_agents.runlog import start_run
 
-FIXED = {"tasks", "quick", "eval_every", "episodes_per_eval", "vae_img_size"}
+FIXED = {"tasks", "quick", "eval_every", "episodes_per_eval", "vae_img_size", "artifact_root"}
 """What a run is; any other setting may be another one when it goes on."""
 
 
@@ -122,7 +121,7 @@ class Curriculum:
 
     def runtime(self, course: Course) -> Runtime:
         """What times are measured on."""
-        device, about = torch.device(_device(self.cfg.device)), describe()
+        device, about = find_device(self.cfg.device), describe()
         parts = (course.cfg.vision, course.cfg.memory) if course.cfg.spec.size else (course.cfg.dynamics,)
         half = any(
             part.mixed_precision is True or (part.mixed_precision == "auto" and has_bf16(device)) for part in parts
@@ -161,7 +160,3 @@ class Curriculum:
         (env_id,) = (env_id for env_id, path in models.items() if path == source)
         self.console.print(f"  V begins with the weights of {env_id}")
         return {"from": env_id, "model": str(source)}
-
-
-def _device(name: str) -> str:
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"

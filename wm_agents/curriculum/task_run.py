@@ -26,7 +26,7 @@ from wm_agents.curriculum.plan import Course
 from wm_agents.curriculum.record import Evaluation, Record
 from wm_agents.curriculum.report import Runtime, as_json, eval_progress, snapshot, write_report
 from wm_agents.data.dataset import Dataset
-from wm_agents.improve import Check, OnCheck
+from wm_agents.improve import Check, OnCheck, Rounds
 from wm_agents.models.vmc import VMC
 from wm_agents.pretrained import load_model
 from wm_agents.recipe import ImproveConfig
@@ -42,9 +42,13 @@ class Train(Protocol):
     """What trains a task: `wm_agents.improve.improve`."""
 
     def __call__(
-        self, cfg: ImproveConfig, console: Console | None = None, on_check: OnCheck | None = None
+        self,
+        cfg: ImproveConfig,
+        console: Console | None = None,
+        on_check: OnCheck | None = None,
+        looks: Callable[[], Rounds] | None = None,
     ) -> dict[str, Any]:
-        """Train until done or `on_check` says True; the scores of what came out."""
+        """Train until done or `on_check` says True, and report on `looks()`; the scores of what came out."""
 
 
 class Played(NamedTuple):
@@ -135,7 +139,7 @@ class TaskRun:
             self.write()
             source = (record.warm_start or {}).get("model")
             cfg = replace(self.course.cfg, out=str(places.tmp), warm_start=source)
-            result = self.hands.train(cfg, self.console, self.look)
+            result = self.hands.train(cfg, self.console, self.look, self.looks)
             record.phases["held-out score"] = result["wall_s"]
             if self._looked_last is not None:
                 record.phases["fidelity"] = max(time.perf_counter() - self._looked_last - result["wall_s"], 0.0)
@@ -154,6 +158,14 @@ class TaskRun:
         record.looked[str(check.round)] = looked
         self._looked_last = time.perf_counter()
         return record.standing.verdict is not None
+
+    def looks(self) -> Rounds:
+        """What each evaluated controller earned in its dream and for real, for the fidelity report."""
+        return [
+            {"round": e.generation, "dream": e.dream_return, "real": e.mean, "std": e.std, "real_steps": e.real_steps}
+            for e in self.record.evaluations
+            if e.dream_return is not None
+        ]
 
     def take(self, check: Check) -> None:
         """Film and evaluate one controller; if that is cut short, a later call with the same check does it anew."""
@@ -246,7 +258,7 @@ class TaskRun:
             self.film(places.checkpoints / "final", record.generations)
         scores = {where: result[where]["mean"] for where in ("real", "dream")}
         about = {name: result["real"][name] for name in ("std", "ci95", "episodes", "seed")}
-        record.final = {**scores, **about, "gap": result["gap"]}
+        record.final = {**scores, **about, "gap": result["gap"], "protocol": result["protocol"]}
         self.write()
         self.save()
 

@@ -106,7 +106,7 @@ def plot_temperatures(rows: Sequence[Warmth], real: float | None) -> Figure:
 
 def plot_history(history: History) -> Figure:
     """What each round's dream promised and what reality gave."""
-    figure, axes = _axes("round", "return")
+    figure, axes = _axes("round or generation", "return")
     rounds = [r.round for r in history.rounds]
     axes.plot(rounds, [r.dream for r in history.rounds], "o-", color=DREAM, label="dream")
     axes.plot(rounds, [r.real for r in history.rounds], "o-", color=REAL, label="real")

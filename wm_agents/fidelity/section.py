@@ -282,7 +282,8 @@ def _history(found: Fidelity) -> Section:
     gaps = [r.dream - r.real for r in history.rounds]
     over = sum(gap > 0 for gap in gaps)
     verdict = (
-        f"In {over} of {len(gaps)} rounds the dream promised more than reality gave; the last gap is {gaps[-1]:+.1f}."
+        f"{over} of {_count(len(gaps), 'time')} the dream promised more than reality gave; "
+        f"the last gap is {gaps[-1]:+.1f}."
     )
     ends = ""
     if history.final_dream is not None and history.final_real is not None:
@@ -295,7 +296,7 @@ def _history(found: Fidelity) -> Section:
         "training",
         title,
         verdict,
-        ["round", "real steps so far", "dream", "real", "std", "dream - real"],
+        ["round or generation", "real steps so far", "dream", "real", "std", "dream - real"],
         [
             [
                 str(r.round),
@@ -308,9 +309,9 @@ def _history(found: Fidelity) -> Section:
             for r, gap in zip(history.rounds, gaps)
         ],
         plot_history(history),
-        f"Dream: mean return of the last population, in dreams {span}that start anywhere; real: "
-        "whole episodes of its mean. The two differ for more than one reason: their course says more than their level."
-        f"{ends}",
+        f"Dream: mean return of what trained last, CMA-ES's population or PPO with its noise, in dreams {span}that "
+        "start anywhere; real: whole episodes of what came of it, the population's mean or PPO without noise. The two "
+        f"differ for more than one reason: their course says more than their level.{ends}",
     )
 
 

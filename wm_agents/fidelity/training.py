@@ -11,6 +11,7 @@ class Round(NamedTuple):
     """One round of `improve`: what its dream promised, and what its controller earned for real."""
 
     round: int
+    """Of a curriculum, whose rounds are evaluated more than once: the generation."""
     dream: float
     real: float
     real_std: float | None

@@ -16,7 +16,7 @@ from wm_agents.models.model import Model
 from wm_agents.models.vmc import VMCConfig
 from wm_agents.online_recipe import LEARNERS, OnlineConfig, online_recipe
 from wm_agents.project.schema import ACTS, FILE, Project
-from wm_agents.recipe import RECIPES, ImproveConfig, recipe_for
+from wm_agents.recipe import RECIPES, ImproveConfig, recipe_for, seeded
 from wm_agents.space import action_space_of, action_type_of, space_of
 from wm_agents.training.config import TrainingConfig
 from wm_envs.action import act_dim
@@ -130,8 +130,8 @@ def rounds_of(project: Project, spaces: Spaces) -> ImproveConfig:
         horizon=horizon,
         final_episodes=FINAL_EPISODES,
         judge_episodes=base.judge_episodes if rounds > 1 else 0,
-        seed=seed_of(project),
     )
+    cfg = seeded(cfg, seed_of(project))
     if said.iterations is not None:
         cfg = replace(
             cfg, ppo=replace(cfg.ppo, iterations=said.iterations), cma=replace(cfg.cma, generations=said.iterations)

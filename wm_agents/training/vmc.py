@@ -258,14 +258,14 @@ def make_starts(
 ) -> dict[str, Latent]:
     """Banks of latents of real moments: "begin" (first frames) and "anywhere" (`burn_in` frames taken in).
 
-    `episodes` are those to draw from; all unless given.
+    `episodes` are those to draw from; all unless given. Where all are short, half of the longest is taken in at most.
     """
     among = np.arange(len(data.offset)) if episodes is None else episodes
+    # More would leave few moments to start from, all of them just before an end.
+    burn_in = min(burn_in, int(data.length[among].max()) // 2)
     begin = data.offset[rng.choice(among, num)]
     empty = model.initial(num)
     long = among[data.length[among] > burn_in]
-    if not len(long):
-        raise ValueError(f"no episode is longer than {burn_in} steps; collect longer ones or lower burn_in")
     picks = rng.choice(long, num, p=data.length[long] / data.length[long].sum())
     at = data.offset[picks] + (rng.random(num) * (data.length[picks] - burn_in)).astype(np.int64)
     latent = empty
