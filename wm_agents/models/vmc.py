@@ -54,7 +54,8 @@ class VMCConfig(WorldModelConfig):
     rew_weight: float = 0.5
     """Weight of the squared error of the normalised reward; at 2 M learned training rewards by heart (docs/log.md)."""
     term_weight: float = 10.0
-    """Weight of the rare terminal steps in the cross-entropy (restart_factor of the authors' code)."""
+    """Weight of the rare terminal steps in the cross-entropy (restart_factor of the authors' code). `cont` keeps it:
+    the odds of an end are so many times what they are, and a dream's cut-off is calibrated on held-out episodes."""
     motion_weight: float = 0.0
     """Above 0, V sees and draws what differs from the median frame, and errors there weigh up to this much more, the
     rarer a pixel moves: a ball of two pixels would be lost otherwise. 0 is the paper's V."""
