@@ -344,13 +344,10 @@ def test_a_compiled_model_takes_the_same_step(name: str) -> None:
     torch.testing.assert_close((got.rew, got.cont), (want.rew, want.cont), atol=1e-5, rtol=1e-4)
 
 
-SCAN = pytest.mark.xfail(reason="its scan gathers the gradients of weights by hand, which torch.compile cannot follow")
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a compiler")
-@pytest.mark.parametrize("name", ["tdmpc2 vectors", pytest.param("dreamerv3 vectors", marks=SCAN)])
+@pytest.mark.parametrize("name", ["tdmpc2 vectors", "dreamerv3 vectors"])
 def test_a_loss_compiled_for_training_is_the_loss_and_has_its_gradients(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -274,6 +274,8 @@ class RSSM(nn.Module):
         self.post = Layer(deter + token_dim, hidden)
         self.post_out = Linear(hidden, stoch)
 
+    # Gradients of its weights are gathered by hand, which torch.compile cannot follow.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def observe(
         self, latent: Latent, tokens: Tensor, act: Tensor, first: Tensor, uniform: Tensor | None = None
     ) -> Seen:
