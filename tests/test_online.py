@@ -514,6 +514,7 @@ def test_recipes_follow_family_and_observation() -> None:
     car = recipe("dreamerv3", "CarRacing-v3", RECIPES["CarRacing"].spec)
     assert car.spec == RECIPES["CarRacing"].spec and car.size == "size12m" and car.ratio != pole.ratio
     assert not recipe("dreamerv3", "x", RECIPES["Breakout"].spec).spec.lives_end
+    assert recipe("tdmpc2", "CarRacing-v3").spec.stack and not pendulum.spec.stack
     with pytest.raises(ValueError, match="family must be one of dreamerv3, tdmpc2, got 'dreamer3'"):
         recipe("dreamer3", "CartPole-v1")
 

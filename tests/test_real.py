@@ -12,6 +12,7 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import RecordEpisodeStatistics, RecordVideo
+from numpy.typing import NDArray
 from odd_env import ACT, OBS
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from tiny import save_tiny
@@ -256,6 +257,26 @@ def test_a_crop_keeps_rows_and_columns_of_the_native_picture() -> None:
     env = make_real(odd("rgb", size=10, crop=(30, 40, 5, 15)))
     got, _ = env.reset(seed=0)
     np.testing.assert_array_equal(got, env.unwrapped.last[30:40, 5:15])
+
+
+@pytest.mark.parametrize("obs", ["rgb", "grey", "grey1"])
+def test_three_pictures_in_grey_are_the_channels_of_one(obs: str) -> None:
+    check_spec(odd(obs, size=10, stack=True))
+    stacked, plain = (make_real(odd(obs, size=10, stack=stack)) for stack in (True, False))
+    assert stacked.observation_space == gym.spaces.Box(0, 255, (10, 10, 3), np.uint8)
+    seen = [stacked.reset(seed=0)[0], *(stacked.step(0)[0] for _ in range(4))]
+    grey = [_luminance(obs) for obs in (plain.reset(seed=0)[0], *(plain.step(0)[0] for _ in range(4)))]
+    assert not np.array_equal(grey[3], grey[4])
+    for t, picture in enumerate(seen):  # Oldest first; before the first one stands the first one.
+        past = [grey[max(t + back, 0)] for back in (-2, -1, 0)]
+        np.testing.assert_allclose(picture, np.stack(past, -1), atol=1)
+    with pytest.raises(ValueError, match="stack needs a size"):
+        make_real(odd(obs, stack=True))
+
+
+def _luminance(picture: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """(H, W): ITU-R BT.709."""
+    return picture @ np.array([0.2125, 0.7154, 0.0721]) if picture.shape[-1] == 3 else picture[..., 0].astype(float)
 
 
 # The Arcade Learning Environment

@@ -187,6 +187,8 @@ def online_recipe(family: str, env_id: str, spec: RealSpec | None = None) -> Onl
     if family not in LEARNERS:
         raise ConfigurationError(f"family must be one of {', '.join(LEARNERS)}, got {family!r}")
     spec = replace(spec or spec_for(env_id), lives_end=False)  # Whole games: a stream counts no lives.
+    if family == "tdmpc2" and spec.size is not None:
+        spec = replace(spec, stack=True)  # It has no memory.
     check_spec(spec)
     pixels = spec.size is not None
     facts = LEARNERS[family]

@@ -14,6 +14,8 @@ from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.wrappers import (
     FlattenObservation,
+    FrameStackObservation,
+    GrayscaleObservation,
     ReshapeObservation,
     ResizeObservation,
     TimeLimit,
@@ -159,8 +161,9 @@ def _see(env: gym.Env[Any, Any], spec: RealSpec) -> gym.Env[Any, Any]:
     """Pixels (size, size, C) uint8 where a size is given, else native ones or a vector."""
     space = env.observation_space
     if spec.size is None:
-        if spec.crop is not None:
-            raise ValueError("crop needs a size to which the part is resized; give one, such as 64")
+        if spec.crop is not None or spec.stack:
+            what = "crop" if spec.crop is not None else "stack"
+            raise ValueError(f"{what} needs a size to which pictures are resized; give one, such as 64")
         if is_image(space) or (isinstance(space, spaces.Box) and len(space.shape) == 1):
             return env
         return _flatten(env)
@@ -172,7 +175,18 @@ def _see(env: gym.Env[Any, Any], spec: RealSpec) -> gym.Env[Any, Any]:
     if spec.crop is not None:
         env = _cropped(env, spec.crop)
     env = ResizeObservation(env, (spec.size, spec.size))
+    if spec.stack:
+        return _stacked(env, spec.size)
     return env if is_image(env.observation_space) else ReshapeObservation(env, (spec.size, spec.size, 1))
+
+
+def _stacked(env: gym.Env[Any, Any], size: int) -> gym.Env[Any, Any]:
+    """The last three pictures, in grey, as the channels of one; an episode begins with its first one three times."""
+    in_colour = (env.observation_space.shape or ())[2:] == (3,)
+    grey = GrayscaleObservation(env) if in_colour else ReshapeObservation(env, (size, size))
+    three = FrameStackObservation(grey, 3)
+    space = spaces.Box(0, 255, (size, size, 3), np.uint8)
+    return TransformObservation(three, lambda obs: np.ascontiguousarray(np.moveaxis(obs, 0, -1)), space)
 
 
 def is_picture(space: gym.Space[Any]) -> bool:

@@ -29,10 +29,12 @@ class RealSpec:
     """The choices of a Discrete env that are kept, in this order; None keeps them all."""
     lives_end: bool = False
     """A lost life of an ALE game ends the episode that is learned from, and so the dream; scores are of whole games."""
+    stack: bool = False
+    """The last three pictures, in grey, are the channels of one, oldest first: what sees one frame sees motion."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values. Fields that came later are left out at their default, so that older files stay equal."""
-        later = ("crop", "max_frames", "actions", "lives_end")
+        later = ("crop", "max_frames", "actions", "lives_end", "stack")
         return {name: value for name, value in asdict(self).items() if value or name not in later}
 
     @classmethod

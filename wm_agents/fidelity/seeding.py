@@ -31,7 +31,8 @@ def check_seeds(subject: Subject, rows: int = 4, steps: int = 20, seed: int = 7)
     acts = [sample_actions(subject.model.act_space, rows, rng) for _ in range(steps)]
     first, again = (_trace(subject, acts, seed) for _ in range(2))
     alone = np.concatenate([_trace(subject, [act[i : i + 1] for act in acts], seed + i) for i in range(rows)], 1)
-    near = bool(np.allclose(alone, first, rtol=1e-3, atol=1e-3))
+    # Heads with bins up to e^20, as DreamerV3's, make thousandths of a reward of the last digit of a logit.
+    near = bool(np.allclose(alone, first, rtol=1e-3, atol=1e-2))
     return Determinism(bool(np.array_equal(first, again)), near, float(np.abs(alone - first).max()))
 
 

@@ -216,7 +216,7 @@ class TDMPC2(Model):
     def encode(
         self, obs: Tensor, latent: Latent | None = None, act: Tensor | None = None, first: Tensor | None = None
     ) -> Latent:
-        """Take in one frame: it is all the model ever sees, so an environment that hides its speed must stack them."""
+        """Take in one frame: it is all the model ever sees, so pictures come in threes (`RealSpec.stack`)."""
         return {"z": self.encoder(self._seen(self.take_obs(obs)))}
 
     def step(self, latent: Latent, act: Tensor, *, temperature: float = 1.0, generator: Generator = None) -> Step:

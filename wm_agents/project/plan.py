@@ -42,6 +42,7 @@ def spec_of(project: Project) -> RealSpec:
         max_frames=data.max_frames,
         actions=data.actions,
         lives_end=data.lives_end,
+        stack=data.stack,
     )
 
 

@@ -49,6 +49,8 @@ class DataSection:
     """The choices that are kept."""
     lives_end: bool = False
     """A lost life ends the episode."""
+    stack: bool = False
+    """The last three pictures, in grey, are the channels of one."""
 
 
 @dataclass(frozen=True)
