@@ -169,7 +169,7 @@ def _copied(obs: Any) -> Any:
 
 
 def check_actions(space: gym.Space[Any]) -> None:
-    """Whether SB3 can choose from a space that models take.
+    """Refuse a space that models take and SB3 cannot choose from.
 
     Raises:
         ValueError: its choices do not count from 0, or choices or bits come in an array where SB3 wants a row.

@@ -333,7 +333,21 @@ def test_improve_takes_any_environment(called: dict[str, Any], capsys: pytest.Ca
     assert "--task CartPole and --env Pendulum-v1 exclude each other" in capsys.readouterr().err
 
 
-def test_an_online_recipe_goes_by_episodes_as_the_flags_have_them(called: dict[str, Any]) -> None:
+def test_tdmpc2_sees_pictures_in_threes_unless_told_otherwise(
+    called: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    boxing = ("improve", "--family", "tdmpc2", "--env", "ALE/Boxing-v5")
+    for flags, want in (((), True), (("--spec.stack", "False"), False)):
+        assert wm(*boxing, *flags) == 0
+        assert called["args"][0].spec.stack is want
+    memory = ("--spec.kwargs", '{"obs_type": "ram"}', "--spec.size", "null")
+    assert wm(*boxing, *memory) == 0
+    assert called["args"][0].spec == RealSpec("ALE/Boxing-v5", {"obs_type": "ram"})
+    assert wm(*boxing, "--help") == 0
+    assert "default: True" in capsys.readouterr().out.split("--spec.stack")[-1][:300]
+
+
+def test_an_online_recipe_goes_by_episodes_as_flags_and_files_have_them(called: dict[str, Any], tmp_path: Path) -> None:
     assert wm("improve", "--family", "tdmpc2", "--env", "Pendulum-v1", "--spec.action_repeat", "4") == 0
     cfg = called["args"][0]
     assert (cfg.spec.action_repeat, cfg.overrides) == (4, {"episode_length": 50})
@@ -341,6 +355,10 @@ def test_an_online_recipe_goes_by_episodes_as_the_flags_have_them(called: dict[s
     try:
         assert wm("improve", "--family", "tdmpc2", "--env", "Endless-v0", "--spec.max_episode_steps=30") == 0
         assert called["args"][0].overrides == {"episode_length": 30}
+        (tmp_path / "short.toml").write_text('family = "tdmpc2"\n[spec]\nmax_episode_steps = 40\n')
+        flags = ("--env", "Endless-v0", "--family", "tdmpc2", "--config", str(tmp_path / "short.toml"))
+        assert wm("improve", *flags) == 0
+        assert called["args"][0].overrides == {"episode_length": 40}
     finally:
         registry.pop("Endless-v0")
 

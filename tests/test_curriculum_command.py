@@ -20,6 +20,7 @@ from wm_agents.curriculum import check, command
 from wm_agents.curriculum import tasks as curriculum_tasks
 from wm_agents.curriculum.flags import CurriculumConfig
 from wm_agents.preflight import Finding
+from wm_agents.runlog import FolderInUse, RunFolder
 
 ROOT = Path(__file__).parents[1]
 
@@ -156,8 +157,10 @@ def test_the_preflight_comes_first_once(
 ) -> None:
     looks = []
 
-    def look(*args: Any) -> bool:
+    def look(cfg: CurriculumConfig, *args: Any) -> bool:
         looks.append(args)
+        with pytest.raises(FolderInUse):  # Two of one folder would sweep up after each other.
+            RunFolder(cfg.root)
         return len(looks) > 1
 
     monkeypatch.setattr(command, "look_around", look)

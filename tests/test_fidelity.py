@@ -296,6 +296,13 @@ def test_seeds_do_what_they_promise() -> None:
     found = check_seeds(noisy._replace(model=Forgetful(noise=0.3, end=END)))
     assert not found.repeats and not found.rows_alone
 
+    class Crowded(Toy):
+        def step(self, latent, act, *, temperature=1.0, generator=None):
+            ahead = super().step(latent, act, temperature=temperature, generator=generator)
+            return ahead._replace(rew=ahead.rew + 0.009 * (len(act) > 1))
+
+    assert not check_seeds(noisy._replace(model=Crowded(noise=0.3, end=END))).rows_alone
+
 
 def test_a_model_without_a_policy_is_measured_on_random_play() -> None:
     like = subject(EXACT)._replace(policy=None)

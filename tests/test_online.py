@@ -28,7 +28,7 @@ from wm_agents.data.stream import Stream
 from wm_agents.errors import ConfigurationError
 from wm_agents.factory import create_world_model
 from wm_agents.online import Online, online
-from wm_agents.online_recipe import LEARNERS, OnlineConfig
+from wm_agents.online_recipe import LEARNERS, OnlineConfig, seen_by
 from wm_agents.online_recipe import online_recipe as recipe
 from wm_agents.recipe import RECIPES
 from wm_agents.runlog import read_metrics, start_run
@@ -513,8 +513,9 @@ def test_recipes_follow_family_and_observation() -> None:
     assert pendulum.updates_per_step == 1.0 and pendulum.optimizer == "adam"
     car = recipe("dreamerv3", "CarRacing-v3", RECIPES["CarRacing"].spec)
     assert car.spec == RECIPES["CarRacing"].spec and car.size == "size12m" and car.ratio != pole.ratio
-    assert not recipe("dreamerv3", "x", RECIPES["Breakout"].spec).spec.lives_end
+    assert not seen_by("dreamerv3", RECIPES["Breakout"].spec).lives_end
     assert recipe("tdmpc2", "CarRacing-v3").spec.stack and not pendulum.spec.stack
+    assert not recipe("tdmpc2", "CarRacing-v3", RECIPES["CarRacing"].spec).spec.stack  # As it is said.
     with pytest.raises(ValueError, match="family must be one of dreamerv3, tdmpc2, got 'dreamer3'"):
         recipe("dreamer3", "CartPole-v1")
 
@@ -578,7 +579,7 @@ def test_what_never_ends_is_refused() -> None:
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("family", ["dreamerv3", "tdmpc2"])
 def test_every_task_has_steps_enough_to_begin_with(name: str, family: str) -> None:
-    spec = TASKS[name].real
+    spec = seen_by(family, TASKS[name].real)
     cfg = recipe(family, spec.id, spec)
     limit = episode_limit(cfg.spec)
     onlining.check_budget(cfg)

@@ -33,10 +33,11 @@ from wm_agents.project import command
 from wm_agents.project import run as running
 from wm_agents.project.curves import draw_curves, thin
 from wm_agents.project.degraded import NO_ENV, RANDOM_DATA, mark_degraded
+from wm_agents.project.finished import digest
 from wm_agents.project.finished import more as more_of
 from wm_agents.project.manifest import INCOMPLETE, MEANINGFUL, SMOKE, classify, data_facts
 from wm_agents.project.noise import noise
-from wm_agents.project.plan import config_of, online_of, replay_of, rounds_of, spaces_of, spec_of
+from wm_agents.project.plan import config_of, online_of, replay_of, rounds_of, spaces_of, spec_of, training_of
 from wm_agents.project.replay import _loss_of_world
 from wm_agents.project.run import Degraded, find_ground, train
 from wm_agents.project.scaffold import write_project
@@ -199,6 +200,11 @@ def test_what_is_trained_is_not_trained_again(
         "outputs is trained already, and not so: training.total_steps was 12, is 13; it goes on with more "
         "online_collection.rounds, and anything else needs another training.output_dir"
     )
+
+
+def test_a_key_that_came_later_leaves_what_is_finished_finished() -> None:
+    before = {"data.size": 64, "training.seed": 1, "controller.kind": None}
+    assert digest(before) == digest({**before, "data.stack": False}) != digest({**before, "data.stack": True})
 
 
 def test_a_finished_run_goes_on_with_what_it_says(tmp_path: Path) -> None:
@@ -445,6 +451,8 @@ def test_a_plan_of_rounds_is_the_recipe_with_what_is_said(tmp_path: Path) -> Non
     assert (cfg.dynamics.total_steps, cfg.dynamics.batch_size, cfg.dynamics.learning_rate) == (12, 16, 1e-3)
     assert (cfg.controller, cfg.cma.generations, cfg.ppo.iterations, cfg.horizon) == ("linear", 1, 1, 11)
     assert (cfg.seed, cfg.spec.max_episode_steps, cfg.judge_episodes) == (9, 12, 10)
+    for one in (asked, project(tmp_path)):
+        assert training_of(one).seed == rounds_of(one, spaces_of(one, spec_of(one))).dynamics.seed
     alone = project(tmp_path, online_collection__enabled=False)
     cfg = rounds_of(alone, spaces_of(alone, spec_of(alone)))
     assert (cfg.rounds, cfg.random_steps, cfg.judge_episodes) == (1, 80, 0)
@@ -463,6 +471,7 @@ def test_a_plan_of_online_steps_is_the_recipe_with_what_is_said(tmp_path: Path) 
     assert (cfg.batch_size, cfg.length, cfg.learning_rate, cfg.updates_per_step) == (4, 3, 0.5, 0.25)
     assert cfg.overrides["hidden_dim"] == 48 and cfg.overrides["episode_length"] == 12
     assert cfg.optimizer == "adam" and cfg.grad_clip == 20.0  # The recipe's.
+    assert cfg.spec == spec_of(project(tmp_path, text, **flags))
 
 
 def test_learning_from_a_buffer_goes_by_the_familys_own_settings(tmp_path: Path) -> None:

@@ -64,6 +64,10 @@ def test_a_known_environment_begins_with_what_worked_for_it() -> None:
     assert values["data"]["crop"] == [34, 194, 0, 160] and values["data"]["actions"] == [0, 2, 3]
     assert values["architecture"]["rew_head"] == "classes" and values["architecture"]["obs_shape"] == [64, 64, 1]
     assert values["controller"]["kind"] == "ppo" and values["online_collection"]["rounds"] == RECIPES["Pong"].rounds
+    values = usual("ALE/Breakout-v5", "tdmpc2:ci", "my")  # Whole games, in threes.
+    assert values["data"]["stack"] is True and "lives_end" not in values["data"]
+    assert values["architecture"]["obs_shape"] == [64, 64, 3]
+    assert "stack" not in usual("ALE/Breakout-v5", "dreamerv3:ci", "my")["data"]
     values = usual("CartPole-v1", "ensemble:ci", "my")
     assert values["training"]["total_steps"] == 1500 and values["data"]["num_steps"] == 2000
     assert usual("CartPole-v1", "vmc:ci", "my")["data"]["num_steps"] == 1400  # The recipe's own.

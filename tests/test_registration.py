@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -153,6 +154,12 @@ def test_the_thresholds_are_those_of_the_curriculum() -> None:
     assert all(protocol_of(task.real) == task.protocol != "" for task in TASKS.values())
     assert protocol_of(RealSpec("Pendulum-v1")) == protocol_of(RealSpec("ALE/Boxing-v5", lives_end=True)) == "as usual"
     assert protocol_of(RealSpec("Pendulum-v1", size=32, action_repeat=4)) == "as usual but for size 32, action_repeat 4"
+    assert protocol_of(RealSpec("Pendulum-v1", max_episode_steps=200)) == "as usual"
+    assert protocol_of(RealSpec("Pendulum-v1", max_episode_steps=100)) == "as usual but for max_episode_steps 100"
+    breakout, racing = TASKS["Breakout"], TASKS["CarRacing"]
+    assert protocol_of(replace(breakout.real, lives_end=False)) == breakout.protocol
+    assert protocol_of(replace(racing.real, stack=True)) == f"{racing.protocol} but for stack True"
+    assert protocol_of(RealSpec("CarRacing-v3", size=64)) == "as usual but for size 64"
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
 
-from wm_agents.space import space_from_dict, space_to_dict
+from wm_agents.space import limit_of, space_from_dict, space_to_dict
+from wm_envs.real import make_real
+from wm_envs.registry import RealSpec
 
 SPACES = [
     spaces.Box(0, 255, (64, 64, 3), np.uint8),
@@ -53,3 +56,10 @@ def test_what_is_no_space_is_named(values: dict) -> None:
 def test_a_newer_kind_of_space_is_named() -> None:
     with pytest.raises(ValueError, match="unknown space type 'Graph'"):
         space_from_dict({"type": "Graph"})
+
+
+def test_the_limit_of_an_environment_is_its_wrappers_or_its_games() -> None:
+    pytest.importorskip("ale_py")
+    for env_id, want in (("Pendulum-v1", 200), ("ALE/Boxing-v5", 27_000)):
+        with closing(make_real(RealSpec(env_id))) as env:
+            assert limit_of(env) == limit_of(env_id) == want

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -26,10 +26,11 @@ from wm_agents.flags import Parser, flat, value_of
 from wm_agents.improve import explore_with
 from wm_agents.improve import improve as improve_rounds
 from wm_agents.online import online as learn_online
-from wm_agents.online_recipe import LEARNERS, OnlineConfig, online_recipe
+from wm_agents.online_recipe import LEARNERS, OnlineConfig, online_recipe, seen_by
 from wm_agents.pretrained import cut_off_of, load_model, load_policy, real_spec
-from wm_agents.recipe import RECIPES, ImproveConfig, recipe_for, spec_for
+from wm_agents.recipe import RECIPES, ImproveConfig, recipe_for
 from wm_agents.video import record
+from wm_envs.real import spec_for
 from wm_envs.registry import TASKS, RealSpec
 
 console = Console(stderr=True)
@@ -251,18 +252,18 @@ def usual_squash(artifact: Artifact) -> tuple[str, ...] | None:
 
 
 def _recipe(
-    task: str | None, env: str | None, family: str | None, args: list[str]
+    parser: Parser, task: str | None, env: str | None, family: str | None, args: list[str]
 ) -> ImproveConfig | OnlineConfig | None:
-    """Settings to begin with; `family` is one that learns online, and by how long episodes are, so `args` is asked."""
+    """Settings to begin with; those of `family`, which learns online, go by how `args` have the environment seen."""
     known = RECIPES.get(task or "")
     if known is None and env is None:
         return None
     if family is None:
         return known or recipe_for(str(env))
     spec = spec_for(str(env)) if known is None else known.spec
-    said = {name: value_of(f"--spec.{name}", args) for name in ("action_repeat", "max_episode_steps")}
-    lengths: dict[str, Any] = {name: int(text) for name, text in said.items() if text is not None and text.isdigit()}
-    return online_recipe(family, spec.id, replace(spec, **lengths))
+    parser.set_defaults(flat({"spec": asdict(spec), "out": "", "family": family, "size": ""}))
+    spec = parser.instantiate(parser.parse_args([arg for arg in args if arg not in ("-h", "--help")])).spec
+    return online_recipe(family, spec.id, seen_by(family, spec))
 
 
 def run(name: str, args: list[str]) -> None:
@@ -283,7 +284,7 @@ def run(name: str, args: list[str]) -> None:
         parser.add_class_arguments(OnlineConfig if online else ImproveConfig, fail_untyped=True)
         if task is not None and env is not None:
             parser.error(f"--task {task} and --env {env} exclude each other")
-        recipe = _recipe(task, env, family if online else None, args)
+        recipe = _recipe(parser, task, env, family if online else None, args)
         if recipe is not None:
             parser.set_defaults(flat(asdict(recipe)))
         else:

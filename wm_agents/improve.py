@@ -363,7 +363,10 @@ def check_training(cfg: ImproveConfig) -> None:
         try:
             check_actions(env.action_space)
         except ValueError as error:
-            raise ValueError(f"{cfg.spec.id}: {error}, or set controller=linear, which takes any") from error
+            raise ValueError(
+                f"{cfg.spec.id}: {error}, or let CMA-ES learn, which takes any: `wm improve --controller linear`, or "
+                'kind = "linear" in [controller] of a wm.toml'
+            ) from error
     if episode_limit(cfg.spec) is None:
         raise ValueError(f"{cfg.spec.id} sets no limit to its episodes; give one, --spec.max_episode_steps N")
     doubting = cfg.pessimism > 0 or cfg.max_disagreement is not None

@@ -12,9 +12,9 @@ from wm_agents.errors import ConfigurationError
 from wm_agents.families import config_class
 from wm_agents.models.model import Model
 from wm_agents.pretrained import Controller
-from wm_agents.recipe import JUDGE_SEED, spec_for
+from wm_agents.recipe import JUDGE_SEED
 from wm_agents.training.config import TrainingConfig
-from wm_envs.real import check_spec, episode_limit
+from wm_envs.real import check_spec, episode_limit, spec_for
 from wm_envs.registry import RealSpec
 
 
@@ -178,17 +178,23 @@ class OnlineConfig:
         return values
 
 
+def seen_by(family: str, spec: RealSpec) -> RealSpec:
+    """`spec` as a family sees it that learns online, unless said otherwise.
+
+    Whole games, since a stream counts no lives; pictures in threes for TD-MPC2, which has no memory.
+    """
+    return replace(spec, lives_end=False, stack=family == "tdmpc2" and spec.size is not None)
+
+
 def online_recipe(family: str, env_id: str, spec: RealSpec | None = None) -> OnlineConfig:
-    """Settings to begin with for `env_id` (installed, or `module:Id-v0`), seen as `spec` says, where that is known.
+    """Settings to begin with for `env_id` (installed, or `module:Id-v0`), seen as `spec` says, or as is usual.
 
     Raises:
         ValueError: there is no such family, or the environment cannot be modelled.
     """
     if family not in LEARNERS:
         raise ConfigurationError(f"family must be one of {', '.join(LEARNERS)}, got {family!r}")
-    spec = replace(spec or spec_for(env_id), lives_end=False)  # Whole games: a stream counts no lives.
-    if family == "tdmpc2" and spec.size is not None:
-        spec = replace(spec, stack=True)  # It has no memory.
+    spec = seen_by(family, spec_for(env_id)) if spec is None else spec
     check_spec(spec)
     pixels = spec.size is not None
     facts = LEARNERS[family]

@@ -10,7 +10,7 @@ from wm_agents.models.ensemble import EnsembleConfig
 from wm_agents.models.vmc import VMCConfig
 from wm_agents.ppo import PPOConfig
 from wm_agents.training.config import TrainingConfig
-from wm_envs.real import check_spec, is_picture, native_space
+from wm_envs.real import check_spec, spec_for
 from wm_envs.registry import TASKS, RealSpec
 
 SEEDS_A_ROUND = 20_000
@@ -85,7 +85,8 @@ class ImproveConfig:
     start_rounds: int = 4
     """Dreams start from moments of the last rounds' episodes only: where the controller goes now."""
     seed: int = 1
-    """Collected episodes count their environment seeds from it; what is trained has seeds of its own."""
+    """Collected episodes count their environment seeds from it, first weights and dreams' starts are drawn by it; each
+    training has a seed of its own, `--memory.seed` for one."""
     procs: int = 2
     max_gb: float = 5.0
 
@@ -209,11 +210,6 @@ RECIPES["Breakout"] = replace(
 )
 """Settings to begin a task with. The last rounds of the shipped dreams had these; scripts/reference/ has what each was
 made with."""
-
-
-def spec_for(env_id: str) -> RealSpec:
-    """How an environment is seen unless said otherwise: pictures at 64 pixels, anything else as it is."""
-    return RealSpec(env_id, size=64 if is_picture(native_space(env_id)) else None)
 
 
 def seeded(cfg: ImproveConfig, seed: int) -> ImproveConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -11,9 +11,8 @@ from gymnasium.vector import VectorEnv
 
 from wm_agents.errors import ConfigurationError, did_you_mean
 from wm_agents.frames import CHANNELS, frame_shape
-
-if TYPE_CHECKING:
-    from wm_envs.registry import RealSpec
+from wm_envs.real import episode_limit, make_real, own_limit, spec_for
+from wm_envs.registry import TASKS, RealSpec
 
 Env = gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | str
 
@@ -104,8 +103,6 @@ def spaces_of(env: Env) -> tuple[gym.Space[Any], gym.Space[Any]]:
         return env.single_observation_space, env.single_action_space
     if not isinstance(env, str):
         return env.observation_space, env.action_space
-    from wm_envs.real import make_real
-
     try:
         made = make_real(_spec_of(env))
     except (gym.error.Error, ImportError) as error:
@@ -117,18 +114,13 @@ def spaces_of(env: Env) -> tuple[gym.Space[Any], gym.Space[Any]]:
 def limit_of(env: Env) -> int | None:
     """Steps after which `env` cuts an episode; None if it never does."""
     if isinstance(env, str):
-        from wm_envs.real import episode_limit
-
         return episode_limit(_spec_of(env))
-    return env.spec.max_episode_steps if env.spec is not None else None
+    return own_limit(env.spec)
 
 
 def _spec_of(env_id: str) -> RealSpec:
-    from wm_envs.real import is_picture, native_space
-    from wm_envs.registry import TASKS, RealSpec
-
     task = next((t for t in TASKS.values() if env_id in (t.real.id, t.real_id, t.dream_id)), None)
-    return task.real if task else RealSpec(env_id, size=64 if is_picture(native_space(env_id)) else None)
+    return task.real if task else spec_for(env_id)
 
 
 def action_type_of(space: gym.Space[Any]) -> Literal["continuous", "discrete"]:

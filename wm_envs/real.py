@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.wrappers import (
     FlattenObservation,
@@ -60,19 +61,27 @@ def make_real(spec: RealSpec, render_mode: str | None = None) -> gym.Env[Any, An
     return CheckedAction(env)
 
 
+def spec_for(env_id: str) -> RealSpec:
+    """How an environment is seen unless said otherwise: pictures at 64 pixels, anything else as it is."""
+    return RealSpec(env_id, size=64 if is_picture(native_space(env_id)) else None)
+
+
 def episode_limit(spec: RealSpec) -> int | None:
     """Agent steps after which the real environment cuts an episode; None if it never does."""
     with closing(make_real(replace(spec, max_episode_steps=None))) as env:
-        own = [] if env.spec is None else [env.spec.max_episode_steps, _game_limit(env.spec.kwargs)]
-    limits = [math.ceil(steps / spec.action_repeat) for steps in own if steps is not None]
+        own = own_limit(env.spec)
+    limits = [] if own is None else [math.ceil(own / spec.action_repeat)]
     return min(limits if spec.max_episode_steps is None else [*limits, spec.max_episode_steps], default=None)
 
 
-def _game_limit(kwargs: dict[str, Any]) -> int | None:
-    """Steps after which the ALE itself cuts a game, by what its environment was made with; None for others."""
-    frames = kwargs.get("max_num_frames_per_episode")
+def own_limit(made: EnvSpec | None) -> int | None:
+    """Steps after which an environment that was made so is cut, by its wrapper or by the ALE; None if it never is."""
+    if made is None:
+        return None
+    frames = made.kwargs.get("max_num_frames_per_episode")
     # Of a frame skip that is drawn anew each step the least counts: a game may last so long.
-    return math.ceil(frames / int(np.min(kwargs.get("frameskip", 1)))) if frames else None
+    game = math.ceil(frames / int(np.min(made.kwargs.get("frameskip", 1)))) if frames else None
+    return min((steps for steps in (made.max_episode_steps, game) if steps is not None), default=None)
 
 
 def check_spec(spec: RealSpec) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+import math
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from gymnasium.envs.registration import register, registry
@@ -124,8 +125,7 @@ TASKS = {
             ),
             threshold=50.0,
             model="vmc-breakout-small",
-            protocol=f"{_ALE_PROTOCOL}; FIRE, which only serves, in place of NOOP, which may wait for ever; "
-            "a dream ends with the life",
+            protocol=f"{_ALE_PROTOCOL}; FIRE, which only serves, in place of NOOP, which may wait for ever",
         ),
         Task(
             "CartPole",
@@ -152,12 +152,20 @@ def task_of(spec: RealSpec) -> Task | None:
 
 def protocol_of(spec: RealSpec) -> str:
     """What differs from the way the environment is usually scored, in words."""
-    task = task_of(spec)
-    if task is not None:
-        return task.protocol
-    usual = asdict(RealSpec(spec.id, lives_end=spec.lives_end))  # Whole games are scored, whatever is learned from.
-    other = {name: value for name, value in asdict(spec).items() if value != usual[name]}
-    return f"as usual but for {', '.join(f'{k} {v}' for k, v in other.items())}" if other else "as usual"
+    near: dict[str, Any] = {"size": None, "stack": False, "lives_end": False}
+    task = next((task for task in TASKS.values() if replace(task.real, **near) == replace(spec, **near)), None)
+    usual = RealSpec(spec.id, max_episode_steps=_own_steps(spec)) if task is None else task.real
+    usual = replace(usual, lives_end=spec.lives_end)  # Whole games are scored, whatever is learned from.
+    other = [f"{name} {value}" for name, value in asdict(spec).items() if value != getattr(usual, name)]
+    words = "as usual" if task is None else task.protocol
+    return f"{words} but for {', '.join(other)}" if other else words
+
+
+def _own_steps(spec: RealSpec) -> int | None:
+    """The limit that `spec` sets, if it is the environment's own."""
+    own = registry[spec.id].max_episode_steps if spec.id in registry else None
+    same = own is not None and spec.max_episode_steps == math.ceil(own / spec.action_repeat)
+    return spec.max_episode_steps if same else None
 
 
 _MAKERS = "wm_agents.pretrained"

@@ -17,6 +17,7 @@ from wm_agents.curriculum.run import Curriculum
 from wm_agents.curriculum.tasks import installed, read_curriculum
 from wm_agents.improve import check_training
 from wm_agents.preflight import check_device, display_error
+from wm_agents.runlog import RunFolder
 
 SOLVED, NOT_ALL_SOLVED, INTERRUPTED, ERROR = range(4)
 """Exit codes."""
@@ -58,9 +59,12 @@ def carry_out(cfg: CurriculumConfig, console: Console) -> int:
         return SOLVED if look_around(cfg, courses, console) else NOT_ALL_SOLVED
     check_device(cfg.device)
     begun = (cfg.root / "run.json").exists()
-    if cfg.preflight and not begun and not look_around(cfg, courses, console):
-        # Before the folder is opened: what it found may want flags that a run, once begun, does not change.
-        raise RuntimeError("the preflight found what is in the way; --preflight False tries all the same")
+    if cfg.preflight and not begun:
+        # Before flags are written down that a run, once begun, does not change: what is found may want others.
+        with RunFolder(cfg.root):
+            ready = look_around(cfg, courses, console)
+        if not ready:
+            raise RuntimeError("the preflight found what is in the way; --preflight False tries all the same")
     with Curriculum(cfg, courses, left_out, console) as run:
         solved = run.run()
         num = sum(record.solved for record in run.records)

@@ -19,6 +19,8 @@ from wm_agents.runlog import RunFolder
 
 UNREAD = ("project_name", "inference.", "verify.")
 """What a training does not read: a finished one stays finished, whatever these say."""
+LATER = ("data.stack",)
+"""Keys that came later: off, they say what is not said in runs from before."""
 LEARNED_BY = ("data.num_steps", "online_collection.rounds", "controller.", "training.")
 """Of what may be otherwise, what is learned by."""
 
@@ -103,5 +105,6 @@ def flatten(values: dict[str, Any]) -> dict[str, Any]:
 
 def digest(settings: dict[str, Any]) -> str:
     """A name for settings that changes with any that a training reads."""
-    read = {name: value for name, value in settings.items() if not name.startswith(UNREAD)}
+    unsaid = {name for name in LATER if not settings.get(name)}
+    read = {k: value for k, value in settings.items() if not k.startswith(UNREAD) and k not in unsaid}
     return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()

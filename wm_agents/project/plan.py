@@ -191,7 +191,7 @@ def training_of(project: Project) -> TrainingConfig:
     except (UnknownEnv, LackingEnv):
         recipe = ImproveConfig(spec_of(project), str(project.out))
     own = recipe.memory.replace(sequence_length=recipe.window) if project.family == "vmc" else recipe.dynamics
-    return own.replace(**project.training)
+    return own.replace(**{"seed": seed_of(project), **project.training})
 
 
 def seed_of(project: Project) -> int:

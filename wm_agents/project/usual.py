@@ -10,12 +10,12 @@ import torch
 
 from wm_agents.errors import ConfigurationError
 from wm_agents.families import build, config_class, resolve
-from wm_agents.online_recipe import online_recipe
+from wm_agents.online_recipe import online_recipe, seen_by
 from wm_agents.project.schema import ACTS
 from wm_agents.recipe import RECIPES, ImproveConfig, recipe_for
 from wm_agents.space import action_type_of
 from wm_envs.action import act_dim
-from wm_envs.real import episode_limit, is_image, make_real
+from wm_envs.real import episode_limit, make_real
 from wm_envs.registry import RealSpec
 
 FOR_VECTORS, FOR_PIXELS = "ensemble:default", "vmc:small"
@@ -40,13 +40,14 @@ def usual(environment: str, model: str | None, name: str) -> Values:
         ValueError: the environment cannot be modelled, or not by this family.
     """
     recipe = recipe_of(environment)
-    recipe = replace(recipe, spec=limited(recipe.spec))
-    with closing(make_real(recipe.spec)) as env:
-        obs_space, act_space = env.observation_space, env.action_space
-    model = model or (FOR_PIXELS if is_image(obs_space) else FOR_VECTORS)
+    model = model or (FOR_VECTORS if recipe.spec.size is None else FOR_PIXELS)
     family, size = resolve(model) or (None, None)
     if family is None:
         raise ConfigurationError(f"model must be a preset, family:size, such as {FOR_VECTORS}; got {model!r}")
+    spec = seen_by(family, recipe.spec) if family in ACTS else recipe.spec
+    recipe = replace(recipe, spec=limited(spec))
+    with closing(make_real(recipe.spec)) as env:
+        obs_space, act_space = env.observation_space, env.action_space
     seen = {
         "obs_shape": list(obs_space.shape or ()),
         "action_dim": act_dim(act_space),
