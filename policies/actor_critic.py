@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from policies.dists import TwoHot, draw_one_hot, entropy, likeliest
-from policies.nets import MLP, Linear, forgetful_autocast, make_layers
+from policies.nets import MLP, Linear, compute_dtype, forgetful_autocast, make_layers
 from policies.returns import lambda_returns
 from wm_envs.action import act_dim, decode_action
 from wm_envs.world_model import Generator, Latent, WorldModel, draw_normal, imagine
@@ -225,7 +225,9 @@ class ActorCritic(nn.Module):
         """Imagine from latents (N, ...), from which the episode goes on by the chance `cont` (N,)."""
         with forgetful_autocast(cont.device):
             ahead = imagine(model, start, self._draw, self.cfg.horizon)
-            feats = torch.stack([model.feat(latent) for latent in ahead.latents])
+            # All that looks at them takes its products in this type: so they are converted once, not by each.
+            dtype = compute_dtype(self.actor.out.weight)
+            feats = torch.stack([model.feat(latent).to(dtype) for latent in ahead.latents])
         return Dream(feats, ahead.acts, ahead.rewards, torch.cat([cont[None], ahead.continues]))
 
     def judge(self, dream: Dream) -> Judged:

@@ -18,6 +18,7 @@ from wm_agents.nets import (
     NormSiLU,
     Up,
     compute_dtype,
+    halve,
     init_weight,
     spread,
 )
@@ -57,6 +58,18 @@ def test_norm_and_silu_have_the_gradients_of_autograd(chunk: int, monkeypatch: p
     torch.testing.assert_close(got, want)
     wants = torch.autograd.grad(want, [x, weight], grad)
     torch.testing.assert_close(torch.autograd.grad(got, [x, norm.weight], grad), wants)
+
+
+def test_norm_and_silu_stay_in_float32_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policies.nets, "CHUNK", 32)
+    torch.manual_seed(0)
+    x, norm = torch.randn(20, 8, requires_grad=True), NormSiLU(8)
+    norm.weight.data = torch.rand(8)
+    grads = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled):
+            grads.append(torch.autograd.grad(norm(x).square().sum(), [x, norm.weight]))
+    torch.testing.assert_close(*grads, rtol=0, atol=0)
 
 
 def test_blocks_see_their_part_and_what_is_shared() -> None:
@@ -101,13 +114,37 @@ def test_part_of_a_layer_may_be_taken_outside_the_scan() -> None:
     torch.testing.assert_close(torch.autograd.grad(got.square().sum(), params), wants)
 
 
-def test_a_picture_is_halved_by_the_largest_of_four_pixels() -> None:
+@pytest.mark.parametrize("out_dim", [5, 16])
+def test_a_picture_is_convolved_and_then_halved_by_the_largest_of_four_pixels(out_dim: int) -> None:
     torch.manual_seed(0)
-    layer, x = Down(3, 5), torch.randn(2, 8, 12, 3)
+    layer, x = Down(3, out_dim).double(), torch.randn(2, 8, 12, 3, dtype=torch.float64, requires_grad=True)
+    layer.bias.data = torch.randn(out_dim, dtype=torch.float64)
     got = layer(x)
-    conv = F.conv2d(x.permute(0, 3, 1, 2), layer.weight, padding=2)
-    pixels = conv.reshape(2, 5, 4, 2, 6, 2).amax((3, 5)).permute(0, 2, 3, 1)
-    np.testing.assert_allclose(got.detach(), np_norm_silu(pixels.detach().numpy(), np.ones(5)), rtol=1e-4, atol=1e-5)
+    conv = F.conv2d(x.permute(0, 3, 1, 2), layer.weight, layer.bias, padding=2)
+    pixels = conv.reshape(2, out_dim, 4, 2, 6, 2).amax((3, 5)).permute(0, 2, 3, 1)
+    want = F.silu(pixels * (pixels.square().mean(-1, keepdim=True) + 1e-4).rsqrt())
+    # The norm is taken in float32.
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    leaves = [x, layer.weight, layer.bias]
+    wants = torch.autograd.grad(want.square().sum(), leaves)
+    torch.testing.assert_close(torch.autograd.grad(got.square().sum(), leaves), wants, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_largest_of_four_pixels_gets_the_gradient(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    # No two are equal, in bfloat16 neither.
+    x = torch.randperm(2 * 6 * 8).to(dtype).view(2, 6, 8, 1).repeat(1, 1, 1, 3).requires_grad_()
+    want = F.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+    grad = torch.randn(want.shape).to(dtype)
+    assert torch.equal(halve(x), want)
+    assert torch.equal(*(torch.autograd.grad(out, x, grad)[0] for out in (halve(x), want)))
+
+
+def test_of_equal_pixels_one_gets_the_gradient() -> None:
+    x = torch.zeros(1, 4, 4, 1, requires_grad=True)
+    first = torch.tensor([[1.0, 0], [0, 0]]).repeat(2, 2)[None, :, :, None]
+    assert torch.equal(torch.autograd.grad(halve(x).sum(), x)[0], first)
 
 
 def test_a_picture_is_doubled_and_then_convolved() -> None:
