@@ -78,9 +78,9 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor
 
 def halve(x: Tensor) -> Tensor:
     """The largest of every 2x2 pixels, (N, 2h, 2w, C) to (N, h, w, C)."""
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.max_pool2d(x.movedim(-1, 1), 2).movedim(1, -1)
-    # There max_pool2d takes few channels one by one.
+    # There max_pool2d takes few channels one by one; what takes less time, torch.compile cannot follow.
     return cast(Tensor, _Larger.apply(_Larger.apply(x, 1), 2))  # type: ignore[no-untyped-call]
 
 
