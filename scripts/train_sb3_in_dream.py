@@ -40,7 +40,7 @@ from wm_agents.pretrained import frame_policy, load_model, load_starts, make_dre
 from wm_agents.progress import Bar
 from wm_agents.runlog import provenance, versions
 from wm_agents.video import record, record_real
-from wm_envs.real import is_image
+from wm_envs.real import check_spec, is_image
 from wm_envs.registry import protocol_of, task_of
 from wm_envs.world_model import WorldModel
 
@@ -136,6 +136,7 @@ def check(args: Any, model: WorldModel, artifact: Artifact) -> None:
     Raises:
         ValueError: the algorithm does not take the dream's actions or frames, or a number is out of range.
     """
+    check_spec(real_spec(artifact))
     recipe, space, seen = RECIPES[args.algo], model.act_space, model.obs_space
     if not isinstance(space, recipe.acts):
         fit = [name for name, other in RECIPES.items() if isinstance(space, other.acts)]
@@ -172,7 +173,10 @@ def train(args: Any, model: WorldModel, artifact: Artifact, console: Console) ->
     console.print(f"{args.algo} in {args.dream}, obs={args.obs}: {settings}", highlight=False)
     envs = VecMonitor(DreamVecEnv(make_dream_vec_env(args.dream, num, obs=args.obs, **dream)))
     policy = "CnnPolicy" if pixels else "MlpPolicy"
-    learner = recipe.algo(policy, envs, seed=args.seed, device="cpu", **kwargs)
+    try:
+        learner = recipe.algo(policy, envs, seed=args.seed, device="cpu", **kwargs)
+    except TypeError as error:
+        raise ValueError(f"--kwargs: {error}; SB3's documentation of {recipe.algo.__name__} lists them") from error
     began = time.perf_counter()
     with Bar(f"{args.algo} in {args.dream}", args.timesteps, console) as bar:
         progress = Progress(bar)

@@ -25,6 +25,7 @@ from wm_agents import cli, commands
 from wm_agents import evaluate as evaluating
 from wm_agents.checkpoint import load_artifact
 from wm_agents.data.collect import CollectConfig, CollectSummary
+from wm_agents.factory import create_world_model
 from wm_agents.recipe import RECIPES, ImproveConfig
 from wm_agents.training.config import TrainingConfig
 from wm_envs.real import native_space
@@ -431,3 +432,15 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < end, "it takes too long"
         time.sleep(0.05)
+
+
+def test_a_file_of_settings_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert wm("improve", "--env", "CartPole-v1", "--config", "nofile.toml") == 2
+    assert "there is no file 'nofile.toml' for --config" in capsys.readouterr().err
+
+
+def test_a_model_saved_alone_is_told_what_it_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    create_world_model("ensemble:ci", obs_shape=(4,), action_dim=2).save_pretrained(tmp_path / "alone")
+    for command in (("evaluate",), ("evolve", str(tmp_path / "out"))):
+        assert wm(command[0], str(tmp_path / "alone"), *command[1:]) == 1
+        assert "holds a model alone and cannot be dreamed in" in capsys.readouterr().err

@@ -101,7 +101,7 @@ def test_without_early_stop_only_spent_generations_end_a_task() -> None:
 
 def test_the_last_generation_may_still_solve() -> None:
     task = standing(generations=50)
-    assert play(task, [100.0] * 5) == 50 and task.verdict == "solved"
+    assert play(task, [100.0] * 5) == 50 and task.verdict == "solved" and task.plateau.extended_at is None
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import pickle
 from typing import Any
 
 import gymnasium as gym
@@ -94,3 +95,9 @@ def test_commands_say_it_in_one_line(capsys: pytest.CaptureFixture[str]) -> None
     err = capsys.readouterr().err
     assert err.startswith("wm improve: no environment 'CartPol-v1' is installed; the nearest are CartPole-v1")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [UnknownEnv("CartPole-v7"), LackingEnv("nowhere:Odd-v0", ImportError("no"))])
+def test_the_errors_come_out_of_worker_processes(error: Exception) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error) and str(again) == str(error)

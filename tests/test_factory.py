@@ -213,6 +213,12 @@ def test_a_model_of_another_family_is_refused(saved: Path) -> None:
     assert VMC.from_pretrained(saved).cfg == WorldModelConfig.load(saved)
 
 
+def test_a_folder_that_is_no_model_hides_no_alias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tdmpc2").mkdir()
+    assert resolve("tdmpc2") == ("tdmpc2", ALIASES["tdmpc2"].partition(":")[2])
+
+
 def test_a_dream_of_a_model_saved_alone_says_what_is_missing(saved: Path) -> None:
     with pytest.raises(
         ArtifactError, match=r"a model alone .* lacks 'real' in config.json.*starts; save it with .*save_model"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -39,7 +40,7 @@ from wm_agents.models.ensemble import EnsembleConfig
 from wm_agents.models.vmc import VMC, VMCConfig
 from wm_agents.ppo import Iteration, PPOConfig, ppo_in_dream
 from wm_agents.pretrained import cached_model, load_model, load_policy, load_starts, save_model
-from wm_agents.recipe import ImproveConfig
+from wm_agents.recipe import ImproveConfig, recipe_for
 from wm_agents.runlog import read_metrics
 from wm_agents.training import ensemble as fit_members
 from wm_agents.training.config import TrainingConfig
@@ -243,9 +244,33 @@ def test_seeds_for_judging_are_never_collected(changes: dict[str, int]) -> None:
         replace(POLE, **changes)
 
 
-def test_a_run_of_no_rounds_is_refused() -> None:
-    with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
-        replace(POLE, rounds=0)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rounds": 0}, "rounds must be at least 1, got 0"),
+        ({"round_steps": 0}, "round_steps must be at least 1, got 0"),
+        ({"horizon": 0}, "horizon must be at least 1, got 0"),
+        ({"temperature": -1.0}, "temperature must be at least 0, got -1.0"),
+        ({"pessimism": math.nan}, "pessimism must be at least 0, got nan"),
+        ({"start_rounds": 0}, "start_rounds must be at least 1, got 0"),
+        ({"dream_stall": 0}, "dream_stall must be at least 1, or None, got 0"),
+        ({"leave": 2.0}, "leave must be from 0 to 1, got 2.0"),
+        ({"noise": ()}, r"noise must be one level from 0 up or several, got \(\)"),
+        ({"noise": (-2.0,)}, "noise must be one level from 0 up or several"),
+        ({"max_gb": 0.0}, "max_gb must be above 0, got 0.0"),
+    ],
+)
+def test_what_a_run_cannot_do_is_refused_before_it_begins(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(POLE, **changes)
+
+
+def test_what_an_environment_or_ppo_cannot_do_is_refused() -> None:
+    with pytest.raises(ValueError, match="CartPole-v1: action_repeat must be at least 1, got 0"):
+        RealSpec("CartPole-v1", action_repeat=0)
+    for values in ({"batch_size": 1}, {"envs": 1, "steps": 1}):
+        with pytest.raises(ValueError, match="must be at least 2, got 1"):
+            PPOConfig(**values)
 
 
 @pytest.mark.usefixtures("at_home")
@@ -393,7 +418,7 @@ def test_the_latent_takes_in_the_action_that_was_taken_noise_and_all(tmp_path: P
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"spec": RealSpec("toy_env:Echo-v0")}, "sets no limit to its episodes; give one, --spec.max_episode_steps N"),
+        ({"spec": RealSpec("toy_env:Echo-v0")}, "sets no limit to its episodes; give one: --spec.max_episode_steps N"),
         ({"pessimism": 1.0}, "need an ensemble of at least 2 members, got vmc with 1"),
         (
             {"family": "ensemble", "max_disagreement": 1.0, "ensemble": EnsembleConfig(members=1)},
@@ -417,10 +442,12 @@ def test_actions_that_ppo_cannot_choose_are_refused_before_any_work(
     monkeypatch.setitem(ACT, "odd", space)
     spec = RealSpec("odd_env:Odd-v0", {"obs": "matrix", "act": "odd"}, max_episode_steps=7)
     cfg = replace(MEMBERS, spec=spec, out=str(tmp_path / "run"))
-    with pytest.raises(ValueError, match=r"odd_env:Odd-v0: SB3 .*, got (.|\n)*, or set controller=linear"):
+    with pytest.raises(ValueError, match=r"odd_env:Odd-v0: SB3 .*, got (.|\n)*, or let CMA-ES learn"):
         improve(cfg)
     assert not (tmp_path / "run").exists()
     improving.check_training(replace(cfg, controller="linear"))
+    monkeypatch.setitem(ACT, "discrete", space)
+    assert recipe_for("odd_env:Odd-v0").controller == "linear"
     if isinstance(space, Discrete):
         improving.check_training(replace(cfg, spec=replace(spec, actions=(1, 2, 3, 4))))
 

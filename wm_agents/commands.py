@@ -27,7 +27,7 @@ from wm_agents.improve import explore_with
 from wm_agents.improve import improve as improve_rounds
 from wm_agents.online import online as learn_online
 from wm_agents.online_recipe import LEARNERS, OnlineConfig, online_recipe, seen_by
-from wm_agents.pretrained import cut_off_of, load_model, load_policy, real_spec
+from wm_agents.pretrained import check_dream, cut_off_of, load_model, load_policy, real_spec
 from wm_agents.recipe import RECIPES, ImproveConfig, recipe_for
 from wm_agents.video import record
 from wm_envs.real import spec_for
@@ -125,6 +125,7 @@ def evolve(
         procs: processes for real episodes.
     """
     artifact = load_model(model)[1]
+    check_dream(artifact)
     evolve_artifact(
         model,
         Path(out),

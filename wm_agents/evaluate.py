@@ -21,7 +21,7 @@ from wm_agents.progress import Bar
 from wm_agents.project.degraded import degraded_of
 from wm_agents.runlog import versions
 from wm_envs.dream import DreamVectorEnv
-from wm_envs.real import episode_limit
+from wm_envs.real import check_spec, episode_limit
 from wm_envs.registry import RealSpec, protocol_of
 from wm_envs.world_model import Latent, WorldModel
 
@@ -135,7 +135,8 @@ def evaluate(
         raise ValueError(f"episodes must be at least 1, got {episodes}")
     began = time.perf_counter()
     net, artifact = load_model(model)
-    policy, spec = load_policy(net, artifact), real_spec(artifact)
+    spec, policy = real_spec(artifact), load_policy(net, artifact)
+    check_spec(spec)
     cfg = artifact.config
     how = {
         "temperature": cfg["temperature"],

@@ -100,7 +100,7 @@ def resolve(name: str) -> tuple[str, str] | None:
         ConfigurationError: `name` has the form of a preset, and there is no such family or size.
     """
     family, colon, size = ALIASES.get(name, name).partition(":")
-    if not colon or Path(name).exists():
+    if not colon or (Path(name) / "config.json").exists():
         return None
     family = FAMILY_ALIASES.get(family, family)
     sizes = config_class(family).SIZES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonargparse
@@ -18,6 +19,13 @@ class Parser(jsonargparse.ArgumentParser):
         super().__init__(allow_abbrev=False, parser_mode="toml", **kwargs)
         self.usually: dict[str, str] = {}
         """What most say in place of a required flag."""
+
+    def parse_args(self, args: Any = None, *more: Any, **named: Any) -> Any:
+        """Read `args`; a file of settings that is not there is told as that."""
+        file = value_of("--config", list(args or []))
+        if file is not None and not Path(file).exists():
+            self.error(f"there is no file {file!r} for --config")
+        return super().parse_args(args, *more, **named)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         known = [flag for action in self._actions for flag in action.option_strings]

@@ -368,7 +368,10 @@ def check_training(cfg: ImproveConfig) -> None:
                 'kind = "linear" in [controller] of a wm.toml'
             ) from error
     if episode_limit(cfg.spec) is None:
-        raise ValueError(f"{cfg.spec.id} sets no limit to its episodes; give one, --spec.max_episode_steps N")
+        raise ValueError(
+            f"{cfg.spec.id} sets no limit to its episodes; give one: --spec.max_episode_steps N, or max_episode_steps "
+            "of its task in the file of a curriculum"
+        )
     doubting = cfg.pessimism > 0 or cfg.max_disagreement is not None
     if doubting and not (isinstance(model, Ensemble) and cfg.ensemble.members > 1):
         raise ValueError(

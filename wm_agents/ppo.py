@@ -48,9 +48,11 @@ class PPOConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "envs", "steps", "batch_size", "epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"PPOConfig.{name} must be at least 1, got {getattr(self, name)}")
+        for name, low in (("iterations", 1), ("envs", 1), ("steps", 1), ("batch_size", 2), ("epochs", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"PPOConfig.{name} must be at least {low}, got {getattr(self, name)}")
+        if self.envs * self.steps < 2:
+            raise ValueError(f"PPOConfig.envs times steps must be at least 2, got {self.envs * self.steps}")
         for name in ("gamma", "gae_lambda"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"PPOConfig.{name} must be above 0 and at most 1, got {getattr(self, name)}")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+import gymnasium as gym
+
 from policies.cmaes import CMAConfig
+from policies.sb3 import check_actions
 from wm_agents.models.ensemble import EnsembleConfig
 from wm_agents.models.vmc import VMCConfig
 from wm_agents.ppo import PPOConfig
 from wm_agents.training.config import TrainingConfig
-from wm_envs.real import check_spec, spec_for
+from wm_envs.real import check_spec, make_real, spec_for
 from wm_envs.registry import TASKS, RealSpec
 
 SEEDS_A_ROUND = 20_000
@@ -91,11 +96,22 @@ class ImproveConfig:
     max_gb: float = 5.0
 
     def __post_init__(self) -> None:
-        for name, low in (("rounds", 1), ("judge_episodes", 0), ("final_episodes", 1)):
-            if getattr(self, name) < low:
+        least = {"rounds": 1, "random_steps": 1, "round_steps": 1, "shard_episodes": 1, "vision_rounds": 0, "window": 1,
+                 "horizon": 1, "temperature": 0, "pessimism": 0, "judge_episodes": 0, "final_episodes": 1, "starts": 1,
+                 "start_rounds": 1, "procs": 1}  # fmt: skip
+        for name, low in least.items():
+            if not low <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        if self.check_every is not None and self.check_every < 1:
-            raise ValueError(f"check_every must be at least 1, or None, got {self.check_every}")
+        for name in ("stall", "max_steps", "dream_stall", "check_every"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, or None, got {getattr(self, name)}")
+        if not 0 <= self.leave <= 1:
+            raise ValueError(f"leave must be from 0 to 1, got {self.leave}")
+        if not self.noise or not all(0 <= level < math.inf for level in self.noise):
+            raise ValueError(f"noise must be one level from 0 up or several, got {self.noise}")
+        for name in ("max_disagreement", "max_gb"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         end = self.seed + self.rounds * SEEDS_A_ROUND
         if self.seed < 0 or end > JUDGE_SEED:
             raise ValueError(
@@ -228,6 +244,8 @@ def recipe_for(env_id: str) -> ImproveConfig:
     """
     spec = spec_for(env_id)
     check_spec(spec)
+    with closing(make_real(spec)) as env:
+        controller = _controller_for(env.action_space)
     pixels = spec.size is not None
     return ImproveConfig(
         spec,
@@ -238,9 +256,18 @@ def recipe_for(env_id: str) -> ImproveConfig:
         shard_episodes=2,
         noise=(0.0, 0.1, 0.3),
         leave=0.2,
-        controller="ppo",
+        controller=controller,
         ppo=PPOConfig(iterations=100, envs=128, steps=128, batch_size=1024, epochs=6),
         horizon=200,
         judge_episodes=10,
         starts=4096,
     )
+
+
+def _controller_for(actions: gym.Space[Any]) -> Literal["linear", "ppo"]:
+    """SB3's, where it can choose from these actions."""
+    try:
+        check_actions(actions)
+    except ValueError:
+        return "linear"
+    return "ppo"

@@ -7,6 +7,7 @@ from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 import gymnasium as gym
 
@@ -39,7 +40,20 @@ NEAREST = 3
 OURS = re.compile(r"(Dream|Real)-")
 
 
-class UnknownEnv(gym.error.UnregisteredEnv, ValueError):
+class _Told:
+    """An error that reaches other processes as its text."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _told, (type(self), str(self))
+
+
+def _told(kind: type[Exception], text: str) -> Exception:
+    error = kind.__new__(kind)
+    error.args = (text,)
+    return error
+
+
+class UnknownEnv(_Told, gym.error.UnregisteredEnv, ValueError):
     """No installed environment has this id; the message names the nearest, and what brings them."""
 
     def __init__(self, env_id: str) -> None:
@@ -51,7 +65,7 @@ class UnknownEnv(gym.error.UnregisteredEnv, ValueError):
         super().__init__(text)
 
 
-class LackingEnv(gym.error.DependencyNotInstalled, ImportError, ValueError):
+class LackingEnv(_Told, gym.error.DependencyNotInstalled, ImportError, ValueError):
     """The environment needs what is not installed; the message names it."""
 
     def __init__(self, env_id: str, error: Exception) -> None:

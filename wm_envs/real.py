@@ -179,7 +179,7 @@ def _see(env: gym.Env[Any, Any], spec: RealSpec) -> gym.Env[Any, Any]:
     if not is_picture(space):
         raise ValueError(
             f"observations must be (H, W), (H, W, 1) or (H, W, 3) uint8 pixels from 0 to 255 for size={spec.size}, "
-            f"got {space}; leave size out for vectors, or wrap the env"
+            f"got {space}; {_as_pixels(space)}"
         )
     if spec.crop is not None:
         env = _cropped(env, spec.crop)
@@ -224,10 +224,22 @@ def _flatten(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
     width = spaces.flatdim(space)
     if width > MAX_VECTOR:
         raise ValueError(
-            f"observations would be {width:,} numbers flat, more than {MAX_VECTOR:,}: {space}; "
-            "for pixels set size=64, or keep a part of a Dict with FilterObservation"
+            f"observations would be {width:,} numbers flat, more than {MAX_VECTOR:,}: {space}; {_as_pixels(space)}"
         )
     return FlattenObservation(env)
+
+
+def _as_pixels(space: gym.Space[Any]) -> str:
+    """What to do about observations that are no pixels as they are, or not yet."""
+    if is_picture(space):
+        return "set size=64"
+    if is_channels_first(space):
+        return "their channels come first: move them last with TransformObservation"
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        return "keep the pixels alone with TransformObservation, or what is small with FilterObservation"
+    if isinstance(space, spaces.Box) and len(space.shape) in (2, 3):
+        return "for pixels make them uint8 from 0 to 255 with 1 or 3 channels, last, with TransformObservation"
+    return "leave size out for vectors, or wrap the env"
 
 
 def _not_numbers(name: str, space: gym.Space[Any]) -> list[str]:

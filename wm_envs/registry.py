@@ -33,6 +33,12 @@ class RealSpec:
     stack: bool = False
     """The last three pictures, in grey, are the channels of one, oldest first: what sees one frame sees motion."""
 
+    def __post_init__(self) -> None:
+        for name in ("size", "action_repeat", "max_episode_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{self.id}: {name} must be at least 1, got {value}")
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values. Fields that came later are left out at their default, so that older files stay equal."""
         later = ("crop", "max_frames", "actions", "lives_end", "stack")

@@ -121,8 +121,7 @@ class Standing:
         """Take in one evaluation; the verdict, None to go on."""
         if self.verdict is None:
             solved = self.promotion.add(mean)
-            why = self.plateau.add(generation, self.promotion.rolling)
-            self.verdict = "solved" if solved else why
+            self.verdict = "solved" if solved else self.plateau.add(generation, self.promotion.rolling)
         return self.verdict
 
     def to_dict(self) -> dict[str, Any]:

@@ -187,7 +187,7 @@ class TDMPC2(Model):
         if not isinstance(act_space, gym.spaces.Box | gym.spaces.Discrete):
             raise ConfigurationError(
                 f"tdmpc2 needs Box or Discrete actions, got {act_space}; flatten choices into one Discrete, "
-                "or use the family 'dreamerv3'"
+                "or dream by an ensemble or V-M-C, which take them as they are (`wm improve --env` alone)"
             )
         self.choices = isinstance(act_space, gym.spaces.Discrete)
         self.frames = frame_shape(obs_space)
