@@ -516,16 +516,16 @@ class _PixelLoss(torch.autograd.Function):
         rows = 16 if drawn.device.type == "cpu" else len(drawn)
         for x, y, slope in zip(drawn.split(rows), target.split(rows), slopes.split(rows), strict=True):
             pixel = torch.sigmoid(x.float())
-            error = pixel - (y / 255 if y.dtype == torch.uint8 else y)
-            losses.append(error.flatten(1).square().sum(1))
-            slope.copy_(torch.ops.aten.sigmoid_backward(2 * error, pixel))
+            error = torch.sub(pixel, y, alpha=1 / 255 if y.dtype == torch.uint8 else 1)
+            losses.append(torch.linalg.vector_norm(error, dim=(1, 2, 3)).square())
+            slope.copy_(torch.ops.aten.sigmoid_backward(error, pixel))
         ctx.save_for_backward(slopes)
         return torch.cat(losses)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (slopes,) = ctx.saved_tensors
-        return slopes * grads[0].to(slopes.dtype)[:, None, None, None], None
+        return slopes * (2 * grads[0]).to(slopes.dtype)[:, None, None, None], None
 
 
 def _stages(sides: list[int]) -> int:
