@@ -192,6 +192,17 @@ def test_every_weight_learns_under_autocast(dtype: torch.dtype) -> None:
     assert all(p.grad is not None and p.grad.any() for p in agent.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_dream_is_kept_in_the_type_of_products_and_judged_as_if_in_float32(dtype: torch.dtype) -> None:
+    agent, model = stirred(ActorCritic(SMALL, CHOICE, 2)).eval(), Toy(act_space=CHOICE)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+        dream = agent.dream(model, model.initial(8), torch.ones(8))
+        judged, wide = agent.judge(dream), agent.judge(dream._replace(feats=dream.feats.float()))
+    assert dream.feats.dtype == dtype
+    assert torch.equal(judged.policy, wide.policy) and torch.equal(judged.value, wide.value)
+    assert {part.dtype for part in (judged.policy, judged.value, judged.returns)} == {torch.float32}
+
+
 @pytest.mark.parametrize("space", [spaces.Box(-1, 1, (1,), np.float32), CHOICE])
 def test_it_learns_to_go_where_the_reward_is(space: spaces.Space) -> None:
     """In the toy world a move earns itself: the best is 1 at every step, and with a discount of a half 2 in all."""
