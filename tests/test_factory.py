@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +70,12 @@ def test_parameters_are_those_of_a_model_that_is_made(name: str) -> None:
     assert info["parameters"] == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
+def test_the_card_of_a_saved_model_counts_as_the_list_does(tmp_path: Path) -> None:
+    model = create_world_model("tdmpc2:ci", obs_shape=(5,), action_dim=2)
+    card = (model.save_pretrained(tmp_path / "m") / "README.md").read_text()
+    assert f"| parameters | {get_model_info(str(tmp_path / 'm'))['parameters']:,} |" in card
+
+
 # Shapes
 
 
@@ -124,6 +134,7 @@ def test_an_environment_or_its_id_gives_the_spaces() -> None:
     [
         ({"obs_shape": (64, 64), "action_dim": 2}, r"\(H, W, C\) or \(C, H, W\).* got \(64, 64\); give grey"),
         ({"obs_shape": (4, 84, 84), "action_dim": 2}, r"C = 1 or 3 channels, got \(4, 84, 84\)"),
+        ({"obs_shape": 4, "action_dim": 2}, r"obs_shape must be a tuple of whole numbers above 0, as \(8,\) .*, got 4"),
         ({"obs_shape": (0,), "action_dim": 2}, r"whole numbers above 0, as \(8,\) or \(64, 64, 3\), got \(0,\)"),
         ({"obs_shape": (8,)}, r"dreamerv3:ci needs action_dim, as \(8,\) and 2, or env="),
         ({}, "needs obs_shape and action_dim"),
@@ -134,6 +145,11 @@ def test_an_environment_or_its_id_gives_the_spaces() -> None:
         ({"obs_shape": (8,), "action_dim": 2, "device": "cuda:7"}, "'cuda:7' is not on this machine; use 'cpu'"),
         ({"obs_shape": (8,), "action_dim": 2, "device": "gpu"}, "device must be auto, cpu, cuda.*got 'gpu'"),
         ({"obs_shape": (8,), "action_dim": 2, "hiden_dim": 64}, "of DreamerV3Config; did you mean 'hidden_dim'"),
+        ({"obs_shape": (8,), "action_dim": 2, "batch_size": 4}, "DreamerV3Config; it is a field of TrainingConfig"),
+        ({"obs_shape": (8,), "action_dim": 2, "lerning_rate": 1e-3},
+         r"of DreamerV3Config; did you mean 'learning_rate'\? \(it is a field of TrainingConfig, for the training\)"),
+        ({"obs_shape": (8,), "action_dim": 2, "encoder_type": "mlp"},
+         "'encoder_type' of DreamerV3Config; encoder and decoder follow from the observations' shape"),
         ({"obs_shape": (8,), "action_dim": 2, "foo": 1}, "unknown field 'foo' of DreamerV3Config; it has action_dim, "),
         ({"obs_shape": (8,), "action_dim": 2, "unimix": 2.0}, r"DreamerV3Config.unimix must be .*, got 2.0"),
         ({"obs_shape": (8,), "action_dim": 2, "unimix": 0.0}, r"DreamerV3Config.unimix must be above 0, .*, got 0.0"),
@@ -286,7 +302,12 @@ def test_get_config_is_what_a_model_would_be_made_with() -> None:
         (lambda path: DreamerV3Config.from_size("50m"), "must be one of ci, .*, got '50m'; did you mean 'size50m'"),
         (lambda path: TDMPC2Config.from_size("5m", horizn=3), "'horizn' of TDMPC2Config; did you mean 'horizon'"),
         (lambda path: TDMPC2Config().replace(hidden=3), "'hidden' of TDMPC2Config; did you mean 'hidden_dim'"),
-        (lambda path: VMCConfig(obs_shape=(0,)), r"VMCConfig.obs_shape must be whole numbers above 0.*, got \(0,\)"),
+        (lambda path: DreamerV3Config(hiden_dim=3), "'hiden_dim' of DreamerV3Config; did you mean 'hidden_dim'"),
+        (lambda path: VMCConfig(hiden=3), "'hiden' of VMCConfig; did you mean 'hidden'"),
+        (lambda path: EnsembleConfig(member=3), "'member' of EnsembleConfig; did you mean 'members'"),
+        (lambda path: TDMPC2Config(plan=True), "'plan' of TDMPC2Config; did you mean 'planning'"),
+        (lambda path: VMCConfig(obs_shape=(0,)), r"obs_shape must be a tuple of whole numbers above 0.*, got \(0,\)"),
+        (lambda path: VMCConfig(obs_shape=4), r"VMCConfig.obs_shape must be a tuple of .*, got 4"),
         (lambda path: VMCConfig(action_dim=-1), "VMCConfig.action_dim must be a whole number above 0, got -1"),
         (lambda path: WorldModelConfig.load(path / "list.json"), "it holds a list"),
         (lambda path: WorldModelConfig.load(path / "text.json"), "is not JSON"),
@@ -301,6 +322,13 @@ def test_wrong_configs_are_named(make: Callable[[Path], Any], message: str, tmp_
     (tmp_path / "newer.json").write_text(json.dumps({"family": "jepa", "model": {}}))
     with pytest.raises(ConfigurationError, match=message):
         make(tmp_path)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_configs_show_their_fields_and_can_be_copied(kind: type[WorldModelConfig]) -> None:
+    assert inspect.signature(kind).parameters.keys() == {f.name for f in fields(kind)}
+    cfg = kind(action_dim=3)
+    assert pickle.loads(pickle.dumps(cfg)) == deepcopy(cfg) == cfg != kind()
 
 
 def test_a_config_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import pytest
 
 from wm_agents.errors import ConfigurationError
+from wm_agents.kind import in_words, is_kind
 from wm_agents.project import schema
 from wm_agents.project.absent import ABSENT
 from wm_agents.project.flags import keys_of, said
-from wm_agents.project.kind import in_words, is_kind
 from wm_agents.project.lines import find_lines, line_of
 from wm_agents.project.schema import ONLY, SECTIONS, DataSection, Project
 from wm_agents.project.settings import ProjectError, every_key, load_project
@@ -104,7 +104,7 @@ mode = "quick"
         "training.seed must be a whole number from 0 up, got -1",
         "colour is unknown; there are architecture, controller,",
         "architecture.hiden is unknown; did you mean 'hidden'?",
-        "architecture.layers must be at least 1, got 0",
+        "architecture.layers must be a whole number from 1 up, got 0",
         "architecture.members must be a whole number, got 'five'",
         "training.total_stepz is unknown; did you mean 'total_steps'?",
         "training.batch_size must be a whole number from 1 up, got 0",

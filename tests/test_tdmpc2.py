@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import fields, replace
 from itertools import pairwise
@@ -134,7 +135,7 @@ def test_an_even_chance_of_nothing_and_100_is_worth_50_among_numbers_themselves(
     two_hot = tiny(bin_space=space).two_hot
     even = (two_hot.encode(torch.tensor([0.0, 100.0])).mean(0) + 1e-12).log()
     assert float(two_hot.mean(even)) == pytest.approx(want, rel=1e-3)
-    with pytest.raises(ConfigurationError, match="bin_space must be 'symlog' or 'symexp', got 'linear'"):
+    with pytest.raises(ConfigurationError, match="bin_space must be one of 'symlog', 'symexp', got 'linear'"):
         tiny(bin_space="linear")
     with pytest.raises(ConfigurationError, match="rho must be a number, got 'abc'"):
         tiny(rho="abc")
@@ -694,7 +695,25 @@ def test_every_field_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda: tiny(obs_space=spaces.Box(0, 1, (4, 4), np.float32)), "needs a Box of vectors, or one uint8 frame"),
         (lambda: tiny(obs_space=spaces.Box(0, 255, (64, 64, 12), np.uint8)), "one uint8 frame of 1 or 3 channels"),
         (lambda: TDMPC2Config(latent_dim=100), r"TDMPC2Config.latent_dim must be a multiple of simnorm_dim \(8\)"),
-        (lambda: TDMPC2Config(horizon=0), "TDMPC2Config.horizon must be a whole number above 0, got 0"),
+        (lambda: TDMPC2Config(horizon=0), "TDMPC2Config.horizon must be a whole number from 1 up, got 0"),
+        (lambda: TDMPC2Config(planning="x"), "TDMPC2Config.planning must be true or false, got 'x'"),
+        (lambda: TDMPC2Config(episodic=None), "TDMPC2Config.episodic must be true or false, got None"),
+        (lambda: TDMPC2Config(reward_coef=math.nan), "TDMPC2Config.reward_coef must be a finite number, got nan"),
+        (lambda: TDMPC2Config(reward_coef=True), "TDMPC2Config.reward_coef must be a number, got True"),
+        *(
+            (lambda name=name: TDMPC2Config(**{name: -1}), f"TDMPC2Config.{name} must be a number from 0 up, got -1")
+            for name in (
+                "consistency_coef",
+                "reward_coef",
+                "value_coef",
+                "termination_coef",
+                "entropy_coef",
+                "enc_lr_scale",
+            )
+        ),
+        (lambda: TDMPC2Config(bin_limit=math.inf), "TDMPC2Config.bin_limit must be a finite number, got inf"),
+        (lambda: TDMPC2Config(bin_limit=0), "TDMPC2Config.bin_limit must be above 0, got 0"),
+        (lambda: TDMPC2Config(bin_space="log"), "bin_space must be one of 'symlog', 'symexp', got 'log'"),
         (lambda: TDMPC2Config(num_elites=1000), r"TDMPC2Config.num_elites must be at most num_samples \(512\)"),
         (lambda: TDMPC2Config(rho=1.5), "TDMPC2Config.rho must be from 0 to 1, got 1.5"),
         (lambda: TDMPC2Config(num_bins=100), "TDMPC2Config.num_bins must be an odd number from 3 up, got 100"),

@@ -183,8 +183,6 @@ def test_frames_reach_vision_as_channels_first_in_0_to_1() -> None:
         (VMCConfig(), gym.spaces.Box(0, 255, (210, 160, 3), np.uint8), "square .* set size in the preprocessing"),
         (VMCConfig(), pixels(80), "32, 64 or 96 pixels, got 80"),
         (VMCConfig(vision="paper"), pixels(96), "takes 64x64 images, got 96x96"),
-        (VMCConfig(vision="huge"), pixels(), "must be 'paper' or 'small', got 'huge'"),  # type: ignore[arg-type]
-        (VMCConfig(mixture="each"), pixels(), "must be 'joint' or 'per_dim', got 'each'"),  # type: ignore[arg-type]
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(cfg: VMCConfig, space: gym.Space, message: str) -> None:
@@ -301,9 +299,16 @@ def test_the_papers_vision_has_no_still_frame() -> None:
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"motion_weight": -1.0}, "weights must be at least 0, got self.motion_weight=-1.0"),
-        ({"kl_weight": -1.0}, "self.kl_weight=-1.0"),
-        ({"rew_head": "rank"}, "rew_head must be 'mse' or 'classes', got 'rank'"),
+        ({"motion_weight": -1.0}, "VMCConfig.motion_weight must be a number from 0 up, got -1.0"),
+        ({"kl_weight": -1.0}, "kl_weight must be a number from 0 up, got -1.0"),
+        ({"term_weight": math.nan}, "term_weight must be a finite number, got nan"),
+        ({"rew_weight": math.inf}, "rew_weight must be a finite number, got inf"),
+        ({"z_dim": -1}, "z_dim must be a whole number from 1 up, got -1"),
+        ({"hidden": True}, "hidden must be a whole number, got True"),
+        ({"mixtures": 1.5}, "mixtures must be a whole number, got 1.5"),
+        ({"mixture": "each"}, "mixture must be one of 'joint', 'per_dim', got 'each'"),
+        ({"vision": "huge"}, "vision must be one of 'small', 'paper', 'identity', got 'huge'"),
+        ({"rew_head": "rank"}, "rew_head must be one of 'mse', 'classes', got 'rank'"),
     ],
 )
 def test_odd_settings_are_refused(fields: dict, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: a temporary name, fsync, rename."""
+"""Files that appear whole or not at all: a temporary name, fsync, rename; and JSON read back."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from safetensors.torch import save
 from torch import Tensor
+
+from wm_agents.errors import ConfigurationError
 
 
 @contextmanager
@@ -37,6 +39,24 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, values: Any) -> None:
     """Write `values` as indented JSON to `path` in one move."""
     write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def read_json(path: Path, wanted: str) -> dict[str, Any]:
+    """The JSON object at `path`, which is to be what is `wanted`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ConfigurationError: it is no JSON, or no object.
+    """
+    try:
+        values: Any = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist; give {wanted}") from None
+    except ValueError as error:
+        raise ConfigurationError(f"{path} is not JSON ({error}); give {wanted}") from error
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"{path} must hold an object, it holds a {type(values).__name__}; give {wanted}")
+    return values
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

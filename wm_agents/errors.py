@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from difflib import get_close_matches
+from functools import wraps
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+NOWHERE: Mapping[str, str] = MappingProxyType({})
 
 
 class ConfigurationError(ValueError):
@@ -16,8 +23,11 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def check_names(names: Iterable[str], known: Iterable[str], owner: str) -> None:
+def check_names(names: Iterable[str], known: Iterable[str], owner: str, elsewhere: Mapping[str, str] = NOWHERE) -> None:
     """Refuse fields that `owner` does not have; the nearest right one is named.
+
+    Args:
+        elsewhere: what is said of names that belong to others.
 
     Raises:
         ConfigurationError: one of `names` is not `known`.
@@ -25,5 +35,32 @@ def check_names(names: Iterable[str], known: Iterable[str], owner: str) -> None:
     known = list(known)
     for name in names:
         if name not in known:
-            hint = did_you_mean(name, known) or f"; it has {', '.join(sorted(known))}"
-            raise ConfigurationError(f"unknown field {name!r} of {owner}{hint}")
+            raise ConfigurationError(f"unknown field {name!r} of {owner}{_hint(name, known, elsewhere)}")
+
+
+def _hint(name: str, known: list[str], elsewhere: Mapping[str, str]) -> str:
+    near = get_close_matches(name, [*known, *elsewhere], n=1)
+    if not near:
+        return f"; it has {', '.join(sorted(known))}"
+    why = elsewhere.get(near[0], "")
+    if near[0] == name:
+        return f"; {why}"
+    return f"; did you mean {near[0]!r}?" + (f" ({why})" if why else "")
+
+
+def strict(elsewhere: Mapping[str, str] = NOWHERE) -> Callable[[type[T]], type[T]]:
+    """Have a dataclass answer fields that it does not have as `check_names` does, where Python would say less."""
+
+    def decorate(kind: type[T]) -> type[T]:
+        init: Callable[..., None] = kind.__init__
+        known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+
+        @wraps(init)
+        def checked(self: T, *args: Any, **values: Any) -> None:
+            check_names(values, known, kind.__name__, elsewhere)
+            init(self, *args, **values)
+
+        kind.__init__ = checked  # type: ignore[method-assign, assignment]
+        return kind
+
+    return decorate

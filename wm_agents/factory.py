@@ -143,7 +143,7 @@ def count_parameters(cfg: WorldModelConfig, obs_space: gym.Space[Any], act_space
     """Weights that are trained in a model, which is never filled with numbers for it."""
     with torch.device("meta"):
         net = build(cfg.family, cfg, obs_space, act_space)
-    return sum(p.numel() for p in net.parameters() if p.requires_grad)
+    return net.num_parameters
 
 
 class _Asked(NamedTuple):

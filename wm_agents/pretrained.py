@@ -170,7 +170,7 @@ def save_bare(path: Path, model: Model) -> Path:
             "Give another directory, or use wm_agents.pretrained.save_model"
         )
     title = f"{model.family} model of {model.obs_space} and {model.act_space}"
-    card = model_card(title, {"parameters": f"{sum(p.numel() for p in model.parameters()):,}"})
+    card = model_card(title, {"parameters": f"{model.num_parameters:,}"})
     return save_artifact(path, {**_facts(model), "versions": versions()}, model.state_dict(), {}, card)
 
 

@@ -15,6 +15,7 @@ from wm_envs.real import episode_limit, make_real, own_limit, spec_for
 from wm_envs.registry import TASKS, RealSpec
 
 Env = gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | str
+SHAPE = "a tuple of whole numbers above 0, as (8,) or (64, 64, 3)"
 
 
 def space_to_dict(space: gym.Space[Any]) -> dict[str, Any]:
@@ -59,15 +60,25 @@ def space_from_dict(values: dict[str, Any]) -> gym.Space[Any]:
     raise ValueError(f"unknown space type {kind!r}; this artifact is newer or not ours")
 
 
+def is_shape(value: Any) -> bool:
+    """Whether `value` is the shape of observations."""
+    kinds = int | np.integer
+    return (
+        isinstance(value, tuple | list)
+        and len(value) > 0
+        and all(isinstance(n, kinds) and not isinstance(n, bool) and n > 0 for n in value)
+    )
+
+
 def space_of(obs_shape: tuple[int, ...]) -> spaces.Box:
     """The space of observations of a shape: float32 vectors, or uint8 frames with their channels where they are.
 
     Raises:
         ConfigurationError: neither.
     """
+    if not is_shape(obs_shape):
+        raise ConfigurationError(f"obs_shape must be {SHAPE}, got {obs_shape!r}")
     shape = tuple(obs_shape)
-    if not shape or not all(isinstance(n, int | np.integer) and n > 0 for n in shape):
-        raise ConfigurationError(f"obs_shape must be whole numbers above 0, as (8,) or (64, 64, 3), got {obs_shape!r}")
     if len(shape) == 1:
         return spaces.Box(-np.inf, np.inf, shape, np.float32)
     space = spaces.Box(0, 255, shape, np.uint8)

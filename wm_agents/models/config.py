@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from numbers import Real
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_type_hints
 
 import gymnasium as gym
 from typing_extensions import Self  # Comes with torch; `typing` has it from Python 3.11 on.
 
-from wm_agents.atomic import write_json
-from wm_agents.errors import ConfigurationError, check_names, did_you_mean
+from wm_agents.atomic import read_json, write_json
+from wm_agents.errors import ConfigurationError, check_names, did_you_mean, strict
+from wm_agents.kind import in_words, is_kind
+from wm_agents.space import SHAPE, is_shape
+from wm_agents.training.config import TrainingConfig
 
 ACTION_TYPES = ("continuous", "discrete")
+WANTED = "a saved model's directory or a saved config"
+ELSEWHERE = {
+    **dict.fromkeys((f.name for f in fields(TrainingConfig)), "it is a field of TrainingConfig, for the training"),
+    **dict.fromkeys(("encoder_type", "decoder_type"), "encoder and decoder follow from the observations' shape"),
+}
+"""What is said of names that no config of a model has."""
 
 
+@strict(ELSEWHERE)
 @dataclass(frozen=True, kw_only=True)
 class WorldModelConfig:
     """Settings of a world model; each family derives its own from it.
@@ -37,17 +46,52 @@ class WorldModelConfig:
     """A Box of actions, or one choice of `action_dim`."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if field.type in ("int", "float") and not isinstance(getattr(self, field.name), Real):
-                self.fail(field.name, "a number")
         if self.obs_shape is not None:
-            object.__setattr__(self, "obs_shape", tuple(self.obs_shape))
-            if not self.obs_shape or not all(type(n) is int and n > 0 for n in self.obs_shape):
-                self.fail("obs_shape", "whole numbers above 0, as (8,) or (64, 64, 3)")
+            if not is_shape(self.obs_shape):
+                self.fail("obs_shape", SHAPE)
+            object.__setattr__(self, "obs_shape", tuple(int(n) for n in self.obs_shape))
         if self.action_dim is not None and (type(self.action_dim) is not int or self.action_dim < 1):
             self.fail("action_dim", "a whole number above 0")
         if self.action_type is not None and self.action_type not in ACTION_TYPES:
             self.fail("action_type", "'continuous' or 'discrete'")
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not is_kind(value, hints[field.name]):
+                self.fail(field.name, in_words(hints[field.name]))
+            if isinstance(value, float) and not math.isfinite(value):
+                self.fail(field.name, "a finite number")
+
+    def check_least(self, low: int, *names: str) -> None:
+        """Refuse numbers below `low`.
+
+        Raises:
+            ConfigurationError: which field, and what it holds.
+        """
+        hints = get_type_hints(type(self))
+        for name in names:
+            if getattr(self, name) < low:
+                self.fail(name, f"{in_words(hints[name])} from {low} up")
+
+    def check_above_0(self, *names: str) -> None:
+        """Refuse 0 and less.
+
+        Raises:
+            ConfigurationError: which field, and what it holds.
+        """
+        for name in names:
+            if not getattr(self, name) > 0:
+                self.fail(name, "above 0")
+
+    def check_share(self, *names: str) -> None:
+        """Refuse numbers outside 0 to 1.
+
+        Raises:
+            ConfigurationError: which field, and what it holds.
+        """
+        for name in names:
+            if not 0 <= getattr(self, name) <= 1:
+                self.fail(name, "from 0 to 1")
 
     def fail(self, name: str, expected: str) -> None:
         """Say what `name` must be and is not.
@@ -78,7 +122,7 @@ class WorldModelConfig:
         Raises:
             ConfigurationError: a field does not exist, and which one is nearest.
         """
-        check_names(values, [f.name for f in fields(cls)], cls.__name__)
+        check_names(values, [f.name for f in fields(cls)], cls.__name__, ELSEWHERE)
         plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         return cls(**plain)
 
@@ -92,7 +136,7 @@ class WorldModelConfig:
 
     def replace(self, **changes: Any) -> Self:
         """The same settings with `changes`."""
-        check_names(changes, [f.name for f in fields(self)], type(self).__name__)
+        check_names(changes, [f.name for f in fields(self)], type(self).__name__, ELSEWHERE)
         return replace(self, **changes)
 
     def save(self, path: str | Path) -> None:
@@ -102,7 +146,7 @@ class WorldModelConfig:
             ConfigurationError: there is a saved model, whose config.json says more.
         """
         path = _file(Path(path))
-        if path.exists() and "files" in _read(path):
+        if path.exists() and "files" in read_json(path, WANTED):
             raise ConfigurationError(f"{path} belongs to a saved model; give another directory, or a file .json")
         write_json(path, {"family": self.family, "model": self.to_dict()})
 
@@ -119,7 +163,7 @@ class WorldModelConfig:
         from wm_agents.families import config_class
 
         path = _file(Path(path))
-        facts = _read(path)
+        facts = read_json(path, WANTED)
         if not isinstance(facts.get("family"), str) or not isinstance(facts.get("model"), dict):
             raise ConfigurationError(f"{path} is no config of a world model: it needs 'family' and 'model'")
         kind = config_class(facts["family"])
@@ -132,15 +176,3 @@ class WorldModelConfig:
 
 def _file(path: Path) -> Path:
     return path if path.suffix == ".json" else path / "config.json"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        facts: Any = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist; give a saved model's directory or a saved config") from None
-    except ValueError as error:
-        raise ConfigurationError(f"{path} is not JSON ({error})") from error
-    if not isinstance(facts, dict):
-        raise ConfigurationError(f"{path} is no config of a world model, it holds a {type(facts).__name__}")
-    return facts

@@ -20,9 +20,9 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from policies.dists import TwoHot, draw_one_hot, entropy, likeliest, mixed, straight_through, symexp, symlog, tempered
-from wm_agents.errors import ConfigurationError
+from wm_agents.errors import ConfigurationError, strict
 from wm_agents.frames import frame_shape, to_frames
-from wm_agents.models.config import WorldModelConfig
+from wm_agents.models.config import ELSEWHERE, WorldModelConfig
 from wm_agents.models.model import Model
 from wm_agents.nets import (
     MLP,
@@ -56,6 +56,7 @@ def _size(deter: int, hidden: int, classes: int, depth: int, **more: int) -> dic
     }
 
 
+@strict(ELSEWHERE)
 @dataclass(frozen=True, kw_only=True)
 class DreamerV3Config(WorldModelConfig):
     """Sizes and loss weights; as they stand, those of `size12m`."""
@@ -100,22 +101,14 @@ class DreamerV3Config(WorldModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("deter_dim", "stoch_discrete", "stoch_classes", "hidden_dim", "units", "cnn_depth", "blocks"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                self.fail(name, "a whole number from 1 up")
-        if self.stoch_classes < 2:
-            self.fail("stoch_classes", "at least 2")
+        self.check_least(1, "deter_dim", "stoch_discrete", "hidden_dim", "units", "cnn_depth", "blocks")
+        self.check_least(2, "stoch_classes", "discount_horizon")
+        self.check_least(0, "kl_free", "kl_scale")
+        self.check_share("kl_balance")
         if self.deter_dim % self.blocks:
             self.fail("deter_dim", f"divisible by blocks ({self.blocks})")
         if not 0 < self.unimix <= 1:
             self.fail("unimix", "above 0, or a choice could be impossible, and at most 1")
-        if not 0 <= self.kl_balance <= 1:
-            self.fail("kl_balance", "from 0 to 1")
-        for name in ("kl_free", "kl_scale"):
-            if not 0 <= getattr(self, name) < math.inf:
-                self.fail(name, "a number from 0 up")
-        if not self.discount_horizon > 1:
-            self.fail("discount_horizon", "above 1")
 
 
 class DreamerV3(Model):

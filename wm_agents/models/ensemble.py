@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wm_agents.models.config import WorldModelConfig
+from wm_agents.errors import strict
+from wm_agents.models.config import ELSEWHERE, WorldModelConfig
 from wm_agents.models.model import Model
 from wm_agents.training.loss import LossOutput
 from wm_envs.world_model import Generator, Latent, Step, draw_normal
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from wm_agents.data.replay import Batch
 
 
+@strict(ELSEWHERE)
 @dataclass(frozen=True)
 class EnsembleConfig(WorldModelConfig):
     """Sizes and loss weights of an ensemble."""
@@ -44,11 +46,8 @@ class EnsembleConfig(WorldModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("members", "hidden", "layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"EnsembleConfig.{name} must be at least 1, got {getattr(self, name)}")
-        if not self.term_weight > 0:
-            raise ValueError(f"EnsembleConfig.term_weight must be above 0, got {self.term_weight}")
+        self.check_least(1, "members", "hidden", "layers")
+        self.check_above_0("term_weight")
 
 
 class Moves(NamedTuple):

@@ -19,7 +19,7 @@ from wm_agents.frames import frame_shape
 from wm_agents.hardware import keep_freed_memory
 from wm_agents.models.config import WorldModelConfig
 from wm_agents.training.loss import LossOutput
-from wm_envs.action import act_dim
+from wm_envs.action import act_dim, decode_action, encode_action
 from wm_envs.world_model import Generator, Latent, Step, Trajectory, imagine
 
 if TYPE_CHECKING:
@@ -56,6 +56,11 @@ class Model(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where its tensors live."""
         return self._here.device
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights that are trained."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     @abstractmethod
     def initial(self, num: int) -> Latent:
@@ -99,7 +104,12 @@ class Model(nn.Module, ABC):
         return self.imagine(state, actions, temperature=temperature, generator=generator)
 
     def compute_loss(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss as a dict of scalars: `total`, and the parts it is made of."""
+        """The loss as a dict of scalars: `total`, and the parts it is made of.
+
+        Raises:
+            ValueError: see `check_batch`.
+        """
+        self.check_batch(batch)
         out = self.loss(batch)
         return {"total": out.loss, **out.components}
 
@@ -164,6 +174,31 @@ class Model(nn.Module, ABC):
                 f"float frames must be in [0, 1], got up to {float(obs.max()):g}; pass uint8, or divide by 255"
             )
         return obs.to(self.device)
+
+    def check_batch(self, batch: Batch) -> None:
+        """Refuse windows of what this model neither sees nor does.
+
+        Raises:
+            ValueError: observations or actions of other shapes, or actions that should be choices and are none.
+        """
+        shape = tuple(self.obs_space.shape or ())
+        seen, done = tuple(batch.obs.shape[2:]), tuple(batch.act.shape[2:])
+        if (seen, done) != (shape, (self.actions,)):
+            turned = "; the channels are on the other side, use movedim" if _turned(seen) == shape else ""
+            raise ValueError(
+                f"the data have observations {seen} and encoded actions {done}, the model has {shape} and "
+                f"({self.actions},); make it with the obs_shape and action_dim of the data, or give other data{turned}"
+            )
+        self.take_obs(batch.obs[:, 0])
+        if isinstance(self.act_space, gym.spaces.Box):
+            return
+        act = batch.act[~batch.first[:, 1:]].float().cpu().numpy()  # The others are nobody's: zeros.
+        off = (encode_action(self.act_space, decode_action(self.act_space, act)) != act).any(1)
+        if off.any():
+            raise ValueError(
+                f"act must be choices of {self.act_space}, as one-hots, got {act[off][0]}; encode_action() turns the "
+                "env's own actions into it, and a model of numbers has action_type='continuous'"
+            )
 
     def check_act(self, act: Tensor, num: int) -> None:
         """Refuse actions that are not encoded ones, (num, A)."""

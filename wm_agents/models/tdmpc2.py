@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from policies.dists import TwoHot, draw_one_hot, entropy, likeliest, symexp, symlog
 from policies.mppi import MPPI, MPPIConfig
 from policies.nets import forgetful_autocast
-from wm_agents.errors import ConfigurationError
+from wm_agents.errors import ConfigurationError, strict
 from wm_agents.frames import frame_shape, to_frames, to_network
 from wm_agents.hardware import has_bf16
-from wm_agents.models.config import WorldModelConfig
+from wm_agents.models.config import ELSEWHERE, WorldModelConfig
 from wm_agents.models.model import Model
 from wm_agents.models.normed import QEnsemble, SimNorm, Small, mlp
 from wm_agents.training.loss import LossOutput
@@ -37,6 +37,7 @@ FRAME = 64
 """Frames of any size are resized to this before the convolution, as published."""
 
 
+@strict(ELSEWHERE)
 @dataclass(frozen=True, kw_only=True)
 class TDMPC2Config(WorldModelConfig):
     """Sizes, losses and planning; the defaults are those published for one task, `5m`."""
@@ -114,22 +115,16 @@ class TDMPC2Config(WorldModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        counts = ("latent_dim", "hidden_dim", "enc_dim", "num_hidden_layers", "num_channels", "num_q_networks",
-                  "simnorm_dim", "episode_length", "horizon")  # fmt: skip
-        for name in counts:
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                self.fail(name, "a whole number above 0")
+        self.check_least(1, "latent_dim", "hidden_dim", "enc_dim", "num_hidden_layers", "num_channels",
+                         "num_q_networks", "simnorm_dim", "episode_length", "horizon")  # fmt: skip
+        self.check_least(0, "consistency_coef", "reward_coef", "value_coef", "termination_coef", "entropy_coef",
+                         "enc_lr_scale")  # fmt: skip
+        self.check_share("discount_min", "discount_max", "rho", "tau")
         if self.latent_dim % self.simnorm_dim:
             self.fail("latent_dim", f"a multiple of simnorm_dim ({self.simnorm_dim})")
-        if not (type(self.num_bins) is int and self.num_bins >= 3 and self.num_bins % 2):
+        if not (self.num_bins >= 3 and self.num_bins % 2):
             self.fail("num_bins", "an odd number from 3 up")
-        if self.bin_space not in ("symlog", "symexp"):
-            self.fail("bin_space", "'symlog' or 'symexp'")
-        for name in ("discount_min", "discount_max", "rho", "tau"):
-            if not 0 <= getattr(self, name) <= 1:
-                self.fail(name, "from 0 to 1")
-        if not self.choice_entropy_coef > 0:
-            self.fail("choice_entropy_coef", "above 0")
+        self.check_above_0("bin_limit", "choice_entropy_coef")
         if not 0 <= self.dropout < 1:
             self.fail("dropout", "from 0 up and below 1")
         if not self.log_std_min < self.log_std_max:

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self  # Comes with torch; `typing` has it from Python 3.11 on.
 
+from wm_agents.errors import strict
 from wm_agents.frames import frame_shape, to_network
-from wm_agents.models.config import WorldModelConfig
+from wm_agents.models.config import ELSEWHERE, WorldModelConfig
 from wm_agents.models.model import Model
 from wm_agents.training.loss import LossOutput
 from wm_envs.world_model import Generator, Latent, Step, draw_normal
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 Mixture = Literal["joint", "per_dim"]
 
 
+@strict(ELSEWHERE)
 @dataclass(frozen=True)
 class VMCConfig(WorldModelConfig):
     """Sizes and loss weights of a V-M-C model."""
@@ -66,10 +68,8 @@ class VMCConfig(WorldModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.motion_weight < 0 or self.kl_weight < 0:
-            raise ValueError(f"weights must be at least 0, got {self.motion_weight=} and {self.kl_weight=}")
-        if self.rew_head not in ("mse", "classes"):
-            raise ValueError(f"rew_head must be 'mse' or 'classes', got {self.rew_head!r}")
+        self.check_least(1, "z_dim", "hidden", "mixtures")
+        self.check_least(0, "free_bits", "rew_weight", "term_weight", "motion_weight", "kl_weight")
 
     def fitting(self, obs_space: gym.Space[Any]) -> Self:
         return self if frame_shape(obs_space) is not None else self.replace(vision="identity")

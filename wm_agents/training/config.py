@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from wm_agents.atomic import write_json
-from wm_agents.errors import ConfigurationError, check_names
+from wm_agents.atomic import read_json, write_json
+from wm_agents.errors import ConfigurationError, strict
 
 CHOICES = {
     "optimizer": ("adamw", "adam", "sgd", "rmsprop", "laprop"),
@@ -24,6 +23,7 @@ CHOICES = {
 }
 
 
+@strict()
 @dataclass(frozen=True)
 class TrainingConfig:
     """Settings of a `Trainer`. A step is one step of the optimizer."""
@@ -123,7 +123,6 @@ class TrainingConfig:
 
     def replace(self, **changes: Any) -> TrainingConfig:
         """The same settings with `changes`."""
-        _check_names(changes)
         return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -132,7 +131,6 @@ class TrainingConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingConfig:
         """Build from plain values; an unknown name fails and says which one is nearest."""
-        _check_names(values)
         return cls(**values)
 
     def save(self, path: str | Path) -> None:
@@ -141,8 +139,13 @@ class TrainingConfig:
 
     @classmethod
     def load(cls, path: str | Path) -> TrainingConfig:
-        """Read what `save` wrote."""
-        return cls.from_dict(json.loads(Path(path).read_text()))
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is nothing.
+            ConfigurationError: it is no JSON object, or has an unknown name or a wrong value.
+        """
+        return cls.from_dict(read_json(Path(path), "what TrainingConfig.save wrote"))
 
     def _check_number(self, name: str, low: int, whole: bool = False) -> None:
         value = getattr(self, name)
@@ -152,7 +155,3 @@ class TrainingConfig:
 
     def _fail(self, name: str, expected: str) -> None:
         raise ConfigurationError(f"TrainingConfig.{name} must be {expected}, got {getattr(self, name)!r}")
-
-
-def _check_names(values: dict[str, Any]) -> None:
-    check_names(values, [f.name for f in fields(TrainingConfig)], "TrainingConfig")

@@ -1,4 +1,4 @@
-"""Whether a value from a file is of the type that a field declares."""
+"""Whether a value is of the type that a field declares."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WORDS = {
 
 
 def is_kind(value: Any, hint: Any) -> bool:
-    """Whether `value`, as TOML and JSON have it, may stand in a field of type `hint`; lists stand for tuples."""
+    """Whether `value`, as TOML and JSON have it too, may stand in a field of type `hint`; lists stand for tuples."""
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return True
@@ -25,7 +25,7 @@ def is_kind(value: Any, hint: Any) -> bool:
     if origin in (dict, Mapping):
         return isinstance(value, dict)
     if hint is float:
-        return type(value) in (int, float)
+        return isinstance(value, int | float) and not isinstance(value, bool)
     return type(value) is hint
 
 
