@@ -226,6 +226,11 @@ def test_a_foreign_npz_is_cut_at_its_dones(tmp_path):
     assert whole.term[0].nonzero().flatten().tolist() == [3, 8]
 
 
+def filled_npz(tmp_path):
+    filled(3).save(tmp_path / "whole.npz")
+    return (tmp_path / "whole.npz").read_bytes()
+
+
 def test_what_cannot_be_loaded_says_why(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, obs=np.zeros((3, 2)))
@@ -234,6 +239,13 @@ def test_what_cannot_be_loaded_says_why(tmp_path):
     np.savez(path, obs=np.array([{}], object))
     with pytest.raises(ValueError, match="holds Python objects, which are never loaded"):
         ReplayBuffer.load(path)
+    for broken in (b"", b"no zip at all", filled_npz(tmp_path)[:-40]):
+        path.write_bytes(broken)
+        with pytest.raises(
+            ValueError, match="a.npz is no npz, or a broken one .*; give what ReplayBuffer.save"
+        ) as info:
+            ReplayBuffer.load(path)
+        assert "pickle" not in str(info.value)
     filled(3).save(path)
     with np.load(path) as file:
         stored = dict(file)
@@ -297,6 +309,15 @@ def test_windows_that_do_not_exist_are_refused_in_words():
 
 
 @pytest.mark.parametrize(
+    ("device", "message"),
+    [("gpu", "device must be auto, cpu, cuda.*got 'gpu'"), ("cuda:99", "'cuda:99' is not on this machine; use 'cpu'")],
+)
+def test_a_device_that_is_not_there_is_named(device, message):
+    with pytest.raises(ValueError, match=message):
+        filled(5).sample(2, 3, device)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"obs": np.zeros((5, 3))}, r"obs must be \(T\+1, 2\), got \(5, 3\)"),
@@ -309,6 +330,8 @@ def test_windows_that_do_not_exist_are_refused_in_words():
         ({"dones": np.zeros(3)}, r"dones must be \(4,\)"),
         ({"dones": np.zeros(4), "terminated": True}, "give dones or terminated, not both"),
         ({"obs": np.zeros((5, 2), complex)}, "obs must be float32, got complex128"),
+        ({"obs": np.array([[0, 0]] * 3 + [[0, np.nan]] * 2)}, "obs must be finite, got NaN or infinity in frame 3"),
+        ({"obs": np.full((5, 2), -np.inf, np.float32)}, "obs must be finite, got NaN or infinity in frame 0; cut"),
     ],
 )
 def test_bad_episodes_are_refused_with_both_sides(change, message):
@@ -370,6 +393,14 @@ def test_random_buffers_are_full_and_repeat():
     assert draws[0].obs.shape == (4, 51, 4)
     assert same(draws[0], draws[1])
     assert not same(draws[0], draws[2])
+
+
+def test_random_choices_are_one_hots_and_all_occur():
+    buffer = create_random_buffer(1000, (4,), 3, num_episodes=5, episode_length=50, seed=3, action_type="discrete")
+    act = buffer.sample(20, 10).act
+    assert set(act.unique().tolist()) == {0, 1} and bool((act.sum(-1) == 1).all()) and bool(act.any(0).any(0).all())
+    with pytest.raises(ValueError, match="action_type must be 'continuous' or 'discrete', got 'discret'"):
+        create_random_buffer(action_type="discret")
 
 
 def test_paths_may_be_strings(tmp_path: Path):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import math
 import os
+import pickle
 import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from wm_agents.atomic import write_tensors
 from wm_agents.data.replay import Batch, ReplayBuffer
 from wm_agents.errors import ConfigurationError
+from wm_agents.factory import Model, create_world_model
 from wm_agents.runlog import read_metrics
 from wm_agents.training import LossOutput, NonFiniteLoss, Trainer, TrainingConfig, TrainingResult
 from wm_agents.training import train as train_model
@@ -36,6 +39,7 @@ from wm_agents.training.callbacks import (
 )
 from wm_agents.training.config import CHOICES
 from wm_agents.training.data import create_random_buffer
+from wm_agents.training.dreamerv3 import DreamerLearner
 from wm_agents.training.feed import make_feed
 from wm_agents.training.optim import LearningRate, make_optimizer
 from wm_agents.training.trainer import _fast_math
@@ -129,6 +133,22 @@ def test_an_unknown_field_names_the_nearest(tmp_path: Path) -> None:
         TrainingConfig.load(tmp_path / "c.json")
     with pytest.raises(ValueError, match="did you mean 'eval_interval'"):
         FAST.replace(eval_intervall=3)
+
+
+def test_an_unknown_field_of_the_constructor_names_the_nearest_too() -> None:
+    with pytest.raises(ConfigurationError, match="'warmup_step' of TrainingConfig; did you mean 'warmup_steps'"):
+        TrainingConfig(warmup_step=3)  # type: ignore[call-arg]
+    assert list(inspect.signature(TrainingConfig).parameters) == [f.name for f in fields(TrainingConfig)]
+    assert pickle.loads(pickle.dumps(FAST)) == FAST == TrainingConfig(*vars(FAST).values())
+
+
+@pytest.mark.parametrize(("text", "message"), [("[1]", "it holds a list"), ('{"a": ', "is not JSON")])
+def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(ConfigurationError, match=f"c.json .*{message}.*; give what TrainingConfig.save wrote"):
+        TrainingConfig.load(tmp_path / "c.json")
+    with pytest.raises(FileNotFoundError, match="none.json does not exist; give what TrainingConfig.save wrote"):
+        TrainingConfig.load(tmp_path / "none.json")
 
 
 @pytest.mark.parametrize(
@@ -532,7 +552,7 @@ def test_onecycle_peaks_at_lr_and_ends_near_zero(tmp_path: Path) -> None:
 def test_the_rate_rises_and_falls_as_the_schedule_says(tmp_path: Path, scheduler: str, expected: list[float]) -> None:
     seen = Rates()
     cfg = FAST.replace(total_steps=8, warmup_steps=4, learning_rate=0.02, min_lr=0.002, scheduler=scheduler)
-    Trainer(Toy(), cfg, (seen,), run_dir=tmp_path).train(batches(cfg))
+    Trainer(Toy(), cfg, (seen,), run_dir=tmp_path).train(batches(cfg), eval_data=batches(cfg))
     assert [rate / 0.02 for (rate,) in seen.rates] == pytest.approx(expected)
 
 
@@ -892,6 +912,85 @@ def test_held_out_data_choose_the_best_weights(tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == [4, 8, 12]
     assert rows[-1]["val/loss"] == pytest.approx(trainer.evaluate(buffer)["loss"])
     assert (tmp_path / "best.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "callbacks", "name"),
+    [
+        ({"patience": 2}, (), "patience"),
+        ({"scheduler": "plateau"}, (), "scheduler='plateau'"),
+        ({}, (EarlyStoppingCallback(2),), "EarlyStoppingCallback"),
+    ],
+)
+def test_what_waits_for_validations_needs_data_for_them(
+    tmp_path: Path, settings: dict[str, Any], callbacks: tuple[Callback, ...], name: str
+) -> None:
+    buffer = create_random_buffer(1000, (2,), 1, num_episodes=20, episode_length=60, seed=0)
+    trainer = Trainer(Reader(False), FAST.replace(**settings), callbacks, run_dir=tmp_path / "run")
+    with pytest.raises(ConfigurationError, match=f"{name} needs eval_data.*there are none.*or leave it out"):
+        trainer.train(buffer)
+    assert trainer.update == 0 and not (tmp_path / "run").exists()
+    trainer.train(buffer, eval_data=buffer, num_steps=1)
+    assert trainer.update == 1
+
+
+def learns_from(tmp_path: Path, model: Model, data: Any, eval_data: Any = None) -> None:
+    cfg = FAST.replace(total_steps=1, sequence_length=5)
+    Trainer(model, cfg, run_dir=tmp_path).train(data, eval_data=eval_data)
+
+
+@pytest.mark.parametrize("preset", ["vmc:ci", "ensemble:ci", "dreamerv3:ci", "tdmpc2:ci"])
+@pytest.mark.parametrize(("shape", "width"), [((5,), 2), ((4,), 3)], ids=["other observations", "other actions"])
+def test_data_of_other_shapes_are_refused_with_both_sides(
+    tmp_path: Path, preset: str, shape: tuple[int, ...], width: int
+) -> None:
+    right, wrong = (
+        create_random_buffer(500, *of, num_episodes=5, episode_length=20, seed=0) for of in (((4,), 2), (shape, width))
+    )
+    model = create_world_model(preset, obs_shape=(4,), action_dim=2)
+    said = (
+        rf"the data have observations \({shape[0]},\) and encoded actions \({width},\), the model has \(4,\) and \(2,\)"
+    )
+    for data, held_out in ((wrong, None), (right, wrong), ([wrong.sample(2, 5)], None)):
+        with pytest.raises(ValueError, match=said):
+            learns_from(tmp_path, model, data, held_out)
+    with pytest.raises(ValueError, match=said):
+        model.compute_loss(wrong.sample(2, 5))
+    learns_from(tmp_path, model, right, right)
+
+
+def test_frames_of_another_size_or_order_are_refused(tmp_path: Path) -> None:
+    model = create_world_model("tdmpc2:ci", obs_shape=(64, 64, 3), action_dim=2)
+    for shape, message in (
+        ((32, 32, 3), r"observations \(32, 32, 3\)"),
+        ((3, 64, 64), "channels are on the other side"),
+    ):
+        buffer = ReplayBuffer(100, shape, 2, np.uint8)
+        buffer.add_episode(np.zeros((11, *shape), np.uint8), np.zeros((10, 2)), np.zeros(10), terminated=True)
+        with pytest.raises(ValueError, match=message):
+            learns_from(tmp_path, model, buffer)
+
+
+def test_choices_are_not_learned_from_numbers(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"num_episodes": 8, "episode_length": 7, "seed": 0}
+    numbers, choices = (
+        create_random_buffer(500, (4,), 2, **given, action_type=kind) for kind in ("continuous", "discrete")
+    )
+    for preset in ("ensemble:ci", "tdmpc2:ci"):  # One inside episodes, one over steps that are nobody's.
+        model = create_world_model(preset, obs_shape=(4,), action_dim=2, action_type="discrete")
+        with pytest.raises(
+            ValueError, match=r"act must be choices of Discrete\(2\), as one-hots, got \[.*encode_action"
+        ):
+            learns_from(tmp_path, model, numbers)
+        learns_from(tmp_path, model, choices)
+        learns_from(tmp_path, create_world_model(preset, obs_shape=(4,), action_dim=2), numbers)
+
+
+def test_a_learner_looks_at_data_as_its_model_does(tmp_path: Path) -> None:
+    buffer = create_random_buffer(500, (5,), 2, num_episodes=5, episode_length=20, seed=0)
+    model = create_world_model("dreamerv3:ci", obs_shape=(4,), action_dim=2)
+    with pytest.raises(ValueError, match="the data have observations"):
+        Trainer(DreamerLearner(model), FAST, run_dir=tmp_path).train(buffer)
 
 
 def test_one_line_trains(tmp_path: Path) -> None:

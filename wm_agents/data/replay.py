@@ -6,6 +6,8 @@ run of frames, so that drawing a batch is one gather. What is in the ring is who
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from wm_agents.atomic import replacing
 from wm_agents.data.episode import Episode, check_episode
+from wm_agents.hardware import find_device
 from wm_envs.action import act_dim, encode_action
 from wm_envs.world_model import Latent
 
@@ -222,8 +225,9 @@ class ReplayBuffer:
             generator: on the CPU; torch's own unless given.
 
         Raises:
-            ValueError: there is no such window.
+            ValueError: there is no such window, or no such device.
         """
+        place = find_device(device)
         if batch_size < 1 or seq_len < 1:
             raise ValueError(f"batch_size and seq_len must be at least 1, got {batch_size} and {seq_len}")
         begin = self._packed(batch_size, seq_len, generator) if pack else self._inside(batch_size, seq_len, generator)
@@ -241,7 +245,7 @@ class ReplayBuffer:
             latent=latent or None,
             index=torch.from_numpy(index),
         )
-        return batch if torch.device(device).type == "cpu" else batch.to(device)
+        return batch if place.type == "cpu" else batch.to(place)
 
     def has_window(self, seq_len: int, pack: bool = False) -> bool:
         """Whether there is any window of `seq_len` steps to be drawn."""
@@ -308,13 +312,9 @@ class ReplayBuffer:
         """Read what `save` wrote, to the bit, or an npz with its first seven keys alone, cut at `dones`.
 
         Raises:
-            ValueError: a key is missing, or arrays do not fit together.
+            ValueError: it is broken or no npz, a key is missing, or arrays do not fit together.
         """
-        with np.load(path, allow_pickle=False) as file:
-            try:
-                stored = {name: file[name] for name in file.files}
-            except ValueError as error:
-                raise ValueError(f"{path} holds Python objects, which are never loaded: {error}") from error
+        stored = _read(path)
         _check_stored(stored, path)
         shape = tuple(int(n) for n in stored["obs_shape"])
         max_gb = float(stored.get("max_gb", np.nan))
@@ -485,6 +485,9 @@ class ReplayBuffer:
             )
         if not np.can_cast(obs.dtype, self.obs_dtype, "same_kind"):
             raise ValueError(f"obs must be {self.obs_dtype}, got {obs.dtype}; see ReplayBuffer's obs_dtype")
+        if obs.dtype.kind == "f" and not np.isfinite(obs).all():
+            frame = int((~np.isfinite(obs.reshape(len(obs), -1)).all(1)).argmax())
+            raise ValueError(f"obs must be finite, got NaN or infinity in frame {frame}; cut the episode before it")
 
     def _encoded(self, actions: Array, steps: int) -> NDArray[np.float32]:
         choices = actions.dtype.kind in "iu" and self.action_dim > 1 and actions.shape in ((steps,), (steps, 1))
@@ -517,6 +520,19 @@ def _row_bytes(array: Array) -> int:
 
 def _numpy(values: Tensor | Array) -> Array:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def _read(path: str | Path) -> dict[str, Array]:
+    """The arrays of an npz."""
+    try:
+        with zipfile.ZipFile(path):  # What is none is taken for a pickle by numpy, which says how to trust it.
+            pass
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+        objects = "Object arrays" in str(error)
+        what = "holds Python objects, which are never loaded" if objects else "is no npz, or a broken one"
+        raise ValueError(f"{path} {what} ({error}); give what ReplayBuffer.save or np.savez wrote") from error
 
 
 def _check_stored(stored: dict[str, Array], path: str | Path) -> None:

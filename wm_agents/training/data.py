@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from wm_agents.data.replay import ReplayBuffer
+from wm_agents.space import action_space_of
+from wm_envs.action import decode_action, encode_action
 
 __all__ = ["ReplayBuffer", "create_random_buffer"]
 
@@ -16,8 +18,16 @@ def create_random_buffer(
     num_episodes: int = 100,
     episode_length: int = 100,
     seed: int | None = None,
+    action_type: str = "continuous",
 ) -> ReplayBuffer:
-    """A buffer of episodes of noise: observations, actions and rewards are standard normal, all episodes terminate."""
+    """A buffer of episodes of noise: observations, actions and rewards are standard normal, all episodes terminate.
+
+    With the `action_type` "discrete" actions are one-hots.
+
+    Raises:
+        ConfigurationError: another type, or no width.
+    """
+    act_space = action_space_of(action_dim, action_type)
     rng = np.random.default_rng(seed)
     buffer = ReplayBuffer(capacity, obs_shape, action_dim)
     for _ in range(num_episodes):
@@ -25,5 +35,7 @@ def create_random_buffer(
             rng.standard_normal((episode_length + more, *shape), np.float32)
             for more, shape in ((1, obs_shape), (0, (action_dim,)), (0, ()))
         )
+        if action_type == "discrete":
+            act = encode_action(act_space, decode_action(act_space, act))
         buffer.add_episode(obs, act, rew, terminated=True)
     return buffer

@@ -60,6 +60,10 @@ class DreamerLearner(nn.Module):
         loss = out.loss + judged.policy + judged.value + self.REPLAY_VALUE * repval
         return LossOutput(loss, parts, {**out.metrics, **judged.metrics})
 
+    def check_batch(self, batch: Batch) -> None:
+        """Refuse what the model does; see `Model.check_batch`."""
+        self.model.check_batch(batch)
+
     @torch.no_grad()
     def after_update(self) -> None:
         """Let the slow critic follow."""

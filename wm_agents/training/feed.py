@@ -38,6 +38,21 @@ def make_feed(data: Any, cfg: TrainingConfig, pack: bool = False, device: str = 
     )
 
 
+def checked(feed: Feed, check: Callable[[Any], None]) -> Feed:
+    """`feed`, whose first batch is shown to `check`, which raises where it is no good."""
+    seen = False
+
+    def draw(number: int) -> Any:
+        nonlocal seen
+        batch = feed(number)
+        if not seen:
+            check(batch)
+            seen = True
+        return batch
+
+    return draw
+
+
 class _InOrder:
     """Batches of an iterable in its order, over and over; a resumed run passes over what was learned."""
 

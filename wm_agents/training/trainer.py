@@ -30,7 +30,7 @@ from wm_agents.hardware import find_device, has_bf16
 from wm_agents.interrupt import deferred_interrupt
 from wm_agents.training.callbacks import Callback, EarlyStoppingCallback
 from wm_agents.training.config import TrainingConfig
-from wm_agents.training.feed import Feed, make_feed
+from wm_agents.training.feed import Feed, checked, make_feed
 from wm_agents.training.loss import LossOutput
 from wm_agents.training.optim import Average, LearningRate, make_optimizer
 
@@ -70,7 +70,8 @@ class Trainer:
 
     What it asks of the model: `loss(batch) -> LossOutput`, unless one is given. What the model may have besides:
     `after_update()`, called after every step; `param_groups(lr)`, for groups with rates of their own, a key `clip`
-    naming those whose gradients are clipped together; `packs`, whether its loss wants windows over several episodes.
+    naming those whose gradients are clipped together; `packs`, whether its loss wants windows over several episodes;
+    `check_batch(batch)`, which is shown the first batch of all data for a loss of its own, and raises if it is no good.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Trainer:
         self.fabric = make_fabric(cfg, self.scaler)
         self.model: nn.Module = self.fabric.to_device(model)
         self.loss: Callable[[Any], LossOutput] = loss or model.loss  # type: ignore[assignment]
+        self._check: Callable[[Any], None] | None = getattr(model, "check_batch", None) if loss is None else None
         if cfg.compile_model:
             self.loss = torch.compile(self.loss)
         self.optimizer = optimizer or make_optimizer(cfg, _groups(model, cfg.learning_rate))
@@ -124,6 +126,10 @@ class Trainer:
             num_steps: so many steps more; up to `total_steps` unless given.
             eval_data: validated on every `eval_interval` steps; the weights that do best there are kept as best.
             resume: go on from what the folder holds. Without, its last run is replaced by this one.
+
+        Raises:
+            ConfigurationError: a setting needs `eval_data`, and there are none.
+            ValueError: the model cannot learn from the first batch.
         """
         feed = None if eval_data is None else self._feed(eval_data, held_out=True)
         validate = None if feed is None else lambda: self._mean_loss(feed, 10)["loss"]
@@ -144,8 +150,14 @@ class Trainer:
             data: see `train`; a function that draws with `cfg.rng(number)` makes resuming exact.
             validate: gives the value that should fall. Called in eval mode, without gradients, from the same
                 random state every time.
+
+        Raises:
+            ConfigurationError: a setting needs validations, and there are none.
+            ValueError: the model cannot learn from the first batch.
         """
         feed = self._feed(data)
+        if validate is None:
+            self._check_validated()
         self._begin(resume, num_steps)
         try:
             with self.running(), deferred_interrupt() as interrupted:
@@ -382,7 +394,22 @@ class Trainer:
 
     def _feed(self, data: Any, held_out: bool = False) -> Feed:
         pack = bool(getattr(self.model, "packs", False))
-        return make_feed(data, self.cfg, pack, str(self.fabric.device), held_out)
+        feed = make_feed(data, self.cfg, pack, str(self.fabric.device), held_out)
+        return feed if self._check is None else checked(feed, self._check)
+
+    def _check_validated(self) -> None:
+        """Refuse settings that wait for validations where there will be none."""
+        cfg = self.cfg
+        waiting = {
+            "patience": cfg.patience is not None,
+            "scheduler='plateau'": cfg.scheduler == "plateau",
+            "EarlyStoppingCallback": any(type(c) is EarlyStoppingCallback for c in self.callbacks),
+        }
+        if name := next((name for name, waits in waiting.items() if waits), None):
+            raise ConfigurationError(
+                f"{name} needs eval_data, windows held out to validate on, and there are none: it would never act; "
+                "give train(data, eval_data=...), or leave it out"
+            )
 
     def _begin(self, resume: bool, num_steps: int | None) -> None:
         """Start anew, go on from the folder, or go on with what this trainer did before."""
