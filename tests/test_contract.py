@@ -348,14 +348,12 @@ def test_a_compiled_model_takes_the_same_step(name: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a compiler")
 @pytest.mark.parametrize("name", ["tdmpc2 vectors", "dreamerv3 vectors"])
-def test_a_loss_compiled_for_training_is_the_loss_and_has_its_gradients(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("torch._inductor.config.fallback_random", True)  # Else it draws numbers of its own.
+def test_a_loss_compiled_for_training_is_the_loss_and_has_its_gradients(name: str) -> None:
     model = stirred(MODELS[name].make())
     learner: Any = DreamerLearner(model) if isinstance(model, DreamerV3) else model
     begun, found = deepcopy(learner.state_dict()), []
-    for loss in (learner.loss, torch.compile(learner.loss)):  # As `Trainer` does for `compile_model`.
+    # As `Trainer` does for `compile_model`; alone, the compiler would draw numbers of its own.
+    for loss in (learner.loss, torch.compile(learner.loss, options={"fallback_random": True})):
         learner.load_state_dict(begun)
         learner.zero_grad()
         torch.manual_seed(3)
