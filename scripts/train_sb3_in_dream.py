@@ -176,6 +176,8 @@ def train(args: Any, model: WorldModel, artifact: Artifact, console: Console) ->
     try:
         learner = recipe.algo(policy, envs, seed=args.seed, device="cpu", **kwargs)
     except TypeError as error:
+        if not args.kwargs:
+            raise
         raise ValueError(f"--kwargs: {error}; SB3's documentation of {recipe.algo.__name__} lists them") from error
     began = time.perf_counter()
     with Bar(f"{args.algo} in {args.dream}", args.timesteps, console) as bar:

@@ -439,6 +439,16 @@ def test_a_file_of_settings_that_is_not_there_is_told(capsys: pytest.CaptureFixt
     assert "there is no file 'nofile.toml' for --config" in capsys.readouterr().err
 
 
+def test_settings_may_stand_where_their_file_would(called: dict[str, Any]) -> None:
+    assert wm("improve", "--env", "CartPole-v1", "--config", "rounds = 3") == 0
+    assert called["args"][0].rounds == 3
+
+
+def test_the_settings_that_are_printed_are_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert wm("improve", "--family", "dreamerv3", "--env", "CartPole-v1", "--print_config") == 0
+    assert 'size = "size1m"' in capsys.readouterr().out
+
+
 def test_a_model_saved_alone_is_told_what_it_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     create_world_model("ensemble:ci", obs_shape=(4,), action_dim=2).save_pretrained(tmp_path / "alone")
     for command in (("evaluate",), ("evolve", str(tmp_path / "out"))):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -377,3 +378,26 @@ def test_tdmpc2_looks_ahead_by_the_episodes_of_its_environment() -> None:
         assert create_world_model("tdmpc2:ci", env=env).cfg.discount == pytest.approx(1 - 5 / 200)
         assert get_config("tdmpc2:ci", env=env, episode_length=400).episode_length == 400
     assert not hasattr(get_config("dreamerv3:ci", env="Pendulum-v1"), "episode_length")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnConfig(WorldModelConfig):
+    """Of a family of one's own: fields of any type."""
+
+    far: float = math.inf
+    folder: Path = Path("x")
+    sides: Sequence[int] = (1, 2)
+    act: Callable[[float], float] = math.sin
+
+
+def test_a_config_of_ones_own_has_fields_of_any_type() -> None:
+    assert OwnConfig(folder=Path("y")).far == math.inf
+    with pytest.raises(ConfigurationError, match="OwnConfig.far must be a finite number, got nan"):
+        OwnConfig(far=math.nan)
+    with pytest.raises(ConfigurationError, match="OwnConfig.folder must be .*Path.*, got 3"):
+        OwnConfig(folder=3)  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    cfg = EnsembleConfig(hidden=np.int64(64), action_dim=np.int64(2))  # type: ignore[arg-type]
+    assert (type(cfg.hidden), type(cfg.action_dim)) == (int, int) and cfg == EnsembleConfig(hidden=64, action_dim=2)

@@ -24,6 +24,7 @@ from toy_env import Echo
 import wm_envs
 from wm_agents import cli
 from wm_agents.checkpoint import sha256
+from wm_agents.data.dataset import Dataset
 from wm_agents.errors import ConfigurationError
 from wm_agents.fidelity.report import fidelity_report
 from wm_agents.improve import Improvement
@@ -36,9 +37,9 @@ from wm_agents.project.degraded import NO_ENV, RANDOM_DATA, mark_degraded
 from wm_agents.project.finished import digest
 from wm_agents.project.finished import more as more_of
 from wm_agents.project.manifest import INCOMPLETE, MEANINGFUL, SMOKE, classify, data_facts
-from wm_agents.project.noise import noise
+from wm_agents.project.noise import noise, write_noise
 from wm_agents.project.plan import config_of, online_of, replay_of, rounds_of, spaces_of, spec_of, training_of
-from wm_agents.project.replay import _loss_of_world
+from wm_agents.project.replay import _loss_of_world, learn
 from wm_agents.project.run import Degraded, find_ground, train
 from wm_agents.project.scaffold import write_project
 from wm_agents.project.schema import Project
@@ -441,6 +442,17 @@ def test_families_that_learn_to_act_are_trained_too(
     assert values["data"]["mode"] == ("online" if "true" in online else "offline")
     assert values["training"]["updates"] > 0 and (asked.out / "metrics.jsonl").is_file()
     assert load_model(asked.out / "model")[1].policies
+
+
+def test_patience_without_a_held_out_window_is_told_in_the_projects_words(tmp_path: Path) -> None:
+    text = ACTING.format(model="tdmpc2:ci", length=30, more="patience = 3")
+    asked = project(tmp_path, text)
+    spaces = spaces_of(asked, spec_of(asked))
+    write_noise(tmp_path / "data", spaces, 100, 10, seed=0)
+    with pytest.raises(
+        ConfigurationError, match="need held-out windows of 30 steps, .* lower training.sequence_length"
+    ):
+        learn(asked, spaces, Dataset(tmp_path / "data"), Console(file=io.StringIO()))
 
 
 def test_a_plan_of_rounds_is_the_recipe_with_what_is_said(tmp_path: Path) -> None:

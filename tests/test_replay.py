@@ -215,6 +215,17 @@ def test_the_npz_is_plain_and_has_the_documented_keys(tmp_path):
         assert np.array_equal(np.flatnonzero(file["dones"]) + 1, np.flatnonzero(file["last"]))
 
 
+def test_what_was_saved_is_looked_at_again(tmp_path):
+    buffer = ReplayBuffer(100, (2,), 1)
+    buffer.add_episode(np.zeros((5, 2)), np.zeros((4, 1)), np.zeros(4), terminated=True)
+    buffer.save(tmp_path / "a.npz")
+    stored = dict(np.load(tmp_path / "a.npz"))
+    stored["obs"][3] = np.nan
+    np.savez(tmp_path / "b.npz", **stored)
+    with pytest.raises(ValueError, match="obs must be finite, got NaN or infinity in frame 3"):
+        ReplayBuffer.load(tmp_path / "b.npz")
+
+
 def test_a_foreign_npz_is_cut_at_its_dones(tmp_path):
     facts = {"obs_shape": np.array([2]), "action_dim": np.array(1), "capacity": np.array(100)}
     obs = np.arange(20, dtype=np.float32).reshape(10, 2)

@@ -986,6 +986,11 @@ def test_choices_are_not_learned_from_numbers(tmp_path: Path) -> None:
         learns_from(tmp_path, create_world_model(preset, obs_shape=(4,), action_dim=2), numbers)
 
 
+def test_batches_of_ones_own_are_left_to_the_loss() -> None:
+    model = create_world_model("ensemble:ci", obs_shape=(4,), action_dim=2)
+    model.check_batch({"obs": torch.zeros(2, 3, 5)})  # type: ignore[arg-type]
+
+
 def test_a_learner_looks_at_data_as_its_model_does(tmp_path: Path) -> None:
     buffer = create_random_buffer(500, (5,), 2, num_episodes=5, episode_length=20, seed=0)
     model = create_world_model("dreamerv3:ci", obs_shape=(4,), action_dim=2)

@@ -263,7 +263,8 @@ def _recipe(
         return known or recipe_for(str(env))
     spec = spec_for(str(env)) if known is None else known.spec
     parser.set_defaults(flat({"spec": asdict(spec), "out": "", "family": family, "size": ""}))
-    spec = parser.instantiate(parser.parse_args([arg for arg in args if arg not in ("-h", "--help")])).spec
+    silent = [arg for arg in args if arg not in ("-h", "--help") and not arg.startswith("--print_")]
+    spec = parser.instantiate(parser.parse_args(silent)).spec
     return online_recipe(family, spec.id, seen_by(family, spec))
 
 

@@ -23,7 +23,8 @@ class Parser(jsonargparse.ArgumentParser):
     def parse_args(self, args: Any = None, *more: Any, **named: Any) -> Any:
         """Read `args`; a file of settings that is not there is told as that."""
         file = value_of("--config", list(args or []))
-        if file is not None and not Path(file).exists():
+        is_path = file is not None and file != "-" and not {"=", "\n"} & set(file)  # Settings may stand there too.
+        if is_path and not Path(str(file)).expanduser().exists():
             self.error(f"there is no file {file!r} for --config")
         return super().parse_args(args, *more, **named)
 

@@ -26,7 +26,9 @@ def is_kind(value: Any, hint: Any) -> bool:
         return isinstance(value, dict)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is hint
+    if hint in WORDS or hint is type(None):
+        return type(value) is hint
+    return not isinstance(hint, type) or isinstance(value, hint)  # Of others no more is known.
 
 
 def in_words(hint: Any) -> str:

@@ -334,6 +334,7 @@ class ReplayBuffer:
 
     def _take_stored(self, stored: dict[str, Array]) -> None:
         """Episodes end where frames say so; positions go on from where they were."""
+        self._check_obs(stored["obs"])
         latents = {name.removeprefix(LATENT): leaf for name, leaf in stored.items() if name.startswith(LATENT)}
         self._head = int(stored["tail"])
         begin = 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_type_hints
 
 import gymnasium as gym
+import numpy as np
 from typing_extensions import Self  # Comes with torch; `typing` has it from Python 3.11 on.
 
 from wm_agents.atomic import read_json, write_json
@@ -46,6 +47,9 @@ class WorldModelConfig:
     """A Box of actions, or one choice of `action_dim`."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            if isinstance(value := getattr(self, field.name), np.generic):
+                object.__setattr__(self, field.name, value.item())
         if self.obs_shape is not None:
             if not is_shape(self.obs_shape):
                 self.fail("obs_shape", SHAPE)
@@ -59,7 +63,7 @@ class WorldModelConfig:
             value = getattr(self, field.name)
             if not is_kind(value, hints[field.name]):
                 self.fail(field.name, in_words(hints[field.name]))
-            if isinstance(value, float) and not math.isfinite(value):
+            if isinstance(value, float) and not math.isfinite(value) and value != field.default:
                 self.fail(field.name, "a finite number")
 
     def check_least(self, low: int, *names: str) -> None:

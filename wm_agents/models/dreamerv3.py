@@ -102,9 +102,11 @@ class DreamerV3Config(WorldModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_least(1, "deter_dim", "stoch_discrete", "hidden_dim", "units", "cnn_depth", "blocks")
-        self.check_least(2, "stoch_classes", "discount_horizon")
+        self.check_least(2, "stoch_classes")
         self.check_least(0, "kl_free", "kl_scale")
         self.check_share("kl_balance")
+        if not self.discount_horizon > 1:
+            self.fail("discount_horizon", "above 1")
         if self.deter_dim % self.blocks:
             self.fail("deter_dim", f"divisible by blocks ({self.blocks})")
         if not 0 < self.unimix <= 1:

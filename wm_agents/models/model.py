@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import Self  # Comes with torch; `typing` has it from Python 3.11 on.
 
+from wm_agents.data.replay import Batch
 from wm_agents.errors import ConfigurationError
 from wm_agents.frames import frame_shape
 from wm_agents.hardware import keep_freed_memory
@@ -21,9 +22,6 @@ from wm_agents.models.config import WorldModelConfig
 from wm_agents.training.loss import LossOutput
 from wm_envs.action import act_dim, decode_action, encode_action
 from wm_envs.world_model import Generator, Latent, Step, Trajectory, imagine
-
-if TYPE_CHECKING:
-    from wm_agents.data.replay import Batch
 
 Array = NDArray[np.generic]
 
@@ -181,6 +179,8 @@ class Model(nn.Module, ABC):
         Raises:
             ValueError: observations or actions of other shapes, or actions that should be choices and are none.
         """
+        if not isinstance(batch, Batch):  # What a loss of one's own takes.
+            return
         shape = tuple(self.obs_space.shape or ())
         seen, done = tuple(batch.obs.shape[2:]), tuple(batch.act.shape[2:])
         if (seen, done) != (shape, (self.actions,)):
@@ -192,7 +192,7 @@ class Model(nn.Module, ABC):
         self.take_obs(batch.obs[:, 0])
         if isinstance(self.act_space, gym.spaces.Box):
             return
-        act = batch.act[~batch.first[:, 1:]].float().cpu().numpy()  # The others are nobody's: zeros.
+        act = batch.act[~batch.first[:, 1:].bool()].float().cpu().numpy()  # The others are nobody's: zeros.
         off = (encode_action(self.act_space, decode_action(self.act_space, act)) != act).any(1)
         if off.any():
             raise ValueError(

@@ -172,7 +172,7 @@ def online_of(project: Project) -> OnlineConfig:
 
 def replay_of(project: Project) -> TrainingConfig:
     """How a model learns from a replay buffer that is full already."""
-    base = TrainingConfig(total_steps=1000)
+    base = TrainingConfig(total_steps=1000, seed=seed_of(project))
     if project.family in ACTS:
         kind = LEARNERS[project.family]
         facts = kind.defaults | (kind.pixels if project.data.size is not None else {})

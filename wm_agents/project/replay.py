@@ -16,6 +16,7 @@ from wm_agents.data.collect import CollectConfig, collect
 from wm_agents.data.dataset import Dataset, hold_out
 from wm_agents.data.episode import Episode
 from wm_agents.data.replay import ReplayBuffer
+from wm_agents.errors import ConfigurationError
 from wm_agents.models.model import Model
 from wm_agents.online_recipe import LEARNERS
 from wm_agents.pretrained import save_bare, save_model
@@ -105,6 +106,12 @@ def learn(project: Project, spaces: Spaces, dataset: Dataset, console: Console) 
     watching = LoggingCallback(project.out), ProgressCallback("learn", console)
     trainer = Trainer(cast(nn.Module, learner), cfg, watching, run_dir=project.out / "learning")
     can_judge = aside.has_window(cfg.sequence_length, model.packs)
+    if not can_judge and (cfg.patience is not None or cfg.scheduler == "plateau"):
+        raise ConfigurationError(
+            f"patience and plateau need held-out windows of {cfg.sequence_length} steps, and the {len(val)} of "
+            f"{dataset.num_episodes} episodes that are held out have none; lower training.sequence_length, raise "
+            "data.num_steps, or leave them out"
+        )
     validate = (lambda: _loss_of_world(trainer.evaluate(aside))) if can_judge else None
     result = trainer.fit(buffer, validate)
     trainer.load_best()
