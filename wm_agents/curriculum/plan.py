@@ -72,7 +72,7 @@ def quick(cfg: ImproveConfig) -> ImproveConfig:
     """A little of everything."""
     return replace(
         cfg,
-        rounds=min(cfg.rounds, 3 if cfg.spec.size else 5),  # Vectors take a third of the time of pixels.
+        rounds=min(cfg.rounds, 3 if cfg.spec.size else 5),  # A round of vectors takes less than half the time.
         random_steps=min(cfg.random_steps, 10_000),
         round_steps=min(cfg.round_steps, 5000),
         vision=_short(cfg.vision, 3000),
