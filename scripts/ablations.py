@@ -26,11 +26,11 @@ from policies.policy import Policy, RandomPolicy
 from policies.rollout import EVAL_SEED
 from wm_agents.evaluate import evaluate_real
 from wm_agents.evolve import evolve_by
-from wm_agents.hardware import describe
 from wm_agents.models.vmc import MDRNN, VMC
 from wm_agents.pretrained import cut_off_of, frame_policy, load_model, load_starts, real_spec, save_model
 from wm_agents.recipe import RECIPES
-from wm_agents.runlog import versions
+from wm_agents.system.hardware import describe
+from wm_agents.system.run_folder import versions
 
 RECIPE = RECIPES["CarRacing"]
 

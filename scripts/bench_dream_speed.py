@@ -20,9 +20,9 @@ from gymnasium.vector import AutoresetMode
 from rich.console import Console
 from rich.table import Table
 
-from wm_agents.hardware import describe, has_bf16
 from wm_agents.models.vmc import VMC, VMCConfig
 from wm_agents.pretrained import load_model, load_starts
+from wm_agents.system.hardware import describe, has_bf16
 from wm_envs.dream import DreamVectorEnv
 from wm_envs.world_model import Latent
 

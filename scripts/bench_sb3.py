@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 import wm_envs  # noqa: F401  Registers the ids.
 from policies.sb3 import DreamVecEnv
-from wm_agents.hardware import describe, has_bf16
+from wm_agents.system.hardware import describe, has_bf16
 
 BAR = 10_000  # Agent steps a second in the dream, on two free cores.
 STEPS = 64  # A rollout, times the number of dreams.

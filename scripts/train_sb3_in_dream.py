@@ -31,14 +31,14 @@ from stable_baselines3.common.vec_env import VecMonitor
 from policies.policy import Policy, RandomPolicy
 from policies.rollout import EVAL_SEED, check_seed, returns, rollout
 from policies.sb3 import DreamVecEnv, SB3Policy, to_mlp
-from wm_agents.atomic import write_json
 from wm_agents.checkpoint import Artifact, model_card, save_artifact
 from wm_agents.evaluate import Score, dream_horizon, evaluate_real
 from wm_agents.flags import Parser
-from wm_agents.hardware import describe, has_bf16
 from wm_agents.pretrained import frame_policy, load_model, load_starts, make_dream_vec_env, real_spec
-from wm_agents.progress import Bar
-from wm_agents.runlog import provenance, versions
+from wm_agents.system.files import write_json
+from wm_agents.system.hardware import describe, has_bf16
+from wm_agents.system.progress import Bar
+from wm_agents.system.run_folder import provenance, versions
 from wm_agents.video import record, record_real
 from wm_envs.real import check_spec, is_image
 from wm_envs.registry import protocol_of, task_of

@@ -16,7 +16,6 @@ import pytest
 from rich.console import Console
 
 from policies.rollout import EVAL_SEED
-from wm_agents.atomic import write_json
 from wm_agents.curriculum import report, run
 from wm_agents.curriculum.flags import CurriculumConfig
 from wm_agents.curriculum.plan import Course
@@ -26,7 +25,8 @@ from wm_agents.curriculum.task_run import EVALUATION_SEED, Hands, Played
 from wm_agents.curriculum.tasks import Entry, Threshold
 from wm_agents.improve import Check, OnCheck, Rounds
 from wm_agents.recipe import ImproveConfig
-from wm_agents.runlog import FolderInUse, read_metrics
+from wm_agents.system.files import write_json
+from wm_agents.system.run_folder import FolderInUse, read_metrics
 from wm_envs.registry import RealSpec
 
 Curve = Callable[[int], float]
@@ -133,7 +133,7 @@ def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scripted models have no V to hand on, pictures take half a second, and nothing here outlives a power cut."""
     monkeypatch.setattr(os, "fsync", lambda fd: None)
     monkeypatch.setattr(os, "replace", rename)
-    monkeypatch.setattr("wm_agents.runlog.provenance", lambda: {})
+    monkeypatch.setattr("wm_agents.system.run_folder.provenance", lambda: {})
     monkeypatch.setattr(run, "find_source", lambda *args: None)
     monkeypatch.setattr(report, "draw_curve", lambda record, path: path.write_bytes(b"curve"))
 

@@ -18,7 +18,7 @@ from wm_agents import evolve as evolving
 from wm_agents.checkpoint import load_artifact, save_artifact, sha256
 from wm_agents.evolve import evolve_artifact, evolve_in_dream, evolve_in_real
 from wm_agents.pretrained import load_model, load_policy, load_starts
-from wm_agents.progress import Bar
+from wm_agents.system.progress import Bar
 from wm_envs.registry import RealSpec
 
 CFG = CMAConfig(population=4, rollouts=2, generations=4, seed=7)

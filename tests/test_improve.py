@@ -41,7 +41,7 @@ from wm_agents.models.vmc import VMC, VMCConfig
 from wm_agents.ppo import Iteration, PPOConfig, ppo_in_dream
 from wm_agents.pretrained import cached_model, load_model, load_policy, load_starts, save_model
 from wm_agents.recipe import ImproveConfig, recipe_for
-from wm_agents.runlog import read_metrics
+from wm_agents.system.run_folder import read_metrics
 from wm_agents.training import ensemble as fit_members
 from wm_agents.training.config import TrainingConfig
 from wm_envs.action import encode_action
@@ -289,7 +289,7 @@ from dataclasses import replace
 from test_improve import CAR, POLE
 from rich.console import Console
 from wm_agents.improve import Improvement
-from wm_agents.runlog import start_run
+from wm_agents.system.run_folder import start_run
 
 if __name__ == "__main__":
     cfg = {"car": CAR, "pole": POLE}[sys.argv[1]]

@@ -13,8 +13,8 @@ from gymnasium import spaces
 from torch import nn
 
 from policies.mlp import MLPPolicy
-from wm_agents.atomic import write_tensors
 from wm_agents.checkpoint import read_tensors
+from wm_agents.system.files import write_tensors
 from wm_envs.action import act_dim
 
 BOX = spaces.Box(np.array([-2, 0], np.float32), np.array([2, 10], np.float32))

@@ -31,7 +31,7 @@ from wm_agents.online import Online, online
 from wm_agents.online_recipe import LEARNERS, OnlineConfig, seen_by
 from wm_agents.online_recipe import online_recipe as recipe
 from wm_agents.recipe import RECIPES
-from wm_agents.runlog import read_metrics, start_run
+from wm_agents.system.run_folder import read_metrics, start_run
 from wm_agents.training import Trainer, TrainingConfig
 from wm_agents.training.data import create_random_buffer
 from wm_agents.training.dreamerv3 import DreamerLearner

@@ -45,7 +45,7 @@ from wm_agents.project.scaffold import write_project
 from wm_agents.project.schema import Project
 from wm_agents.project.settings import load_project
 from wm_agents.project.verify import verify
-from wm_agents.runlog import FolderInUse, RunFolder, read_metrics
+from wm_agents.system.run_folder import FolderInUse, RunFolder, read_metrics
 from wm_envs.env_id import UnknownEnv
 
 assert Echo and wm_envs

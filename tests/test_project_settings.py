@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 
 from wm_agents.errors import ConfigurationError
-from wm_agents.kind import in_words, is_kind
+from wm_agents.fields import in_words, is_kind
 from wm_agents.project import schema
 from wm_agents.project.absent import ABSENT
 from wm_agents.project.flags import keys_of, said

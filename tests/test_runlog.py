@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from wm_agents.atomic import replacing, write_json
-from wm_agents.hardware import describe
-from wm_agents.runlog import FolderInUse, MetricsLog, RunFolder, git_state, read_metrics, start_run, versions
+from wm_agents.system.files import replacing, write_json
+from wm_agents.system.hardware import describe
+from wm_agents.system.run_folder import FolderInUse, MetricsLog, RunFolder, git_state, read_metrics, start_run, versions
 
-HOLD = "import sys; from pathlib import Path; from wm_agents.runlog import RunFolder; \
+HOLD = "import sys; from pathlib import Path; from wm_agents.system.run_folder import RunFolder; \
 r = RunFolder(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
 
 

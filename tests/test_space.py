@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from wm_agents.space import limit_of, space_from_dict, space_to_dict
+from wm_agents.spaces import limit_of, space_from_dict, space_to_dict
 from wm_envs.real import make_real
 from wm_envs.registry import RealSpec
 

@@ -22,11 +22,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from wm_agents.atomic import write_tensors
 from wm_agents.data.replay import Batch, ReplayBuffer
 from wm_agents.errors import ConfigurationError
 from wm_agents.factory import Model, create_world_model
-from wm_agents.runlog import read_metrics
+from wm_agents.system.files import write_tensors
+from wm_agents.system.run_folder import read_metrics
 from wm_agents.training import LossOutput, NonFiniteLoss, Trainer, TrainingConfig, TrainingResult
 from wm_agents.training import train as train_model
 from wm_agents.training.callbacks import (

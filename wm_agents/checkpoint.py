@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from wm_agents.atomic import write_tensors, write_text
+from wm_agents.system.files import write_tensors, write_text
 
 FORMAT_VERSION = 1
 

@@ -42,7 +42,7 @@ from wm_agents.pretrained import (
     save_model,
 )
 from wm_agents.recipe import JUDGE_SEED, SEEDS_A_ROUND, ImproveConfig
-from wm_agents.runlog import RunFolder, start_run
+from wm_agents.system.run_folder import RunFolder, start_run
 from wm_agents.training.callbacks import Callback, LoggingCallback, ProgressCallback
 from wm_agents.verdict import Candidate, Story, deliver
 from wm_agents.video import record

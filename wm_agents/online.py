@@ -27,7 +27,6 @@ from torch import nn
 from policies.policy import Policy, explorer
 from policies.rollout import check_seed
 from wm_agents.actor import Actor, play
-from wm_agents.atomic import write_tensors
 from wm_agents.checkpoint import load_weights
 from wm_agents.data.dataset import Dataset, write_shard
 from wm_agents.data.episode import Episode
@@ -35,12 +34,13 @@ from wm_agents.data.replay import ReplayBuffer
 from wm_agents.data.stream import Stream
 from wm_agents.errors import ConfigurationError
 from wm_agents.families import build, config_class
-from wm_agents.interrupt import deferred_interrupt
 from wm_agents.models.model import Model
 from wm_agents.online_recipe import LEARNERS, OnlineConfig
 from wm_agents.recipe import JUDGE_SEED
-from wm_agents.runlog import MetricsLog, RunFolder, start_run
 from wm_agents.starts import find_cut_off, make_starts
+from wm_agents.system.files import write_tensors
+from wm_agents.system.interrupt import deferred_interrupt
+from wm_agents.system.run_folder import MetricsLog, RunFolder, start_run
 from wm_agents.training.callbacks import Callback
 from wm_agents.training.trainer import Trainer
 from wm_agents.verdict import Candidate, Story, deliver

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from policies.mlp import MLPPolicy
 from policies.sb3 import DreamVecEnv, Whitened, to_mlp
-from wm_agents.atomic import write_tensors
 from wm_agents.checkpoint import load_weights, read_tensors
-from wm_agents.hardware import has_bf16
+from wm_agents.system.files import write_tensors
+from wm_agents.system.hardware import has_bf16
 from wm_envs.dream import DreamVectorEnv
 from wm_envs.world_model import Latent, WorldModel
 

@@ -20,12 +20,12 @@ from policies.mppi import MPPIPolicy
 from wm_agents.checkpoint import Artifact, ArtifactError, load_artifact, load_weights, model_card, save_artifact
 from wm_agents.errors import did_you_mean
 from wm_agents.families import build
-from wm_agents.hardware import has_bf16
 from wm_agents.hub import is_repo_id, resolve
 from wm_agents.models.model import Model
 from wm_agents.project.schema import FILE
-from wm_agents.runlog import versions
-from wm_agents.space import space_from_dict, space_to_dict
+from wm_agents.spaces import space_from_dict, space_to_dict
+from wm_agents.system.hardware import has_bf16
+from wm_agents.system.run_folder import versions
 from wm_envs.dream import DreamEnv, DreamVectorEnv
 from wm_envs.real import LatentObservation, make_real
 from wm_envs.registry import TASKS, RealSpec

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from wm_agents.atomic import write_json
 from wm_agents.checkpoint import model_card
 from wm_agents.evaluate import evaluate
 from wm_agents.fidelity.report import fidelity_report
-from wm_agents.hardware import describe
 from wm_agents.models.model import Model
 from wm_agents.pretrained import Controller, save_model
-from wm_agents.runlog import provenance
+from wm_agents.system.files import write_json
+from wm_agents.system.hardware import describe
+from wm_agents.system.run_folder import provenance
 from wm_envs.real import episode_limit
 from wm_envs.registry import RealSpec
 from wm_envs.world_model import Latent

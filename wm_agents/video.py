@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from policies.latent import LatentPolicy
 from policies.policy import Policy
 from policies.rollout import rollout
-from wm_agents.atomic import replacing
+from wm_agents.system.files import replacing
 from wm_envs.action import encode_action
 from wm_envs.drawing import draw
 from wm_envs.real import is_image, make_real

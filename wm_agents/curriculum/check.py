@@ -13,7 +13,6 @@ from pathlib import Path
 from rich.console import Console
 
 from policies.cmaes import CMAConfig
-from wm_agents.atomic import write_json
 from wm_agents.curriculum.flags import CurriculumConfig
 from wm_agents.curriculum.plan import Course
 from wm_agents.curriculum.run import Curriculum
@@ -31,6 +30,7 @@ from wm_agents.preflight import (
     timed,
 )
 from wm_agents.recipe import ImproveConfig
+from wm_agents.system.files import write_json
 from wm_agents.training.config import TrainingConfig
 
 MICRO_FILES = (

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from wm_agents.atomic import replacing, write_text
 from wm_agents.curriculum.record import Evaluation, Record
 from wm_agents.latex import latex_table
+from wm_agents.system.files import replacing, write_text
 
 
 def snapshot(record: Record, e: Evaluation) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from typing import Any
 
 from rich.console import Console
 
-from wm_agents.atomic import write_text
 from wm_agents.curriculum.flags import CurriculumConfig
 from wm_agents.curriculum.plan import Course
 from wm_agents.curriculum.promotion import Promotion
@@ -32,9 +31,10 @@ from wm_agents.curriculum.stage import Stage
 from wm_agents.curriculum.task_run import Hands, Places, TaskRun
 from wm_agents.curriculum.tasks import Entry
 from wm_agents.curriculum.warm_start import compare, find_source
-from wm_agents.hardware import describe, find_device, has_bf16
 from wm_agents.improve import improve
-from wm_agents.runlog import start_run
+from wm_agents.system.files import write_text
+from wm_agents.system.hardware import describe, find_device, has_bf16
+from wm_agents.system.run_folder import start_run
 
 FIXED = {"tasks", "quick", "eval_every", "episodes_per_eval", "vae_img_size", "artifact_root"}
 """What a run is; any other setting may be another one when it goes on."""

@@ -21,7 +21,6 @@ import numpy as np
 from rich.console import Console
 
 from policies.rollout import EVAL_SEED
-from wm_agents.atomic import replacing, write_text
 from wm_agents.curriculum.plan import Course
 from wm_agents.curriculum.record import Evaluation, Record
 from wm_agents.curriculum.report import Runtime, as_json, eval_progress, snapshot, write_report
@@ -30,7 +29,8 @@ from wm_agents.improve import Check, OnCheck, Rounds
 from wm_agents.models.vmc import VMC
 from wm_agents.pretrained import load_model
 from wm_agents.recipe import ImproveConfig
-from wm_agents.runlog import MetricsLog
+from wm_agents.system.files import replacing, write_text
+from wm_agents.system.run_folder import MetricsLog
 from wm_agents.training.vmc import encode_dataset
 from wm_envs.registry import RealSpec
 

@@ -24,7 +24,7 @@ from policies.rollout import check_seed
 from wm_agents.data.dataset import write_manifest
 from wm_agents.data.shard import SUFFIX, TEMPORARY, ShardError, ShardInfo, read_info
 from wm_agents.data.worker import MakePolicy, ShardTask, Shared, run_task, shard_name, start_worker
-from wm_agents.interrupt import deferred_interrupt
+from wm_agents.system.interrupt import deferred_interrupt
 from wm_envs.registry import RealSpec
 
 __all__ = ["CollectConfig", "CollectSummary", "MakePolicy", "check_seed", "collect"]

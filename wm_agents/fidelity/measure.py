@@ -24,7 +24,7 @@ from wm_agents.fidelity.seeding import Determinism, check_seeds
 from wm_agents.fidelity.subject import Subject
 from wm_agents.fidelity.sweep import Warmth, sweep, train_at
 from wm_agents.fidelity.training import History
-from wm_agents.progress import Bar
+from wm_agents.system.progress import Bar
 
 Play = Callable[[Sequence[Job]], Iterator[Episode]]
 """Real episodes of jobs (seed, (contender,)), in their order."""

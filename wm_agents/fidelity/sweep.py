@@ -13,7 +13,7 @@ from wm_agents.evolve import evolve_in_dream, show_generations
 from wm_agents.fidelity.contender import Contender, squash_of
 from wm_agents.fidelity.ranking import interval
 from wm_agents.fidelity.subject import Subject, dream_score
-from wm_agents.progress import Bar
+from wm_agents.system.progress import Bar
 
 
 class Warmth(NamedTuple):

@@ -12,10 +12,10 @@ import gymnasium as gym
 import numpy as np
 from typing_extensions import Self  # Comes with torch; `typing` has it from Python 3.11 on.
 
-from wm_agents.atomic import read_json, write_json
 from wm_agents.errors import ConfigurationError, check_names, did_you_mean, strict
-from wm_agents.kind import in_words, is_kind
-from wm_agents.space import SHAPE, is_shape
+from wm_agents.fields import in_words, is_kind
+from wm_agents.spaces import SHAPE, is_shape
+from wm_agents.system.files import read_json, write_json
 from wm_agents.training.config import TrainingConfig
 
 ACTION_TYPES = ("continuous", "discrete")

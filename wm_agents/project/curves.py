@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from wm_agents.atomic import replacing
-from wm_agents.runlog import read_metrics
+from wm_agents.system.files import replacing
+from wm_agents.system.run_folder import read_metrics
 
 Floats = NDArray[np.float64]
 SHOWN = {

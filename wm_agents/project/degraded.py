@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wm_agents.atomic import write_json
 from wm_agents.checkpoint import Artifact
+from wm_agents.system.files import write_json
 
 RANDOM_DATA = "random_data"
 """It learned from random numbers."""

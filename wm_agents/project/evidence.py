@@ -9,10 +9,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from wm_agents.atomic import write_json, write_text
 from wm_agents.checkpoint import sha256
 from wm_agents.pretrained import model_path
 from wm_agents.project.verify import Verification, report
+from wm_agents.system.files import write_json, write_text
 
 SCHEMA = "wm.evidence.v1"
 MANIFEST = "manifest.json"

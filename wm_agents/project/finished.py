@@ -15,7 +15,7 @@ from wm_agents.errors import ConfigurationError
 from wm_agents.project.degraded import MEANING
 from wm_agents.project.manifest import strict
 from wm_agents.project.schema import ACTS, Project
-from wm_agents.runlog import RunFolder
+from wm_agents.system.run_folder import RunFolder
 
 UNREAD = ("project_name", "inference.", "verify.")
 """What a training does not read: a finished one stays finished, whatever these say."""

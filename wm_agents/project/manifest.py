@@ -9,12 +9,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
-from wm_agents.atomic import write_json
 from wm_agents.checkpoint import sha256
 from wm_agents.data.dataset import Dataset
 from wm_agents.project.degraded import MEANING
 from wm_agents.project.schema import Project
-from wm_agents.runlog import provenance
+from wm_agents.system.files import write_json
+from wm_agents.system.run_folder import provenance
 
 SCHEMA = "wm.run_manifest.v1"
 NAME = "run_manifest.json"

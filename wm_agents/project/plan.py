@@ -17,7 +17,7 @@ from wm_agents.models.vmc import VMCConfig
 from wm_agents.online_recipe import LEARNERS, OnlineConfig, online_recipe
 from wm_agents.project.schema import ACTS, FILE, Project
 from wm_agents.recipe import RECIPES, ImproveConfig, recipe_for, seeded
-from wm_agents.space import action_space_of, action_type_of, space_of
+from wm_agents.spaces import action_space_of, action_type_of, space_of
 from wm_agents.training.config import TrainingConfig
 from wm_envs.action import act_dim
 from wm_envs.env_id import LackingEnv, UnknownEnv

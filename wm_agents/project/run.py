@@ -32,7 +32,7 @@ from wm_agents.project.plan import Spaces, model_of, online_of, replay_of, round
 from wm_agents.project.replay import train_offline, train_on_noise
 from wm_agents.project.schema import ACTS, Project
 from wm_agents.recipe import JUDGE_SEED, ImproveConfig
-from wm_agents.runlog import RunFolder, start_run
+from wm_agents.system.run_folder import RunFolder, start_run
 from wm_agents.training.config import TrainingConfig
 from wm_agents.video import record
 from wm_envs.env_id import LackingEnv, UnknownEnv

@@ -21,10 +21,8 @@ from wm_agents.fidelity.contender import RANDOM, SAVED, Contender, contenders, d
 from wm_agents.fidelity.record import record
 from wm_agents.fidelity.report import plain
 from wm_agents.fidelity.subject import Subject, dream_score, subject_of
-from wm_agents.hardware import describe
 from wm_agents.models.model import Model
 from wm_agents.pretrained import cached_model, load_model, model_path, real_spec
-from wm_agents.progress import Bar
 from wm_agents.project.check import (
     Check,
     check_bias,
@@ -37,7 +35,9 @@ from wm_agents.project.check import (
     try_out,
 )
 from wm_agents.project.degraded import degraded_of
-from wm_agents.runlog import versions
+from wm_agents.system.hardware import describe
+from wm_agents.system.progress import Bar
+from wm_agents.system.run_folder import versions
 from wm_envs.registry import RealSpec
 
 Mode = Literal["quick", "proof"]

@@ -14,7 +14,7 @@ import numpy as np
 from wm_agents.data.dataset import Dataset, write_manifest, write_shard
 from wm_agents.data.episode import UNKNOWN_SEED, Episode
 from wm_agents.data.replay import ReplayBuffer
-from wm_agents.space import spaces_of
+from wm_agents.spaces import spaces_of
 from wm_envs.action import act_dim, decode_action
 from wm_envs.real import make_real
 from wm_envs.registry import RealSpec

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from wm_agents.atomic import write_tensors
-from wm_agents.runlog import MetricsLog
+from wm_agents.system.files import write_tensors
+from wm_agents.system.run_folder import MetricsLog
 
 if TYPE_CHECKING:
     from wm_agents.training.trainer import Trainer

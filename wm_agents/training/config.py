@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from wm_agents.atomic import read_json, write_json
 from wm_agents.errors import ConfigurationError, strict
+from wm_agents.system.files import read_json, write_json
 
 CHOICES = {
     "optimizer": ("adamw", "adam", "sgd", "rmsprop", "laprop"),

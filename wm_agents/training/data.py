@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from wm_agents.data.replay import ReplayBuffer
-from wm_agents.space import action_space_of
+from wm_agents.spaces import action_space_of
 from wm_envs.action import decode_action, encode_action
 
 __all__ = ["ReplayBuffer", "create_random_buffer"]

@@ -24,8 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from wm_agents.atomic import write_json, write_text
-from wm_agents.hardware import describe
+from wm_agents.system.files import write_json, write_text
+from wm_agents.system.hardware import describe
 
 PACKAGES = (
     "gymnasium", "ale-py", "Box2D", "numpy", "torch", "cma", "h5py", "safetensors", "stable-baselines3",

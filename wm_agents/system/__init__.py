@@ -1,0 +1,1 @@
+"""The machine and the disk; nothing here knows of learning."""
