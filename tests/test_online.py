@@ -24,7 +24,7 @@ from wm_agents import online as onlining
 from wm_agents.actor import Actor, play
 from wm_agents.data.dataset import Dataset
 from wm_agents.data.replay import Batch, ReplayBuffer
-from wm_agents.data.stream import Stream
+from wm_agents.data.vector_stream import Stream
 from wm_agents.errors import ConfigurationError
 from wm_agents.factory import create_world_model
 from wm_agents.online import Online, online

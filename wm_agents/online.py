@@ -31,7 +31,7 @@ from wm_agents.checkpoint import load_weights
 from wm_agents.data.dataset import Dataset, write_shard
 from wm_agents.data.episode import Episode
 from wm_agents.data.replay import ReplayBuffer
-from wm_agents.data.stream import Stream
+from wm_agents.data.vector_stream import Stream
 from wm_agents.errors import ConfigurationError
 from wm_agents.families import build, config_class
 from wm_agents.models.model import Model
