@@ -20,7 +20,7 @@ import bench_train_speed as bench
 from ports import contest, stopwatch
 from ports.stopwatch import Job
 
-from wm_agents.families import FAMILIES, config_class
+from wm_agents.models.families import FAMILIES, config_class
 
 SCRIPTS = Path(bench.__file__).parent
 WORKER = """

@@ -22,8 +22,8 @@ from policies.mppi import refit, smooth, weigh
 from policies.returns import lambda_returns
 from wm_agents.models import dreamerv3, tdmpc2
 from wm_agents.models.dreamerv3 import RSSM, DreamerV3
-from wm_agents.models.normed import simnorm
 from wm_agents.models.tdmpc2 import TDMPC2, TDMPC2Config
+from wm_agents.models.tdmpc2_layers import simnorm
 from wm_agents.training.laprop import LaProp, clip_by_agc
 
 

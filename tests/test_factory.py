@@ -33,8 +33,8 @@ from wm_agents import (
     list_models,
 )
 from wm_agents.checkpoint import ArtifactError
-from wm_agents.families import ALIASES, FAMILIES, resolve
 from wm_agents.models.dreamerv3 import DreamerV3
+from wm_agents.models.families import ALIASES, FAMILIES, resolve
 from wm_agents.models.vmc import VMC, Identity
 from wm_envs.world_model import Trajectory
 

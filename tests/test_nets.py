@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import policies.nets
-from wm_agents.nets import (
+from wm_agents.models.conv_layers import (
     BlockLinear,
     Down,
     LateBlocks,

@@ -27,6 +27,7 @@ from wm_agents.data.replay import Batch, ReplayBuffer
 from wm_agents.data.vector_stream import Stream
 from wm_agents.errors import ConfigurationError
 from wm_agents.factory import create_world_model
+from wm_agents.models.loss import LossOutput
 from wm_agents.online import Online, online
 from wm_agents.online_recipe import LEARNERS, OnlineConfig, seen_by
 from wm_agents.online_recipe import online_recipe as recipe
@@ -35,7 +36,6 @@ from wm_agents.system.run_folder import read_metrics, start_run
 from wm_agents.training import Trainer, TrainingConfig
 from wm_agents.training.data import create_random_buffer
 from wm_agents.training.dreamerv3 import DreamerLearner
-from wm_agents.training.loss import LossOutput
 from wm_envs.real import episode_limit
 from wm_envs.registry import TASKS, RealSpec
 from wm_envs.world_model import Latent, Step

@@ -25,6 +25,7 @@ import wm_envs
 from wm_agents import cli
 from wm_agents.checkpoint import sha256
 from wm_agents.data.dataset import Dataset
+from wm_agents.degraded import NO_ENV, RANDOM_DATA, mark_degraded
 from wm_agents.errors import ConfigurationError
 from wm_agents.fidelity.report import fidelity_report
 from wm_agents.improve import Improvement
@@ -33,7 +34,6 @@ from wm_agents.pretrained import cached_model, load_model
 from wm_agents.project import command
 from wm_agents.project import run as running
 from wm_agents.project.curves import draw_curves, thin
-from wm_agents.project.degraded import NO_ENV, RANDOM_DATA, mark_degraded
 from wm_agents.project.finished import digest
 from wm_agents.project.finished import more as more_of
 from wm_agents.project.manifest import INCOMPLETE, MEANINGFUL, SMOKE, classify, data_facts

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from policies.mppi import MPPIPolicy
 from wm_agents.data.replay import Batch, ReplayBuffer
 from wm_agents.errors import ConfigurationError
-from wm_agents.frames import to_network
-from wm_agents.models.normed import drop_, mish, simnorm
+from wm_agents.models.frames import to_network
 from wm_agents.models.tdmpc2 import (
     TDMPC2,
     TDMPC2Config,
@@ -30,6 +29,7 @@ from wm_agents.models.tdmpc2 import (
     shift,
     squash_correction,
 )
+from wm_agents.models.tdmpc2_layers import drop_, mish, simnorm
 from wm_agents.pretrained import load_model, load_policy, save_model
 from wm_envs.registry import RealSpec
 from wm_envs.world_model import Step

@@ -11,7 +11,7 @@ from tiny import save_tiny
 
 from wm_agents import cli
 from wm_agents.factory import get_config
-from wm_agents.families import config_class
+from wm_agents.models.families import config_class
 from wm_agents.online_recipe import LEARNERS
 from wm_agents.project.schema import SECTIONS
 from wm_agents.recipe import DYNAMICS, RECIPES

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from wm_agents.data.replay import Batch
+from wm_agents.models.loss import LossOutput
 from wm_agents.models.vmc import (
     MDRNN,
     VMC,
@@ -27,7 +28,6 @@ from wm_agents.models.vmc import (
     sizes,
     to_input,
 )
-from wm_agents.training.loss import LossOutput
 from wm_envs.action import act_dim
 from wm_envs.real import make_real
 from wm_envs.registry import RealSpec

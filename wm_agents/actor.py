@@ -14,8 +14,8 @@ from torch import Tensor
 from wm_agents.data.episode import Episode
 from wm_agents.data.replay import Batch
 from wm_agents.data.vector_stream import Stream
+from wm_agents.models.loss import LossOutput
 from wm_agents.models.model import Model
-from wm_agents.training.loss import LossOutput
 from wm_envs.action import decode_action, encode_action
 from wm_envs.registry import RealSpec
 from wm_envs.world_model import Latent

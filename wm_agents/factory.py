@@ -11,8 +11,8 @@ import gymnasium as gym
 import torch
 
 from wm_agents.errors import ConfigurationError, did_you_mean
-from wm_agents.families import ALIASES, FAMILIES, build, config_class, resolve
 from wm_agents.models.config import WorldModelConfig
+from wm_agents.models.families import ALIASES, FAMILIES, build, config_class, resolve
 from wm_agents.models.model import Model
 from wm_agents.spaces import Env, action_space_of, action_type_of, limit_of, space_from_dict, space_of, spaces_of
 from wm_agents.system.hardware import find_device

@@ -33,7 +33,7 @@ from wm_agents.data.episode import Episode
 from wm_agents.data.replay import ReplayBuffer
 from wm_agents.data.vector_stream import Stream
 from wm_agents.errors import ConfigurationError
-from wm_agents.families import build, config_class
+from wm_agents.models.families import build, config_class
 from wm_agents.models.model import Model
 from wm_agents.online_recipe import LEARNERS, OnlineConfig
 from wm_agents.recipe import JUDGE_SEED

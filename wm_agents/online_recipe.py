@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 from wm_agents.actor import Learner
 from wm_agents.errors import ConfigurationError
-from wm_agents.families import config_class
+from wm_agents.models.families import config_class
 from wm_agents.models.model import Model
 from wm_agents.pretrained import Controller
 from wm_agents.recipe import JUDGE_SEED

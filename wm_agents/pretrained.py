@@ -19,8 +19,8 @@ from policies.mlp import MLPPolicy
 from policies.mppi import MPPIPolicy
 from wm_agents.checkpoint import Artifact, ArtifactError, load_artifact, load_weights, model_card, save_artifact
 from wm_agents.errors import did_you_mean
-from wm_agents.families import build
 from wm_agents.hub import is_repo_id, resolve
+from wm_agents.models.families import build
 from wm_agents.models.model import Model
 from wm_agents.project.schema import FILE
 from wm_agents.spaces import space_from_dict, space_to_dict

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from policies.rollout import EVAL_SEED
+from wm_agents.degraded import degraded_of
 from wm_agents.fidelity.contender import drive
 from wm_agents.fidelity.measure import QUICK, Fidelity, FidelityConfig, measure
 from wm_agents.fidelity.page import render
@@ -21,7 +22,6 @@ from wm_agents.fidelity.section import Section, sections
 from wm_agents.fidelity.subject import subject_of
 from wm_agents.fidelity.training import find_run, read_history, told_history
 from wm_agents.pretrained import cached_model, load_model, real_spec
-from wm_agents.project.degraded import degraded_of
 from wm_agents.system.files import write_json, write_text
 from wm_agents.system.hardware import describe
 from wm_agents.system.run_folder import versions

@@ -164,7 +164,7 @@ class WorldModelConfig:
             FileNotFoundError: there is none.
             ConfigurationError: it is no config of ours, or another family's than this class's.
         """
-        from wm_agents.families import config_class
+        from wm_agents.models.families import config_class
 
         path = _file(Path(path))
         facts = read_json(path, WANTED)

@@ -21,10 +21,8 @@ from torch import Tensor, nn
 
 from policies.dists import TwoHot, draw_one_hot, entropy, likeliest, mixed, straight_through, symexp, symlog, tempered
 from wm_agents.errors import ConfigurationError, strict
-from wm_agents.frames import frame_shape, to_frames
 from wm_agents.models.config import ELSEWHERE, WorldModelConfig
-from wm_agents.models.model import Model
-from wm_agents.nets import (
+from wm_agents.models.conv_layers import (
     MLP,
     BlockLinear,
     Down,
@@ -38,7 +36,9 @@ from wm_agents.nets import (
     make_layers,
     spread,
 )
-from wm_agents.training.loss import LossOutput
+from wm_agents.models.frames import frame_shape, to_frames
+from wm_agents.models.loss import LossOutput
+from wm_agents.models.model import Model
 from wm_envs.world_model import Generator, Latent, Step, draw_normal
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from wm_agents.errors import strict
 from wm_agents.models.config import ELSEWHERE, WorldModelConfig
+from wm_agents.models.loss import LossOutput
 from wm_agents.models.model import Model
-from wm_agents.training.loss import LossOutput
 from wm_envs.world_model import Generator, Latent, Step, draw_normal
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from typing_extensions import Self  # Comes with torch; `typing` has it from Python 3.11 on.
 
 from wm_agents.errors import strict
-from wm_agents.frames import frame_shape, to_network
 from wm_agents.models.config import ELSEWHERE, WorldModelConfig
+from wm_agents.models.frames import frame_shape, to_network
+from wm_agents.models.loss import LossOutput
 from wm_agents.models.model import Model
-from wm_agents.training.loss import LossOutput
 from wm_envs.world_model import Generator, Latent, Step, draw_normal
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
+from wm_agents.degraded import MEANING
 from wm_agents.errors import ConfigurationError
-from wm_agents.project.degraded import MEANING
 from wm_agents.project.manifest import strict
 from wm_agents.project.schema import ACTS, Project
 from wm_agents.system.run_folder import RunFolder

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from wm_agents.checkpoint import sha256
 from wm_agents.data.dataset import Dataset
-from wm_agents.project.degraded import MEANING
+from wm_agents.degraded import MEANING
 from wm_agents.project.schema import Project
 from wm_agents.system.files import write_json
 from wm_agents.system.run_folder import provenance

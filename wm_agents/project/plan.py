@@ -9,9 +9,9 @@ from typing import Any
 import gymnasium as gym
 
 from wm_agents.errors import ConfigurationError
-from wm_agents.families import build, config_class
 from wm_agents.models.config import WorldModelConfig
 from wm_agents.models.ensemble import EnsembleConfig
+from wm_agents.models.families import build, config_class
 from wm_agents.models.model import Model
 from wm_agents.models.vmc import VMCConfig
 from wm_agents.online_recipe import LEARNERS, OnlineConfig, online_recipe

@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from wm_agents.data.dataset import Dataset
+from wm_agents.degraded import NO_ENV, RANDOM_DATA, mark_degraded
 from wm_agents.errors import ConfigurationError
 from wm_agents.improve import STAGES, Improvement, check_training
 from wm_agents.online import Online, check_budget
 from wm_agents.online_recipe import OnlineConfig
 from wm_agents.pretrained import load_model, load_policy
 from wm_agents.project.curves import draw_curves
-from wm_agents.project.degraded import NO_ENV, RANDOM_DATA, mark_degraded
 from wm_agents.project.finished import check_more, digest, flatten, tell, warn
 from wm_agents.project.manifest import NAME, Manifest, artifact_facts, data_facts
 from wm_agents.project.plan import Spaces, model_of, online_of, replay_of, rounds_of, seed_of, spaces_of, spec_of

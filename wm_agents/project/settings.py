@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 from wm_agents.errors import ConfigurationError, did_you_mean
-from wm_agents.families import FAMILIES, config_class, resolve
 from wm_agents.fields import in_words, is_kind
+from wm_agents.models.families import FAMILIES, config_class, resolve
 from wm_agents.project.absent import ABSENT
 from wm_agents.project.lines import find_lines, line_of
 from wm_agents.project.schema import ACTS, FILE, ONLINE_TRAINING, ONLY, OPEN_SECTIONS, SECTIONS, TOP, Project

@@ -10,7 +10,7 @@ from typing import Any
 
 from docstring_parser import parse_from_object
 
-from wm_agents.families import config_class, resolve
+from wm_agents.models.families import config_class, resolve
 from wm_agents.project.schema import OPEN_SECTIONS, SECTIONS, TOP
 from wm_agents.training.config import TrainingConfig
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from wm_agents.errors import ConfigurationError
-from wm_agents.families import build, config_class, resolve
+from wm_agents.models.families import build, config_class, resolve
 from wm_agents.online_recipe import online_recipe, seen_by
 from wm_agents.project.schema import ACTS
 from wm_agents.recipe import RECIPES, ImproveConfig, recipe_for

@@ -10,8 +10,8 @@ from typing import Any
 
 import docstring_parser
 
-from wm_agents.families import config_class, resolve
 from wm_agents.models.config import WorldModelConfig
+from wm_agents.models.families import config_class, resolve
 from wm_agents.project.plan import training_of
 from wm_agents.project.schema import FILE, SECTIONS
 from wm_agents.project.settings import load_project

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from wm_agents.families import FAMILIES, config_class
+from wm_agents.models.families import FAMILIES, config_class
 from wm_agents.project.schema import SECTIONS
 from wm_agents.training.config import TrainingConfig
 

@@ -23,7 +23,7 @@ def list_all(as_json: bool = False) -> None:
         as_json: one JSON object on stdout, by name.
     """
     from wm_agents.factory import list_models
-    from wm_agents.families import FAMILIES
+    from wm_agents.models.families import FAMILIES
 
     found = list_models(verbose=True)
     scores = {name: _score(name) for name in found}
@@ -63,7 +63,7 @@ def info(name: str, as_json: bool = False) -> None:
 def describe(name: str) -> dict[str, Any]:
     """What `info` shows, as JSON values."""
     from wm_agents.factory import get_config, get_model_info
-    from wm_agents.families import resolve
+    from wm_agents.models.families import resolve
 
     preset = resolve(name) is not None
     if not preset:
@@ -100,7 +100,7 @@ def find(name: str) -> Path:
         FileNotFoundError: what it names is no model.
     """
     from wm_agents.factory import list_models
-    from wm_agents.families import ALIASES
+    from wm_agents.models.families import ALIASES
     from wm_agents.pretrained import UnknownModel, model_path
     from wm_envs.registry import TASKS
 

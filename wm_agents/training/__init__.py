@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wm_agents.data.replay import Batch, ReplayBuffer
+    from wm_agents.models.loss import LossOutput
     from wm_agents.training.config import TrainingConfig
-    from wm_agents.training.loss import LossOutput
     from wm_agents.training.trainer import NonFiniteLoss, Trainer, TrainingResult, train
 
 __all__ = [
@@ -18,7 +18,7 @@ __all__ = [
 PLACES = {
     "wm_agents.data.replay": ("Batch", "ReplayBuffer"),
     "wm_agents.training.config": ("TrainingConfig",),
-    "wm_agents.training.loss": ("LossOutput",),
+    "wm_agents.models.loss": ("LossOutput",),
     "wm_agents.training.trainer": ("NonFiniteLoss", "Trainer", "TrainingResult", "train"),
 }
 

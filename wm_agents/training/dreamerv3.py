@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from policies.actor_critic import ActorCritic, ActorCriticConfig
 from wm_agents.models.dreamerv3 import DreamerV3
-from wm_agents.training.loss import LossOutput
+from wm_agents.models.loss import LossOutput
 from wm_envs.world_model import Generator, Latent
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wm_agents.data.dataset import Dataset, hold_out
+from wm_agents.models.loss import LossOutput
 from wm_agents.models.vmc import VMC, ConvVAE, Identity, to_input
 from wm_agents.system.files import replacing, write_tensors
 from wm_agents.system.hardware import has_bf16
 from wm_agents.training.callbacks import Callback
 from wm_agents.training.config import TrainingConfig
-from wm_agents.training.loss import LossOutput
 from wm_agents.training.trainer import Trainer, TrainingResult
 from wm_envs.action import encode_action
 from wm_envs.world_model import Latent
