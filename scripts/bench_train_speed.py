@@ -54,8 +54,8 @@ from wm_agents.recipe import DYNAMICS, MEMORY, VISION
 from wm_agents.spaces import space_of
 from wm_agents.system.hardware import describe, find_device, has_bf16
 from wm_agents.training.config import TrainingConfig
+from wm_agents.training.fit_vmc import LatentSet, Windows, sample_windows
 from wm_agents.training.trainer import Trainer
-from wm_agents.training.vmc import LatentSet, Windows, sample_windows
 from wm_envs.action import act_dim
 
 WINDOW = 64

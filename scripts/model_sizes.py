@@ -14,7 +14,7 @@ from wm_agents import get_config, get_model_info, list_models
 from wm_agents.models.dreamerv3 import DreamerV3
 from wm_agents.models.families import build
 from wm_agents.spaces import action_space_of, space_of
-from wm_agents.training.dreamerv3 import DreamerLearner
+from wm_agents.training.dreamer_agent import DreamerLearner
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from wm_agents.factory import create_world_model
 from wm_agents.models.dreamerv3 import DreamerV3
 from wm_agents.models.model import Model
 from wm_agents.pretrained import make_real_env, save_model
-from wm_agents.training.dreamerv3 import DreamerLearner
+from wm_agents.training.dreamer_agent import DreamerLearner
 from wm_envs.checker import check_vector_env
 from wm_envs.dream import DreamEnv, DreamVectorEnv
 from wm_envs.real import make_real

@@ -17,7 +17,7 @@ from policies.actor_critic import ActorCriticConfig, ActorPolicy
 from wm_agents.data.replay import Batch
 from wm_agents.errors import ConfigurationError
 from wm_agents.models.dreamerv3 import RSSM, DreamerV3, DreamerV3Config, Seen
-from wm_agents.training.dreamerv3 import DreamerLearner
+from wm_agents.training.dreamer_agent import DreamerLearner
 from wm_agents.training.laprop import LaProp
 from wm_envs.action import act_dim
 from wm_envs.world_model import Latent

@@ -22,7 +22,7 @@ from wm_agents.data.shard import write_shard
 from wm_agents.evolve import evolve_in_dream
 from wm_agents.models.ensemble import Ensemble, EnsembleConfig, Moves
 from wm_agents.training.config import TrainingConfig
-from wm_agents.training.ensemble import MoveSet, fit_ensemble, make_starts, read_moves
+from wm_agents.training.fit_ensemble import MoveSet, fit_ensemble, make_starts, read_moves
 from wm_envs.dream import DreamVectorEnv
 from wm_envs.world_model import RowStreams
 

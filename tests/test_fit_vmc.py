@@ -20,8 +20,7 @@ from wm_agents.data.episode import Episode, collect_episode
 from wm_agents.models.vmc import VMC, VMCConfig, to_input
 from wm_agents.training.callbacks import Callback
 from wm_agents.training.config import TrainingConfig
-from wm_agents.training.trainer import Trainer
-from wm_agents.training.vmc import (
+from wm_agents.training.fit_vmc import (
     FramePool,
     LatentSet,
     encode_dataset,
@@ -32,6 +31,7 @@ from wm_agents.training.vmc import (
     sample_windows,
     set_reward_scale,
 )
+from wm_agents.training.trainer import Trainer
 
 ACT = gym.spaces.Box(-1, 1, (1,), np.float32)
 PIXELS = gym.spaces.Box(0, 255, (32, 32, 3), np.uint8)

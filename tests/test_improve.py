@@ -42,7 +42,7 @@ from wm_agents.ppo import Iteration, PPOConfig, ppo_in_dream
 from wm_agents.pretrained import cached_model, load_model, load_policy, load_starts, save_model
 from wm_agents.recipe import ImproveConfig, recipe_for
 from wm_agents.system.run_folder import read_metrics
-from wm_agents.training import ensemble as fit_members
+from wm_agents.training import fit_ensemble as fit_members
 from wm_agents.training.config import TrainingConfig
 from wm_envs.action import encode_action
 from wm_envs.real import make_real

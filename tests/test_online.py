@@ -35,7 +35,7 @@ from wm_agents.recipe import RECIPES
 from wm_agents.system.run_folder import read_metrics, start_run
 from wm_agents.training import Trainer, TrainingConfig
 from wm_agents.training.data import create_random_buffer
-from wm_agents.training.dreamerv3 import DreamerLearner
+from wm_agents.training.dreamer_agent import DreamerLearner
 from wm_envs.real import episode_limit
 from wm_envs.registry import TASKS, RealSpec
 from wm_envs.world_model import Latent, Step

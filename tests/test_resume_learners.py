@@ -16,7 +16,7 @@ from wm_agents.models.dreamerv3 import DreamerV3
 from wm_agents.models.model import Model
 from wm_agents.training import Trainer, TrainingConfig
 from wm_agents.training.data import create_random_buffer
-from wm_agents.training.dreamerv3 import DreamerLearner
+from wm_agents.training.dreamer_agent import DreamerLearner
 
 # What online training tells each, in little.
 SMALL = TrainingConfig(total_steps=6, batch_size=4, sequence_length=8, log_interval=1, device="cpu")

@@ -29,6 +29,7 @@ from wm_agents.system.files import write_tensors
 from wm_agents.system.run_folder import read_metrics
 from wm_agents.training import LossOutput, NonFiniteLoss, Trainer, TrainingConfig, TrainingResult
 from wm_agents.training import train as train_model
+from wm_agents.training.batches import make_feed
 from wm_agents.training.callbacks import (
     Callback,
     CheckpointCallback,
@@ -39,8 +40,7 @@ from wm_agents.training.callbacks import (
 )
 from wm_agents.training.config import CHOICES
 from wm_agents.training.data import create_random_buffer
-from wm_agents.training.dreamerv3 import DreamerLearner
-from wm_agents.training.feed import make_feed
+from wm_agents.training.dreamer_agent import DreamerLearner
 from wm_agents.training.optim import LearningRate, make_optimizer
 from wm_agents.training.trainer import _fast_math
 

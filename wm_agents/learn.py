@@ -20,10 +20,10 @@ from wm_agents.factory import Model
 from wm_agents.models import ensemble, vmc
 from wm_agents.pretrained import load_model
 from wm_agents.recipe import SEEDS_A_ROUND, ImproveConfig
-from wm_agents.training import ensemble as fit_members
+from wm_agents.training import fit_ensemble as fit_members
 from wm_agents.training.callbacks import Callback
 from wm_agents.training.config import TrainingConfig
-from wm_agents.training.vmc import encode_dataset, fit_memory, fit_vision, make_starts, set_reward_scale
+from wm_agents.training.fit_vmc import encode_dataset, fit_memory, fit_vision, make_starts, set_reward_scale
 from wm_envs.real import is_image
 from wm_envs.world_model import Latent
 

@@ -34,7 +34,7 @@ class LearnerKind(NamedTuple):
 
 def _dreamer(model: Model) -> Learner:
     from wm_agents.models.dreamerv3 import DreamerV3
-    from wm_agents.training.dreamerv3 import DreamerLearner
+    from wm_agents.training.dreamer_agent import DreamerLearner
 
     return DreamerLearner(cast(DreamerV3, model))
 

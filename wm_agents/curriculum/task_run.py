@@ -31,7 +31,7 @@ from wm_agents.pretrained import load_model
 from wm_agents.recipe import ImproveConfig
 from wm_agents.system.files import replacing, write_text
 from wm_agents.system.run_folder import MetricsLog
-from wm_agents.training.vmc import encode_dataset
+from wm_agents.training.fit_vmc import encode_dataset
 from wm_envs.registry import RealSpec
 
 EVALUATION_SEED = 910_000

@@ -14,8 +14,8 @@ from wm_agents.learn import new_model, take_vision
 from wm_agents.models.vmc import VMC, Identity
 from wm_agents.recipe import ImproveConfig
 from wm_agents.training.callbacks import Callback
+from wm_agents.training.fit_vmc import fit_vision
 from wm_agents.training.trainer import Trainer
-from wm_agents.training.vmc import fit_vision
 from wm_envs.real import make_real
 
 UPDATES = 200

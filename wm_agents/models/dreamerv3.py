@@ -2,7 +2,7 @@
 
 A recurrent state-space model: `deter` carries what was, by a GRU in blocks; `stoch` is what a frame adds to it, groups
 of one-hots. The posterior sees the frame, the prior must guess it; dreams draw from the prior. The actor-critic that
-learns in these dreams is `policies.actor_critic`, and `wm_agents.training.dreamerv3` joins the two.
+learns in these dreams is `policies.actor_critic`, and `wm_agents.training.dreamer_agent` joins the two.
 """
 
 from __future__ import annotations

@@ -29,9 +29,9 @@ from wm_agents.models.loss import LossOutput
 from wm_agents.system.files import write_tensors
 from wm_agents.system.hardware import find_device, has_bf16
 from wm_agents.system.interrupt import deferred_interrupt
+from wm_agents.training.batches import Feed, checked, make_feed
 from wm_agents.training.callbacks import Callback, EarlyStoppingCallback
 from wm_agents.training.config import TrainingConfig
-from wm_agents.training.feed import Feed, checked, make_feed
 from wm_agents.training.optim import Average, LearningRate, make_optimizer
 
 T = TypeVar("T")
