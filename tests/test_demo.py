@@ -14,9 +14,9 @@ from tiny import SPEC, play_here, save_tiny
 
 from policies.cmaes import CMAConfig
 from wm_agents import demo, evaluate
+from wm_agents.control.evolve import Evolved, evolve_in_dream
 from wm_agents.demo import run_demo
 from wm_agents.evaluate import evaluate_dream, evaluate_real
-from wm_agents.evolve import Evolved, evolve_in_dream
 from wm_agents.pretrained import frame_policy
 
 
@@ -46,7 +46,7 @@ def test_the_demo_leaves_a_film_and_its_figures(
         evolved.append(evolve_in_dream(*args, **kwargs))
         return evolved[0]
 
-    monkeypatch.setattr("wm_agents.evolve.evolve_in_dream", keep)
+    monkeypatch.setattr("wm_agents.control.evolve.evolve_in_dream", keep)
     out = tmp_path / "outputs" / "demo"
     summary = run(out)
     assert json.loads((out / "summary.json").read_text()) == summary

@@ -15,11 +15,11 @@ from gymnasium import spaces
 
 from policies.cmaes import CMAConfig
 from policies.rollout import returns, rollout
+from wm_agents.control.evolve import evolve_in_dream
 from wm_agents.data.dataset import Dataset
 from wm_agents.data.episode import Episode
 from wm_agents.data.replay import Batch
 from wm_agents.data.shard import write_shard
-from wm_agents.evolve import evolve_in_dream
 from wm_agents.models.ensemble import Ensemble, EnsembleConfig, Moves
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.fit_ensemble import MoveSet, fit_ensemble, make_starts, read_moves

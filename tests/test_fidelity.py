@@ -17,9 +17,9 @@ from policies.cmaes import CMAConfig
 from policies.linear import LinearPolicy
 from policies.play import Job
 from wm_agents.along import Foreseen, foresee
+from wm_agents.control.evolve import evolve_in_dream
 from wm_agents.data.episode import Episode
 from wm_agents.evaluate import Score
-from wm_agents.evolve import evolve_in_dream
 from wm_agents.fidelity import sweep
 from wm_agents.fidelity.ahead import OpenLoop, match_ends, open_loop
 from wm_agents.fidelity.closed_loop import closed_loop

@@ -30,6 +30,7 @@ from policies.latent import LatentPolicy
 from wm_agents import improve as improving
 from wm_agents import learn as learning
 from wm_agents import verdict
+from wm_agents.control.ppo import Iteration, PPOConfig, ppo_in_dream
 from wm_agents.data import worker
 from wm_agents.data.dataset import Dataset
 from wm_agents.data.worker import Shared
@@ -38,7 +39,6 @@ from wm_agents.fidelity.training import read_history, told_history
 from wm_agents.improve import Improvement, improve
 from wm_agents.models.ensemble import EnsembleConfig
 from wm_agents.models.vmc import VMC, VMCConfig
-from wm_agents.ppo import Iteration, PPOConfig, ppo_in_dream
 from wm_agents.pretrained import cached_model, load_model, load_policy, load_starts, save_model
 from wm_agents.recipe import ImproveConfig, recipe_for
 from wm_agents.system.run_folder import read_metrics

@@ -157,7 +157,7 @@ def test_every_setting_of_every_config_is_read() -> None:
 
 def test_what_is_allowed_is_still_there() -> None:
     assert ALLOWED.keys() <= set(unread(source()))
-    text = inspect.getsource(import_module("wm_agents.ppo")._make)
+    text = inspect.getsource(import_module("wm_agents.control.ppo")._make)
     assert "values = asdict(cfg)" in text and "**kwargs" in text
     assert "project.inference.horizon" in import_module("wm_agents.project.template").INFERENCE
 

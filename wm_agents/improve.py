@@ -23,15 +23,15 @@ from policies.latent import LatentPolicy
 from policies.linear import LinearPolicy
 from policies.policy import NoisyPolicy, Policy, explorer
 from policies.sb3 import check_actions
+from wm_agents.control.evolve import controller_at, evolve_in_dream
+from wm_agents.control.ppo import Iteration, ppo_in_dream
 from wm_agents.data.collect import CollectConfig, collect
 from wm_agents.data.dataset import Dataset
 from wm_agents.evaluate import evaluate_real
-from wm_agents.evolve import controller_at, evolve_in_dream
 from wm_agents.factory import Model
 from wm_agents.learn import Lesson, learn, new_model
 from wm_agents.models.ensemble import Ensemble
 from wm_agents.models.vmc import VMC, sizes
-from wm_agents.ppo import Iteration, ppo_in_dream
 from wm_agents.pretrained import (
     Controller,
     cached_model,

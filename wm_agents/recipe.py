@@ -11,9 +11,9 @@ import gymnasium as gym
 
 from policies.cmaes import CMAConfig
 from policies.sb3 import check_actions
+from wm_agents.control.ppo import PPOConfig
 from wm_agents.models.ensemble import EnsembleConfig
 from wm_agents.models.vmc import VMCConfig
-from wm_agents.ppo import PPOConfig
 from wm_agents.training.config import TrainingConfig
 from wm_envs.real import check_spec, make_real, spec_for
 from wm_envs.registry import TASKS, RealSpec

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from rich.console import Console
 
 from policies.cmaes import CMAConfig
+from wm_agents.control.evolve import evolve_in_dream, show_generations
 from wm_agents.evaluate import Score
-from wm_agents.evolve import evolve_in_dream, show_generations
 from wm_agents.fidelity.contender import Contender, squash_of
 from wm_agents.fidelity.ranking import interval
 from wm_agents.fidelity.subject import Subject, dream_score

@@ -1,0 +1,1 @@
+"""Controllers trained in a dream: CMA-ES and PPO."""
