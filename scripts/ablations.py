@@ -25,7 +25,7 @@ from policies.linear import LinearPolicy
 from policies.policy import Policy, RandomPolicy
 from policies.rollout import EVAL_SEED
 from wm_agents.control.evolve import evolve_by
-from wm_agents.evaluate import evaluate_real
+from wm_agents.evaluation.evaluate import evaluate_real
 from wm_agents.models.vmc import MDRNN, VMC
 from wm_agents.pretrained import cut_off_of, frame_policy, load_model, load_starts, real_spec, save_model
 from wm_agents.recipe import RECIPES

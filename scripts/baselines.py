@@ -28,7 +28,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from policies.policy import RandomPolicy
 from policies.rollout import EVAL_SEED
 from policies.sb3 import to_mlp
-from wm_agents.evaluate import Score, evaluate_real
+from wm_agents.evaluation.evaluate import Score, evaluate_real
 from wm_agents.pretrained import load_model, real_spec
 from wm_agents.system.hardware import describe
 from wm_envs.real import make_real

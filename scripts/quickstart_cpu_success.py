@@ -32,7 +32,7 @@ from policies.rollout import EVAL_SEED
 from wm_agents import create_world_model
 from wm_agents.data.episode import Episode
 from wm_agents.data.replay import ReplayBuffer
-from wm_agents.fidelity.record import play_episode
+from wm_agents.evaluation.held_out import play_episode
 from wm_agents.models.model import Model
 from wm_agents.system.files import replacing, write_json
 from wm_agents.training import NonFiniteLoss, Trainer, TrainingConfig

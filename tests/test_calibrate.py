@@ -9,10 +9,10 @@ from toy import Toy
 from toy_line import END, LINE, playing
 
 from policies.play import Job
-from wm_agents.along import foresee, walk
-from wm_agents.calibrate import best_cut_off, calibrate_cut_off
 from wm_agents.data.episode import Episode
-from wm_agents.fidelity.contender import RANDOM, Contender
+from wm_agents.evaluation.posterior import foresee, walk
+from wm_agents.evaluation.termination import best_cut_off, calibrate_cut_off
+from wm_agents.evaluation.variants import RANDOM, Contender
 from wm_envs.registry import RealSpec
 
 EXACT = Toy(end=END)

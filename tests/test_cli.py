@@ -22,9 +22,9 @@ from tiny import SQUASH, play_here, save_tiny
 
 from policies.cmaes import CMAConfig
 from wm_agents import cli, commands
-from wm_agents import evaluate as evaluating
 from wm_agents.checkpoint import load_artifact
 from wm_agents.data.collect import CollectConfig, CollectSummary
+from wm_agents.evaluation import evaluate as evaluating
 from wm_agents.factory import create_world_model
 from wm_agents.recipe import RECIPES, ImproveConfig
 from wm_agents.training.config import TrainingConfig

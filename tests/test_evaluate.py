@@ -15,9 +15,9 @@ from toy import Toy, toy_starts
 from toy_policy import Always, refuse
 
 from policies.linear import LinearPolicy
-from wm_agents import evaluate as evaluating
 from wm_agents.checkpoint import load_artifact
-from wm_agents.evaluate import Score, dream_horizon, evaluate, evaluate_dream, evaluate_real, student95
+from wm_agents.evaluation import evaluate as evaluating
+from wm_agents.evaluation.evaluate import Score, dream_horizon, evaluate, evaluate_dream, evaluate_real, student95
 from wm_agents.pretrained import load_model, load_policy, load_starts, save_model
 from wm_envs.registry import RealSpec
 

@@ -16,21 +16,21 @@ from toy_policy import Always, Raises
 from policies.cmaes import CMAConfig
 from policies.linear import LinearPolicy
 from policies.play import Job
-from wm_agents.along import Foreseen, foresee
 from wm_agents.control.evolve import evolve_in_dream
 from wm_agents.data.episode import Episode
-from wm_agents.evaluate import Score
-from wm_agents.fidelity import sweep
-from wm_agents.fidelity.ahead import OpenLoop, match_ends, open_loop
-from wm_agents.fidelity.closed_loop import closed_loop
-from wm_agents.fidelity.contender import RANDOM, SAVED, Contender, contenders, controller
-from wm_agents.fidelity.correlation import pearson, spearman
-from wm_agents.fidelity.measure import Fidelity, FidelityConfig, measure
-from wm_agents.fidelity.record import record
-from wm_agents.fidelity.reliability import drawn_ends, reliability
-from wm_agents.fidelity.seeding import check_seeds
-from wm_agents.fidelity.training import History, Round, find_run, read_history, told_history
-from wm_agents.fidelity.window import copy_error, draw_windows, obs_scale
+from wm_agents.evaluation.determinism import check_seeds
+from wm_agents.evaluation.evaluate import Score
+from wm_agents.evaluation.fidelity import temperature as sweep
+from wm_agents.evaluation.fidelity.calibration import drawn_ends, reliability
+from wm_agents.evaluation.fidelity.closed_loop import closed_loop
+from wm_agents.evaluation.fidelity.history import History, Round, find_run, read_history, told_history
+from wm_agents.evaluation.fidelity.measure import Fidelity, FidelityConfig, measure
+from wm_agents.evaluation.fidelity.open_loop import OpenLoop, match_ends, open_loop
+from wm_agents.evaluation.held_out import record
+from wm_agents.evaluation.posterior import Foreseen, foresee
+from wm_agents.evaluation.statistics import pearson, spearman
+from wm_agents.evaluation.variants import RANDOM, SAVED, Contender, contenders, controller
+from wm_agents.evaluation.windows import copy_error, draw_windows, obs_scale
 from wm_agents.improve import STAGES
 from wm_envs.registry import RealSpec
 

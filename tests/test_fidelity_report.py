@@ -18,14 +18,14 @@ from toy_line import END, Doubtful, playing, subject
 
 from policies.linear import LinearPolicy
 from wm_agents import cli
-from wm_agents.fidelity import report
-from wm_agents.fidelity.contender import RANDOM, SAVED, Contender
-from wm_agents.fidelity.measure import QUICK, Fidelity, FidelityConfig, measure
-from wm_agents.fidelity.report import DATA, PAGE, fidelity_report, plain, write_report
-from wm_agents.fidelity.section import sections
-from wm_agents.fidelity.subject import Subject, subject_of
-from wm_agents.fidelity.sweep import Warmth
-from wm_agents.fidelity.training import History, Round
+from wm_agents.evaluation.fidelity import report
+from wm_agents.evaluation.fidelity.history import History, Round
+from wm_agents.evaluation.fidelity.measure import QUICK, Fidelity, FidelityConfig, measure
+from wm_agents.evaluation.fidelity.report import DATA, PAGE, fidelity_report, plain, write_report
+from wm_agents.evaluation.fidelity.sections import sections
+from wm_agents.evaluation.fidelity.temperature import Warmth
+from wm_agents.evaluation.subject import Subject, subject_of
+from wm_agents.evaluation.variants import RANDOM, SAVED, Contender
 from wm_agents.improve import STAGES
 from wm_agents.pretrained import (
     cached_model,

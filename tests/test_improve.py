@@ -34,8 +34,8 @@ from wm_agents.control.ppo import Iteration, PPOConfig, ppo_in_dream
 from wm_agents.data import worker
 from wm_agents.data.dataset import Dataset
 from wm_agents.data.worker import Shared
-from wm_agents.evaluate import Score
-from wm_agents.fidelity.training import read_history, told_history
+from wm_agents.evaluation.evaluate import Score
+from wm_agents.evaluation.fidelity.history import read_history, told_history
 from wm_agents.improve import Improvement, improve
 from wm_agents.models.ensemble import EnsembleConfig
 from wm_agents.models.vmc import VMC, VMCConfig

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from toy_env import Echo, is_aligned
 
 from policies.policy import Array
-from wm_agents import commands, starts
+from wm_agents import commands
 from wm_agents import online as onlining
 from wm_agents.actor import Actor, play
 from wm_agents.data.dataset import Dataset
 from wm_agents.data.replay import Batch, ReplayBuffer
 from wm_agents.data.vector_stream import Stream
 from wm_agents.errors import ConfigurationError
+from wm_agents.evaluation import starts
 from wm_agents.factory import create_world_model
 from wm_agents.models.loss import LossOutput
 from wm_agents.online import Online, online

@@ -17,7 +17,7 @@ from policies.latent import LatentPolicy
 from policies.linear import LinearPolicy, num_params
 from policies.rollout import returns, rollout
 from wm_agents.checkpoint import ArtifactError, read_tensors
-from wm_agents.evaluate import evaluate_dream
+from wm_agents.evaluation.evaluate import evaluate_dream
 from wm_agents.models.vmc import VMC, VMCConfig
 from wm_agents.pretrained import (
     cached_model,

@@ -27,7 +27,8 @@ from wm_agents.checkpoint import sha256
 from wm_agents.data.dataset import Dataset
 from wm_agents.degraded import NO_ENV, RANDOM_DATA, mark_degraded
 from wm_agents.errors import ConfigurationError
-from wm_agents.fidelity.report import fidelity_report
+from wm_agents.evaluation.fidelity.report import fidelity_report
+from wm_agents.evaluation.verify.verify import verify
 from wm_agents.improve import Improvement
 from wm_agents.online_recipe import LEARNERS
 from wm_agents.pretrained import cached_model, load_model
@@ -44,7 +45,6 @@ from wm_agents.project.run import Degraded, find_ground, train
 from wm_agents.project.scaffold import write_project
 from wm_agents.project.schema import Project
 from wm_agents.project.settings import load_project
-from wm_agents.project.verify import verify
 from wm_agents.system.run_folder import FolderInUse, RunFolder, read_metrics
 from wm_envs.env_id import UnknownEnv
 

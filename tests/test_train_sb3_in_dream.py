@@ -22,8 +22,8 @@ from toy import Toy
 from toy_env import Echo
 
 from policies.sb3 import DreamVecEnv
-from wm_agents import evaluate
 from wm_agents.checkpoint import load_artifact
+from wm_agents.evaluation import evaluate
 from wm_agents.pretrained import STORE, frame_policy, load_model, load_policy
 from wm_envs.registry import TASKS, RealSpec
 

@@ -14,18 +14,18 @@ from toy import Toy
 from toy_line import END, LINE, Backwards, constant, playing, subject
 
 from policies.play import Job
-from wm_agents import evaluate as evaluating
 from wm_agents.checkpoint import sha256
 from wm_agents.data.episode import Episode
 from wm_agents.degraded import NO_ENV, RANDOM_DATA, mark_degraded
-from wm_agents.evaluate import Score
-from wm_agents.fidelity.contender import contenders
+from wm_agents.evaluation import evaluate as evaluating
+from wm_agents.evaluation.evaluate import Score
+from wm_agents.evaluation.variants import contenders
+from wm_agents.evaluation.verify import verify as verifying
+from wm_agents.evaluation.verify.checks import Check, check_gap, check_repeats, expect, try_out, welch95
+from wm_agents.evaluation.verify.evidence import EvidenceError, is_evidence, read_evidence, write_evidence
+from wm_agents.evaluation.verify.verify import Verification, judge, report, verify
 from wm_agents.models.ensemble import Ensemble, EnsembleConfig, Moves
 from wm_agents.pretrained import load_model, load_starts, save_model
-from wm_agents.project import verify as verifying
-from wm_agents.project.check import Check, check_gap, check_repeats, expect, try_out, welch95
-from wm_agents.project.evidence import EvidenceError, is_evidence, read_evidence, write_evidence
-from wm_agents.project.verify import Verification, judge, report, verify
 from wm_envs.action import encode_action
 from wm_envs.real import make_real
 

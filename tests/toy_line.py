@@ -17,9 +17,9 @@ from policies.linear import LinearPolicy
 from policies.play import Job
 from policies.policy import Array
 from wm_agents.data.episode import Episode
-from wm_agents.fidelity.contender import Contender, controller
-from wm_agents.fidelity.record import record
-from wm_agents.fidelity.subject import Subject
+from wm_agents.evaluation.held_out import record
+from wm_agents.evaluation.subject import Subject
+from wm_agents.evaluation.variants import Contender, controller
 from wm_envs.registry import RealSpec
 from wm_envs.world_model import Generator, Latent, Step
 

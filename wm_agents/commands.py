@@ -20,8 +20,8 @@ from wm_agents.data.collect import CollectConfig
 from wm_agents.data.collect import collect as collect_episodes
 from wm_agents.demo import run_demo
 from wm_agents.errors import did_you_mean
-from wm_agents.evaluate import dream_horizon
-from wm_agents.evaluate import evaluate as judge
+from wm_agents.evaluation.evaluate import dream_horizon
+from wm_agents.evaluation.evaluate import evaluate as judge
 from wm_agents.flags import Parser, flat, value_of
 from wm_agents.improve import explore_with
 from wm_agents.improve import improve as improve_rounds
@@ -190,7 +190,11 @@ def fidelity(
         run: the folder of the run that made the model; by default the one it lies in.
         as_json: what fidelity.json holds, on stdout.
     """
-    from wm_agents.fidelity.report import DATA, PAGE, fidelity_report  # Matplotlib would slow every command's start.
+    from wm_agents.evaluation.fidelity.report import (  # Matplotlib would slow every command's start.
+        DATA,
+        PAGE,
+        fidelity_report,
+    )
 
     result = fidelity_report(
         model,

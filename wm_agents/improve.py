@@ -27,7 +27,7 @@ from wm_agents.control.evolve import controller_at, evolve_in_dream
 from wm_agents.control.ppo import Iteration, ppo_in_dream
 from wm_agents.data.collect import CollectConfig, collect
 from wm_agents.data.dataset import Dataset
-from wm_agents.evaluate import evaluate_real
+from wm_agents.evaluation.evaluate import evaluate_real
 from wm_agents.factory import Model
 from wm_agents.learn import Lesson, learn, new_model
 from wm_agents.models.ensemble import Ensemble
@@ -74,7 +74,7 @@ class Check(NamedTuple):
 OnCheck = Callable[[Check], bool]
 """Called every `check_every` generations; True ends the run with this controller."""
 Rounds = list[dict[str, float]]
-"""What the dream promised and what was earned, as `wm_agents.fidelity.training.told_history` reads it."""
+"""What the dream promised and what was earned, as `wm_agents.evaluation.fidelity.history.told_history` reads it."""
 
 
 class Improvement:

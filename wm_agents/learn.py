@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from wm_agents.calibrate import CUT_OFF, calibrate_cut_off
 from wm_agents.checkpoint import load_weights
 from wm_agents.data.dataset import Dataset, hold_out
+from wm_agents.evaluation.termination import CUT_OFF, calibrate_cut_off
 from wm_agents.factory import Model
 from wm_agents.models import ensemble, vmc
 from wm_agents.pretrained import load_model

@@ -33,11 +33,11 @@ from wm_agents.data.episode import Episode
 from wm_agents.data.replay import ReplayBuffer
 from wm_agents.data.vector_stream import Stream
 from wm_agents.errors import ConfigurationError
+from wm_agents.evaluation.starts import find_cut_off, make_starts
 from wm_agents.models.families import build, config_class
 from wm_agents.models.model import Model
 from wm_agents.online_recipe import LEARNERS, OnlineConfig
 from wm_agents.recipe import JUDGE_SEED
-from wm_agents.starts import find_cut_off, make_starts
 from wm_agents.system.files import write_tensors
 from wm_agents.system.interrupt import deferred_interrupt
 from wm_agents.system.run_folder import MetricsLog, RunFolder, start_run

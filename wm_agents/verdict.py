@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from wm_agents.checkpoint import model_card
-from wm_agents.evaluate import evaluate
-from wm_agents.fidelity.report import fidelity_report
+from wm_agents.evaluation.evaluate import evaluate
+from wm_agents.evaluation.fidelity.report import fidelity_report
 from wm_agents.models.model import Model
 from wm_agents.pretrained import Controller, save_model
 from wm_agents.system.files import write_json

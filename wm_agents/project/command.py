@@ -118,7 +118,8 @@ def verify(
         config: a project's wm.toml, whose [verify] says what flags do not.
         as_json: one JSON object on stdout.
     """
-    from wm_agents.project import evidence, verify as judging  # noqa: I001
+    from wm_agents.evaluation.verify import evidence
+    from wm_agents.evaluation.verify import verify as judging
 
     project = _project(config, needed=target is None)
     where = target or str(project.checkpoint if project else "")

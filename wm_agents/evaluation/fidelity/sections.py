@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from wm_agents.fidelity.ahead import Ahead
-from wm_agents.fidelity.measure import Fidelity
-from wm_agents.fidelity.plot import (
+from wm_agents.evaluation.fidelity.measure import Fidelity
+from wm_agents.evaluation.fidelity.open_loop import Ahead
+from wm_agents.evaluation.fidelity.plots import (
     plot_closed_loop,
     plot_doubt,
     plot_ends,

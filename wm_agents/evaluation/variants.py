@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from policies.latent import LatentPolicy
 from policies.linear import LinearPolicy
 from policies.policy import NoisyPolicy, Policy, RandomPolicy
-from wm_agents.fidelity.subject import saved_policy
+from wm_agents.evaluation.subject import saved_policy
 from wm_agents.pretrained import cached_model
 
 SAVED = "as saved"

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wm_agents.along import Floats, walk
 from wm_agents.data.episode import Episode
+from wm_agents.evaluation.posterior import Floats, walk
 from wm_envs.action import encode_action
 from wm_envs.world_model import Latent, WorldModel
 

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from wm_agents.along import Floats, walk
 from wm_agents.data.episode import Episode
-from wm_agents.evaluate import Score, student95
-from wm_agents.fidelity.seeding import check_seeds
-from wm_agents.fidelity.subject import Subject
-from wm_agents.fidelity.window import Dream, Windows, copy_error, draw_windows, dream, obs_scale
+from wm_agents.evaluation.determinism import check_seeds
+from wm_agents.evaluation.evaluate import Score, student95
+from wm_agents.evaluation.posterior import Floats, walk
+from wm_agents.evaluation.subject import Subject
+from wm_agents.evaluation.windows import Dream, Windows, copy_error, draw_windows, dream, obs_scale
 from wm_envs.world_model import WorldModel
 
 HORIZONS = (1, 5, 15)

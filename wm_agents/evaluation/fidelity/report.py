@@ -14,13 +14,13 @@ from rich.table import Table
 
 from policies.rollout import EVAL_SEED
 from wm_agents.degraded import degraded_of
-from wm_agents.fidelity.contender import drive
-from wm_agents.fidelity.measure import QUICK, Fidelity, FidelityConfig, measure
-from wm_agents.fidelity.page import render
-from wm_agents.fidelity.record import record
-from wm_agents.fidelity.section import Section, sections
-from wm_agents.fidelity.subject import subject_of
-from wm_agents.fidelity.training import find_run, read_history, told_history
+from wm_agents.evaluation.fidelity.history import find_run, read_history, told_history
+from wm_agents.evaluation.fidelity.measure import QUICK, Fidelity, FidelityConfig, measure
+from wm_agents.evaluation.fidelity.page import render
+from wm_agents.evaluation.fidelity.sections import Section, sections
+from wm_agents.evaluation.held_out import record
+from wm_agents.evaluation.subject import subject_of
+from wm_agents.evaluation.variants import drive
 from wm_agents.pretrained import cached_model, load_model, real_spec
 from wm_agents.system.files import write_json, write_text
 from wm_agents.system.hardware import describe

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from wm_agents.along import Floats, foresee
 from wm_agents.data.episode import Episode
+from wm_agents.evaluation.posterior import Floats, foresee
 from wm_envs.world_model import WorldModel
 
 Bools = NDArray[np.bool_]

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wm_agents.along import Floats
 from wm_agents.data.episode import Episode
-from wm_agents.fidelity.correlation import pearson, spearman
-from wm_agents.fidelity.window import Dream, Windows, copy_error, draw_windows, dream, frame_error, obs_scale, within
+from wm_agents.evaluation.posterior import Floats
+from wm_agents.evaluation.statistics import pearson, spearman
+from wm_agents.evaluation.windows import Dream, Windows, copy_error, draw_windows, dream, frame_error, obs_scale, within
 from wm_envs.world_model import WorldModel
 
 

@@ -9,7 +9,7 @@ from html import escape
 
 from matplotlib.figure import Figure
 
-from wm_agents.fidelity.section import Section
+from wm_agents.evaluation.fidelity.sections import Section
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 60rem; margin: 2rem auto;

@@ -12,7 +12,7 @@ from torch import nn
 
 from policies.dists import TwoHot
 from policies.policy import sample_actions
-from wm_agents.fidelity.subject import Subject
+from wm_agents.evaluation.subject import Subject
 from wm_envs.dream import DreamVectorEnv
 
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from wm_agents.along import Foreseen, walk
-from wm_agents.calibrate import Bools, Calibration, at_cut_off, best_cut_off, of_ends
 from wm_agents.data.episode import Episode
+from wm_agents.evaluation.posterior import Foreseen, walk
+from wm_agents.evaluation.termination import Bools, Calibration, at_cut_off, best_cut_off, of_ends
 from wm_envs.world_model import WorldModel
 
 BINS = (0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from policies.policy import Policy
-from wm_agents.along import Floats
 from wm_agents.data.episode import Episode
-from wm_agents.fidelity.correlation import pearson
-from wm_agents.fidelity.subject import Subject
-from wm_agents.fidelity.window import Windows, draw_windows, within
+from wm_agents.evaluation.posterior import Floats
+from wm_agents.evaluation.statistics import pearson
+from wm_agents.evaluation.subject import Subject
+from wm_agents.evaluation.windows import Windows, draw_windows, within
 from wm_envs.action import encode_action
 
 

@@ -9,10 +9,10 @@ from rich.console import Console
 
 from policies.cmaes import CMAConfig
 from wm_agents.control.evolve import evolve_in_dream, show_generations
-from wm_agents.evaluate import Score
-from wm_agents.fidelity.contender import Contender, squash_of
-from wm_agents.fidelity.ranking import interval
-from wm_agents.fidelity.subject import Subject, dream_score
+from wm_agents.evaluation.evaluate import Score
+from wm_agents.evaluation.fidelity.ranking import interval
+from wm_agents.evaluation.subject import Subject, dream_score
+from wm_agents.evaluation.variants import Contender, squash_of
 from wm_agents.system.progress import Bar
 
 

@@ -8,12 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from wm_agents.fidelity.ahead import Ahead, OpenLoop
-from wm_agents.fidelity.closed_loop import Closed
-from wm_agents.fidelity.ranking import Ranking
-from wm_agents.fidelity.reliability import Reliability
-from wm_agents.fidelity.sweep import Warmth
-from wm_agents.fidelity.training import History
+from wm_agents.evaluation.fidelity.calibration import Reliability
+from wm_agents.evaluation.fidelity.closed_loop import Closed
+from wm_agents.evaluation.fidelity.history import History
+from wm_agents.evaluation.fidelity.open_loop import Ahead, OpenLoop
+from wm_agents.evaluation.fidelity.ranking import Ranking
+from wm_agents.evaluation.fidelity.temperature import Warmth
 
 REAL, DREAM, OTHER = "#0072B2", "#D55E00", "#777777"  # Told apart by any eye.
 NAN = float("nan")

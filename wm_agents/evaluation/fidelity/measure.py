@@ -12,18 +12,18 @@ from rich.console import Console
 from policies.cmaes import CMAConfig
 from policies.play import Job
 from policies.rollout import EVAL_SEED
-from wm_agents.along import foresee
 from wm_agents.data.episode import Episode
-from wm_agents.evaluate import Score
-from wm_agents.fidelity.ahead import OpenLoop, open_loop
-from wm_agents.fidelity.closed_loop import Closed, closed_loop
-from wm_agents.fidelity.contender import SAVED, Contender, contenders
-from wm_agents.fidelity.ranking import Gap, Ranking, gap_of, rank
-from wm_agents.fidelity.reliability import Reliability, drawn_ends, reliability
-from wm_agents.fidelity.seeding import Determinism, check_seeds
-from wm_agents.fidelity.subject import Subject
-from wm_agents.fidelity.sweep import Warmth, sweep, train_at
-from wm_agents.fidelity.training import History
+from wm_agents.evaluation.determinism import Determinism, check_seeds
+from wm_agents.evaluation.evaluate import Score
+from wm_agents.evaluation.fidelity.calibration import Reliability, drawn_ends, reliability
+from wm_agents.evaluation.fidelity.closed_loop import Closed, closed_loop
+from wm_agents.evaluation.fidelity.history import History
+from wm_agents.evaluation.fidelity.open_loop import OpenLoop, open_loop
+from wm_agents.evaluation.fidelity.ranking import Gap, Ranking, gap_of, rank
+from wm_agents.evaluation.fidelity.temperature import Warmth, sweep, train_at
+from wm_agents.evaluation.posterior import foresee
+from wm_agents.evaluation.subject import Subject
+from wm_agents.evaluation.variants import SAVED, Contender, contenders
 from wm_agents.system.progress import Bar
 
 Play = Callable[[Sequence[Job]], Iterator[Episode]]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from wm_agents.evaluate import Score
-from wm_agents.fidelity.contender import SAVED, Contender, controller
-from wm_agents.fidelity.correlation import pearson, spearman
-from wm_agents.fidelity.subject import Subject, dream_score
+from wm_agents.evaluation.evaluate import Score
+from wm_agents.evaluation.statistics import pearson, spearman
+from wm_agents.evaluation.subject import Subject, dream_score
+from wm_agents.evaluation.variants import SAVED, Contender, controller
 
 
 class Ranked(NamedTuple):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from policies.policy import Policy
-from wm_agents.calibrate import CUT_OFF
 from wm_agents.checkpoint import Artifact
-from wm_agents.evaluate import Score, dream_horizon, evaluate_dream
+from wm_agents.evaluation.evaluate import Score, dream_horizon, evaluate_dream
+from wm_agents.evaluation.termination import CUT_OFF
 from wm_agents.pretrained import POLICIES, load_policy, load_starts
 from wm_envs.world_model import Latent, WorldModel
 

@@ -16,15 +16,12 @@ from policies.rollout import EVAL_SEED
 from wm_agents.checkpoint import Artifact, ArtifactError, sha256
 from wm_agents.data.episode import Episode
 from wm_agents.degraded import degraded_of
-from wm_agents.evaluate import Score, evaluate_real
-from wm_agents.fidelity.contender import RANDOM, SAVED, Contender, contenders, drive
-from wm_agents.fidelity.record import record
-from wm_agents.fidelity.report import plain
-from wm_agents.fidelity.subject import Subject, dream_score, subject_of
-from wm_agents.models.families import build
-from wm_agents.models.model import Model
-from wm_agents.pretrained import cached_model, load_model, model_path, real_spec
-from wm_agents.project.check import (
+from wm_agents.evaluation.evaluate import Score, evaluate_real
+from wm_agents.evaluation.fidelity.report import plain
+from wm_agents.evaluation.held_out import record
+from wm_agents.evaluation.subject import Subject, dream_score, subject_of
+from wm_agents.evaluation.variants import RANDOM, SAVED, Contender, contenders, drive
+from wm_agents.evaluation.verify.checks import (
     Check,
     check_bias,
     check_ends,
@@ -35,6 +32,9 @@ from wm_agents.project.check import (
     expect,
     try_out,
 )
+from wm_agents.models.families import build
+from wm_agents.models.model import Model
+from wm_agents.pretrained import cached_model, load_model, model_path, real_spec
 from wm_agents.system.hardware import describe
 from wm_agents.system.progress import Bar
 from wm_agents.system.run_folder import versions

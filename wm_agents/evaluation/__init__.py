@@ -1,0 +1,1 @@
+"""Scores, and how closely a dream matches reality."""
