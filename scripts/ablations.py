@@ -26,9 +26,9 @@ from policies.policy import Policy, RandomPolicy
 from policies.rollout import EVAL_SEED
 from wm_agents.control.evolve import evolve_by
 from wm_agents.evaluation.evaluate import evaluate_real
+from wm_agents.loops.recipes import RECIPES
 from wm_agents.models.vmc import MDRNN, VMC
 from wm_agents.pretrained import cut_off_of, frame_policy, load_model, load_starts, real_spec, save_model
-from wm_agents.recipe import RECIPES
 from wm_agents.system.hardware import describe
 from wm_agents.system.run_folder import versions
 

@@ -43,14 +43,14 @@ from torch import Tensor, nn
 from policies.mppi import MPPI
 from wm_agents.data.replay import Batch
 from wm_agents.errors import ConfigurationError
+from wm_agents.loops.online_config import LEARNERS
+from wm_agents.loops.recipes import DYNAMICS, MEMORY, VISION
 from wm_agents.models.config import WorldModelConfig
 from wm_agents.models.ensemble import Ensemble, Moves
 from wm_agents.models.families import FAMILIES, build, config_class
 from wm_agents.models.loss import LossOutput
 from wm_agents.models.tdmpc2 import TDMPC2
 from wm_agents.models.vmc import VMC
-from wm_agents.online_recipe import LEARNERS
-from wm_agents.recipe import DYNAMICS, MEMORY, VISION
 from wm_agents.spaces import space_of
 from wm_agents.system.hardware import describe, find_device, has_bf16
 from wm_agents.training.config import TrainingConfig

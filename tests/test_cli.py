@@ -26,7 +26,7 @@ from wm_agents.checkpoint import load_artifact
 from wm_agents.data.collect import CollectConfig, CollectSummary
 from wm_agents.evaluation import evaluate as evaluating
 from wm_agents.factory import create_world_model
-from wm_agents.recipe import RECIPES, ImproveConfig
+from wm_agents.loops.recipes import RECIPES, ImproveConfig
 from wm_agents.training.config import TrainingConfig
 from wm_envs.real import native_space
 from wm_envs.registry import RealSpec

@@ -23,8 +23,8 @@ from wm_agents.curriculum.record import Record
 from wm_agents.curriculum.run import Curriculum
 from wm_agents.curriculum.task_run import EVALUATION_SEED, Hands, Played
 from wm_agents.curriculum.tasks import Entry, Threshold
-from wm_agents.improve import Check, OnCheck, Rounds
-from wm_agents.recipe import ImproveConfig
+from wm_agents.loops.recipes import ImproveConfig
+from wm_agents.loops.rounds import Check, OnCheck, Rounds
 from wm_agents.system.files import write_json
 from wm_agents.system.run_folder import FolderInUse, read_metrics
 from wm_envs.registry import RealSpec

@@ -19,7 +19,7 @@ from wm_agents.cli import main as wm
 from wm_agents.curriculum import check, command
 from wm_agents.curriculum import tasks as curriculum_tasks
 from wm_agents.curriculum.flags import CurriculumConfig
-from wm_agents.preflight import Finding
+from wm_agents.loops.preflight import Finding
 from wm_agents.system.run_folder import FolderInUse, RunFolder
 
 ROOT = Path(__file__).parents[1]

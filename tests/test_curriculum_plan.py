@@ -12,7 +12,7 @@ from wm_agents.curriculum import plan as planning
 from wm_agents.curriculum.flags import CurriculumConfig
 from wm_agents.curriculum.plan import MOST_ROUNDS, plan
 from wm_agents.curriculum.tasks import Entry, Threshold, known
-from wm_agents.recipe import RECIPES
+from wm_agents.loops.recipes import RECIPES
 
 CAR, POLE = known("CarRacing"), known("CartPole")
 

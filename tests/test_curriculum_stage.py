@@ -22,9 +22,9 @@ from wm_agents.curriculum.stage import Stage
 from wm_agents.curriculum.task_run import copy_whole
 from wm_agents.data.dataset import write_shard
 from wm_agents.data.episode import Episode
+from wm_agents.loops.recipes import ImproveConfig
 from wm_agents.models.vmc import VMC, VMCConfig
 from wm_agents.pretrained import load_model, load_starts, save_model
-from wm_agents.recipe import ImproveConfig
 from wm_agents.training.config import TrainingConfig
 from wm_envs.real import make_real
 from wm_envs.registry import RealSpec

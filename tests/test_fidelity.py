@@ -31,7 +31,7 @@ from wm_agents.evaluation.posterior import Foreseen, foresee
 from wm_agents.evaluation.statistics import pearson, spearman
 from wm_agents.evaluation.variants import RANDOM, SAVED, Contender, contenders, controller
 from wm_agents.evaluation.windows import copy_error, draw_windows, obs_scale
-from wm_agents.improve import STAGES
+from wm_agents.loops.rounds import STAGES
 from wm_envs.registry import RealSpec
 
 EXACT = Toy(end=END)

@@ -26,7 +26,7 @@ from wm_agents.evaluation.fidelity.sections import sections
 from wm_agents.evaluation.fidelity.temperature import Warmth
 from wm_agents.evaluation.subject import Subject, subject_of
 from wm_agents.evaluation.variants import RANDOM, SAVED, Contender
-from wm_agents.improve import STAGES
+from wm_agents.loops.rounds import STAGES
 from wm_agents.pretrained import (
     cached_model,
     frame_policy,

@@ -27,20 +27,20 @@ from toy import Toy, toy_starts
 
 from policies.cmaes import CMAConfig
 from policies.latent import LatentPolicy
-from wm_agents import improve as improving
-from wm_agents import learn as learning
-from wm_agents import verdict
 from wm_agents.control.ppo import Iteration, PPOConfig, ppo_in_dream
 from wm_agents.data import worker
 from wm_agents.data.dataset import Dataset
 from wm_agents.data.worker import Shared
 from wm_agents.evaluation.evaluate import Score
 from wm_agents.evaluation.fidelity.history import read_history, told_history
-from wm_agents.improve import Improvement, improve
+from wm_agents.loops import finish as verdict
+from wm_agents.loops import fit as learning
+from wm_agents.loops import rounds as improving
+from wm_agents.loops.recipes import ImproveConfig, recipe_for
+from wm_agents.loops.rounds import Improvement, improve
 from wm_agents.models.ensemble import EnsembleConfig
 from wm_agents.models.vmc import VMC, VMCConfig
 from wm_agents.pretrained import cached_model, load_model, load_policy, load_starts, save_model
-from wm_agents.recipe import ImproveConfig, recipe_for
 from wm_agents.system.run_folder import read_metrics
 from wm_agents.training import fit_ensemble as fit_members
 from wm_agents.training.config import TrainingConfig
@@ -116,9 +116,10 @@ def at_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wm_agents.data.collect.ProcessPoolExecutor", PoolHere)
     judge = verdict.evaluate
     # The report has tests of its own.
-    monkeypatch.setattr("wm_agents.verdict.fidelity_report", lambda model, out, **more: {})
+    monkeypatch.setattr("wm_agents.loops.finish.fidelity_report", lambda model, out, **more: {})
     monkeypatch.setattr(
-        "wm_agents.verdict.evaluate", lambda *args, **more: judge(*args, **{**more, "episodes": 5, "dream_episodes": 5})
+        "wm_agents.loops.finish.evaluate",
+        lambda *args, **more: judge(*args, **{**more, "episodes": 5, "dream_episodes": 5}),
     )
 
 
@@ -288,7 +289,7 @@ sys.path[:0] = [TESTS, ROOT]
 from dataclasses import replace
 from test_improve import CAR, POLE
 from rich.console import Console
-from wm_agents.improve import Improvement
+from wm_agents.loops.rounds import Improvement
 from wm_agents.system.run_folder import start_run
 
 if __name__ == "__main__":

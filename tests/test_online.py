@@ -20,19 +20,19 @@ from toy_env import Echo, is_aligned
 
 from policies.policy import Array
 from wm_agents import commands
-from wm_agents import online as onlining
-from wm_agents.actor import Actor, play
 from wm_agents.data.dataset import Dataset
 from wm_agents.data.replay import Batch, ReplayBuffer
 from wm_agents.data.vector_stream import Stream
 from wm_agents.errors import ConfigurationError
 from wm_agents.evaluation import starts
 from wm_agents.factory import create_world_model
+from wm_agents.loops import online as onlining
+from wm_agents.loops.driver import Actor, play
+from wm_agents.loops.online import Online, online
+from wm_agents.loops.online_config import LEARNERS, OnlineConfig, seen_by
+from wm_agents.loops.online_config import online_recipe as recipe
+from wm_agents.loops.recipes import RECIPES
 from wm_agents.models.loss import LossOutput
-from wm_agents.online import Online, online
-from wm_agents.online_recipe import LEARNERS, OnlineConfig, seen_by
-from wm_agents.online_recipe import online_recipe as recipe
-from wm_agents.recipe import RECIPES
 from wm_agents.system.run_folder import read_metrics, start_run
 from wm_agents.training import Trainer, TrainingConfig
 from wm_agents.training.data import create_random_buffer

@@ -16,8 +16,8 @@ from gymnasium import spaces
 from gymnasium.envs.registration import register, registry
 from rich.console import Console
 
-from wm_agents import preflight
-from wm_agents.preflight import (
+from wm_agents.loops import preflight
+from wm_agents.loops.preflight import (
     GB,
     Finding,
     check_device,
@@ -30,7 +30,7 @@ from wm_agents.preflight import (
     look,
     show,
 )
-from wm_agents.recipe import ImproveConfig
+from wm_agents.loops.recipes import ImproveConfig
 from wm_envs.registry import RealSpec
 
 

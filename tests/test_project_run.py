@@ -29,8 +29,8 @@ from wm_agents.degraded import NO_ENV, RANDOM_DATA, mark_degraded
 from wm_agents.errors import ConfigurationError
 from wm_agents.evaluation.fidelity.report import fidelity_report
 from wm_agents.evaluation.verify.verify import verify
-from wm_agents.improve import Improvement
-from wm_agents.online_recipe import LEARNERS
+from wm_agents.loops.online_config import LEARNERS
+from wm_agents.loops.rounds import Improvement
 from wm_agents.pretrained import cached_model, load_model
 from wm_agents.project import command
 from wm_agents.project import run as running
@@ -90,7 +90,7 @@ def at_home(monkeypatch: pytest.MonkeyPatch) -> None:
     """All episodes are played in this process, few of them; the fidelity report has tests of its own."""
     monkeypatch.setattr("policies.play.Arena", ArenaHere)
     monkeypatch.setattr("wm_agents.data.collect.ProcessPoolExecutor", PoolHere)
-    monkeypatch.setattr("wm_agents.verdict.fidelity_report", lambda model, out, **more: {})
+    monkeypatch.setattr("wm_agents.loops.finish.fidelity_report", lambda model, out, **more: {})
     monkeypatch.setattr("wm_agents.project.plan.FINAL_EPISODES", 3)
     monkeypatch.setattr("wm_agents.project.replay.FINAL_EPISODES", 3)
     cached_model.cache_clear()
@@ -116,7 +116,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, dict[str, A
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("policies.play.Arena", ArenaHere)
         patch.setattr("wm_agents.data.collect.ProcessPoolExecutor", PoolHere)
-        patch.setattr("wm_agents.verdict.fidelity_report", lambda model, out, **more: {})
+        patch.setattr("wm_agents.loops.finish.fidelity_report", lambda model, out, **more: {})
         patch.setattr("wm_agents.project.plan.FINAL_EPISODES", 3)
         asked = project(tmp_path_factory.mktemp("runs") / "my", gameplay__enabled=True, gameplay__fps=7.0)
         return asked, *trained(asked)

@@ -193,7 +193,7 @@ def test_the_page_of_tasks_says_what_the_table_says(name: str) -> None:
 
 
 def test_settings_for_any_environment_know_the_ales_ids_too() -> None:
-    code = "from wm_agents.recipe import recipe_for; print(recipe_for('ALE/Freeway-v5').spec)"
+    code = "from wm_agents.loops.recipes import recipe_for; print(recipe_for('ALE/Freeway-v5').spec)"
     assert "size=64" in fresh(code)
 
 

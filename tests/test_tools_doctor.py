@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from tiny import save_tiny
 
-from wm_agents import cli, preflight, pretrained
+from wm_agents import cli, pretrained
+from wm_agents.loops import preflight
 from wm_agents.tools import doctor
 from wm_agents.tools.doctor import Check
 from wm_envs.registry import RealSpec
@@ -111,7 +112,7 @@ def test_a_changed_model_and_a_full_or_closed_disk_are_wrong(tmp_path: Path, mon
 
 
 def test_broken_parts_do_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "wm_agents.preflight", None)
+    monkeypatch.setitem(sys.modules, "wm_agents.loops.preflight", None)
     for look in (doctor.look_at_hardware, doctor.look_at_environments):
         states = {check.what: check.state for check in look()}
         assert "wrong" in states.values() and len(states) == 4

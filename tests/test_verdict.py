@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 from tiny import SPEC, save_tiny
 
-from wm_agents import verdict
+from wm_agents.loops import finish as verdict
+from wm_agents.loops.finish import Candidate, Story, deliver
 from wm_agents.pretrained import load_model, load_policy, load_starts
-from wm_agents.verdict import Candidate, Story, deliver
 
 RESULT = {
     "real": {"mean": 5.0, "std": 1.0, "ci95": 0.2, "episodes": 30, "seed": 10**6},

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The run that made Dream-Acrobot-v0, all by its recipe in wm_agents/recipe.py; run it again to resume.
+# The run that made Dream-Acrobot-v0, all by its recipe in wm_agents/loops/recipes.py; run it again to resume.
 # Leaves runs/acrobot/{run.json,state.json,summary.json,model/,fidelity/,round-*/,data/}; model/ is what ships in wm_agents/store/.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

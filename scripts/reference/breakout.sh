@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The run that made Dream-Breakout-v0, all by its recipe in wm_agents/recipe.py; run it again to resume.
+# The run that made Dream-Breakout-v0, all by its recipe in wm_agents/loops/recipes.py; run it again to resume.
 # Leaves runs/breakout/{run.json,state.json,summary.json,model/,fidelity/,round-*/,data/} and puts model/, with the starts that fit
 # in 4 MB, into wm_agents/store/.
 set -euo pipefail

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The run that made Dream-Pong-v0, by its recipe in wm_agents/recipe.py, five rounds of it; run it again to resume.
+# The run that made Dream-Pong-v0, by its recipe in wm_agents/loops/recipes.py, five rounds of it; run it again to resume.
 # Leaves runs/pong/{run.json,state.json,summary.json,model/,fidelity/,round-*/,data/} and puts model/, with the starts that fit
 # in 4 MB, into wm_agents/store/.
 set -euo pipefail

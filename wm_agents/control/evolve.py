@@ -17,8 +17,8 @@ from policies.cmaes import CMAConfig, Generation, evolve, score_in_dream, score_
 from policies.linear import LinearPolicy, num_params
 from policies.play import Arena
 from wm_agents.checkpoint import Artifact, model_card, save_artifact, sha256
+from wm_agents.loops.recipes import ImproveConfig
 from wm_agents.pretrained import POLICIES, cut_off_of, frame_policy, load_model, load_starts, real_spec
-from wm_agents.recipe import ImproveConfig
 from wm_agents.system.hardware import has_bf16
 from wm_agents.system.progress import Bar
 from wm_agents.system.run_folder import start_run

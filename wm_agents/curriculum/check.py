@@ -16,7 +16,7 @@ from policies.cmaes import CMAConfig
 from wm_agents.curriculum.flags import CurriculumConfig
 from wm_agents.curriculum.plan import Course
 from wm_agents.curriculum.run import Curriculum
-from wm_agents.preflight import (
+from wm_agents.loops.preflight import (
     GB,
     Finding,
     check_device,
@@ -29,7 +29,7 @@ from wm_agents.preflight import (
     show,
     timed,
 )
-from wm_agents.recipe import ImproveConfig
+from wm_agents.loops.recipes import ImproveConfig
 from wm_agents.system.files import write_json
 from wm_agents.training.config import TrainingConfig
 

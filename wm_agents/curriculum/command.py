@@ -15,8 +15,8 @@ from wm_agents.curriculum.flags import CurriculumConfig, parse
 from wm_agents.curriculum.plan import Course, plan
 from wm_agents.curriculum.run import Curriculum
 from wm_agents.curriculum.tasks import installed, read_curriculum
-from wm_agents.improve import check_training
-from wm_agents.preflight import check_device, display_error
+from wm_agents.loops.preflight import check_device, display_error
+from wm_agents.loops.rounds import check_training
 from wm_agents.system.run_folder import RunFolder
 
 SOLVED, NOT_ALL_SOLVED, INTERRUPTED, ERROR = range(4)

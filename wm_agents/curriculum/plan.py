@@ -10,7 +10,7 @@ from wm_agents.curriculum.films import video_generations
 from wm_agents.curriculum.flags import CurriculumConfig
 from wm_agents.curriculum.promotion import Plateau
 from wm_agents.curriculum.tasks import Entry
-from wm_agents.recipe import RECIPES, ImproveConfig, recipe_for, seeded
+from wm_agents.loops.recipes import RECIPES, ImproveConfig, recipe_for, seeded
 from wm_agents.training.config import TrainingConfig
 
 MOST_ROUNDS = 40

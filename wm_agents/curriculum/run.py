@@ -31,7 +31,7 @@ from wm_agents.curriculum.stage import Stage
 from wm_agents.curriculum.task_run import Hands, Places, TaskRun
 from wm_agents.curriculum.tasks import Entry
 from wm_agents.curriculum.warm_start import compare, find_source
-from wm_agents.improve import improve
+from wm_agents.loops.rounds import improve
 from wm_agents.system.files import write_text
 from wm_agents.system.hardware import describe, find_device, has_bf16
 from wm_agents.system.run_folder import start_run

@@ -7,7 +7,7 @@ from pathlib import Path
 from policies.play import Arena, Job
 from wm_agents.curriculum.flags import CurriculumConfig
 from wm_agents.curriculum.task_run import Played
-from wm_agents.preflight import display_error
+from wm_agents.loops.preflight import display_error
 from wm_agents.pretrained import frame_policy
 from wm_agents.watch import film, watch
 from wm_envs.registry import RealSpec

@@ -25,10 +25,10 @@ from wm_agents.curriculum.plan import Course
 from wm_agents.curriculum.record import Evaluation, Record
 from wm_agents.curriculum.report import Runtime, as_json, eval_progress, snapshot, write_report
 from wm_agents.data.dataset import Dataset
-from wm_agents.improve import Check, OnCheck, Rounds
+from wm_agents.loops.recipes import ImproveConfig
+from wm_agents.loops.rounds import Check, OnCheck, Rounds
 from wm_agents.models.vmc import VMC
 from wm_agents.pretrained import load_model
-from wm_agents.recipe import ImproveConfig
 from wm_agents.system.files import replacing, write_text
 from wm_agents.system.run_folder import MetricsLog
 from wm_agents.training.fit_vmc import encode_dataset
@@ -39,7 +39,7 @@ EVALUATION_SEED = 910_000
 
 
 class Train(Protocol):
-    """What trains a task: `wm_agents.improve.improve`."""
+    """What trains a task: `wm_agents.loops.rounds.improve`."""
 
     def __call__(
         self,

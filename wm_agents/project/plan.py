@@ -9,14 +9,14 @@ from typing import Any
 import gymnasium as gym
 
 from wm_agents.errors import ConfigurationError
+from wm_agents.loops.online_config import LEARNERS, OnlineConfig, online_recipe
+from wm_agents.loops.recipes import RECIPES, ImproveConfig, recipe_for, seeded
 from wm_agents.models.config import WorldModelConfig
 from wm_agents.models.ensemble import EnsembleConfig
 from wm_agents.models.families import build, config_class
 from wm_agents.models.model import Model
 from wm_agents.models.vmc import VMCConfig
-from wm_agents.online_recipe import LEARNERS, OnlineConfig, online_recipe
 from wm_agents.project.schema import ACTS, FILE, Project
-from wm_agents.recipe import RECIPES, ImproveConfig, recipe_for, seeded
 from wm_agents.spaces import action_space_of, action_type_of, space_of
 from wm_agents.training.config import TrainingConfig
 from wm_envs.action import act_dim

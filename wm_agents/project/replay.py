@@ -19,15 +19,15 @@ from wm_agents.data.replay import ReplayBuffer
 from wm_agents.degraded import MEANING
 from wm_agents.errors import ConfigurationError
 from wm_agents.evaluation.starts import find_cut_off, make_starts
+from wm_agents.loops.finish import Candidate, Story, deliver
+from wm_agents.loops.online_config import LEARNERS
 from wm_agents.models.model import Model
-from wm_agents.online_recipe import LEARNERS
 from wm_agents.pretrained import save_bare, save_model
 from wm_agents.project.noise import write_noise
 from wm_agents.project.plan import FINAL_EPISODES, Spaces, model_of, replay_of, seed_of, spec_of
 from wm_agents.project.schema import ACTS, Project
 from wm_agents.training.callbacks import LoggingCallback, ProgressCallback
 from wm_agents.training.trainer import Trainer, TrainingResult
-from wm_agents.verdict import Candidate, Story, deliver
 from wm_envs.action import act_dim
 from wm_envs.real import episode_limit
 from wm_envs.registry import RealSpec

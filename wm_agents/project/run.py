@@ -21,9 +21,10 @@ from rich.console import Console
 from wm_agents.data.dataset import Dataset
 from wm_agents.degraded import NO_ENV, RANDOM_DATA, mark_degraded
 from wm_agents.errors import ConfigurationError
-from wm_agents.improve import STAGES, Improvement, check_training
-from wm_agents.online import Online, check_budget
-from wm_agents.online_recipe import OnlineConfig
+from wm_agents.loops.online import Online, check_budget
+from wm_agents.loops.online_config import OnlineConfig
+from wm_agents.loops.recipes import JUDGE_SEED, ImproveConfig
+from wm_agents.loops.rounds import STAGES, Improvement, check_training
 from wm_agents.pretrained import load_model, load_policy
 from wm_agents.project.curves import draw_curves
 from wm_agents.project.finished import check_more, digest, flatten, tell, warn
@@ -31,7 +32,6 @@ from wm_agents.project.manifest import NAME, Manifest, artifact_facts, data_fact
 from wm_agents.project.plan import Spaces, model_of, online_of, replay_of, rounds_of, seed_of, spaces_of, spec_of
 from wm_agents.project.replay import train_offline, train_on_noise
 from wm_agents.project.schema import ACTS, Project
-from wm_agents.recipe import JUDGE_SEED, ImproveConfig
 from wm_agents.system.run_folder import RunFolder, start_run
 from wm_agents.training.config import TrainingConfig
 from wm_agents.video import record

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from wm_agents.errors import ConfigurationError
+from wm_agents.loops.online_config import online_recipe, seen_by
+from wm_agents.loops.recipes import RECIPES, ImproveConfig, recipe_for
 from wm_agents.models.families import build, config_class, resolve
-from wm_agents.online_recipe import online_recipe, seen_by
 from wm_agents.project.schema import ACTS
-from wm_agents.recipe import RECIPES, ImproveConfig, recipe_for
 from wm_agents.spaces import action_type_of
 from wm_envs.action import act_dim
 from wm_envs.real import episode_limit, make_real

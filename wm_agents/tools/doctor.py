@@ -152,19 +152,19 @@ def _cpu() -> dict[str, str]:
 
 
 def _torch() -> str:
-    from wm_agents.preflight import check_device
+    from wm_agents.loops.preflight import check_device
 
     return f"adds up on {check_device('cpu')}"
 
 
 def _gpu() -> str:
-    from wm_agents.preflight import check_device
+    from wm_agents.loops.preflight import check_device
 
     return check_device("cuda")
 
 
 def _memory() -> str:
-    from wm_agents.preflight import free_memory
+    from wm_agents.loops.preflight import free_memory
 
     free = free_memory()
     if free is not None and free < ENOUGH_MEMORY:
@@ -181,7 +181,7 @@ def look_at_environments() -> Iterator[Check]:
 
 
 def _play(env_id: str) -> str:
-    from wm_agents.preflight import check_env
+    from wm_agents.loops.preflight import check_env
     from wm_envs.registry import TASKS, RealSpec
 
     known = next((task.real for task in TASKS.values() if task.real.id == env_id), None)
@@ -202,7 +202,7 @@ def look_at_files() -> Iterator[Check]:
 
 
 def _film() -> str:
-    from wm_agents.preflight import check_video
+    from wm_agents.loops.preflight import check_video
 
     with tempfile.TemporaryDirectory() as tmp:
         return check_video(Path(tmp))

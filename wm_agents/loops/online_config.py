@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple, cast
 
-from wm_agents.actor import Learner
 from wm_agents.errors import ConfigurationError
+from wm_agents.loops.driver import Learner
+from wm_agents.loops.recipes import JUDGE_SEED
 from wm_agents.models.families import config_class
 from wm_agents.models.model import Model
 from wm_agents.pretrained import Controller
-from wm_agents.recipe import JUDGE_SEED
 from wm_agents.training.config import TrainingConfig
 from wm_envs.real import check_spec, episode_limit, spec_for
 from wm_envs.registry import RealSpec

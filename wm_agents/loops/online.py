@@ -26,7 +26,6 @@ from torch import nn
 
 from policies.policy import Policy, explorer
 from policies.rollout import check_seed
-from wm_agents.actor import Actor, play
 from wm_agents.checkpoint import load_weights
 from wm_agents.data.dataset import Dataset, write_shard
 from wm_agents.data.episode import Episode
@@ -34,16 +33,17 @@ from wm_agents.data.replay import ReplayBuffer
 from wm_agents.data.vector_stream import Stream
 from wm_agents.errors import ConfigurationError
 from wm_agents.evaluation.starts import find_cut_off, make_starts
+from wm_agents.loops.driver import Actor, play
+from wm_agents.loops.finish import Candidate, Story, deliver
+from wm_agents.loops.online_config import LEARNERS, OnlineConfig
+from wm_agents.loops.recipes import JUDGE_SEED
 from wm_agents.models.families import build, config_class
 from wm_agents.models.model import Model
-from wm_agents.online_recipe import LEARNERS, OnlineConfig
-from wm_agents.recipe import JUDGE_SEED
 from wm_agents.system.files import write_tensors
 from wm_agents.system.interrupt import deferred_interrupt
 from wm_agents.system.run_folder import MetricsLog, RunFolder, start_run
 from wm_agents.training.callbacks import Callback
 from wm_agents.training.trainer import Trainer
-from wm_agents.verdict import Candidate, Story, deliver
 from wm_envs.action import act_dim
 from wm_envs.real import check_spec, episode_limit, make_real
 from wm_envs.world_model import Latent

@@ -29,7 +29,9 @@ from wm_agents.data.collect import CollectConfig, collect
 from wm_agents.data.dataset import Dataset
 from wm_agents.evaluation.evaluate import evaluate_real
 from wm_agents.factory import Model
-from wm_agents.learn import Lesson, learn, new_model
+from wm_agents.loops.finish import Candidate, Story, deliver
+from wm_agents.loops.fit import Lesson, learn, new_model
+from wm_agents.loops.recipes import JUDGE_SEED, SEEDS_A_ROUND, ImproveConfig
 from wm_agents.models.ensemble import Ensemble
 from wm_agents.models.vmc import VMC, sizes
 from wm_agents.pretrained import (
@@ -41,10 +43,8 @@ from wm_agents.pretrained import (
     load_starts,
     save_model,
 )
-from wm_agents.recipe import JUDGE_SEED, SEEDS_A_ROUND, ImproveConfig
 from wm_agents.system.run_folder import RunFolder, start_run
 from wm_agents.training.callbacks import Callback, LoggingCallback, ProgressCallback
-from wm_agents.verdict import Candidate, Story, deliver
 from wm_agents.video import record
 from wm_envs.real import check_spec, episode_limit, make_real
 from wm_envs.world_model import Latent

@@ -17,9 +17,9 @@ from wm_agents.checkpoint import load_weights
 from wm_agents.data.dataset import Dataset, hold_out
 from wm_agents.evaluation.termination import CUT_OFF, calibrate_cut_off
 from wm_agents.factory import Model
+from wm_agents.loops.recipes import SEEDS_A_ROUND, ImproveConfig
 from wm_agents.models import ensemble, vmc
 from wm_agents.pretrained import load_model
-from wm_agents.recipe import SEEDS_A_ROUND, ImproveConfig
 from wm_agents.training import fit_ensemble as fit_members
 from wm_agents.training.callbacks import Callback
 from wm_agents.training.config import TrainingConfig

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from wm_agents.recipe import ImproveConfig
+from wm_agents.loops.recipes import ImproveConfig
 from wm_agents.system.hardware import find_device
 from wm_agents.video import Frame, write_video
 from wm_envs.real import check_spec, is_image, make_real

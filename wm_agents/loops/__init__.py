@@ -1,0 +1,1 @@
+"""How a dream is made: round by round, or online."""
