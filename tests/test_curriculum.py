@@ -17,7 +17,7 @@ from rich.console import Console
 
 from policies.rollout import EVAL_SEED
 from wm_agents.curriculum import report, run
-from wm_agents.curriculum.flags import CurriculumConfig
+from wm_agents.curriculum.config import CurriculumConfig
 from wm_agents.curriculum.plan import Course
 from wm_agents.curriculum.record import Record
 from wm_agents.curriculum.run import Curriculum

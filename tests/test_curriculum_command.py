@@ -16,9 +16,10 @@ from gymnasium.envs.registration import register, registry
 from rich.console import Console
 
 from wm_agents.cli import main as wm
-from wm_agents.curriculum import check, command
+from wm_agents.curriculum import command
+from wm_agents.curriculum import preflight as check
 from wm_agents.curriculum import tasks as curriculum_tasks
-from wm_agents.curriculum.flags import CurriculumConfig
+from wm_agents.curriculum.config import CurriculumConfig
 from wm_agents.loops.preflight import Finding
 from wm_agents.system.run_folder import FolderInUse, RunFolder
 

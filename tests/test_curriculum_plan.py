@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from wm_agents.curriculum import plan as planning
-from wm_agents.curriculum.flags import CurriculumConfig
+from wm_agents.curriculum.config import CurriculumConfig
 from wm_agents.curriculum.plan import MOST_ROUNDS, plan
 from wm_agents.curriculum.tasks import Entry, Threshold, known
 from wm_agents.loops.recipes import RECIPES

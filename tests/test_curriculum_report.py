@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
+from wm_agents.curriculum.latex import latex, latex_table
 from wm_agents.curriculum.promotion import Plateau, Promotion
 from wm_agents.curriculum.record import Evaluation, Record
 from wm_agents.curriculum.report import (
@@ -31,7 +32,6 @@ from wm_agents.curriculum.report import (
     table_runtime,
     write_report,
 )
-from wm_agents.latex import latex, latex_table
 
 RUNTIME = Runtime("cpu", "bf16", "AMD EPYC 9B14 & Co, 2 cores")
 

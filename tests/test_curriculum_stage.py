@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from tiny import SPEC, ArenaHere, save_tiny
 
 from policies.play import Job, Played
-from wm_agents import watch
-from wm_agents.curriculum import stage, warm_start
-from wm_agents.curriculum.flags import CurriculumConfig
-from wm_agents.curriculum.stage import Stage
+from wm_agents.curriculum import player as stage
+from wm_agents.curriculum import show as watch
+from wm_agents.curriculum import warm_start
+from wm_agents.curriculum.config import CurriculumConfig
+from wm_agents.curriculum.player import Stage
 from wm_agents.curriculum.task_run import copy_whole
 from wm_agents.data.dataset import write_shard
 from wm_agents.data.episode import Episode

@@ -15,7 +15,7 @@ import pytest
 from reading import Source, unread
 
 from wm_agents import cli, commands
-from wm_agents.curriculum.flags import CurriculumConfig
+from wm_agents.curriculum.config import CurriculumConfig
 from wm_agents.flags import Parser
 from wm_agents.loops.recipes import ImproveConfig
 from wm_agents.models.dreamerv3 import DreamerV3Config

@@ -39,12 +39,12 @@ from wm_agents.project.finished import digest
 from wm_agents.project.finished import more as more_of
 from wm_agents.project.manifest import INCOMPLETE, MEANINGFUL, SMOKE, classify, data_facts
 from wm_agents.project.noise import noise, write_noise
-from wm_agents.project.plan import config_of, online_of, replay_of, rounds_of, spaces_of, spec_of, training_of
-from wm_agents.project.replay import _loss_of_world, learn
+from wm_agents.project.offline import _loss_of_world, learn
 from wm_agents.project.run import Degraded, find_ground, train
 from wm_agents.project.scaffold import write_project
 from wm_agents.project.schema import Project
 from wm_agents.project.settings import load_project
+from wm_agents.project.translate import config_of, online_of, replay_of, rounds_of, spaces_of, spec_of, training_of
 from wm_agents.system.run_folder import FolderInUse, RunFolder, read_metrics
 from wm_envs.env_id import UnknownEnv
 
@@ -91,8 +91,8 @@ def at_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("policies.play.Arena", ArenaHere)
     monkeypatch.setattr("wm_agents.data.collect.ProcessPoolExecutor", PoolHere)
     monkeypatch.setattr("wm_agents.loops.finish.fidelity_report", lambda model, out, **more: {})
-    monkeypatch.setattr("wm_agents.project.plan.FINAL_EPISODES", 3)
-    monkeypatch.setattr("wm_agents.project.replay.FINAL_EPISODES", 3)
+    monkeypatch.setattr("wm_agents.project.translate.FINAL_EPISODES", 3)
+    monkeypatch.setattr("wm_agents.project.offline.FINAL_EPISODES", 3)
     cached_model.cache_clear()
 
 
@@ -117,7 +117,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, dict[str, A
         patch.setattr("policies.play.Arena", ArenaHere)
         patch.setattr("wm_agents.data.collect.ProcessPoolExecutor", PoolHere)
         patch.setattr("wm_agents.loops.finish.fidelity_report", lambda model, out, **more: {})
-        patch.setattr("wm_agents.project.plan.FINAL_EPISODES", 3)
+        patch.setattr("wm_agents.project.translate.FINAL_EPISODES", 3)
         asked = project(tmp_path_factory.mktemp("runs") / "my", gameplay__enabled=True, gameplay__fps=7.0)
         return asked, *trained(asked)
 

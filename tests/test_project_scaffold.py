@@ -17,10 +17,10 @@ from wm_agents import cli
 from wm_agents.errors import ConfigurationError
 from wm_agents.loops.recipes import RECIPES
 from wm_agents.project import scaffold
-from wm_agents.project.plan import spec_of
+from wm_agents.project.defaults import usual
 from wm_agents.project.scaffold import write_project
 from wm_agents.project.settings import load_project
-from wm_agents.project.usual import usual
+from wm_agents.project.translate import spec_of
 from wm_envs.env_id import UnknownEnv
 from wm_envs.real import episode_limit
 

@@ -10,9 +10,9 @@ import torch
 from rich.console import Console
 
 from wm_agents.cli import describe
-from wm_agents.curriculum.check import look_around
-from wm_agents.curriculum.flags import CurriculumConfig, parse
+from wm_agents.curriculum.config import CurriculumConfig, parse
 from wm_agents.curriculum.plan import Course, plan
+from wm_agents.curriculum.preflight import look_around
 from wm_agents.curriculum.run import Curriculum
 from wm_agents.curriculum.tasks import installed, read_curriculum
 from wm_agents.loops.preflight import check_device, display_error

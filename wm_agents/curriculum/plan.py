@@ -6,8 +6,8 @@ import math
 from dataclasses import replace
 from typing import NamedTuple
 
+from wm_agents.curriculum.config import CurriculumConfig
 from wm_agents.curriculum.films import video_generations
-from wm_agents.curriculum.flags import CurriculumConfig
 from wm_agents.curriculum.promotion import Plateau
 from wm_agents.curriculum.tasks import Entry
 from wm_agents.loops.recipes import RECIPES, ImproveConfig, recipe_for, seeded

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from wm_agents.curriculum.latex import latex_table
 from wm_agents.curriculum.record import Evaluation, Record
-from wm_agents.latex import latex_table
 from wm_agents.system.files import replacing, write_text
 
 

@@ -22,12 +22,12 @@ from typing import Any
 
 from rich.console import Console
 
-from wm_agents.curriculum.flags import CurriculumConfig
+from wm_agents.curriculum.config import CurriculumConfig
 from wm_agents.curriculum.plan import Course
+from wm_agents.curriculum.player import Stage
 from wm_agents.curriculum.promotion import Promotion
 from wm_agents.curriculum.record import Record
 from wm_agents.curriculum.report import Runtime, as_json, curriculum_progress, metrics_summary, results
-from wm_agents.curriculum.stage import Stage
 from wm_agents.curriculum.task_run import Hands, Places, TaskRun
 from wm_agents.curriculum.tasks import Entry
 from wm_agents.curriculum.warm_start import compare, find_source

@@ -11,7 +11,7 @@ import numpy as np
 from policies.policy import sample_actions
 from wm_agents.data.dataset import Dataset, write_shard
 from wm_agents.data.episode import Episode
-from wm_agents.project.plan import Spaces
+from wm_agents.project.translate import Spaces
 
 LENGTH = 100
 """Steps of an episode, unless told otherwise."""

@@ -29,9 +29,9 @@ from wm_agents.pretrained import load_model, load_policy
 from wm_agents.project.curves import draw_curves
 from wm_agents.project.finished import check_more, digest, flatten, tell, warn
 from wm_agents.project.manifest import NAME, Manifest, artifact_facts, data_facts
-from wm_agents.project.plan import Spaces, model_of, online_of, replay_of, rounds_of, seed_of, spaces_of, spec_of
-from wm_agents.project.replay import train_offline, train_on_noise
+from wm_agents.project.offline import train_offline, train_on_noise
 from wm_agents.project.schema import ACTS, Project
+from wm_agents.project.translate import Spaces, model_of, online_of, replay_of, rounds_of, seed_of, spaces_of, spec_of
 from wm_agents.system.run_folder import RunFolder, start_run
 from wm_agents.training.config import TrainingConfig
 from wm_agents.video import record

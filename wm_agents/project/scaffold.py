@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from wm_agents.errors import ConfigurationError
+from wm_agents.project.defaults import recipe_of, usual
 from wm_agents.project.settings import Review
 from wm_agents.project.template import files, toml_text
-from wm_agents.project.usual import recipe_of, usual
 
 
 def write_project(

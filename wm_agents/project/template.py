@@ -141,7 +141,7 @@ import numpy as np
 from wm_agents.data.dataset import Dataset
 from wm_agents.data.replay import ReplayBuffer
 from wm_agents.project import script
-from wm_agents.project.plan import spaces_of, spec_of
+from wm_agents.project.translate import spaces_of, spec_of
 from wm_agents.project.settings import load_project
 from wm_envs.action import act_dim
 

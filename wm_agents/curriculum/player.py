@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from policies.play import Arena, Job
-from wm_agents.curriculum.flags import CurriculumConfig
+from wm_agents.curriculum.config import CurriculumConfig
+from wm_agents.curriculum.show import film, watch
 from wm_agents.curriculum.task_run import Played
 from wm_agents.loops.preflight import display_error
 from wm_agents.pretrained import frame_policy
-from wm_agents.watch import film, watch
 from wm_envs.registry import RealSpec
 from wm_envs.window import Window
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from policies.cmaes import CMAConfig
-from wm_agents.curriculum.flags import CurriculumConfig
+from wm_agents.curriculum.config import CurriculumConfig
 from wm_agents.curriculum.plan import Course
 from wm_agents.curriculum.run import Curriculum
 from wm_agents.loops.preflight import (

@@ -24,8 +24,8 @@ from wm_agents.loops.online_config import LEARNERS
 from wm_agents.models.model import Model
 from wm_agents.pretrained import save_bare, save_model
 from wm_agents.project.noise import write_noise
-from wm_agents.project.plan import FINAL_EPISODES, Spaces, model_of, replay_of, seed_of, spec_of
 from wm_agents.project.schema import ACTS, Project
+from wm_agents.project.translate import FINAL_EPISODES, Spaces, model_of, replay_of, seed_of, spec_of
 from wm_agents.training.callbacks import LoggingCallback, ProgressCallback
 from wm_agents.training.trainer import Trainer, TrainingResult
 from wm_envs.action import act_dim
