@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from wm_agents.cli import main
+from wm_agents.cli.app import main
 
 if __name__ == "__main__":
     sys.exit(main(["curriculum", *sys.argv[1:]]))

@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import Any, NoReturn
 from unittest.mock import patch
 
-from wm_agents import cli
-from wm_agents.flags import Parser
+from wm_agents.cli import app as cli
+from wm_agents.cli.flags import Parser
 
 MARK = re.compile(r"<!-- flags: wm (.+?) -->")
 OF_THE_PARSER = ("help", "print_config", "print_shtab")
@@ -38,7 +38,7 @@ def _actions(command: str) -> list[Any]:
         try:
             module = {**cli.TOOLS, **cli.APART}.get(name)
             if module is None:
-                import_module("wm_agents.commands").run(name, rest)
+                import_module("wm_agents.cli.commands").run(name, rest)
             else:
                 import_module(module).main([*rest, "--x"], f"wm {name}")
         except _Caught as caught:

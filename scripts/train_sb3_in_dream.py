@@ -32,8 +32,8 @@ from policies.policy import Policy, RandomPolicy
 from policies.rollout import EVAL_SEED, check_seed, returns, rollout
 from policies.sb3 import DreamVecEnv, SB3Policy, to_mlp
 from wm_agents.checkpoint import Artifact, model_card, save_artifact
+from wm_agents.cli.flags import Parser
 from wm_agents.evaluation.evaluate import Score, dream_horizon, evaluate_real
-from wm_agents.flags import Parser
 from wm_agents.pretrained import frame_policy, load_model, load_starts, make_dream_vec_env, real_spec
 from wm_agents.system.files import write_json
 from wm_agents.system.hardware import describe, has_bf16

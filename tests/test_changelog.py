@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import wm_agents
-from wm_agents import cli
+from wm_agents.cli import app as cli
 from wm_agents.pretrained import STORE
 from wm_envs.registry import TASKS
 

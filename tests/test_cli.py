@@ -21,8 +21,9 @@ from gymnasium.envs.registration import register, registry
 from tiny import SQUASH, play_here, save_tiny
 
 from policies.cmaes import CMAConfig
-from wm_agents import cli, commands
 from wm_agents.checkpoint import load_artifact
+from wm_agents.cli import app as cli
+from wm_agents.cli import commands
 from wm_agents.data.collect import CollectConfig, CollectSummary
 from wm_agents.evaluation import evaluate as evaluating
 from wm_agents.factory import create_world_model
@@ -210,7 +211,7 @@ def test_sigterm_is_an_interruption_and_its_handler_is_put_back(monkeypatch: pyt
 
 def test_a_terminal_that_knows_ascii_alone_gets_it_all() -> None:
     env = {**os.environ, "PYTHONIOENCODING": "ascii", "TERM": "dumb", "COLUMNS": "20"}
-    command = [sys.executable, "-m", "wm_agents.cli", "models", "info", "Dream-Acrobot-v0"]
+    command = [sys.executable, "-m", "wm_agents.cli.app", "models", "info", "Dream-Acrobot-v0"]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True)
     assert done.returncode == 0 and not done.stderr
     assert b"\x1b" not in done.stdout and b"Acrobot-v1" in done.stdout and done.stdout.isascii()
@@ -218,7 +219,7 @@ def test_a_terminal_that_knows_ascii_alone_gets_it_all() -> None:
 
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
-    command = [sys.executable, "-m", "wm_agents.cli", "config", "schema"]
+    command = [sys.executable, "-m", "wm_agents.cli.app", "config", "schema"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
@@ -407,7 +408,7 @@ def test_ctrl_c_stops_the_processes_too_and_the_same_command_resumes(tiny: str, 
     def told() -> int:
         return len(json.loads(state.read_text())["told"]) if state.exists() else 0
 
-    command = [sys.executable, "-m", "wm_agents.cli", *flags, "--cma.generations", "1000"]
+    command = [sys.executable, "-m", "wm_agents.cli.app", *flags, "--cma.generations", "1000"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         wait_until(lambda: told() >= 2 or process.poll() is not None)
         os.killpg(process.pid, signal.SIGINT)  # As a terminal does: the workers get it as well.

@@ -15,8 +15,8 @@ import pytest
 from gymnasium.envs.registration import register, registry
 from rich.console import Console
 
-from wm_agents.cli import main as wm
-from wm_agents.curriculum import command
+from wm_agents.cli import curriculum as command
+from wm_agents.cli.app import main as wm
 from wm_agents.curriculum import preflight as check
 from wm_agents.curriculum import tasks as curriculum_tasks
 from wm_agents.curriculum.config import CurriculumConfig

@@ -13,9 +13,9 @@ from rich.console import Console
 from tiny import SPEC, play_here, save_tiny
 
 from policies.cmaes import CMAConfig
-from wm_agents import demo
+from wm_agents.cli import demo
+from wm_agents.cli.demo import run_demo
 from wm_agents.control.evolve import Evolved, evolve_in_dream
-from wm_agents.demo import run_demo
 from wm_agents.evaluation import evaluate
 from wm_agents.evaluation.evaluate import evaluate_dream, evaluate_real
 from wm_agents.pretrained import frame_policy

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import yaml
 
-from wm_agents import cli
+from wm_agents.cli import app as cli
+from wm_agents.cli.flags import Parser
 from wm_agents.curriculum.tasks import read_curriculum
-from wm_agents.flags import Parser
 from wm_agents.pretrained import STORE
 from wm_agents.project.settings import load_project
 
@@ -109,9 +109,9 @@ def parse(command: str) -> None:
         if name in cli.TOOLS:
             import_module(cli.TOOLS[name]).main(flags, f"wm {name}")
         elif name in cli.APART:
-            import_module(f"wm_agents.{name}.flags").parse(flags, f"wm {name}")
+            import_module(f"wm_agents.{name}.config").parse(flags, f"wm {name}")
         else:
-            import_module("wm_agents.commands").run(name, flags)
+            import_module("wm_agents.cli.commands").run(name, flags)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if list(commands(page))], ids=name_of)

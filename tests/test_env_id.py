@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium as gym
 import pytest
 
-from wm_agents import cli
+from wm_agents.cli import app as cli
 from wm_envs import env_id
 from wm_envs.env_id import LackingEnv, UnknownEnv
 from wm_envs.real import native_space

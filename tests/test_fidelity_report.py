@@ -17,7 +17,7 @@ from toy import Toy
 from toy_line import END, Doubtful, playing, subject
 
 from policies.linear import LinearPolicy
-from wm_agents import cli
+from wm_agents.cli import app as cli
 from wm_agents.evaluation.fidelity import report
 from wm_agents.evaluation.fidelity.history import History, Round
 from wm_agents.evaluation.fidelity.measure import QUICK, Fidelity, FidelityConfig, measure

@@ -30,10 +30,10 @@ def run(code: str) -> tuple[float, set[str]]:
     [
         ("import wm_envs", 0.3),
         ("import gymnasium as gym, wm_envs\nassert 'Dream-CarRacing-v0' in gym.registry", 0.3),
-        ("from wm_agents.cli import main\nassert main(['--help']) == 0", 0.5),
-        ("from wm_agents.cli import main\nassert main(['evalute']) == 2", 0.5),
+        ("from wm_agents.cli.app import main\nassert main(['--help']) == 0", 0.5),
+        ("from wm_agents.cli.app import main\nassert main(['evalute']) == 2", 0.5),
         ("import wm_agents\nassert 'create_world_model' in dir(wm_agents)", 0.3),
-        ("import wm_agents.tools.verbs", 0.5),
+        ("import wm_agents.cli.verbs", 0.5),
     ],
 )
 def test_it_takes_no_longer_and_loads_nothing_heavy(code: str, limit: float) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from toy_env import Echo, is_aligned
 
 from policies.policy import Array
-from wm_agents import commands
+from wm_agents.cli import commands
 from wm_agents.data.dataset import Dataset
 from wm_agents.data.replay import Batch, ReplayBuffer
 from wm_agents.data.vector_stream import Stream

@@ -14,14 +14,14 @@ from typing import Any, get_type_hints
 import pytest
 from reading import Source, unread
 
-from wm_agents import cli, commands
+from wm_agents.cli import app as cli
+from wm_agents.cli import commands, verbs
+from wm_agents.cli.flags import Parser
 from wm_agents.curriculum.config import CurriculumConfig
-from wm_agents.flags import Parser
 from wm_agents.loops.recipes import ImproveConfig
 from wm_agents.models.dreamerv3 import DreamerV3Config
 from wm_agents.project.flags import READ
 from wm_agents.project.schema import SECTIONS, Project
-from wm_agents.tools import verbs
 from wm_agents.training.config import TrainingConfig
 
 OF_THE_PARSER = {"help", "config", "print_config", "print_shtab"}
@@ -78,7 +78,7 @@ def options_of(command: str) -> list[str]:
     name, *rest = command.split()
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Caught) as caught:
         patch.setattr(Parser, "parse_args", catch)
-        run = import_module("wm_agents.commands").run
+        run = import_module("wm_agents.cli.commands").run
         if name in (*cli.TOOLS, *cli.APART):
             model = ["--model", "dreamerv3:ci"] if name == "train" else []
             import_module({**cli.TOOLS, **cli.APART}[name]).main([*rest, *model, "--x"], f"wm {name}")

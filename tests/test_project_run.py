@@ -22,8 +22,9 @@ from tiny import ArenaHere
 from toy_env import Echo
 
 import wm_envs
-from wm_agents import cli
 from wm_agents.checkpoint import sha256
+from wm_agents.cli import app as cli
+from wm_agents.cli import project as command
 from wm_agents.data.dataset import Dataset
 from wm_agents.degraded import NO_ENV, RANDOM_DATA, mark_degraded
 from wm_agents.errors import ConfigurationError
@@ -32,7 +33,6 @@ from wm_agents.evaluation.verify.verify import verify
 from wm_agents.loops.online_config import LEARNERS
 from wm_agents.loops.rounds import Improvement
 from wm_agents.pretrained import cached_model, load_model
-from wm_agents.project import command
 from wm_agents.project import run as running
 from wm_agents.project.curves import draw_curves, thin
 from wm_agents.project.finished import digest

@@ -13,7 +13,7 @@ import pytest
 import toy_env
 import toy_line
 
-from wm_agents import cli
+from wm_agents.cli import app as cli
 from wm_agents.errors import ConfigurationError
 from wm_agents.loops.recipes import RECIPES
 from wm_agents.project import scaffold
@@ -166,7 +166,7 @@ def test_in_a_pipe_nothing_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_on_a_terminal_it_asks(tmp_path: Path) -> None:
-    code = "import sys; from wm_agents.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from wm_agents.cli.app import main; sys.exit(main(sys.argv[1:]))"
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", code, "init", str(tmp_path / "my")], stdin=theirs, stdout=theirs, stderr=theirs

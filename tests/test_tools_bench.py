@@ -10,8 +10,8 @@ import pytest
 import torch
 from tiny import save_tiny
 
-from wm_agents import cli
-from wm_agents.tools import bench
+from wm_agents.cli import app as cli
+from wm_agents.cli import bench
 from wm_envs.registry import RealSpec
 
 

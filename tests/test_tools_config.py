@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from tiny import save_tiny
 
-from wm_agents import cli
+from wm_agents.cli import app as cli
+from wm_agents.cli import config
+from wm_agents.cli.config import meanings_of
 from wm_agents.factory import get_config
 from wm_agents.loops.online_config import LEARNERS
 from wm_agents.loops.recipes import DYNAMICS, RECIPES
 from wm_agents.models.families import config_class
 from wm_agents.project.json_schema import project_schema, section_schema, type_schema
 from wm_agents.project.schema import SECTIONS
-from wm_agents.tools import config
-from wm_agents.tools.config import meanings_of
 from wm_agents.training.config import TrainingConfig
 from wm_envs.registry import RealSpec
 

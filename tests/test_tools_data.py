@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from wm_agents import cli
+from wm_agents.cli import app as cli
 from wm_agents.data.dataset import Dataset, write_manifest, write_shard
 from wm_agents.data.episode import Episode
 from wm_agents.data.replay import ReplayBuffer

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from tiny import save_tiny
 
-from wm_agents import cli, pretrained
+from wm_agents import pretrained
+from wm_agents.cli import app as cli
+from wm_agents.cli import doctor
+from wm_agents.cli.doctor import Check
 from wm_agents.loops import preflight
-from wm_agents.tools import doctor
-from wm_agents.tools.doctor import Check
 from wm_envs.registry import RealSpec
 
 

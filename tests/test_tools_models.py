@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from tiny import save_tiny
 
-from wm_agents import cli, factory, hub
+from wm_agents import factory, hub
+from wm_agents.cli import app as cli
+from wm_agents.cli import verbs
 from wm_agents.factory import list_models
-from wm_agents.tools import verbs
 from wm_envs.registry import RealSpec
 
 

@@ -12,9 +12,9 @@ from typing import Any, Literal, get_type_hints
 
 from docstring_parser import parse_from_object
 
+from wm_agents.cli.flags import Parser
 from wm_agents.curriculum.films import Mode, parse_generations
 from wm_agents.curriculum.promotion import WINDOW
-from wm_agents.flags import Parser
 
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 ALIASES = {"episodes_per_eval": ("--eval-episodes",)}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 from docstring_parser import parse_from_object
 
-from wm_agents.flags import Parser, value_of
+from wm_agents.cli.flags import Parser, value_of
 from wm_agents.models.families import config_class, resolve
 from wm_agents.project.schema import FILE, SECTIONS
 from wm_agents.project.settings import read_toml

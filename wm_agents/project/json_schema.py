@@ -32,7 +32,7 @@ def project_schema(family: str | None) -> dict[str, Any]:
 
 def section_schema(kind: type) -> dict[str, Any]:
     """The schema of a config dataclass: types, choices, lower bounds, defaults, what each field means."""
-    from wm_agents.tools.config import meanings_of
+    from wm_agents.cli.config import meanings_of
 
     hints, meanings = get_type_hints(kind), meanings_of(kind)
     properties: dict[str, Any] = {}

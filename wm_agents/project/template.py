@@ -87,7 +87,7 @@ TRAIN = '''\
 import sys
 from pathlib import Path
 
-from wm_agents.cli import main
+from wm_agents.cli.app import main
 
 # Environments are played in processes of their own, which import this file.
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
-from wm_agents.flags import Parser
+from wm_agents.cli import verbs
+from wm_agents.cli.flags import Parser
 from wm_agents.project.flags import add_project_flags, said
 from wm_agents.project.schema import FILE, VerifySection
 from wm_agents.project.settings import load_project
-from wm_agents.tools import verbs
 
 if TYPE_CHECKING:
     from wm_agents.project.schema import Project

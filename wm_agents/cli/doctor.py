@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 from packaging.requirements import Requirement
 
-from wm_agents.tools import verbs
+from wm_agents.cli import verbs
 
 PACKAGE = "dreams-as-envs"
 OLDEST = (3, 10)

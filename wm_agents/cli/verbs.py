@@ -18,7 +18,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-from wm_agents.flags import Parser
+from wm_agents.cli.flags import Parser
 
 Verb = Callable[..., int | None]
 WRONG_FLAGS = 2

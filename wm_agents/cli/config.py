@@ -10,14 +10,14 @@ from typing import Any
 
 import docstring_parser
 
+from wm_agents.cli import verbs
+from wm_agents.cli.models import find
 from wm_agents.models.config import WorldModelConfig
 from wm_agents.models.families import config_class, resolve
 from wm_agents.project.json_schema import project_schema
 from wm_agents.project.schema import FILE, SECTIONS
 from wm_agents.project.settings import load_project
 from wm_agents.project.translate import training_of
-from wm_agents.tools import verbs
-from wm_agents.tools.models import find
 from wm_agents.training.config import TrainingConfig
 
 DIFFERENT = 1

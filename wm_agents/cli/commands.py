@@ -15,14 +15,14 @@ from policies.cmaes import CMAConfig
 from policies.policy import explorer
 from policies.rollout import EVAL_SEED
 from wm_agents.checkpoint import Artifact
+from wm_agents.cli.demo import run_demo
+from wm_agents.cli.flags import Parser, flat, value_of
 from wm_agents.control.evolve import evolve_artifact
 from wm_agents.data.collect import CollectConfig
 from wm_agents.data.collect import collect as collect_episodes
-from wm_agents.demo import run_demo
 from wm_agents.errors import did_you_mean
 from wm_agents.evaluation.evaluate import dream_horizon
 from wm_agents.evaluation.evaluate import evaluate as judge
-from wm_agents.flags import Parser, flat, value_of
 from wm_agents.loops.online import online as learn_online
 from wm_agents.loops.online_config import LEARNERS, OnlineConfig, online_recipe, seen_by
 from wm_agents.loops.recipes import RECIPES, ImproveConfig, recipe_for

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from wm_agents.cli import verbs
 from wm_agents.data.dataset import Dataset
 from wm_agents.data.episode import UNKNOWN_SEED, check_episode
 from wm_agents.data.minari import export_minari, import_minari
@@ -20,7 +21,6 @@ from wm_agents.data.replay import ReplayBuffer
 from wm_agents.data.shard import SUFFIX, TEMPORARY, ShardError, read_info
 from wm_agents.spaces import spaces_of
 from wm_agents.system.progress import Bar
-from wm_agents.tools import verbs
 
 
 def main(args: list[str], prog: str = "wm data") -> int:

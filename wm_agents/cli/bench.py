@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from wm_agents.cli import verbs
 from wm_agents.data.dataset import Dataset, write_shard
 from wm_agents.data.episode import Episode
 from wm_agents.data.replay import ReplayBuffer
 from wm_agents.factory import create_world_model
 from wm_agents.pretrained import make_dream_vec_env
 from wm_agents.system.hardware import describe, find_device, has_bf16
-from wm_agents.tools import verbs
 from wm_agents.training.callbacks import Callback
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.data import create_random_buffer

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from wm_agents.cli import verbs
 from wm_agents.errors import ConfigurationError, did_you_mean
-from wm_agents.tools import verbs
 
 
 def main(args: list[str], prog: str = "wm models") -> int:

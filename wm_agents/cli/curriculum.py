@@ -9,7 +9,7 @@ import sys
 import torch
 from rich.console import Console
 
-from wm_agents.cli import describe
+from wm_agents.cli.app import describe
 from wm_agents.curriculum.config import CurriculumConfig, parse
 from wm_agents.curriculum.plan import Course, plan
 from wm_agents.curriculum.preflight import look_around

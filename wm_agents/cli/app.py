@@ -45,11 +45,11 @@ GROUPS = {
 """What `wm --help` lists, by what one wants to do."""
 COMMANDS = {name: about for group in GROUPS.values() for name, about in group.items()}
 RESUMABLE = ("train", "improve", "curriculum", "collect", "evolve")
-APART = {"curriculum": "wm_agents.curriculum.command"}
+APART = {"curriculum": "wm_agents.cli.curriculum"}
 """Commands with flags, signals and exit codes of their own."""
-TOOLS = {name: f"wm_agents.tools.{name}" for name in ("models", "data", "config", "doctor", "bench")}
+TOOLS = {name: f"wm_agents.cli.{name}" for name in ("models", "data", "config", "doctor", "bench")}
 """Commands in modules of their own, whose `main(flags, prog)` gives the exit code."""
-TOOLS |= dict.fromkeys(("init", "train", "verify"), "wm_agents.project.command")
+TOOLS |= dict.fromkeys(("init", "train", "verify"), "wm_agents.cli.project")
 EXIT_ERROR, EXIT_STOPPED = 1, 2
 ERRORS = {"verify": 3}
 """Exit codes of errors where 1 has a meaning of its own: a model that was judged and not verified."""
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
             status = import_module(TOOLS[name]).main(flags, f"wm {name}")
             sys.stdout.flush()
             return status
-        import_module("wm_agents.commands").run(name, flags)
+        import_module("wm_agents.cli.commands").run(name, flags)
         sys.stdout.flush()
     except KeyboardInterrupt:
         then = "goes on from what was done" if name in RESUMABLE else "starts afresh"
