@@ -75,7 +75,7 @@ def test_a_save_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytes
 
 def test_a_folder_that_is_no_artifact_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ArtifactError, match=r"holds no config.json; refusing to replace"):
+    with pytest.raises(ArtifactError, match=r"has no config.json; only a saved model may be replaced"):
         save(tmp_path)
 
 
@@ -87,14 +87,14 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         load_artifact(tmp_path / "file")
     save(tmp_path / "model")
     (tmp_path / "model" / "starts.safetensors").unlink()
-    with pytest.raises(ArtifactError, match=r"starts.safetensors is missing; config.json lists it"):
+    with pytest.raises(ArtifactError, match=r"starts.safetensors is listed in config.json but missing"):
         load_artifact(tmp_path / "model")
 
 
 def test_a_listed_policy_that_is_gone_is_named(tmp_path: Path) -> None:
     save(tmp_path / "model")
     (tmp_path / "model" / "policy_linear.safetensors").unlink()
-    with pytest.raises(ArtifactError, match=r"policy_linear.safetensors is missing; config.json lists it"):
+    with pytest.raises(ArtifactError, match=r"policy_linear.safetensors is listed in config.json but missing"):
         load_artifact(tmp_path / "model")
 
 
@@ -105,10 +105,10 @@ def test_a_pickle_is_refused_unread(tmp_path: Path) -> None:
 
     weights = save(tmp_path / "model") / "model.safetensors"
     weights.write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(ArtifactError, match="is a pickle as torch.save writes it, not safetensors"):
+    with pytest.raises(ArtifactError, match="is a pickle file of torch.save, not safetensors"):
         load_artifact(tmp_path / "model")
     torch.save({"net.weight": Bomb()}, weights)
-    with pytest.raises(ArtifactError, match="is a zip as torch.save writes it, not safetensors"):
+    with pytest.raises(ArtifactError, match="is a zip file of torch.save, not safetensors"):
         load_artifact(tmp_path / "model")
     assert not (tmp_path / "exploded").exists()
 
@@ -126,7 +126,7 @@ def test_a_changed_file_is_found_by_its_hash(tmp_path: Path) -> None:
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    with pytest.raises(ArtifactError, match="sha256 expected [0-9a-f]{64}, got [0-9a-f]{64}; fetch or save it again"):
+    with pytest.raises(ArtifactError, match="sha256 expected [0-9a-f]{64}, got [0-9a-f]{64}; download or save"):
         load_artifact(tmp_path / "model")
 
 
@@ -135,7 +135,7 @@ def test_a_truncated_file_without_hashes_is_called_corrupt(tmp_path: Path) -> No
     edit(path, files={})
     weights = path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-3])
-    with pytest.raises(ArtifactError, match="corrupt or no safetensors file"):
+    with pytest.raises(ArtifactError, match="is not a valid safetensors file"):
         load_artifact(path)
 
 
@@ -154,7 +154,7 @@ def test_foreign_and_broken_configs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="has no format_version"):
         load_artifact(tmp_path / "model")
     config.write_text('{"format_version": ')
-    with pytest.raises(ArtifactError, match="is not JSON"):
+    with pytest.raises(ArtifactError, match="is not valid JSON"):
         load_artifact(tmp_path / "model")
 
 

@@ -144,7 +144,7 @@ def test_an_unknown_command_is_told_the_nearest(capsys: pytest.CaptureFixture[st
         ("evolve m out --in space", "argument --in: invalid choice: 'space'"),
         ("improve --task CarRcing", "argument --task: invalid choice: 'CarRcing'"),
         ("improve --task CarRacing --vison.total_steps 3", "did you mean --vision.total_steps?"),
-        ("improve --out x", "the following arguments are required: spec.id; --env ID (any Gymnasium id, or"),
+        ("improve --out x", "the following arguments are required: spec.id; give --env ID (any Gymnasium id, or"),
     ],
 )
 def test_wrong_flags_get_one_line_and_do_nothing(
@@ -171,10 +171,10 @@ def test_an_error_is_one_line_and_its_traceback_is_for_debug(capsys: pytest.Capt
         (ValueError("seed must be above 0, got -1"), "seed must be above 0, got -1"),
         (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
         (RuntimeError("a process died"), "a process died"),
-        (KeyError("z"), "KeyError: 'z' (--debug shows where)"),
-        (ValueError(), "ValueError:  (--debug shows where)"),
+        (KeyError("z"), "KeyError: 'z' (--debug prints the traceback)"),
+        (ValueError(), "ValueError:  (--debug prints the traceback)"),
         (ImportError("Minari is needed: pip install minari"), "Minari is needed: pip install minari"),
-        (ImportError("cannot import name 'x'"), "ImportError: cannot import name 'x' (--debug shows where)"),
+        (ImportError("cannot import name 'x'"), "ImportError: cannot import name 'x' (--debug prints the traceback)"),
     ],
 )
 def test_errors_of_ours_speak_plainly_and_others_are_named(
@@ -187,7 +187,7 @@ def test_errors_of_ours_speak_plainly_and_others_are_named(
 
 @pytest.mark.parametrize(
     ("args", "then"),
-    [("evolve TINY out", "goes on from what was done"), ("evaluate m", "starts afresh")],
+    [("evolve TINY out", "to resume"), ("evaluate m", "to start over")],
 )
 def test_an_interruption_exits_with_2_and_says_how_to_resume(
     args: str, then: str, tiny: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -261,8 +261,8 @@ def test_collect_takes_its_flags(called: dict[str, Any], capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("stopped", "code", "text"),
     [
-        ("interrupted", 2, "interrupted; the same command goes on"),
-        ("no_space", 1, "stopped by no_space at 7 of 10,000 steps; what is in data can be used"),
+        ("interrupted", 2, "interrupted; run the same command to resume"),
+        ("no_space", 1, "stopped by no_space at 7 of 10,000 steps; the data in data are usable"),
         ("max_gb", 1, "stopped by max_gb at 7 of 10,000 steps"),
     ],
 )
@@ -275,7 +275,7 @@ def test_a_collection_that_stopped_early_does_not_pass_for_done(
     out, err = capsys.readouterr()
     assert json.loads(out)["steps"] == 7 and text in err
     assert wm("collect", "data", "--spec.id", "A-v0") == code
-    assert capsys.readouterr().out == "data: 1 whole episodes of 7 steps (7 new), 0.0 MB, 0 s\n"
+    assert capsys.readouterr().out == "data: 1 episodes with 7 steps (7 new), 0.0 MB, 0 s\n"
 
 
 def test_evolve_takes_its_flags_and_the_models_own_squash_and_temperature(tiny: str, called: dict[str, Any]) -> None:
@@ -306,7 +306,7 @@ def test_evaluate_video_and_demo_take_their_flags(
     assert wm("evaluate", "m", "--episodes", "7", "--seed", "1000005", "--procs", "3") == 0
     assert called["args"] == ("m",)
     assert (called["episodes"], called["seed"], called["procs"]) == (7, 1_000_005, 3)
-    assert "real   1.0 ± 2.0 (95 % of the mean: ± 3.0)" in capsys.readouterr().out
+    assert "real   1.0 ± 2.0 (95 % CI of the mean: ± 3.0)" in capsys.readouterr().out
     assert wm("video", tiny, "--out", "a/b.mp4", "--seed", "5", "--resync_every", "null") == 0
     assert called["args"][0] == Path("a/b.mp4")
     assert (called["seed"], called["resync_every"], called["temperature"]) == (5, None, 1.0)
@@ -384,7 +384,7 @@ def test_improve_reads_a_file_and_flags_win_over_it(
     file.write_text(file.read_text().replace("rounds = 3", 'task = "CarRacing"'))
     called.clear()
     assert wm("improve", "--config", str(file)) == 2
-    assert "task and env must be given as --task NAME or --env ID, not in a file" in capsys.readouterr().err
+    assert "give task and env as --task NAME or --env ID, not in a file" in capsys.readouterr().err
     assert called == {}
 
 
@@ -414,7 +414,7 @@ def test_ctrl_c_stops_the_processes_too_and_the_same_command_resumes(tiny: str, 
         os.killpg(process.pid, signal.SIGINT)  # As a terminal does: the workers get it as well.
         _, err = process.communicate(timeout=20)
     assert process.returncode == 2, err
-    assert err.splitlines()[-1] == "wm evolve: interrupted; the same command goes on from what was done"
+    assert err.splitlines()[-1] == "wm evolve: interrupted; run the same command to resume"
     assert "Traceback" not in err
     assert not out.exists()
     assert wm(*flags, "--cma.generations", str(told())) == 0  # All generations are done: only the artifact is missing.
@@ -437,7 +437,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 def test_a_file_of_settings_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert wm("improve", "--env", "CartPole-v1", "--config", "nofile.toml") == 2
-    assert "there is no file 'nofile.toml' for --config" in capsys.readouterr().err
+    assert "--config: there is no file 'nofile.toml'" in capsys.readouterr().err
 
 
 def test_settings_may_stand_where_their_file_would(called: dict[str, Any]) -> None:

@@ -38,7 +38,7 @@ def test_a_score_is_the_mean_with_its_spread_and_interval() -> None:
     score = Score([1.0, 2.0, 3.0, 6.0])
     assert (score.mean, score.std) == (3.0, pytest.approx(math.sqrt(14 / 3)))
     assert score.ci95 == pytest.approx(3.182 * math.sqrt(14 / 3) / 2)
-    assert str(score) == "3.0 ± 2.2 (95 % of the mean: ± 3.4; 4 episodes)"
+    assert str(score) == "3.0 ± 2.2 (95 % CI of the mean: ± 3.4; 4 episodes)"
     assert Score([5.0]).to_dict() == {"mean": 5.0, "std": 0.0, "ci95": 0.0, "returns": [5.0]}
 
 

@@ -157,8 +157,8 @@ def test_nothing_but_json_safetensors_and_the_card_is_fetched(server: Hub, tiny:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"model.safetensors": b"PK\x03\x04torch zip"}, "zip as torch.save writes it, not safetensors"),
-        ({"README.md": b"# changed\n"}, "is not the file that was saved: sha256 expected"),
+        ({"model.safetensors": b"PK\x03\x04torch zip"}, "zip file of torch.save, not safetensors"),
+        ({"README.md": b"# changed\n"}, "was changed: sha256 expected"),
     ],
 )
 def test_what_comes_from_the_hub_is_checked_as_any_artifact(

@@ -277,7 +277,7 @@ def test_a_missing_policy_is_named(tmp_path: Path) -> None:
         ({"family": None}, "lacks 'family'"),
         ({"spaces": None}, "lacks 'spaces'"),
         ({"model": {"vision": "identity", "depth": 3}}, "unknown field 'depth' of VMCConfig; it has .*; upgrade"),
-        ({"format_version": 99}, "format version 99, this installation reads up to 1; upgrade"),
+        ({"format_version": 99}, "format version 99, but this installation reads up to 1; upgrade"),
     ],
 )
 def test_foreign_and_newer_models_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -297,5 +297,5 @@ def test_weights_of_other_sizes_are_refused_with_both_sides(tmp_path: Path) -> N
 def test_a_pickle_offered_as_weights_is_refused(tmp_path: Path) -> None:
     model, _, path = save(tmp_path / "m")
     torch.save(model.state_dict(), tmp_path / "m" / "model.safetensors")
-    with pytest.raises(ArtifactError, match="as torch.save writes it, not safetensors: .*refused"):
+    with pytest.raises(ArtifactError, match="file of torch.save, not safetensors. Loading it could run code"):
         load_model(path)

@@ -1,9 +1,9 @@
-"""The artifact: a model as a directory of JSON and safetensors. Nothing in it is ever unpickled.
+"""The artifact: a model as a directory of JSON and safetensors files. Loading never unpickles.
 
 my_model/
-  config.json              what the model is and how its env is seen; sha256 of every other file
+  config.json              the model's settings, its environment, and the sha256 of every other file
   model.safetensors        weights
-  starts.safetensors       latents that dreams start from (a model saved alone has none)
+  starts.safetensors       initial latents of dreams (absent if only the weights were saved)
   policy_<name>.safetensors  controllers (optional)
   README.md                the model card
 """
@@ -33,12 +33,12 @@ Policy = tuple[dict[str, Tensor], dict[str, str]]
 
 
 class ArtifactError(ValueError):
-    """A directory that is not an artifact this version can load."""
+    """A directory that this version cannot load as an artifact."""
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """What a directory holds: tensors as saved, on the CPU; policies as (tensors, metadata) by name."""
+    """The content of a directory: tensors as saved, on the CPU; policies as (tensors, metadata) by name."""
 
     path: Path
     config: dict[str, Any]
@@ -56,7 +56,7 @@ def save_artifact(
     policies: Mapping[str, Mapping[str, Tensor] | Policy] | None = None,
     half: bool = False,
 ) -> Path:
-    """Write the directory `path`, all of it or nothing; one that is there is replaced.
+    """Write the directory `path` completely or not at all. An existing artifact is replaced.
 
     Args:
         config: JSON values; `format_version` and `files` (sha256) are added.
@@ -65,7 +65,9 @@ def save_artifact(
     """
     path = Path(path)
     if path.exists() and not (path / "config.json").exists():
-        raise ArtifactError(f"{path} exists and holds no config.json; refusing to replace what is not an artifact")
+        raise ArtifactError(
+            f"{path} exists and has no config.json; only a saved model may be replaced, so give another path"
+        )
     with _replacing_folder(path) as tmp:
         write_tensors(tmp / "model.safetensors", plain_names(_halved(tensors) if half else tensors))
         if starts:
@@ -81,7 +83,11 @@ def save_artifact(
 
 
 def load_artifact(path: str | Path) -> Artifact:
-    """Read the directory `path`; ArtifactError says what is wrong with one that cannot be loaded."""
+    """Read the directory `path`.
+
+    Raises:
+        ArtifactError: it is not an artifact, is damaged, or has a newer format.
+    """
     path = Path(path)
     config = _load_config(path)
     for name, expected in config.get("files", {}).items():
@@ -94,7 +100,7 @@ def load_artifact(path: str | Path) -> Artifact:
 
 
 def read_tensors(path: str | Path) -> Policy:
-    """Tensors and metadata of a safetensors file; a pickle or a torch zip is refused unread."""
+    """Tensors and metadata of a safetensors file; pickle files and torch archives are rejected unread."""
     path = Path(path)
     if not path.is_file():
         raise ArtifactError(f"{path} is missing")
@@ -104,11 +110,11 @@ def read_tensors(path: str | Path) -> Policy:
             metadata = dict(file.metadata() or {})
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
     except SafetensorError as error:
-        raise ArtifactError(f"{path} is corrupt or no safetensors file ({error}); fetch or save it again") from error
+        raise ArtifactError(f"{path} is not a valid safetensors file ({error}); download or save it again") from error
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy `tensors` into `module` (which keeps its dtype and device) if all names and shapes agree."""
+    """Copy `tensors` into `module` if all names and shapes match; `module` keeps its dtype and device."""
     own, given = plain_names(module.state_dict()), plain_names(tensors)
     problems = [f"{name} {tuple(own[name].shape)}: missing in the file" for name in own.keys() - given.keys()]
     problems += [f"{name} {tuple(given[name].shape)}: not in the model" for name in given.keys() - own.keys()]
@@ -121,24 +127,23 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         shown = "\n  ".join(sorted(problems)[:10])
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise ArtifactError(
-            f"weights do not fit {type(module).__name__}; build it with the sizes they were saved with:"
-            f"\n  {shown}{more}"
+            f"the weights do not fit {type(module).__name__}; build it with the sizes that were saved:\n  {shown}{more}"
         )
-    # Copying works for compiled modules too, whose own names carry the prefix.
+    # Copying also works for compiled modules, whose names have a prefix.
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(given[name])
 
 
 def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names without the `_orig_mod.` that torch.compile puts into them."""
+    """The tensors under names without the `_orig_mod.` of torch.compile."""
     return {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
 
 
 def model_card(title: str, facts: Mapping[str, Any], text: str = "") -> str:
-    """Markdown: a title, a sentence or more, a table of facts."""
+    """A Markdown page with a title, a paragraph and a table of facts."""
     rows = "".join(f"| {name} | {value} |\n" for name, value in facts.items())
-    return f"# {title}\n\n{text.strip()}\n\n| what | value |\n| --- | --- |\n{rows}"
+    return f"# {title}\n\n{text.strip()}\n\n| property | value |\n| --- | --- |\n{rows}"
 
 
 def sha256(path: Path) -> str:
@@ -160,37 +165,40 @@ def _load_config(path: Path) -> dict[str, Any]:
     try:
         config: Any = json.loads((path / "config.json").read_text())
     except ValueError as error:
-        raise ArtifactError(f"{path / 'config.json'} is not JSON ({error}); fetch or save the model again") from error
+        raise ArtifactError(
+            f"{path / 'config.json'} is not valid JSON ({error}); download or save the model again"
+        ) from error
     version = config.get("format_version") if isinstance(config, dict) else None
     if not isinstance(version, int) or version < 1:
         raise ArtifactError(
-            f"{path / 'config.json'} has no format_version; it was not written by save_artifact of this project"
+            f"{path / 'config.json'} has no format_version; save_artifact of this package did not write it"
         )
     if version > FORMAT_VERSION:
         raise ArtifactError(
-            f"{path} has format version {version}, this installation reads up to {FORMAT_VERSION}; upgrade the package"
+            f"{path} has format version {version}, but this installation reads up to {FORMAT_VERSION}; "
+            "upgrade the package"
         )
     return dict(config)
 
 
 def _check_hash(path: Path, expected: str) -> None:
     if not path.is_file():
-        raise ArtifactError(f"{path} is missing; config.json lists it")
+        raise ArtifactError(f"{path} is listed in config.json but missing; download or save the model again")
     _refuse_pickle(path)
     if (got := sha256(path)) != expected:
         raise ArtifactError(
-            f"{path} is not the file that was saved: sha256 expected {expected}, got {got}; fetch or save it again"
+            f"{path} was changed: sha256 expected {expected}, got {got}; download or save the model again"
         )
 
 
 def _refuse_pickle(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(9)
-    # A safetensors file opens with a length of 8 bytes, which may look like a pickle's first two, and then "{".
+    # A safetensors file starts with a length of 8 bytes, which may look like a pickle header, and then "{".
     if head[:2] == b"PK" or (head[:1] == b"\x80" and head[8:] != b"{"):
         raise ArtifactError(
-            f"{path} is a {'zip' if head[:2] == b'PK' else 'pickle'} as torch.save writes it, not safetensors: loading "
-            "it could run code, so it is refused. Open it where you trust it and save it with safetensors"
+            f"{path} is a {'zip' if head[:2] == b'PK' else 'pickle'} file of torch.save, not safetensors. "
+            "Loading it could run code. If you trust it, load it with torch and save it with safetensors"
         )
 
 
@@ -200,7 +208,7 @@ def _halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @contextmanager
 def _replacing_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place when the block ends without an error."""
+    """A temporary folder that replaces `path` if the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     mark = f"{os.getpid()}.{uuid.uuid4().hex[:8]}"
     tmp, old = path.with_name(f".{path.name}.{mark}.tmp"), path.with_name(f".{path.name}.{mark}.old")

@@ -1,4 +1,4 @@
-"""Errors of what is asked for, and the nearest right name."""
+"""Configuration errors, with a suggestion of the nearest valid name."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ NOWHERE: Mapping[str, str] = MappingProxyType({})
 
 
 class ConfigurationError(ValueError):
-    """Settings that name what does not exist, or that do not go together."""
+    """Settings that name something unknown, or that contradict each other."""
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """`; did you mean 'x'?` with the name nearest to `name`, or nothing where none is near."""
+    """`; did you mean 'x'?` with the known name nearest to `name`, or an empty string."""
     near = get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def check_names(names: Iterable[str], known: Iterable[str], owner: str, elsewhere: Mapping[str, str] = NOWHERE) -> None:
-    """Refuse fields that `owner` does not have; the nearest right one is named.
+    """Raise an error for names that `owner` does not have, and suggest the nearest valid one.
 
     Args:
-        elsewhere: what is said of names that belong to others.
+        elsewhere: explanations for names that belong to another class.
 
     Raises:
         ConfigurationError: one of `names` is not `known`.
@@ -49,7 +49,7 @@ def _hint(name: str, known: list[str], elsewhere: Mapping[str, str]) -> str:
 
 
 def strict(elsewhere: Mapping[str, str] = NOWHERE) -> Callable[[type[T]], type[T]]:
-    """Have a dataclass answer fields that it does not have as `check_names` does, where Python would say less."""
+    """Make a dataclass check its field names with `check_names`."""
 
     def decorate(kind: type[T]) -> type[T]:
         init: Callable[..., None] = kind.__init__

@@ -1,6 +1,6 @@
-"""`wm`: every command is a function, its flags are the function's arguments.
+"""`wm`: each command is a function, and its flags are the arguments of the function.
 
-Nothing heavy is imported before there is a command to run, so `wm --help` stays quick.
+Heavy modules are imported only when a command runs, so `wm --help` is fast.
 """
 
 from __future__ import annotations
@@ -15,54 +15,54 @@ from importlib.metadata import version
 from io import TextIOWrapper
 
 GROUPS = {
-    "a project": {
-        "init": "write a new project: wm.toml, train.py, inference.py, dataset.py",
-        "train": "train the model of the project in this folder, as wm.toml says",
-        "verify": "hold a model against reality, on real episodes that no training has seen",
+    "projects": {
+        "init": "create a project: wm.toml, train.py, inference.py, dataset.py",
+        "train": "train the model of the project in this folder",
+        "verify": "check a model against held-out real episodes",
     },
-    "learn": {
-        "improve": "collect, learn, dream and judge in rounds",
-        "curriculum": "take tasks in order, each from nothing to promoted, with reports and films",
-        "evolve": "evolve a linear controller in a model's dream, or in the real environment",
-        "demo": "train a controller in the shipped dream, drive the real car with it, film both",
+    "training": {
+        "improve": "collect episodes, train a model and a controller, evaluate; in rounds or online",
+        "curriculum": "train a list of tasks from scratch, each until it reaches its threshold",
+        "evolve": "train a linear controller with CMA-ES, in a dream or in the real environment",
+        "demo": "train a controller in the shipped dream and drive the real CarRacing-v3 with it",
     },
-    "judge": {
-        "evaluate": "score a model's policy over held-out real episodes, beside its dream score",
-        "fidelity": "measure how far a model's dream is what really comes, as a page and as JSON",
-        "video": "record a real episode beside the dream of it",
+    "evaluation": {
+        "evaluate": "score a model's policy on held-out real episodes and in its dream",
+        "fidelity": "measure how closely a model's dream matches reality",
+        "video": "record a video of a real episode beside its dream",
     },
     "data": {
         "collect": "record episodes of a real environment",
-        "data": "info | convert | verify: recorded episodes, to and from Minari and npz",
+        "data": "info | convert | verify: inspect episodes, convert them to and from npz and Minari",
     },
-    "look after": {
-        "bench": "how fast dreams, training and data are here",
-        "doctor": "whether this machine can do all this, and what to do if not",
+    "maintenance": {
+        "bench": "measure the speed of dreams, training and data on this machine",
+        "doctor": "check this installation and say how to fix it",
         "config": "show | diff | validate | schema: presets, saved models and wm.toml",
         "models": "list | info | pull | push: presets, saved models, models on the Hub",
     },
 }
-"""What `wm --help` lists, by what one wants to do."""
+"""The commands that `wm --help` lists, by topic."""
 COMMANDS = {name: about for group in GROUPS.values() for name, about in group.items()}
 RESUMABLE = ("train", "improve", "curriculum", "collect", "evolve")
 APART = {"curriculum": "wm_agents.cli.curriculum"}
-"""Commands with flags, signals and exit codes of their own."""
+"""Commands that parse their own flags and handle their own signals and exit codes."""
 TOOLS = {name: f"wm_agents.cli.{name}" for name in ("models", "data", "config", "doctor", "bench")}
-"""Commands in modules of their own, whose `main(flags, prog)` gives the exit code."""
+"""Commands in separate modules, whose `main(flags, prog)` returns the exit code."""
 TOOLS |= dict.fromkeys(("init", "train", "verify"), "wm_agents.cli.project")
 EXIT_ERROR, EXIT_STOPPED = 1, 2
 ERRORS = {"verify": 3}
-"""Exit codes of errors where 1 has a meaning of its own: a model that was judged and not verified."""
+"""Exit codes of errors for commands where 1 has another meaning: 1 of `wm verify` is a model that failed."""
 CLEAR = (ValueError, OSError, RuntimeError, ArithmeticError)
-"""Errors that say in plain words what is wrong; any other is named, for it may be ours."""
+"""Errors whose message is enough; other errors are printed with their type, because they may be bugs."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; 0 is success, 1 a clear error on one line, 2 an interruption or wrong flags."""
+    """Run one command. Return 0 on success, 1 after an error, 2 after an interruption or invalid flags."""
     args = sys.argv[1:] if argv is None else argv
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # A terminal that knows ASCII alone gets a ? for what is not.
+            stream.reconfigure(errors="replace")  # An ASCII terminal prints ? for other characters.
     if not args or args[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -76,14 +76,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"wm: unknown command {name!r}; {hint}", file=sys.stderr)
         return EXIT_STOPPED
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # `--env module:Id-v0` finds a module that lies here, as python itself would.
+        sys.path.append(os.getcwd())  # `--env module:Id-v0` finds a module in the current folder.
     if name in APART:
         status: int = import_module(APART[name]).main(flags, f"wm {name}")
         return status
     debug = "--debug" in flags
     if name != "doctor" and not any(os.environ.get(shown) for shown in ("DISPLAY", "WAYLAND_DISPLAY")):
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # Else SDL complains where pictures are drawn to memory.
-    # SIGTERM cleans up and ends as Ctrl-C does.
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # Without a display, SDL must render to memory.
+    # SIGTERM cleans up and exits as Ctrl-C does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         flags = [flag for flag in flags if flag != "--debug"]
@@ -94,8 +94,8 @@ def main(argv: list[str] | None = None) -> int:
         import_module("wm_agents.cli.commands").run(name, flags)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        then = "goes on from what was done" if name in RESUMABLE else "starts afresh"
-        print(f"wm {name}: interrupted; the same command {then}", file=sys.stderr)
+        then = "to resume" if name in RESUMABLE else "to start over"
+        print(f"wm {name}: interrupted; run the same command {then}", file=sys.stderr)
         return EXIT_STOPPED
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def usage() -> str:
-    """What `wm --help` prints."""
+    """The text of `wm --help`."""
     width = max(map(len, COMMANDS))
     rows = (
         f"{title}\n" + "".join(f"  {name:<{width}}  {about}\n" for name, about in group.items())
@@ -118,21 +118,21 @@ def usage() -> str:
     )
     return (
         "usage: wm COMMAND [flags]\n\n" + "\n".join(rows) + "\n"
-        f"{', '.join(RESUMABLE)}: the same command goes on where it was stopped.\n"
-        "`wm COMMAND --help` lists the command's flags; --debug shows where an error came from; `wm --version`."
+        "`wm COMMAND --help` lists the flags of a command. --debug prints the traceback of an error.\n"
+        f"The same command resumes an interrupted {', '.join(RESUMABLE)}."
     )
 
 
 def describe(error: Exception) -> str:
-    """The error in words."""
+    """The message of an error, with its type if it may be a bug."""
     text = str(error)
     if (isinstance(error, CLEAR) and text) or (isinstance(error, ImportError) and "pip install" in text):
         return text
-    return f"{type(error).__name__}: {text} (--debug shows where)"
+    return f"{type(error).__name__}: {text} (--debug prints the traceback)"
 
 
 def _nobody_reads() -> bool:
-    """Whether stdout was closed, as by `| head`; what is still to come goes nowhere then."""
+    """Whether stdout was closed, as by `| head`; if so, further output is discarded."""
     try:
         out = sys.stdout.fileno()
     except OSError:

@@ -1,4 +1,4 @@
-"""What the commands of `wm` do: thin functions over the packages; flags are their arguments, help their docstrings."""
+"""The commands of `wm`: thin functions whose arguments are the flags and whose docstrings are the help."""
 
 from __future__ import annotations
 
@@ -37,10 +37,11 @@ console = Console(stderr=True)
 
 
 def improve(cfg: ImproveConfig | OnlineConfig) -> None:
-    """Collect, learn, dream and judge in rounds, in a run folder; the same command resumes.
+    """Collect real episodes, train a model, train a controller in its dream, and evaluate it, in rounds.
 
-    `--task NAME` starts from the recipe of a shipped dream, `--env ID` from settings for any environment; flags win.
-    `--family dreamerv3` or `tdmpc2` learn online instead, step by step; their flags: `wm improve --family NAME --help`.
+    `--task NAME` uses the recipe of a shipped dream, `--env ID` default settings for any environment. Other
+    flags override them. `--family dreamerv3` and `--family tdmpc2` train online, with updates between real
+    steps; for their flags see `wm improve --family NAME --help`. The same command resumes an interrupted run.
     """
     if isinstance(cfg, OnlineConfig):
         learn_online(cfg, console)
@@ -63,22 +64,22 @@ def collect(
     max_gb: float = 5.0,
     as_json: bool = False,
 ) -> None:
-    """Record whole episodes of a real environment, in files of eight; the same command resumes.
+    """Record whole episodes of a real environment, eight per file. The same command resumes.
 
     Args:
         out: directory of the dataset.
-        spec: the environment; `--spec.id CarRacing-v3 --spec.size 64`.
-        steps: agent steps wanted.
-        seed: environment seed of the first episode; all stay below 1,000,000.
-        procs: processes.
-        policy: a model directory whose controller drives; exploration without one.
-        noise: levels of noise on that controller, one drawn an episode, `[0.0,0.3]`.
-        leave: share of that controller's episodes which random actions take over for good.
-        leave_by: they do so within so many steps.
-        stall: cut an episode after so many steps without reward.
-        max_steps: cut an episode when it is so long.
-        max_gb: largest size of the dataset on disk.
-        as_json: one JSON object on stdout.
+        spec: the environment, as in `--spec.id CarRacing-v3 --spec.size 64`.
+        steps: number of agent steps to collect.
+        seed: environment seed of the first episode; all seeds must stay below 1,000,000.
+        procs: number of worker processes.
+        policy: a model directory whose controller acts; default: exploration policies.
+        noise: noise levels for that controller, one drawn per episode, as in `[0.0,0.3]`.
+        leave: share of that controller's episodes in which random actions take over until the end.
+        leave_by: random actions take over within the first N steps.
+        stall: truncate an episode after N steps without reward.
+        max_steps: truncate an episode after N steps.
+        max_gb: maximum size of the dataset on disk.
+        as_json: print one JSON object on stdout.
     """
     cfg = CollectConfig(spec, out, steps, seed, procs, stall=stall, max_steps=max_steps, max_gb=max_gb)
     make = explorer if policy is None else partial(explore_with, policy, noise, leave, leave_by)
@@ -87,15 +88,15 @@ def collect(
         print(json.dumps(summary._replace(returns=[])._asdict()))
     else:
         print(
-            f"{out}: {summary.episodes:,} whole episodes of {summary.steps:,} steps ({summary.new_steps:,} new), "
+            f"{out}: {summary.episodes:,} episodes with {summary.steps:,} steps ({summary.new_steps:,} new), "
             f"{summary.bytes / 1e6:.1f} MB, {summary.wall_s:.0f} s"
         )
     if summary.stopped == "interrupted":
         raise KeyboardInterrupt
     if summary.stopped != "done":
         raise RuntimeError(
-            f"stopped by {summary.stopped} at {summary.steps:,} of {steps:,} steps; what is in {out} can be used. "
-            "Make room or raise max_gb, and the same command goes on"
+            f"stopped by {summary.stopped} at {summary.steps:,} of {steps:,} steps; the data in {out} are usable. "
+            "Free disk space or raise max_gb, then run the same command to resume"
         )
 
 
@@ -110,19 +111,20 @@ def evolve(
     squash: tuple[str, ...] | None = None,
     procs: int = 2,
 ) -> None:
-    """Evolve a linear controller on a model's latents and save the model with it; the same command resumes.
+    """Train a linear controller on a model's latents with CMA-ES, and save it with the model.
+
+    The same command resumes an interrupted run.
 
     Args:
         model: a model directory, or the name of a shipped model or dream.
-        out: directory of the new artifact; `<out>.run` keeps what a stopped run goes on from.
+        out: directory of the new model; `<out>.run` holds the state for resuming.
         cma: population, rollouts, generations, sigma, seed.
-        horizon: steps of a dream, by default the model's own, or 150 if it has no limit; real episodes are played to
-            their end.
-        temperature: uncertainty of the dream; by default the model's own.
-        stall: a dream earns nothing more after so many steps without reward (8 for the shipped car).
-        squash: tanh, sigmoid or clip for each action dimension, `'["tanh", "clip"]'`; by default as the model's
-            own controller has it, or the recipe of its task.
-        procs: processes for real episodes.
+        horizon: steps of a dream; default: the model's limit, or 150 if it has none. Not for real episodes.
+        temperature: randomness of the dream; default: the model's own.
+        stall: stop counting reward after N steps without any (8 for the shipped CarRacing dream).
+        squash: tanh, sigmoid or clip for each action dimension, as in `'["tanh", "clip"]'`; default: as in the
+            model's own controller, or in the recipe of its task.
+        procs: number of worker processes for real episodes.
     """
     artifact = load_model(model)[1]
     check_dream(artifact)
@@ -142,14 +144,14 @@ def evolve(
 
 
 def evaluate(model: str, episodes: int = 100, seed: int = EVAL_SEED, procs: int = 2, as_json: bool = False) -> None:
-    """Score a model's policy over held-out real episodes, beside its dream score.
+    """Score a model's policy on held-out real episodes and in its dream.
 
     Args:
         model: a model directory, or the name of a shipped model or dream.
-        episodes: real episodes, and as many dreamed ones.
+        episodes: number of real episodes, and of dreamed ones.
         seed: first environment seed, at least 1,000,000.
-        procs: processes.
-        as_json: one JSON object on stdout.
+        procs: number of worker processes.
+        as_json: print one JSON object on stdout.
     """
     result = judge(model, episodes=episodes, seed=seed, procs=procs, console=console)
     if as_json:
@@ -157,11 +159,11 @@ def evaluate(model: str, episodes: int = 100, seed: int = EVAL_SEED, procs: int 
         return
     for where in ("real", "dream"):
         score = result[where]
-        print(f"{where:<6} {score['mean']:.1f} ± {score['std']:.1f} (95 % of the mean: ± {score['ci95']:.1f})")
+        print(f"{where:<6} {score['mean']:.1f} ± {score['std']:.1f} (95 % CI of the mean: ± {score['ci95']:.1f})")
     print(f"gap    {result['gap']:.1f} over {episodes} episodes, seeds from {seed}; {result['wall_s']} s")
     print(f"protocol: {result['protocol']}")
     if result.get("degraded_modes"):
-        print(f"DEGRADED: {', '.join(result['degraded_modes'])}: what the model was trained on is not this environment")
+        print(f"DEGRADED: {', '.join(result['degraded_modes'])}: the model was not trained on this environment")
 
 
 def fidelity(
@@ -176,19 +178,20 @@ def fidelity(
     run: str | None = None,
     as_json: bool = False,
 ) -> None:
-    """Measure how far a model's dream is what really comes: frames, rewards, ends, returns, order of policies.
+    """Measure how closely a model's dream matches reality: frames, rewards, termination, returns, policies.
 
     Args:
         model: a model directory, or the name of a shipped model or dream.
-        out: where fidelity.html and fidelity.json go.
-        episodes: real episodes of each policy; by default 8, or 1 with --quick.
+        out: folder for fidelity.html and fidelity.json.
+        episodes: real episodes of each policy; default: 8, or 1 with --quick.
         seed: first environment seed, at least 1,000,000.
-        procs: processes.
-        quick: eight policies and fewer dreams: a first look in about a minute.
-        train_temperatures: evolve controllers in dreams of these temperatures too and judge them for real, `[0.7,1.3]`.
-        generations: of CMA-ES for each of those.
-        run: the folder of the run that made the model; by default the one it lies in.
-        as_json: what fidelity.json holds, on stdout.
+        procs: number of worker processes.
+        quick: eight policies and fewer dreams; takes about a minute.
+        train_temperatures: also train controllers in dreams of these temperatures and score them in the real
+            environment, as in `[0.7,1.3]`.
+        generations: CMA-ES generations for each of these controllers.
+        run: the run folder of the model; default: the folder that contains it.
+        as_json: print the content of fidelity.json on stdout.
     """
     from wm_agents.evaluation.fidelity.report import (  # Matplotlib would slow every command's start.
         DATA,
@@ -212,13 +215,13 @@ def fidelity(
 
 
 def video(model: str, out: str = "real_vs_dream.mp4", seed: int = EVAL_SEED, resync_every: int | None = 50) -> None:
-    """Film a real episode beside the dream of it, fed the same actions.
+    """Record a video of a real episode beside its dream under the same actions.
 
     Args:
         model: a model directory, or the name of a shipped model or dream.
-        out: the mp4.
-        seed: the real environment's seed.
-        resync_every: steps after which the dream starts again from the real moment; null to dream it all.
+        out: path of the mp4.
+        seed: seed of the real environment.
+        resync_every: re-synchronise the dream with the real frame every N steps; null: never.
     """
     net, artifact = load_model(model)
     frames = record(
@@ -235,20 +238,20 @@ def video(model: str, out: str = "real_vs_dream.mp4", seed: int = EVAL_SEED, res
 
 
 def demo(out: str = "outputs/demo", generations: int = 120, episodes: int = 8, procs: int = 2) -> None:
-    """Train a controller in the shipped dream, drive the real car with it, film both.
+    """Train a controller in the shipped dream, drive the real CarRacing-v3 with it, and record a video.
 
     Args:
-        out: where summary.json and real_vs_dream.mp4 go.
-        generations: of CMA-ES in the dream.
-        episodes: real episodes that the controller is judged on.
-        procs: processes for them.
+        out: folder for summary.json and real_vs_dream.mp4.
+        generations: CMA-ES generations in the dream.
+        episodes: real episodes that the controller is evaluated on.
+        procs: number of worker processes for real episodes.
     """
     summary = run_demo(Path(out), generations=generations, episodes=episodes, procs=procs, console=console)
     print(json.dumps(summary, indent=2))
 
 
 def usual_squash(artifact: Artifact) -> tuple[str, ...] | None:
-    """The squashing of the artifact's own controller, or else of the recipe of its task."""
+    """The squashing functions of the artifact's controller, or else of the recipe of its task."""
     _, about = artifact.policies.get("linear", ({}, {}))
     if about.get("squash"):
         return tuple(about["squash"].split(","))
@@ -259,7 +262,7 @@ def usual_squash(artifact: Artifact) -> tuple[str, ...] | None:
 def _recipe(
     parser: Parser, task: str | None, env: str | None, family: str | None, args: list[str]
 ) -> ImproveConfig | OnlineConfig | None:
-    """Settings to begin with; those of `family`, which learns online, go by how `args` have the environment seen."""
+    """Default settings; those of an online `family` depend on the preprocessing in `args`."""
     known = RECIPES.get(task or "")
     if known is None and env is None:
         return None
@@ -277,7 +280,7 @@ def run(name: str, args: list[str]) -> None:
     function: Callable[..., None] = globals()[name]
     about = (function.__doc__ or "").split("\n    Args:")[0]
     parser = Parser(prog=f"wm {name}", description=about)
-    parser.add_argument("--config", action="config", help="a TOML file with the same names as the flags")
+    parser.add_argument("--config", action="config", help="read flags from this TOML file")
     if name == "improve":
         task, env, family = (value_of(flag, args) for flag in ("--task", "--env", "--family"))
         families = (*get_args(get_type_hints(ImproveConfig)["family"]), *LEARNERS)
@@ -285,8 +288,8 @@ def run(name: str, args: list[str]) -> None:
             hint = did_you_mean(family, families)
             parser.error(f"--family must be one of {', '.join(families)}, got {family!r}{hint}")
         online = family in LEARNERS
-        parser.add_argument("--task", choices=sorted(RECIPES), help="recipe of a shipped dream to start from")
-        parser.add_argument("--env", help="any Gymnasium id, or module:Id-v0, with settings to begin with")
+        parser.add_argument("--task", choices=sorted(RECIPES), help="use the recipe of this shipped dream")
+        parser.add_argument("--env", help="use default settings for this Gymnasium id, or module:Id-v0")
         parser.add_class_arguments(OnlineConfig if online else ImproveConfig, fail_untyped=True)
         if task is not None and env is not None:
             parser.error(f"--task {task} and --env {env} exclude each other")
@@ -294,7 +297,7 @@ def run(name: str, args: list[str]) -> None:
         if recipe is not None:
             parser.set_defaults(flat(asdict(recipe)))
         else:
-            parser.usually = {"spec.id": "--env ID (any Gymnasium id, or module:Id-v0) or --task NAME says all that"}
+            parser.usually = {"spec.id": "give --env ID (any Gymnasium id, or module:Id-v0) or --task NAME instead"}
     else:
         parser.add_function_arguments(function, as_positional=True, fail_untyped=True, skip=set(FLAGS.get(name, {})))
     for dest, options in FLAGS.get(name, {}).items():
@@ -303,21 +306,21 @@ def run(name: str, args: list[str]) -> None:
     values.pop("config")
     if name == "improve":
         if (values.pop("task"), values.pop("env")) != (task, env):
-            parser.error("task and env must be given as --task NAME or --env ID, not in a file")
+            parser.error("give task and env as --task NAME or --env ID, not in a file")
         improve(OnlineConfig(**values) if online else ImproveConfig(**values))
     else:
         function(**values)
 
 
-# Flags whose names Python does not take as an argument's.
+# Flags whose names are not valid argument names in Python.
 FLAGS: dict[str, dict[str, dict[str, Any]]] = {
-    "collect": {"as_json": {"flag": "--json", "action": "store_true", "help": "one JSON object on stdout"}},
-    "evaluate": {"as_json": {"flag": "--json", "action": "store_true", "help": "one JSON object on stdout"}},
+    "collect": {"as_json": {"flag": "--json", "action": "store_true", "help": "print one JSON object on stdout"}},
+    "evaluate": {"as_json": {"flag": "--json", "action": "store_true", "help": "print one JSON object on stdout"}},
     "fidelity": {
-        "as_json": {"flag": "--json", "action": "store_true", "help": "what fidelity.json holds, on stdout"},
-        "quick": {"flag": "--quick", "action": "store_true", "help": "eight policies and fewer dreams: a first look"},
+        "as_json": {"flag": "--json", "action": "store_true", "help": "print the content of fidelity.json on stdout"},
+        "quick": {"flag": "--quick", "action": "store_true", "help": "eight policies and fewer dreams"},
     },
     "evolve": {
-        "where": {"flag": "--in", "choices": ["dream", "real"], "default": "dream", "help": "where episodes are played"}
+        "where": {"flag": "--in", "choices": ["dream", "real"], "default": "dream", "help": "where to play episodes"}
     },
 }

@@ -1,4 +1,4 @@
-"""How flags are read: strictly, in TOML, with help from the docstrings of the fields behind them."""
+"""A strict flag parser that reads TOML files and takes its help from the docstrings of config fields."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 class Parser(jsonargparse.ArgumentParser):
-    """Reads TOML, takes no abbreviations, and answers wrong flags with one line that names the nearest right one."""
+    """Reads TOML, accepts no abbreviations, and suggests the nearest flag for an unknown one."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, parser_mode="toml", **kwargs)
         self.usually: dict[str, str] = {}
-        """What most say in place of a required flag."""
+        """What to give instead of a required flag, by flag."""
 
     def parse_args(self, args: Any = None, *more: Any, **named: Any) -> Any:
-        """Read `args`; a file of settings that is not there is told as that."""
+        """Parse `args`; report a missing `--config` file as such."""
         file = value_of("--config", list(args or []))
-        is_path = file is not None and file != "-" and not {"=", "\n"} & set(file)  # Settings may stand there too.
+        # The value may also be inline TOML.
+        is_path = file is not None and file != "-" and not {"=", "\n"} & set(file)
         if is_path and not Path(str(file)).expanduser().exists():
-            self.error(f"there is no file {file!r} for --config")
+            self.error(f"--config: there is no file {file!r}")
         return super().parse_args(args, *more, **named)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -48,7 +49,7 @@ def value_of(flag: str, args: list[str]) -> str | None:
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested defaults under dotted names; what is free-form (kwargs of an env, overrides of a model) stays whole."""
+    """Nested defaults under dotted names; free-form dicts (`kwargs`, `overrides`) stay whole."""
     dotted: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict) and key not in ("kwargs", "overrides"):

@@ -1,7 +1,7 @@
-"""How a tool reads its flags: `wm NAME VERB ...`, each verb a function, its flags the function's arguments.
+"""Commands with verbs: in `wm NAME VERB ...` each verb is a function, and its flags are the arguments.
 
-An argument that is False by default becomes a switch; `as_json` is the switch `--json`. A text that comes first needs
-no flag, even if it may be left out. A verb gives its exit code, or None for 0.
+An argument with default False becomes a switch; `as_json` is the switch `--json`. A first argument of type
+str is positional, even if it has a default. A verb returns its exit code, or None for 0.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from wm_agents.cli.flags import Parser
 Verb = Callable[..., int | None]
 WRONG_FLAGS = 2
 GAP, LAST = 3, 16
-"""Columns between cells, and what is left for the last one."""
+"""Space between columns, and the minimum width of the last column."""
 
 
 def run(verbs: Mapping[str, Verb], args: list[str], prog: str) -> int:
-    """Call the verb that `args` begins with; its exit code, 2 for a wrong verb or wrong flags."""
+    """Call the verb `args[0]` and return its exit code; 2 for an unknown verb or invalid flags."""
     if not args or args[0] in ("-h", "--help"):
         width = max(map(len, verbs))
         rows = "\n".join(f"  {name:<{width}}  {_about(verb)}" for name, verb in verbs.items())
-        print(f"usage: {prog} VERB [flags]\n\n{rows}\n\n`{prog} VERB --help` lists the verb's flags.")
+        print(f"usage: {prog} VERB [flags]\n\n{rows}\n\n`{prog} VERB --help` lists the flags of a verb.")
         return 0
     name, *rest = args
     if name not in verbs:
@@ -43,12 +43,12 @@ def run(verbs: Mapping[str, Verb], args: list[str], prog: str) -> int:
 
 
 def call(verb: Verb, args: list[str], prog: str) -> int:
-    """Read `args` as the arguments of `verb` and call it; its exit code."""
+    """Parse `args` as the arguments of `verb`, call it and return its exit code."""
     return verb(**parse(verb, args, prog)) or 0
 
 
 def parse(verb: Verb, args: list[str], prog: str) -> dict[str, Any]:
-    """The arguments of `verb`; wrong ones end the program with 2 and a line that names the nearest right one."""
+    """The arguments of `verb`. Invalid flags exit with 2 and a line that suggests the nearest valid flag."""
     docs = docstring_parser.parse(verb.__doc__ or "")
     parser = Parser(prog=prog, description="\n\n".join(filter(None, (docs.short_description, docs.long_description))))
     told = {param.arg_name: param.description for param in docs.params}
@@ -65,7 +65,7 @@ def parse(verb: Verb, args: list[str], prog: str) -> dict[str, Any]:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table on stdout, its last column wrapped if need be; in a narrow terminal, a few lines for each row."""
+    """Print a table on stdout and wrap its last column; in a narrow terminal print several lines per row."""
     console = Console(highlight=False, markup=False)
     rows = list(rows)
     made = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -84,7 +84,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def say(text: str) -> None:
-    """Print text on stdout, broken between words where there is a terminal."""
+    """Print text on stdout; on a terminal, wrap it between words."""
     console = Console(highlight=False, markup=False)
     console.print(text, soft_wrap=not console.is_terminal)
 

@@ -49,7 +49,8 @@ class Score(NamedTuple):
         return student95(num - 1) * self.std / math.sqrt(num) if num > 1 else 0.0
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} ± {self.std:.1f} (95 % of the mean: ± {self.ci95:.1f}; {len(self.returns)} episodes)"
+        interval = f"95 % CI of the mean: ± {self.ci95:.1f}"
+        return f"{self.mean:.1f} ± {self.std:.1f} ({interval}; {len(self.returns)} episodes)"
 
     def to_dict(self) -> dict[str, Any]:
         rounded = {"mean": self.mean, "std": self.std, "ci95": self.ci95}

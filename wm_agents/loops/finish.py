@@ -1,4 +1,4 @@
-"""How a run ends: the chosen model is saved, scored on held-out seeds and in its own dream, and gets its card."""
+"""The end of a run: save the selected model, score it on held-out seeds and in its dream, write its card."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from wm_envs.registry import RealSpec
 from wm_envs.world_model import Latent
 
 SHIPPED_STARTS = 512
-"""Latents in each bank of starts that a shipped model keeps."""
+"""Initial latents of each kind that a saved model keeps."""
 
 
 PLANNED = 10
-"""Episodes that a policy which plans is scored on in its dream: there each step takes all rows' plans at once."""
+"""Dream episodes for the score of a planning policy, which plans for all rows in each step."""
 
 
 class Candidate(NamedTuple):
-    """What a run has chosen."""
+    """The selected model of a run."""
 
     model: Model
     policy: Controller
@@ -38,35 +38,35 @@ class Candidate(NamedTuple):
     starts: dict[str, Latent]
     cut_off: float
     rounds: list[dict[str, float]] | None = None
-    """What each round promised and earned, for the fidelity report."""
+    """Dream return and real return of each round, for the fidelity report."""
 
 
 class Story(NamedTuple):
-    """What the card tells of the training, in words, and what the summary does, in numbers."""
+    """Facts about the training for the card and the summary."""
 
     data: str
-    """Seeds and what they were used for; the counts of steps come before it."""
+    """Seeds and their use; the card prints it after the number of steps."""
     training: str
-    """How it went; its wall time comes before it."""
+    """A summary of the training; the card prints it after the wall time."""
     text: str
     real_steps: int
-    """Agent steps in the real environment, all of them."""
+    """All agent steps in the real environment."""
     train_wall_s: float
     result: Mapping[str, Any]
-    """What joins the result, such as the round that was chosen."""
+    """Additional entries of the result, such as the selected round."""
     summary: Mapping[str, Any]
-    """What only summary.json holds besides."""
+    """Additional entries of summary.json only."""
 
 
 def deliver(
     run: Path, candidate: Candidate, story: Story, *, episodes: int, procs: int, console: Console
 ) -> dict[str, Any]:
-    """Leave `model/`, the artifact in half precision with its card, fidelity/ and `summary.json` in the run's folder.
+    """Write `model/` (half precision, with a card), `fidelity/` and `summary.json` into the run folder.
 
-    A policy that plans is dreamed of less, and gets no fidelity/.
+    A planning policy is scored on fewer dreams and gets no `fidelity/`.
 
     Returns:
-        The scores, the gap and the costs.
+        Scores, gap, real steps and wall time.
     """
     spec, final = candidate.spec, run / "model"
     save = partial(
@@ -84,13 +84,14 @@ def deliver(
     save(card="")
     plans = candidate.policy.about()["kind"] == "mppi"
     dreamed = min(PLANNED, episodes) if plans else episodes
-    console.print(f"held-out score: {episodes} real episodes on seeds that nothing was trained or chosen on")
+    console.print(f"held-out score: {episodes} real episodes on seeds unused so far")
     result = evaluate(str(final), episodes=episodes, dream_episodes=dreamed, procs=procs, console=console)
-    if plans:  # Tens of thousands of plans more.
-        console.print(f"no fidelity report: the policy plans, and it would take hours; `wm fidelity {final}` writes it")
+    if plans:  # It would take tens of thousands of plans.
+        console.print(f"no fidelity report: with a planning policy it takes hours; run `wm fidelity {final}`")
     else:
         console.print(
-            f"fidelity: a first look, on one real episode a policy; `wm fidelity {final}` takes more", soft_wrap=True
+            f"quick fidelity report (one real episode per policy); run `wm fidelity {final}` for the full one",
+            soft_wrap=True,
         )
         fidelity_report(str(final), run / "fidelity", procs=procs, quick=True, console=console)
     result |= {
@@ -116,7 +117,7 @@ def _card(spec: RealSpec, result: dict[str, Any], story: Story) -> str:
     real, dream = result["real"], result["dream"]
     facts = {
         "real environment": f"{spec.id}, gymnasium {result['versions']['gymnasium']}",
-        "real score": f"{real['mean']} ± {real['std']} (95 % of the mean: ± {real['ci95']}), "
+        "real score": f"{real['mean']} ± {real['std']} (95 % CI of the mean: ± {real['ci95']}), "
         f"{real['episodes']} episodes, seeds from {real['seed']}",
         "protocol": result["protocol"],
         "dream score": f"{dream['mean']} ± {dream['std']}, gap {result['gap']}",
@@ -127,5 +128,7 @@ def _card(spec: RealSpec, result: dict[str, Any], story: Story) -> str:
         "license": "MIT",
     }
     return model_card(
-        f"Dream of {spec.id}", facts, f"{story.text} Scores again: `wm evaluate MODEL --seed {real['seed']}`."
+        f"Dream of {spec.id}",
+        facts,
+        f"{story.text} `wm evaluate MODEL --seed {real['seed']}` reproduces the scores.",
     )

@@ -273,9 +273,9 @@ class Online:
         candidate = Candidate(self.model, policy, cfg.spec, starts, find_cut_off(self.model, judged))
         chosen = f"the best of {len(self.now.evaluations)} evaluations" if best.exists() else "the last weights"
         story = Story(
-            data=f"evaluations included; seeds from {cfg.seed}, and for evaluations from {JUDGE_SEED}",
+            data=f"including evaluations; seeds from {cfg.seed}, for evaluation from {JUDGE_SEED}",
             training=f"{self.trainer.update} updates; {chosen}",
-            text=f"{cfg.family}:{cfg.size} learned online, {cfg.ratio:g} steps replayed for each one played.",
+            text=f"{cfg.family}:{cfg.size} was trained online, with {cfg.ratio:g} replayed steps per real step.",
             real_steps=self.now.real_steps,
             train_wall_s=self.now.wall_s,
             result={"family": cfg.family, "size": cfg.size, "updates": self.trainer.update},

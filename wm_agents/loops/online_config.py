@@ -1,4 +1,4 @@
-"""What an online run is told, and how each family learns online."""
+"""Settings of an online run, and how each family is trained online."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from wm_envs.registry import RealSpec
 
 
 class LearnerKind(NamedTuple):
-    """How a family learns online."""
+    """How a family is trained online."""
 
     learner: Callable[[Model], Learner]
     controller: Callable[[Learner], Controller]
-    """What an artifact carries of it."""
+    """Makes the controller that is saved with the model."""
     sizes: tuple[str, str]
-    """For vectors, and for pixels."""
+    """Default size for vectors, and for pixels."""
     defaults: dict[str, Any]
-    """Fields of `OnlineConfig`."""
+    """Default fields of `OnlineConfig`."""
     pixels: dict[str, Any]
-    """What is otherwise for pixels."""
+    """Defaults that differ for pixels."""
 
 
 def _dreamer(model: Model) -> Learner:
@@ -54,7 +54,7 @@ def _planner(learner: Any) -> Controller:
 LEARNERS = {
     "dreamerv3": LearnerKind(
         _dreamer, _actor, ("size1m", "size12m"),
-        # The authors' rate and warm-up, kept for pixels, are for millions of steps.
+        # The published learning rate and warm-up, used here for pixels, are for millions of steps.
         {"batch_size": 16, "length": 32, "ratio": 256.0, "optimizer": "laprop", "learning_rate": 3e-4,
          "grad_clip": None, "warmup_steps": 100, "real_steps": 10_000, "prefill": 500},
         {"length": 64, "ratio": 128.0, "learning_rate": 4e-5, "warmup_steps": 1000, "real_steps": 100_000,
@@ -71,51 +71,65 @@ LEARNERS = {
 
 @dataclass(frozen=True)
 class OnlineConfig:
-    """One online run."""
+    """Settings of one run of `wm improve` with DreamerV3 or TD-MPC2."""
 
     spec: RealSpec
+    """The real environment and its preprocessing."""
     out: str
+    """Run folder."""
     family: Literal["dreamerv3", "tdmpc2"]
+    """Model family."""
     size: str
     """A preset of the family, such as size1m or 5m."""
     overrides: dict[str, int | float | bool | str] = field(default_factory=dict)
-    """Fields of the model's config that are to be other than the size has them, `--overrides.horizon 5`."""
+    """Fields of the model's config that differ from the preset, as in `--overrides.horizon 5`."""
     real_steps: int = 20_000
-    """Agent steps in the real environment, those of evaluations among them; the run never takes more before its end."""
+    """Budget of agent steps in the real environment, including evaluations during training."""
     num_envs: int = 1
+    """Real environments that collect in parallel."""
     prefill: int = 1000
-    """Of these steps, so many are played by `policies.policy.explorer`, before anything is learned."""
+    """Exploration steps before the first update."""
     ratio: float = 512.0
-    """Steps that are replayed for each one that is played."""
+    """Replayed steps per environment step (the train ratio)."""
     batch_size: int = 16
+    """Windows per batch."""
     length: int = 64
-    """Steps of the windows that are replayed."""
+    """Steps per window."""
     learning_rate: float = 1e-4
+    """Learning rate after the warm-up."""
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "laprop"] = "adam"
+    """Optimizer."""
     grad_clip: float | None = None
+    """Maximum gradient norm; None: no clipping."""
     warmup_steps: int = 0
     """Updates over which the learning rate rises."""
     mixed_precision: bool | Literal["auto"] = "auto"
+    """Use bfloat16; `auto`: if the device supports it natively."""
     compile_model: bool = False
+    """Apply `torch.compile` to the loss."""
     device: str = "auto"
+    """Device of the model, such as cpu or cuda."""
     capacity: int = 1_000_000
-    """Steps that are remembered."""
+    """Capacity of the replay buffer in steps."""
     max_gb: float = 4.0
-    """Memory that they may take; the oldest episodes make room."""
+    """Maximum memory of the replay buffer; the oldest episodes are dropped."""
     eval_every: int | None = None
-    """Real steps between evaluations; None for four in the run."""
+    """Real steps between evaluations; None: four evaluations in the run."""
     eval_episodes: int = 3
-    """Of each evaluation, on seeds kept for choosing; the best weights are delivered. 0 keeps the last ones."""
+    """Real episodes per evaluation, on seeds reserved for model selection. The best weights are saved; with 0
+    the last ones."""
     save_every: int = 1000
     """Real steps between checkpoints."""
     log_every: int = 100
     """Updates between rows of metrics."""
     final_episodes: int = 100
-    """Held-out episodes that the delivered policy is scored on."""
+    """Held-out episodes for the final score."""
     starts: int = 512
-    """Latents in each bank that dreams start from."""
+    """Initial latents of each kind (`begin`, `anywhere`)."""
     seed: int = 1
+    """Random seed, and first environment seed of collection."""
     procs: int = 2
+    """Worker processes for evaluation."""
 
     def __post_init__(self) -> None:
         least = {"real_steps": 1, "num_envs": 1, "prefill": 1, "batch_size": 1, "length": 1, "capacity": 1,
@@ -133,13 +147,14 @@ class OnlineConfig:
             self._fail("family", f"one of {', '.join(LEARNERS)}")
         if self.seed + self.real_steps > JUDGE_SEED:
             raise ConfigurationError(
-                f"{self.real_steps:,} steps from seed {self.seed:,} might collect up to seed "
-                f"{self.seed + self.real_steps:,}; those from {JUDGE_SEED:,} up are for judging. Use a lower seed"
+                f"{self.real_steps:,} steps from seed {self.seed:,} may collect up to seed "
+                f"{self.seed + self.real_steps:,}, but seeds from {JUDGE_SEED:,} up are reserved for evaluation; "
+                "use a lower seed"
             )
         config_class(self.family).from_size(self.size, **self.overrides)
         if self.spec.lives_end:
-            raise ConfigurationError("online training plays whole games; leave spec.lives_end out")
-        self.training()  # Its own fields are checked there.
+            raise ConfigurationError("online training does not support spec.lives_end; remove it")
+        self.training()  # Checks the fields of TrainingConfig.
 
     def _fail(self, name: str, expected: str) -> None:
         raise ConfigurationError(f"OnlineConfig.{name} must be {expected}, got {getattr(self, name)!r}")
@@ -151,11 +166,11 @@ class OnlineConfig:
 
     @property
     def updates_per_step(self) -> float:
-        """Updates for each real step."""
+        """Updates per real step."""
         return self.ratio / (self.batch_size * self.length)
 
     def training(self) -> TrainingConfig:
-        """What the trainer is told."""
+        """The settings for the trainer."""
         return TrainingConfig(
             total_steps=max(math.ceil(self.real_steps * self.updates_per_step), 1),
             batch_size=self.batch_size,
@@ -179,18 +194,19 @@ class OnlineConfig:
 
 
 def seen_by(family: str, spec: RealSpec) -> RealSpec:
-    """`spec` as a family sees it that learns online, unless said otherwise.
+    """`spec` with the default preprocessing of online training with `family`.
 
-    Whole games, since a stream counts no lives; pictures in threes for TD-MPC2, which has no memory.
+    Episodes are whole games, because online collection does not count lives. TD-MPC2, which has no memory, gets
+    stacked frames.
     """
     return replace(spec, lives_end=False, stack=family == "tdmpc2" and spec.size is not None)
 
 
 def online_recipe(family: str, env_id: str, spec: RealSpec | None = None) -> OnlineConfig:
-    """Settings to begin with for `env_id` (installed, or `module:Id-v0`), seen as `spec` says, or as is usual.
+    """Default settings for `env_id` (an installed id or `module:Id-v0`), preprocessed by `spec` if given.
 
     Raises:
-        ValueError: there is no such family, or the environment cannot be modelled.
+        ValueError: the family is unknown, or the environment is not supported.
     """
     if family not in LEARNERS:
         raise ConfigurationError(f"family must be one of {', '.join(LEARNERS)}, got {family!r}")
@@ -201,11 +217,11 @@ def online_recipe(family: str, env_id: str, spec: RealSpec | None = None) -> Onl
     values = facts.defaults | (facts.pixels if pixels else {})
     limit = episode_limit(spec)
     if limit is None:
-        raise ConfigurationError(f"{env_id} sets no limit to its episodes; give one, --spec.max_episode_steps N")
-    if family == "tdmpc2":  # As its authors have it, whose episodes have 1,000 steps at most.
+        raise ConfigurationError(f"{env_id} has no episode limit; set one with --spec.max_episode_steps N")
+    if family == "tdmpc2":  # As published, where episodes have at most 1,000 steps.
         values |= {"overrides": {"episode_length": limit}, "prefill": min(max(1000, 5 * limit), 5000)}
     evals = 3 if limit <= 1000 else 1
-    # Half of the steps at least are for learning from, whatever an episode takes.
+    # At least half of the budget is for collection, however long an episode is.
     least = 2 * (values["prefill"] + limit * (1 + 2 * evals))
     values |= {"eval_episodes": evals, "real_steps": max(values["real_steps"], least)}
     name = env_id.rpartition(":")[2].replace("/", "-").lower()

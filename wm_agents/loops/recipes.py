@@ -1,4 +1,4 @@
-"""What the improvement loop is told, and the settings that shipped dreams were made with."""
+"""Settings of the improvement loop, and the recipes of the shipped dreams."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wm_envs.registry import TASKS, RealSpec
 
 SEEDS_A_ROUND = 20_000
 JUDGE_SEED = 900_000
-"""Model selection's own seeds: never collected, never the held-out ones."""
+"""First seed for model selection; these seeds are used neither for collection nor for final scores."""
 
 FIT = TrainingConfig(
     optimizer="adam", scheduler="onecycle", grad_clip=None, mixed_precision="auto",
@@ -33,67 +33,85 @@ DYNAMICS = FIT.replace(total_steps=4000, batch_size=256, learning_rate=1e-3, mix
 
 @dataclass(frozen=True)
 class ImproveConfig:
-    """One run of the loop."""
+    """Settings of one run of `wm improve` with V-M-C or an ensemble."""
 
     spec: RealSpec
+    """The real environment and its preprocessing."""
     out: str
+    """Run folder."""
     rounds: int = 8
+    """Rounds of collection, training and evaluation."""
     random_steps: int = 60_000
     """Agent steps of exploration before the first round."""
     round_steps: int = 30_000
-    """Agent steps with the last controller, before each further round."""
+    """Agent steps with the current controller before each further round."""
     shard_episodes: int = 8
-    """Episodes in a file of data; whole files are collected, so few where real steps are dear."""
+    """Episodes per data file; collection completes whole files, so use few if real steps are expensive."""
     stall: int | None = None
-    """Collected episodes are cut after so many steps without reward."""
+    """Truncate collected episodes after N steps without reward."""
     max_steps: int | None = None
-    """Collected episodes are cut when they are so long: hovering for ever teaches little."""
+    """Truncate collected episodes after N steps."""
     noise: tuple[float, ...] = (0.0, 0.3, 0.6)
-    """Exploration noise on the controller, one level drawn an episode."""
+    """Levels of exploration noise on the controller; one is drawn per episode."""
     leave: float = 0.0
-    """Share of the controller's episodes that random actions take over for good, within the first `horizon` steps."""
+    """Share of episodes in which random actions take over until the end, from a step within `horizon`."""
     family: Literal["auto", "vmc", "ensemble"] = "auto"
-    """`vmc` for pixels or what needs a memory, `ensemble` for vectors that tell all; auto goes by the observation."""
+    """`vmc` for pixels and partially observed tasks, `ensemble` for fully observed vectors; `auto` chooses by
+    the observation space."""
     model: VMCConfig = field(default_factory=VMCConfig)
+    """Settings of V-M-C."""
     vision: TrainingConfig = VISION
+    """Training of the encoder V."""
     vision_rounds: int = 3
-    """V is fitted in the first rounds and then kept, so that latents hold still; refits take half the updates."""
+    """Train V in the first N rounds and then keep it, so that latents stay stable. Rounds after the first use
+    half the updates."""
     warm_start: str | None = None
-    """A model whose V this one's begins with, where their shapes agree."""
+    """Initialise the encoder V from this model, if the shapes match."""
     memory: TrainingConfig = MEMORY
+    """Training of the dynamics model M."""
     window: int = 64
+    """Steps of the windows that M is trained on."""
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
+    """Settings of an ensemble."""
     dynamics: TrainingConfig = DYNAMICS
-    """How an ensemble is fitted, anew in every round."""
+    """Training of an ensemble, from scratch in every round."""
     controller: Literal["linear", "ppo"] = "linear"
-    """`linear`: CMA-ES as in the paper; `ppo`: a small network by Stable-Baselines3."""
+    """`linear`: a linear controller trained by CMA-ES, as in the paper; `ppo`: a small network trained by
+    Stable-Baselines3's PPO."""
     cma: CMAConfig = field(default_factory=CMAConfig)
+    """Settings of CMA-ES."""
     squash: tuple[str, ...] | None = None
+    """tanh, sigmoid or clip for each action dimension of a linear controller."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
+    """Settings of PPO."""
     horizon: int = 150
-    """Steps of a dream that the controller learns in."""
+    """Steps of a dream in which the controller is trained."""
     temperature: float = 1.0
+    """Randomness of these dreams; 1 is the model's own uncertainty."""
     pessimism: float = 0.0
-    """The dream's reward is lowered by so much times the ensemble's disagreement."""
+    """Subtract this factor times the ensemble's disagreement from the reward."""
     max_disagreement: float | None = None
-    """A dream ends where the ensemble disagrees more."""
+    """Terminate a dream when the ensemble's disagreement exceeds this value."""
     dream_stall: int | None = None
-    """A dream earns CMA-ES nothing more after so many steps without reward: models are too hopeful about lost cars."""
+    """CMA-ES stops counting reward after N steps without any: models are too optimistic about a car that has
+    left the track."""
     judge_episodes: int = 24
-    """Real episodes that each round's controller is judged on, for choosing the round; 0 keeps the last round."""
+    """Real episodes for the evaluation of each round, which selects the best round; 0 keeps the last round."""
     final_episodes: int = 100
-    """Held-out episodes that the chosen controller is scored on."""
+    """Held-out episodes for the final score."""
     check_every: int | None = None
-    """Generations (PPO: iterations) between the looks that a caller takes at a controller in training."""
+    """Generations (PPO: iterations) between evaluations of the controller during training."""
     starts: int = 512
-    """Latents in each bank that dreams start from; a shipped model keeps the first 512."""
+    """Initial latents of each kind (`begin`, `anywhere`); a saved model keeps the first 512."""
     start_rounds: int = 4
-    """Dreams start from moments of the last rounds' episodes only: where the controller goes now."""
+    """Take initial latents only from the episodes of the last N rounds."""
     seed: int = 1
-    """Collected episodes count their environment seeds from it, first weights and dreams' starts are drawn by it; each
-    training has a seed of its own, `--memory.seed` for one."""
+    """Seed of the initial weights and latents, and first environment seed of collection. Each training stage
+    has its own seed, such as `--memory.seed`."""
     procs: int = 2
+    """Worker processes."""
     max_gb: float = 5.0
+    """Maximum size of the collected data on disk."""
 
     def __post_init__(self) -> None:
         least = {"rounds": 1, "random_steps": 1, "round_steps": 1, "shard_episodes": 1, "vision_rounds": 0, "window": 1,
@@ -108,20 +126,20 @@ class ImproveConfig:
         if not 0 <= self.leave <= 1:
             raise ValueError(f"leave must be from 0 to 1, got {self.leave}")
         if not self.noise or not all(0 <= level < math.inf for level in self.noise):
-            raise ValueError(f"noise must be one level from 0 up or several, got {self.noise}")
+            raise ValueError(f"noise must be one or more levels of at least 0, got {self.noise}")
         for name in ("max_disagreement", "max_gb"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         end = self.seed + self.rounds * SEEDS_A_ROUND
         if self.seed < 0 or end > JUDGE_SEED:
             raise ValueError(
-                f"{self.rounds} rounds from seed {self.seed:,} collect up to seed {end:,}; those from {JUDGE_SEED:,} "
-                "up are for judging. Use a lower seed or fewer rounds"
+                f"{self.rounds} rounds from seed {self.seed:,} collect up to seed {end:,}, but seeds from "
+                f"{JUDGE_SEED:,} up are reserved for evaluation; use a lower seed or fewer rounds"
             )
 
     @property
     def generations(self) -> int:
-        """Of the controller's training in one round."""
+        """Generations of controller training in one round."""
         return self.ppo.iterations if self.controller == "ppo" else self.cma.generations
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,7 +149,7 @@ class ImproveConfig:
         return values
 
 
-# A ball of two pixels and points that are scored now and then.
+# For games with a ball of two pixels and sparse points.
 SMALL_THINGS = VMCConfig(motion_weight=31.0, kl_weight=0.005, rew_head="classes")
 
 RECIPES = {
@@ -224,12 +242,12 @@ RECIPES["Breakout"] = replace(
     stall=300,
     judge_episodes=8,
 )
-"""Settings to begin a task with. The last rounds of the shipped dreams had these; scripts/reference/ has what each was
-made with."""
+"""Training settings of each task, as in the last rounds of the shipped dreams. scripts/reference/ has the
+complete history."""
 
 
 def seeded(cfg: ImproveConfig, seed: int) -> ImproveConfig:
-    """`cfg` with `seed` for everything that is drawn, the trainings included."""
+    """`cfg` with `seed` as the seed of collection and of every training stage."""
     trained: dict[str, Any] = {
         name: replace(getattr(cfg, name), seed=seed) for name in ("vision", "memory", "dynamics", "cma", "ppo")
     }
@@ -237,10 +255,10 @@ def seeded(cfg: ImproveConfig, seed: int) -> ImproveConfig:
 
 
 def recipe_for(env_id: str) -> ImproveConfig:
-    """Settings to begin with for any environment: `env_id` is installed, or `module:Id-v0`.
+    """Default settings for any environment; `env_id` is an installed id or `module:Id-v0`.
 
     Raises:
-        ValueError: it cannot be dreamed of; the message names what stands in the way.
+        ValueError: the environment is not supported; the message names the reason.
     """
     spec = spec_for(env_id)
     check_spec(spec)
@@ -265,7 +283,7 @@ def recipe_for(env_id: str) -> ImproveConfig:
 
 
 def _controller_for(actions: gym.Space[Any]) -> Literal["linear", "ppo"]:
-    """SB3's, where it can choose from these actions."""
+    """PPO if SB3 supports these actions, else linear."""
     try:
         check_actions(actions)
     except ValueError:

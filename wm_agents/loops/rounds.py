@@ -248,12 +248,12 @@ class Improvement:
 
     def _story(self, best: int, history: dict[str, Any]) -> Story:
         judged = self.cfg.judge_episodes > 0 and not self.stopped
-        chosen = f"round {best}, " + (f"chosen on seeds from {JUDGE_SEED}" if judged else "the last")
+        chosen = f"round {best}, " + (f"selected on seeds from {JUDGE_SEED}" if judged else "the last one")
         stages = [stage for stages in history.values() for stage in stages.values()]
         return Story(
-            data=f"the judging of rounds included; seeds from {self.cfg.seed}, and for judging from {JUDGE_SEED}",
+            data=f"including evaluation of rounds; seeds from {self.cfg.seed}, for evaluation from {JUDGE_SEED}",
             training=f"{len(history)} rounds; {chosen}",
-            text="The controller learned in dreams only.",
+            text="The controller was trained only in dreams.",
             real_steps=self._real_steps(),
             train_wall_s=sum(stage["wall_s"] for stage in stages),
             result={"round": best},

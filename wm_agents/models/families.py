@@ -1,4 +1,4 @@
-"""The families of world models, their sizes and aliases, and how a model of one is built."""
+"""The families of world models, their sizes and aliases, and how to build a model."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from wm_agents.models.model import Model
 
 
 class Family(NamedTuple):
-    """Where a family lives, by name: a module is imported when a model of it is asked for."""
+    """The module and class names of a family. The module is imported only when a model is built."""
 
     module: str
     model: str
     config: str
     about: str
     obs_shape: tuple[int, ...]
-    """Observations that `get_model_info` counts parameters for."""
+    """Observation shape for which `get_model_info` counts parameters."""
     action_dim: int
 
     def part(self, name: str) -> Any:
@@ -31,7 +31,7 @@ class Family(NamedTuple):
 
 FAMILIES = {
     "vmc": Family(
-        "vmc", "VMC", "VMCConfig", "V-M-C of Ha & Schmidhuber 2018: a VAE and a recurrent mixture", (64, 64, 3), 3
+        "vmc", "VMC", "VMCConfig", "V-M-C of Ha & Schmidhuber 2018: a VAE and an MDN-RNN", (64, 64, 3), 3
     ),
     "ensemble": Family(
         "ensemble", "Ensemble", "EnsembleConfig", "probabilistic ensemble on vectors, after PETS and MBPO", (8,), 2
@@ -41,7 +41,7 @@ FAMILIES = {
         (64, 64, 3), 6,
     ),
     "tdmpc2": Family(
-        "tdmpc2", "TDMPC2", "TDMPC2Config", "TD-MPC2 of Hansen et al. 2024: a decoder-free model to plan in", (39,), 6
+        "tdmpc2", "TDMPC2", "TDMPC2Config", "TD-MPC2 of Hansen et al. 2024: a decoder-free model for planning", (39,), 6
     ),
 }  # fmt: skip
 
@@ -68,11 +68,11 @@ FAMILY_ALIASES = {"dreamer": "dreamerv3", "tdmpc": "tdmpc2"}
 def build(
     family: str, values: Mapping[str, Any] | WorldModelConfig, obs_space: gym.Space[Any], act_space: gym.Space[Any]
 ) -> Model:
-    """A new model of `family` from its config or the values of one.
+    """Build a new model of `family` from its config or from a dict of its values.
 
     Raises:
-        ConfigurationError: there is no such family, or `values` are not its config's.
-        ValueError: the spaces are none it can take.
+        ConfigurationError: the family is unknown, or `values` do not fit its config.
+        ValueError: the family does not support the spaces.
     """
     kind = config_class(family)
     cfg = values if isinstance(values, WorldModelConfig) else kind.from_dict(values)
@@ -81,10 +81,10 @@ def build(
 
 
 def config_class(family: str) -> type[WorldModelConfig]:
-    """The config of a family.
+    """The config class of a family.
 
     Raises:
-        ConfigurationError: there is no such family.
+        ConfigurationError: the family is unknown.
     """
     if family not in FAMILIES:
         hint = did_you_mean(str(family), FAMILIES)
@@ -94,10 +94,10 @@ def config_class(family: str) -> type[WorldModelConfig]:
 
 
 def resolve(name: str) -> tuple[str, str] | None:
-    """(family, size) of a preset or alias; None for what can only be a saved model.
+    """(family, size) of a preset or alias, or None if `name` can only be a saved model.
 
     Raises:
-        ConfigurationError: `name` has the form of a preset, and there is no such family or size.
+        ConfigurationError: `name` has the form of a preset, but the family or size is unknown.
     """
     family, colon, size = ALIASES.get(name, name).partition(":")
     if not colon or (Path(name) / "config.json").exists():
