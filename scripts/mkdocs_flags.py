@@ -26,7 +26,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def flags_table(command: str) -> str:
     """The flags of a command as a table in Markdown."""
     rows = [row for action in _actions(command) if action.dest not in OF_THE_PARSER for row in [_row(action)]]
-    return "\n".join(["| flag | default | |", "| --- | --- | --- |", *rows])
+    return "\n".join(["| flag | default | meaning |", "| --- | --- | --- |", *rows])
 
 
 def _actions(command: str) -> list[Any]:

@@ -196,7 +196,7 @@ def test_an_interruption_exits_with_2_and_says_how_to_resume(
         monkeypatch.setattr(commands, name, raising(KeyboardInterrupt()))
     name, *rest = args.replace("TINY", tiny).split()
     assert wm(name, *rest) == 2
-    assert capsys.readouterr().err == f"wm {name}: interrupted; the same command {then}\n"
+    assert capsys.readouterr().err == f"wm {name}: interrupted; run the same command {then}\n"
 
 
 def test_sigterm_is_an_interruption_and_its_handler_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,8 +197,8 @@ def test_flags_come_from_the_real_parsers() -> None:
     finally:
         sys.path.pop(0)
     page = hook.on_page_markdown("before\n<!-- flags: wm evaluate -->\nafter")
-    assert page.startswith("before\n| flag | default | |\n") and page.endswith("\nafter")
-    assert "| `--episodes` | `100` | real episodes, and as many dreamed ones. |" in page
+    assert page.startswith("before\n| flag | default | meaning |\n") and page.endswith("\nafter")
+    assert "| `--episodes` | `100` | number of real episodes, and of dreamed ones. |" in page
     for mark in re.findall(r"<!-- flags: wm (.+?) -->", (DOCS / "commands.md").read_text()):
         assert hook.flags_table(mark).count("\n") >= 2, mark
 

@@ -37,7 +37,7 @@ PHRASES = [
     r"\bfilm(s|ed|ing)?\b",
     r"\bby itself\b|\bby themselves\b",
     r"\b(after|by|within) so (many|much|long)\b|\bso many (steps|times|rows)\b",
-    r"(?<!there )\b(is|are|was) no (?!longer|more|less|better|limit|need)\w+",
+    r"(?<!there )\b(is|are|was) no (?!longer|more|less|better|limit|need|error)\w+",
     r"\bas far as which\b|\bof which of\b",
     r"\bon record\b",
     r"\bgive(s)? back\b|\bgiven back\b",
