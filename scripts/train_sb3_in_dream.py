@@ -40,7 +40,8 @@ from wm_agents.system.hardware import describe, has_bf16
 from wm_agents.system.progress import Bar
 from wm_agents.system.run_folder import provenance, versions
 from wm_agents.video import record, record_real
-from wm_envs.real import check_spec, is_image
+from wm_envs.frames import is_image
+from wm_envs.real import check_spec
 from wm_envs.registry import protocol_of, task_of
 from wm_envs.world_model import WorldModel
 

@@ -20,7 +20,8 @@ from tiny import save_tiny
 import wm_envs
 from wm_agents.pretrained import load_model
 from wm_envs.action import encode_action
-from wm_envs.real import check_spec, episode_limit, is_image, make_real, to_rgb
+from wm_envs.frames import is_image, to_rgb
+from wm_envs.real import check_spec, episode_limit, make_real
 from wm_envs.registry import TASKS, RealSpec
 
 CAR = TASKS["CarRacing"].real

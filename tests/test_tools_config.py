@@ -11,8 +11,8 @@ from tiny import save_tiny
 
 from wm_agents.cli import app as cli
 from wm_agents.cli import config
-from wm_agents.cli.config import meanings_of
 from wm_agents.factory import get_config
+from wm_agents.fields import field_docs
 from wm_agents.loops.online_config import LEARNERS
 from wm_agents.loops.recipes import DYNAMICS, RECIPES
 from wm_agents.models.families import config_class
@@ -163,7 +163,7 @@ def test_types_bounds_choices_and_defaults_are_in_the_schema() -> None:
     assert data["num_steps"]["type"] == "integer" and data["num_steps"]["minimum"] == 1
     assert data["crop"] == {
         "type": "array", "prefixItems": [{"type": "integer"}] * 4, "minItems": 4, "maxItems": 4,
-        "description": meanings_of(SECTIONS["data"])["crop"],
+        "description": field_docs(SECTIONS["data"])["crop"],
     }  # fmt: skip
     assert data["env_kwargs"]["type"] == "object"
     assert type_schema(tuple[str, ...] | None) == {"type": "array", "items": {"type": "string"}}

@@ -1,4 +1,4 @@
-"""Configuration errors, with a suggestion of the nearest valid name."""
+"""Configuration errors with the nearest valid name, and what commands print and exit with."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 NOWHERE: Mapping[str, str] = MappingProxyType({})
+
+EXIT_ERROR, EXIT_STOPPED = 1, 2
+CLEAR = (ValueError, OSError, RuntimeError, ArithmeticError)
+"""Errors whose message is enough; other errors are printed with their type, because they may be bugs."""
 
 
 class ConfigurationError(ValueError):
@@ -64,3 +68,11 @@ def strict(elsewhere: Mapping[str, str] = NOWHERE) -> Callable[[type[T]], type[T
         return kind
 
     return decorate
+
+
+def describe(error: Exception) -> str:
+    """The message of an error, with its type if it may be a bug."""
+    text = str(error)
+    if (isinstance(error, CLEAR) and text) or (isinstance(error, ImportError) and "pip install" in text):
+        return text
+    return f"{type(error).__name__}: {text} (--debug prints the traceback)"

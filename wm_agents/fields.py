@@ -1,10 +1,13 @@
-"""Whether a value is of the type that a field declares."""
+"""Fields of config dataclasses: their types in words, and what their docstrings say."""
 
 from __future__ import annotations
 
 import types
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, Literal, Union, get_args, get_origin
+
+import docstring_parser
 
 WORDS = {
     int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a table", Mapping: "a table",
@@ -48,3 +51,11 @@ def _each_fits(values: Any, args: tuple[Any, ...]) -> bool:
     if len(args) == 2 and args[1] is Ellipsis:
         return all(is_kind(value, args[0]) for value in values)
     return len(values) == len(args) and all(map(is_kind, values, args))
+
+
+def field_docs(kind: type) -> dict[str, str]:
+    """The docstring below each field of a config, inherited fields included, by name."""
+    docs: dict[str, str] = {}
+    for part in reversed(kind.__mro__[:-1]):
+        docs |= {p.arg_name: p.description or "" for p in docstring_parser.parse_from_object(part).params}
+    return {f.name: " ".join(docs.get(f.name, "").split()) for f in fields(kind)}

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 
 from wm_agents.errors import ConfigurationError, did_you_mean
-from wm_agents.models.frames import CHANNELS, frame_shape
+from wm_envs.frames import CHANNELS, frame_shape
 from wm_envs.real import episode_limit, make_real, own_limit, spec_for
 from wm_envs.registry import TASKS, RealSpec
 

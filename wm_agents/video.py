@@ -23,7 +23,8 @@ from policies.rollout import rollout
 from wm_agents.system.files import replacing
 from wm_envs.action import encode_action
 from wm_envs.drawing import draw
-from wm_envs.real import is_image, make_real
+from wm_envs.frames import is_image
+from wm_envs.real import make_real
 from wm_envs.registry import RealSpec
 from wm_envs.world_model import Latent, WorldModel
 

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from wm_envs.real import is_channels_first, is_image, to_rgb
+from wm_envs.frames import is_channels_first, is_image, to_rgb
 
 Frame = NDArray[np.uint8]
 Points = NDArray[np.float64]

@@ -22,10 +22,10 @@ from gymnasium.wrappers import (
     TimeLimit,
     TransformObservation,
 )
-from numpy.typing import NDArray
 
 from wm_envs.action import act_dim, encode_action
 from wm_envs.env_id import LackingEnv, UnknownEnv
+from wm_envs.frames import is_channels_first, is_image, is_resizable
 from wm_envs.registry import RealSpec
 from wm_envs.window import check_display
 from wm_envs.wrappers import ActionRepeat, ChosenActions
@@ -63,7 +63,7 @@ def make_real(spec: RealSpec, render_mode: str | None = None) -> gym.Env[Any, An
 
 def spec_for(env_id: str) -> RealSpec:
     """How an environment is seen unless said otherwise: pictures at 64 pixels, anything else as it is."""
-    return RealSpec(env_id, size=64 if is_picture(native_space(env_id)) else None)
+    return RealSpec(env_id, size=64 if is_resizable(native_space(env_id)) else None)
 
 
 def episode_limit(spec: RealSpec) -> int | None:
@@ -113,24 +113,6 @@ def native_space(env_id: str) -> gym.Space[Any]:
     return env.observation_space
 
 
-def is_image(space: gym.Space[Any]) -> bool:
-    """Whether observations are (H, W, 3) or (H, W, 1) uint8 pixels."""
-    shape = space.shape or ()
-    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(shape) == 3 and shape[-1] in (1, 3)
-
-
-def is_channels_first(space: gym.Space[Any]) -> bool:
-    """Whether observations are (3, H, W) or (1, H, W) uint8 pixels, as wrappers for torch show them."""
-    shape = space.shape or ()
-    pixels = isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(shape) == 3
-    return pixels and shape[0] in (1, 3) and not is_image(space)
-
-
-def to_rgb(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pixels (..., H, W, 1 or 3) as (..., H, W, 3), for whoever shows them."""
-    return np.repeat(frames, 3, axis=-1) if frames.shape[-1] == 1 else frames
-
-
 def _make(spec: RealSpec, render_mode: str | None) -> gym.Env[Any, Any]:
     """The environment as its makers have it, its speed known."""
     ale = "ALE/" in spec.id or "NoFrameskip" in spec.id
@@ -159,7 +141,7 @@ def _make(spec: RealSpec, render_mode: str | None) -> gym.Env[Any, Any]:
 def _act(env: gym.Env[Any, Any], spec: RealSpec) -> gym.Env[Any, Any]:
     """Choose among the actions and repeat them."""
     act_dim(env.action_space)  # Refuses what is no vector.
-    if spec.max_frames and not is_picture(env.observation_space):
+    if spec.max_frames and not is_resizable(env.observation_space):
         raise ValueError(f"max_frames needs uint8 pixels, got {env.observation_space}; leave it out")
     if spec.action_repeat > 1 or spec.max_frames:
         env = ActionRepeat(env, spec.action_repeat, spec.max_frames)
@@ -176,7 +158,7 @@ def _see(env: gym.Env[Any, Any], spec: RealSpec) -> gym.Env[Any, Any]:
         if is_image(space) or (isinstance(space, spaces.Box) and len(space.shape) == 1):
             return env
         return _flatten(env)
-    if not is_picture(space):
+    if not is_resizable(space):
         raise ValueError(
             f"observations must be (H, W), (H, W, 1) or (H, W, 3) uint8 pixels from 0 to 255 for size={spec.size}, "
             f"got {space}; {_as_pixels(space)}"
@@ -196,13 +178,6 @@ def _stacked(env: gym.Env[Any, Any], size: int) -> gym.Env[Any, Any]:
     three = FrameStackObservation(grey, 3)
     space = spaces.Box(0, 255, (size, size, 3), np.uint8)
     return TransformObservation(three, lambda obs: np.ascontiguousarray(np.moveaxis(obs, 0, -1)), space)
-
-
-def is_picture(space: gym.Space[Any]) -> bool:
-    """Whether observations are pixels that can be resized; grey ones may lack an axis for their channel."""
-    grey = isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 2
-    bounded = isinstance(space, spaces.Box) and bool((space.low == 0).all() and (space.high == 255).all())
-    return (grey or is_image(space)) and bounded
 
 
 def _cropped(env: gym.Env[Any, Any], crop: tuple[int, int, int, int]) -> gym.Env[Any, Any]:
@@ -231,7 +206,7 @@ def _flatten(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
 
 def _as_pixels(space: gym.Space[Any]) -> str:
     """What to do about observations that are no pixels as they are, or not yet."""
-    if is_picture(space):
+    if is_resizable(space):
         return "set size=64"
     if is_channels_first(space):
         return "their channels come first: move them last with TransformObservation"

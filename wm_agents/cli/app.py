@@ -14,6 +14,8 @@ from importlib import import_module
 from importlib.metadata import version
 from io import TextIOWrapper
 
+from wm_agents.errors import EXIT_ERROR, EXIT_STOPPED, describe
+
 GROUPS = {
     "projects": {
         "init": "create a project: wm.toml, train.py, inference.py, dataset.py",
@@ -50,11 +52,8 @@ APART = {"curriculum": "wm_agents.cli.curriculum"}
 TOOLS = {name: f"wm_agents.cli.{name}" for name in ("models", "data", "config", "doctor", "bench")}
 """Commands in separate modules, whose `main(flags, prog)` returns the exit code."""
 TOOLS |= dict.fromkeys(("init", "train", "verify"), "wm_agents.cli.project")
-EXIT_ERROR, EXIT_STOPPED = 1, 2
 ERRORS = {"verify": 3}
 """Exit codes of errors for commands where 1 has another meaning: 1 of `wm verify` is a model that failed."""
-CLEAR = (ValueError, OSError, RuntimeError, ArithmeticError)
-"""Errors whose message is enough; other errors are printed with their type, because they may be bugs."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -121,14 +120,6 @@ def usage() -> str:
         "`wm COMMAND --help` lists the flags of a command. --debug prints the traceback of an error.\n"
         f"The same command resumes an interrupted {', '.join(RESUMABLE)}."
     )
-
-
-def describe(error: Exception) -> str:
-    """The message of an error, with its type if it may be a bug."""
-    text = str(error)
-    if (isinstance(error, CLEAR) and text) or (isinstance(error, ImportError) and "pip install" in text):
-        return text
-    return f"{type(error).__name__}: {text} (--debug prints the traceback)"
 
 
 def _nobody_reads() -> bool:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import docstring_parser
-
 from wm_agents.cli import verbs
 from wm_agents.cli.models import find
+from wm_agents.fields import field_docs
 from wm_agents.models.config import WorldModelConfig
 from wm_agents.models.families import config_class, resolve
 from wm_agents.project.json_schema import project_schema
@@ -106,11 +104,11 @@ def read(name: str) -> tuple[dict[str, Any], dict[str, str]]:
         size: WorldModelConfig = kinds["architecture"].from_size(project.size)  # type: ignore[attr-defined]
         values["architecture"] = {**size.to_dict(), **values["architecture"]}
         values["training"] = training_of(project).to_dict()
-        meanings = {f"{part}.{key}": text for part, kind in kinds.items() for key, text in meanings_of(kind).items()}
+        meanings = {f"{part}.{key}": text for part, kind in kinds.items() for key, text in field_docs(kind).items()}
         return _flat({**values, "family": project.family}), meanings
     preset = resolve(name)
     cfg = config_class(preset[0]).from_size(preset[1]) if preset else WorldModelConfig.load(find(name))
-    return {"family": cfg.family, **cfg.to_dict()}, meanings_of(type(cfg))
+    return {"family": cfg.family, **cfg.to_dict()}, field_docs(type(cfg))
 
 
 def is_project(name: str) -> bool:
@@ -122,14 +120,6 @@ def _model_of(values: dict[str, Any]) -> dict[str, Any]:
     """The family and the model's own settings of a project; of anything else, all there is."""
     inner = {key.partition(".")[2]: value for key, value in values.items() if key.startswith("architecture.")}
     return {"family": values["family"], **inner} if inner else values
-
-
-def meanings_of(kind: type) -> dict[str, str]:
-    """What stands below each field of a config, those it has from its bases too."""
-    told: dict[str, str] = {}
-    for part in reversed(kind.__mro__[:-1]):
-        told |= {p.arg_name: p.description or "" for p in docstring_parser.parse_from_object(part).params}
-    return {f.name: " ".join(told.get(f.name, "").split()) for f in fields(kind)}
 
 
 def _family(model: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from wm_agents.pretrained import load_model, load_policy, real_spec
 from wm_agents.video import Frame, compose, one_env, real_and_dream, write_video
-from wm_envs.real import is_image
+from wm_envs.frames import is_image
 from wm_envs.window import Window
 
 MOST_FRAMES = 1000

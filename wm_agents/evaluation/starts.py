@@ -11,8 +11,7 @@ from torch import Tensor
 
 from wm_agents.data.episode import Episode
 from wm_agents.data.replay import ReplayBuffer
-from wm_agents.evaluation.termination import CUT_OFF, calibrate_cut_off
-from wm_agents.loops.fit import FEW_ENDS
+from wm_agents.evaluation.termination import CUT_OFF, FEW_ENDS, calibrate_cut_off
 from wm_agents.models.model import Model
 from wm_envs.world_model import Latent
 

@@ -13,6 +13,10 @@ from wm_agents.evaluation.posterior import Floats, foresee
 from wm_envs.world_model import WorldModel
 
 Bools = NDArray[np.bool_]
+CALIBRATED = 200
+"""Held-out episodes that the cut-off is chosen on, at most."""
+FEW_ENDS = 10
+"""Fewer of them say nothing about a cut-off."""
 CUT_OFF = 0.5  # As `DreamVectorEnv` has it where it is not told.
 MOST_ENDS = 2
 """Dreams end at most so many times as often as reality: the best F1 of a poor model would cut all of them short."""

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from wm_agents.checkpoint import load_weights
 from wm_agents.data.dataset import Dataset, hold_out
-from wm_agents.evaluation.termination import CUT_OFF, calibrate_cut_off
+from wm_agents.evaluation.termination import CALIBRATED, CUT_OFF, FEW_ENDS, calibrate_cut_off
 from wm_agents.factory import Model
 from wm_agents.loops.recipes import SEEDS_A_ROUND, ImproveConfig
 from wm_agents.models import ensemble, vmc
@@ -24,13 +24,8 @@ from wm_agents.training import fit_ensemble as fit_members
 from wm_agents.training.callbacks import Callback
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.fit_vmc import encode_dataset, fit_memory, fit_vision, make_starts, set_reward_scale
-from wm_envs.real import is_image
+from wm_envs.frames import is_image
 from wm_envs.world_model import Latent
-
-CALIBRATED = 200
-"""Held-out episodes that the cut-off is chosen on, at most."""
-FEW_ENDS = 10
-"""Fewer of them say nothing about a cut-off."""
 
 
 class Learned(NamedTuple):

@@ -18,7 +18,8 @@ from rich.console import Console
 from wm_agents.loops.recipes import ImproveConfig
 from wm_agents.system.hardware import find_device
 from wm_agents.video import Frame, write_video
-from wm_envs.real import check_spec, is_image, make_real
+from wm_envs.frames import is_image
+from wm_envs.real import check_spec, make_real
 from wm_envs.registry import RealSpec
 from wm_envs.window import check_display
 

@@ -36,9 +36,10 @@ from wm_agents.models.conv_layers import (
     make_layers,
     spread,
 )
-from wm_agents.models.frames import frame_shape, to_frames
+from wm_agents.models.frames import to_frames
 from wm_agents.models.loss import LossOutput
 from wm_agents.models.model import Model
+from wm_envs.frames import frame_shape
 from wm_envs.world_model import Generator, Latent, Step, draw_normal
 
 if TYPE_CHECKING:

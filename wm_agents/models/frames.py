@@ -8,20 +8,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from wm_envs.real import is_channels_first, is_image
-
-CHANNELS = (1, 3)
-
-
-def frame_shape(space: gym.Space[Any]) -> tuple[int, int, int] | None:
-    """(C, H, W) of a space of uint8 frames in either layout; None for anything else."""
-    if is_image(space):
-        height, width, channels = space.shape or ()
-        return channels, height, width
-    if is_channels_first(space):
-        channels, height, width = space.shape or ()
-        return channels, height, width
-    return None
+from wm_envs.frames import CHANNELS
 
 
 def to_network(obs: Tensor) -> Tensor:

@@ -17,10 +17,10 @@ from typing_extensions import Self  # Comes with torch; `typing` has it from Pyt
 from wm_agents.data.replay import Batch
 from wm_agents.errors import ConfigurationError
 from wm_agents.models.config import WorldModelConfig
-from wm_agents.models.frames import frame_shape
 from wm_agents.models.loss import LossOutput
 from wm_agents.system.hardware import keep_freed_memory
 from wm_envs.action import act_dim, decode_action, encode_action
+from wm_envs.frames import frame_shape
 from wm_envs.world_model import Generator, Latent, Step, Trajectory, imagine
 
 Array = NDArray[np.generic]

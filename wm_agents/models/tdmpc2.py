@@ -23,11 +23,12 @@ from policies.mppi import MPPI, MPPIConfig
 from policies.nets import forgetful_autocast
 from wm_agents.errors import ConfigurationError, strict
 from wm_agents.models.config import ELSEWHERE, WorldModelConfig
-from wm_agents.models.frames import frame_shape, to_frames, to_network
+from wm_agents.models.frames import to_frames, to_network
 from wm_agents.models.loss import LossOutput
 from wm_agents.models.model import Model
 from wm_agents.models.tdmpc2_layers import QEnsemble, SimNorm, Small, mlp
 from wm_agents.system.hardware import has_bf16
+from wm_envs.frames import frame_shape
 from wm_envs.world_model import Generator, Latent, Step, draw_normal
 
 if TYPE_CHECKING:

@@ -20,9 +20,10 @@ from typing_extensions import Self  # Comes with torch; `typing` has it from Pyt
 
 from wm_agents.errors import strict
 from wm_agents.models.config import ELSEWHERE, WorldModelConfig
-from wm_agents.models.frames import frame_shape, to_network
+from wm_agents.models.frames import to_network
 from wm_agents.models.loss import LossOutput
 from wm_agents.models.model import Model
+from wm_envs.frames import frame_shape
 from wm_envs.world_model import Generator, Latent, Step, draw_normal
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from wm_agents.fields import field_docs
 from wm_agents.models.families import FAMILIES, config_class
 from wm_agents.project.schema import SECTIONS
 from wm_agents.training.config import TrainingConfig
@@ -32,9 +33,7 @@ def project_schema(family: str | None) -> dict[str, Any]:
 
 def section_schema(kind: type) -> dict[str, Any]:
     """The schema of a config dataclass: types, choices, lower bounds, defaults, what each field means."""
-    from wm_agents.cli.config import meanings_of
-
-    hints, meanings = get_type_hints(kind), meanings_of(kind)
+    hints, meanings = get_type_hints(kind), field_docs(kind)
     properties: dict[str, Any] = {}
     for f in fields(kind):
         properties[f.name] = type_schema(hints[f.name])

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from wm_agents.cli.app import CLEAR, EXIT_ERROR, EXIT_STOPPED
+from wm_agents.errors import CLEAR, EXIT_ERROR, EXIT_STOPPED
 
 
 def run(main: Callable[[], None]) -> NoReturn:
