@@ -24,8 +24,8 @@ from rich.table import Table
 from policies.linear import LinearPolicy
 from policies.policy import Policy, RandomPolicy
 from policies.rollout import EVAL_SEED
-from wm_agents.control.evolve import evolve_by
 from wm_agents.evaluation.evaluate import evaluate_real
+from wm_agents.loops.evolve_saved import evolve_by
 from wm_agents.loops.recipes import RECIPES
 from wm_agents.models.vmc import MDRNN, VMC
 from wm_agents.pretrained import cut_off_of, frame_policy, load_model, load_starts, real_spec, save_model

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from wm_agents.checkpoint import Artifact, load_artifact, save_artifact
-from wm_agents.pretrained import STORE
+from wm_agents.models.saved import STORE
 
 MOST = 4_000_000
 """Bytes of a model."""

@@ -10,7 +10,7 @@ import pytest
 
 import wm_agents
 from wm_agents.cli import app as cli
-from wm_agents.pretrained import STORE
+from wm_agents.models.saved import STORE
 from wm_envs.registry import TASKS
 
 ROOT = Path(__file__).parents[1]

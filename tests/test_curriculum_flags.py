@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from wm_agents.curriculum.config import CurriculumConfig, parse
+from wm_agents.cli.curriculum import parse
+from wm_agents.curriculum.config import CurriculumConfig
 
 # As it was once printed for users.
 PRINTED = """--device cuda --max-generations 100 --amp True --tf32 True --episodes-per-eval 3 --visualize False

@@ -20,7 +20,7 @@ import yaml
 from wm_agents.cli import app as cli
 from wm_agents.cli.flags import Parser
 from wm_agents.curriculum.tasks import read_curriculum
-from wm_agents.pretrained import STORE
+from wm_agents.models.saved import STORE
 from wm_agents.project.settings import load_project
 
 ROOT = Path(__file__).parents[1]
@@ -109,7 +109,7 @@ def parse(command: str) -> None:
         if name in cli.TOOLS:
             import_module(cli.TOOLS[name]).main(flags, f"wm {name}")
         elif name in cli.APART:
-            import_module(f"wm_agents.{name}.config").parse(flags, f"wm {name}")
+            import_module(f"wm_agents.cli.{name}").parse(flags, f"wm {name}")
         else:
             import_module("wm_agents.cli.commands").run(name, flags)
 

@@ -16,7 +16,8 @@ from policies.linear import LinearPolicy
 from policies.play import Job, Played
 from wm_agents.checkpoint import load_artifact, save_artifact, sha256
 from wm_agents.control import evolve as evolving
-from wm_agents.control.evolve import evolve_artifact, evolve_in_dream, evolve_in_real
+from wm_agents.control.evolve import evolve_in_dream, evolve_in_real
+from wm_agents.loops.evolve_saved import evolve_artifact
 from wm_agents.pretrained import load_model, load_policy, load_starts
 from wm_agents.system.progress import Bar
 from wm_envs.registry import RealSpec

@@ -33,9 +33,11 @@ from wm_agents import (
     list_models,
 )
 from wm_agents.checkpoint import ArtifactError
+from wm_agents.models.config import TRAINING_FIELDS
 from wm_agents.models.dreamerv3 import DreamerV3
 from wm_agents.models.families import ALIASES, FAMILIES, resolve
 from wm_agents.models.vmc import VMC, Identity
+from wm_agents.training.config import TrainingConfig
 from wm_envs.world_model import Trajectory
 
 ROOT = Path(__file__).parents[1]
@@ -246,7 +248,7 @@ def test_a_dream_of_a_model_saved_alone_says_what_is_missing(saved: Path) -> Non
 def test_a_model_saved_alone_does_not_take_the_place_of_a_dream(tmp_path: Path) -> None:
     import shutil
 
-    from wm_agents.pretrained import STORE
+    from wm_agents.models.saved import STORE
 
     shutil.copytree(STORE / "ensemble-cartpole", tmp_path / "dream")
     with pytest.raises(ArtifactError, match="would lose its starts and policies. Give another directory"):
@@ -401,3 +403,7 @@ def test_a_config_of_ones_own_has_fields_of_any_type() -> None:
 def test_numbers_of_numpy_are_numbers() -> None:
     cfg = EnsembleConfig(hidden=np.int64(64), action_dim=np.int64(2))  # type: ignore[arg-type]
     assert (type(cfg.hidden), type(cfg.action_dim)) == (int, int) and cfg == EnsembleConfig(hidden=64, action_dim=2)
+
+
+def test_misplaced_training_fields_are_those_of_the_training_config() -> None:
+    assert tuple(f.name for f in fields(TrainingConfig)) == TRAINING_FIELDS

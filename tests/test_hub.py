@@ -19,8 +19,9 @@ from policies.sb3 import load_sb3
 from wm_agents import create_world_model, get_model_info, hub
 from wm_agents.checkpoint import ArtifactError, load_artifact, sha256
 from wm_agents.errors import ConfigurationError
+from wm_agents.models.saved import model_path
 from wm_agents.models.vmc import VMC
-from wm_agents.pretrained import load_model, load_policy, model_path
+from wm_agents.pretrained import load_model, load_policy
 from wm_envs.registry import RealSpec
 
 client = pytest.importorskip("huggingface_hub")

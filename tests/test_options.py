@@ -17,10 +17,10 @@ from reading import Source, unread
 from wm_agents.cli import app as cli
 from wm_agents.cli import commands, verbs
 from wm_agents.cli.flags import Parser
+from wm_agents.cli.project_flags import READ
 from wm_agents.curriculum.config import CurriculumConfig
 from wm_agents.loops.recipes import ImproveConfig
 from wm_agents.models.dreamerv3 import DreamerV3Config
-from wm_agents.project.flags import READ
 from wm_agents.project.schema import SECTIONS, Project
 from wm_agents.training.config import TrainingConfig
 

@@ -18,6 +18,7 @@ from policies.linear import LinearPolicy, num_params
 from policies.rollout import returns, rollout
 from wm_agents.checkpoint import ArtifactError, read_tensors
 from wm_agents.evaluation.evaluate import evaluate_dream
+from wm_agents.models.saved import model_path
 from wm_agents.models.vmc import VMC, VMCConfig
 from wm_agents.pretrained import (
     cached_model,
@@ -28,7 +29,6 @@ from wm_agents.pretrained import (
     make_dream_env,
     make_dream_vec_env,
     make_real_env,
-    model_path,
     real_spec,
     save_model,
 )
@@ -259,7 +259,7 @@ def test_a_dream_of_no_model_says_what_to_give() -> None:
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
 def test_a_dreams_id_and_its_models_name_are_one_place(task: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("wm_agents.pretrained.STORE", tmp_path)
+    monkeypatch.setattr("wm_agents.models.saved.STORE", tmp_path)
     save(tmp_path / task.model)
     assert model_path(task.dream_id) == model_path(task.model) == tmp_path / task.model
 

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import pytest
 
+from wm_agents.cli.project_flags import keys_of, said
 from wm_agents.errors import ConfigurationError
 from wm_agents.fields import in_words, is_kind
 from wm_agents.project import schema
 from wm_agents.project.absent import ABSENT
-from wm_agents.project.flags import keys_of, said
 from wm_agents.project.lines import find_lines, line_of
 from wm_agents.project.schema import ONLY, SECTIONS, DataSection, Project
 from wm_agents.project.settings import ProjectError, every_key, load_project

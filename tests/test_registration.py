@@ -18,7 +18,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from tiny import save_tiny
 
 import wm_envs
-from wm_agents.pretrained import STORE
+from wm_agents.models.saved import STORE
 from wm_envs.checker import check_vector_env
 from wm_envs.dream import DreamEnv, DreamVectorEnv
 from wm_envs.real import make_real
@@ -138,7 +138,7 @@ def test_a_model_that_is_not_there_is_named() -> None:
 def test_a_task_without_a_model_has_its_real_environment_and_says_what_trains_one(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("wm_agents.pretrained.STORE", tmp_path)
+    monkeypatch.setattr("wm_agents.models.saved.STORE", tmp_path)
     real = gym.make(f"Real-{name}-v0")
     obs, _ = real.reset(seed=0)
     assert obs in real.observation_space

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from tiny import save_tiny
 
-from wm_agents import pretrained
 from wm_agents.cli import app as cli
 from wm_agents.cli import doctor
 from wm_agents.cli.doctor import Check
@@ -94,7 +93,7 @@ def test_an_environment_that_cannot_be_played_is_wrong_unless_it_is_an_extra(mon
 
 def test_a_changed_model_and_a_full_or_closed_disk_are_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pretrained, "STORE", tmp_path / "store")
+    monkeypatch.setattr("wm_agents.models.saved.STORE", tmp_path / "store")
     monkeypatch.setattr(preflight, "check_video", lambda folder: "a film")
     for name in ("good", "bad"):
         save_tiny(tmp_path / "store" / name, RealSpec("CartPole-v1"))

@@ -24,7 +24,8 @@ from toy_env import Echo
 from policies.sb3 import DreamVecEnv
 from wm_agents.checkpoint import load_artifact
 from wm_agents.evaluation import evaluate
-from wm_agents.pretrained import STORE, frame_policy, load_model, load_policy
+from wm_agents.models.saved import STORE
+from wm_agents.pretrained import frame_policy, load_model, load_policy
 from wm_envs.registry import TASKS, RealSpec
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"

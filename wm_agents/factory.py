@@ -87,7 +87,7 @@ def get_config(
     """
     preset = resolve(model)
     if preset is None:
-        from wm_agents.pretrained import model_path
+        from wm_agents.models.saved import model_path
 
         cfg = WorldModelConfig.load(_found(model_path, model))
         if overrides:
@@ -122,7 +122,7 @@ def get_model_info(model: str) -> ModelInfo:
         obs_space, act_space = space_of(about.obs_shape), action_space_of(about.action_dim)
         cfg, name, size = _config(*preset, obs_space, act_space, {}), ":".join(preset), preset[1]
     else:
-        from wm_agents.pretrained import model_path
+        from wm_agents.models.saved import model_path
 
         path = _found(model_path, model)
         facts = json.loads((path / "config.json").read_text())
@@ -189,7 +189,7 @@ def _config(
 
 def _load(model: str | Path, asked: _Asked, overrides: Mapping[str, Any], device: torch.device) -> Model:
     """A saved model; what the caller says of it must be true of it."""
-    from wm_agents.pretrained import load_model, model_path
+    from wm_agents.models.saved import load_model, model_path
 
     path = _found(model_path, model)
     if overrides:
@@ -230,6 +230,6 @@ def _found(model_path: Any, model: str | Path) -> Path:
 
 def _stored() -> list[str]:
     """Shipped models by name."""
-    from wm_agents.pretrained import STORE
+    from wm_agents.models.saved import STORE
 
     return sorted(path.parent.name for path in STORE.glob("*/config.json"))

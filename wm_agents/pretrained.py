@@ -17,13 +17,10 @@ from policies.latent import LatentPolicy
 from policies.linear import LinearPolicy
 from policies.mlp import MLPPolicy
 from policies.mppi import MPPIPolicy
-from wm_agents.checkpoint import Artifact, ArtifactError, load_artifact, load_weights, model_card, save_artifact
-from wm_agents.errors import did_you_mean
-from wm_agents.hub import is_repo_id, resolve
-from wm_agents.models.families import build
+from wm_agents.checkpoint import Artifact, ArtifactError, load_artifact, save_artifact
 from wm_agents.models.model import Model
-from wm_agents.project.schema import FILE
-from wm_agents.spaces import space_from_dict, space_to_dict
+from wm_agents.models.saved import load_model as load_model
+from wm_agents.models.saved import model_facts, model_path
 from wm_agents.system.hardware import has_bf16
 from wm_agents.system.run_folder import versions
 from wm_envs.dream import DreamEnv, DreamVectorEnv
@@ -31,7 +28,6 @@ from wm_envs.real import LatentObservation, make_real
 from wm_envs.registry import TASKS, RealSpec
 from wm_envs.world_model import Latent, WorldModel
 
-STORE = Path(__file__).parent / "store"
 Controller = LinearPolicy | MLPPolicy | MPPIPolicy | ActorPolicy
 POLICIES: dict[str, Callable[[WorldModel, Mapping[str, Tensor], Mapping[str, str]], Controller]] = {
     "linear": lambda model, tensors, about: LinearPolicy.from_tensors(model.act_space, tensors, about),
@@ -40,94 +36,8 @@ POLICIES: dict[str, Callable[[WorldModel, Mapping[str, Tensor], Mapping[str, str
     "mppi": lambda model, tensors, about: MPPIPolicy.from_tensors(model, tensors, about, bf16=has_bf16(model.device)),
 }
 """What reads controllers on latents, by kind; an artifact keeps one in `policy_<kind>.safetensors`."""
-FIELDS = ("family", "model", "spaces")
-"""What config.json must say of a model."""
 DREAM_FIELDS = ("real", "temperature", "horizon", "fps")
 """What it must say besides of a model that can be dreamed in."""
-
-
-class UnknownModel(FileNotFoundError):
-    """No model that ships has this name, and nothing here has."""
-
-
-def model_path(model: str) -> Path:
-    """The directory of a model: a path, a shipped model or dream by name, or `org/name[@revision]` on the Hub.
-
-    Raises:
-        FileNotFoundError: there is no such model, or not yet.
-    """
-    shipped = {task.dream_id: task.model for task in TASKS.values()}
-    for path in (Path(model), STORE / shipped.get(model, model)):
-        if (path / "config.json").is_file():
-            return path
-    for task in TASKS.values():
-        if model in (task.dream_id, task.model):
-            raise FileNotFoundError(
-                f"{task.dream_id} has no model yet: `wm improve --task {task.name}` trains one, to be given as a "
-                f"directory to Dream-v0; {task.real_id} works without"
-            )
-    if found := _instead(Path(model)):
-        raise FileNotFoundError(found)
-    if is_repo_id(model):
-        return resolve(model)
-    if len(Path(model).parts) > 1:
-        raise FileNotFoundError(f"model must be a directory with a config.json, and {model} does not exist")
-    names = sorted(name for name in (*shipped.values(), *shipped) if (STORE / shipped.get(name, name)).is_dir())
-    if near := did_you_mean(model, names):
-        raise UnknownModel(
-            f"model must be a directory with a config.json or the name of one that ships, got {model!r}{near}"
-        )
-    raise UnknownModel(f"model must be a directory with a config.json or one of {names}, got {model!r}")
-
-
-def _instead(path: Path) -> str | None:
-    """What is at `path`, which is no model, and where the model is; None if there is nothing."""
-    for folder in (path, *path.parents[:2]):
-        if (folder / FILE).is_file() and (told := _of_project(folder, path)):
-            return told
-    if not path.exists():
-        return None
-    near = next((folder for folder in (path / "model", path.parent) if (folder / "config.json").is_file()), None)
-    what = "holds none" if path.is_dir() else "is a file"
-    return f"model must be a directory with a config.json, and {path} {what}" + (f"; give {near}" if near else "")
-
-
-def _of_project(folder: Path, path: Path) -> str | None:
-    """Where the model of the project in `folder` is, if `path` is that folder or where the model will be."""
-    from wm_agents.project.settings import ProjectError, load_project  # Those who load models need no wm.toml.
-
-    try:
-        project = load_project(folder)
-    except ProjectError as error:
-        return str(error) if path == folder else None
-    model = project.checkpoint
-    model = folder / model.relative_to(project.root) if model.is_relative_to(project.root) else model
-    name = "this folder" if folder == Path() else folder
-    if not (model / "config.json").is_file():
-        untrained = f"{name} is a project that is not trained yet: run `wm train` in it; its model will be {model}"
-        return untrained if path in (folder, folder / FILE, model, model.parent) else None
-    return f"{name} is a project: its model is {model}; give that" if path in (folder, folder / FILE) else None
-
-
-def load_model(model: str | Path, device: str = "cpu") -> tuple[Model, Artifact]:
-    """Load a model in eval mode, and the artifact it came from.
-
-    Raises:
-        ArtifactError: it is corrupt, foreign or of a newer version.
-    """
-    artifact = load_artifact(model_path(str(model)))
-    cfg = artifact.config
-    if lacking := [name for name in FIELDS if name not in cfg]:
-        raise ArtifactError(f"{artifact.path / 'config.json'} lacks {', '.join(map(repr, lacking))}; it is no model's")
-    try:
-        obs_space, act_space = (space_from_dict(cfg["spaces"][name]) for name in ("obs", "act"))
-        net = build(cfg["family"], cfg["model"], obs_space, act_space)
-    except (TypeError, KeyError, ValueError) as error:
-        raise ArtifactError(
-            f"{artifact.path / 'config.json'} describes no model of this version: {error}; upgrade this package"
-        ) from error
-    load_weights(net, artifact.tensors)
-    return net.to(device).eval(), artifact
 
 
 def real_spec(artifact: Artifact) -> RealSpec:
@@ -158,22 +68,6 @@ def check_dream(artifact: Artifact) -> None:
         )
 
 
-def save_bare(path: Path, model: Model) -> Path:
-    """Write a model alone, without what a dream needs.
-
-    Raises:
-        ArtifactError: a model that can be dreamed in is there; it would lose its starts and its policies.
-    """
-    if (path / "config.json").is_file() and "real" in load_artifact(path).config:
-        raise ArtifactError(
-            f"{path} holds a model that can be dreamed in; saving the model alone would lose its starts and policies. "
-            "Give another directory, or use wm_agents.pretrained.save_model"
-        )
-    title = f"{model.family} model of {model.obs_space} and {model.act_space}"
-    card = model_card(title, {"parameters": f"{model.num_parameters:,}"})
-    return save_artifact(path, {**_facts(model), "versions": versions()}, model.state_dict(), {}, card)
-
-
 def save_model(
     path: Path,
     model: Model,
@@ -195,7 +89,7 @@ def save_model(
         rounds: what each round of training promised and what was earned, for the fidelity report.
     """
     config = {
-        **_facts(model),
+        **model_facts(model),
         "real": spec.to_dict(),
         "temperature": 1.0,
         "horizon": horizon,
@@ -207,11 +101,6 @@ def save_model(
     flat = {f"{bank}/{key}": leaf.cpu() for bank, latent in starts.items() for key, leaf in latent.items()}
     policies = {} if policy is None else {policy.about()["kind"]: (policy.tensors(), policy.about())}
     save_artifact(path, config, model.state_dict(), flat, card, policies, half=half)
-
-
-def _facts(model: Model) -> dict[str, Any]:
-    spaces = {"obs": space_to_dict(model.obs_space), "act": space_to_dict(model.act_space)}
-    return {"family": model.family, "model": model.cfg.to_dict(), "spaces": spaces}
 
 
 def _fps(spec: RealSpec) -> float:

@@ -17,18 +17,19 @@ from policies.rollout import EVAL_SEED
 from wm_agents.checkpoint import Artifact
 from wm_agents.cli.demo import run_demo
 from wm_agents.cli.flags import Parser, flat, value_of
-from wm_agents.control.evolve import evolve_artifact
 from wm_agents.data.collect import CollectConfig
 from wm_agents.data.collect import collect as collect_episodes
 from wm_agents.errors import did_you_mean
 from wm_agents.evaluation.evaluate import dream_horizon
 from wm_agents.evaluation.evaluate import evaluate as judge
+from wm_agents.loops.evolve_saved import evolve_artifact
 from wm_agents.loops.online import online as learn_online
 from wm_agents.loops.online_config import LEARNERS, OnlineConfig, online_recipe, seen_by
 from wm_agents.loops.recipes import RECIPES, ImproveConfig, recipe_for
 from wm_agents.loops.rounds import explore_with
 from wm_agents.loops.rounds import improve as improve_rounds
-from wm_agents.pretrained import check_dream, cut_off_of, load_model, load_policy, real_spec
+from wm_agents.models.saved import load_model
+from wm_agents.pretrained import check_dream, cut_off_of, load_policy, real_spec
 from wm_agents.video import record
 from wm_envs.real import spec_for
 from wm_envs.registry import TASKS, RealSpec

@@ -13,9 +13,10 @@ from wm_agents.fields import field_docs
 from wm_agents.models.config import WorldModelConfig
 from wm_agents.models.families import config_class, resolve
 from wm_agents.project.json_schema import project_schema
-from wm_agents.project.schema import FILE, SECTIONS
+from wm_agents.project.schema import SECTIONS
 from wm_agents.project.settings import load_project
 from wm_agents.project.translate import training_of
+from wm_agents.system.files import PROJECT_FILE
 from wm_agents.training.config import TrainingConfig
 
 DIFFERENT = 1
@@ -26,7 +27,7 @@ def main(args: list[str], prog: str = "wm config") -> int:
     return verbs.run({"show": show, "diff": diff, "validate": validate, "schema": schema}, args, prog)
 
 
-def show(name: str = FILE, as_json: bool = False) -> None:
+def show(name: str = PROJECT_FILE, as_json: bool = False) -> None:
     """Show every setting with its value and what it means.
 
     Args:
@@ -71,7 +72,7 @@ def diff(one: str, other: str, as_json: bool = False) -> int:
     return DIFFERENT if differing else 0
 
 
-def validate(path: str = FILE) -> None:
+def validate(path: str = PROJECT_FILE) -> None:
     """Check a wm.toml: every unknown key, wrong type, value out of range and contradiction at once, by line.
 
     Args:
@@ -113,7 +114,7 @@ def read(name: str) -> tuple[dict[str, Any], dict[str, str]]:
 
 def is_project(name: str) -> bool:
     """Whether `name` is a wm.toml, or a folder that holds one."""
-    return Path(name).suffix == ".toml" or (Path(name) / FILE).is_file()
+    return Path(name).suffix == ".toml" or (Path(name) / PROJECT_FILE).is_file()
 
 
 def _model_of(values: dict[str, Any]) -> dict[str, Any]:

@@ -5,22 +5,36 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from dataclasses import fields
+from functools import cache
+from typing import Any, get_type_hints
 
 import torch
+from docstring_parser import parse_from_object
 from rich.console import Console
 
-from wm_agents.cli.app import describe
-from wm_agents.curriculum.config import CurriculumConfig, parse
+from wm_agents.cli.flags import Parser
+from wm_agents.curriculum.config import CurriculumConfig
+from wm_agents.curriculum.films import parse_generations
 from wm_agents.curriculum.plan import Course, plan
 from wm_agents.curriculum.preflight import look_around
 from wm_agents.curriculum.run import Curriculum
 from wm_agents.curriculum.tasks import installed, read_curriculum
+from wm_agents.errors import describe
 from wm_agents.loops.preflight import check_device, display_error
 from wm_agents.loops.rounds import check_training
 from wm_agents.system.run_folder import RunFolder
 
 SOLVED, NOT_ALL_SOLVED, INTERRUPTED, ERROR = range(4)
 """Exit codes."""
+
+
+TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+ALIASES = {"episodes_per_eval": ("--eval-episodes",)}
+"""Other spellings in use."""
+
+ABOUT = """Take a curriculum from nothing to promoted, one task after the other, in dreams. The same command goes on
+where it was stopped, and asks nothing. Exit: 0 all tasks solved, 1 not all, 2 interrupted, 3 an error."""
 
 
 def main(args: list[str] | None = None, prog: str = "wm curriculum") -> int:
@@ -103,3 +117,63 @@ def check_window(cfg: CurriculumConfig, console: Console) -> None:
     console.print(
         f"there is no display: videos/watch.mp4 of each task takes the window's place ({why})", soft_wrap=True
     )
+
+
+def parse(args: list[str], prog: str) -> CurriculumConfig:
+    """Read the flags; `--config FILE` reads them from a TOML file, where their names have underscores.
+
+    Raises:
+        SystemExit: wrong flags, which are named on stderr, or `--help`.
+    """
+    parser = Parser(prog=prog, description=ABOUT)
+    parser.add_argument("--config", action="config", help="a TOML file with the same names, underscores for dashes")
+    hints = get_type_hints(CurriculumConfig)
+    helps = {param.arg_name: " ".join((param.description or "").split()) for param in _docs()}
+    truths = [field.name for field in fields(CurriculumConfig) if hints[field.name] is bool]
+    for field in fields(CurriculumConfig):
+        flags, name = [f"--{_dashed(field.name)}", *ALIASES.get(field.name, ())], field.name
+        more: dict[str, Any] = {"type": hints[name], "default": field.default}
+        if name in truths:  # Read below: what a type says of itself in --help is no help.
+            more = {"nargs": "?", "const": True, "metavar": "True|False", "default": field.default}
+        elif name == "video_gens":
+            more = {"metavar": "G,G,...", "default": field.default}
+        parser.add_argument(*flags, dest=name, help=helps[name], **more)
+    negated = {f"--no-{_dashed(name)}" for name in truths}
+    values = vars(parser.parse_args([_plain(arg, negated) for arg in args]))
+    values.pop("config")
+    try:
+        for name in truths:
+            values[name] = truth(name, values[name])
+        films = values["video_gens"]
+        values["video_gens"] = parse_generations(films) if isinstance(films, str) else tuple(films)
+        return CurriculumConfig(**values)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def truth(name: str, text: str | bool) -> bool:
+    """`True`, `false`, `1`, `yes` ... as a truth."""
+    word = str(text).lower()
+    if word not in (*TRUE, *FALSE):
+        raise ValueError(f"--{_dashed(name)} must be True or False, got {text!r}")
+    return word in TRUE
+
+
+def _plain(arg: str, negated: set[str]) -> str:
+    """`--no-window-reuse` as `--window-reuse=False`, `--max_generations` as `--max-generations`."""
+    if not arg.startswith("--"):
+        return arg
+    flag, given, value = arg.partition("=")
+    flag = flag.replace("_", "-")
+    if flag in negated and not given:
+        return f"--{flag[5:]}=False"
+    return flag + given + value
+
+
+@cache
+def _docs() -> list[Any]:
+    return parse_from_object(CurriculumConfig).params
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")

@@ -11,10 +11,11 @@ from rich.console import Console
 
 from policies.policy import RandomPolicy
 from policies.rollout import EVAL_SEED
-from wm_agents.control.evolve import evolve_by
 from wm_agents.evaluation.evaluate import evaluate_dream, evaluate_real
+from wm_agents.loops.evolve_saved import evolve_by
 from wm_agents.loops.recipes import RECIPES
-from wm_agents.pretrained import cut_off_of, frame_policy, load_model, load_starts, real_spec
+from wm_agents.models.saved import load_model
+from wm_agents.pretrained import cut_off_of, frame_policy, load_starts, real_spec
 from wm_agents.system.files import write_json
 from wm_agents.system.hardware import describe
 from wm_agents.system.run_folder import versions

@@ -193,7 +193,7 @@ def look_at_files() -> Iterator[Check]:
     yield _looked("ffmpeg", _film, "pip install --force-reinstall imageio-ffmpeg opencv-python-headless")
     yield _looked("disk", _disk, "make room, or work in another folder")
     yield _looked("display", _display, "films take the place of windows", "absent")
-    from wm_agents.pretrained import STORE
+    from wm_agents.models.saved import STORE
 
     for path in sorted(STORE.iterdir()):
         if (path / "config.json").is_file():

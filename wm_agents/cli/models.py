@@ -72,7 +72,8 @@ def describe(name: str) -> dict[str, Any]:
     if preset:
         shapes = {key: found[key] for key in ("obs_shape", "action_dim")}
         return {**found, "config": get_config(name, **shapes).to_dict()}
-    from wm_agents.pretrained import cut_off_of, load_model
+    from wm_agents.models.saved import load_model
+    from wm_agents.pretrained import cut_off_of
 
     net, artifact = load_model(name)
     facts = artifact.config
@@ -101,7 +102,7 @@ def find(name: str) -> Path:
     """
     from wm_agents.factory import list_models
     from wm_agents.models.families import ALIASES
-    from wm_agents.pretrained import UnknownModel, model_path
+    from wm_agents.models.saved import UnknownModel, model_path
     from wm_envs.registry import TASKS
 
     try:
@@ -120,7 +121,7 @@ def pull(repo: str, out: str | None = None) -> None:
         out: a directory to copy it to; without one it stays in the Hub's cache, where org/name finds it.
     """
     from wm_agents.hub import resolve
-    from wm_agents.pretrained import load_model
+    from wm_agents.models.saved import load_model
 
     path = resolve(repo)
     load_model(path)
@@ -148,7 +149,7 @@ def push(folder: str, repo: str, private: bool = False, message: str | None = No
 def _score(name: str) -> str | None:
     """The real score on the card of a model that ships."""
     from wm_agents.hub import SCORE
-    from wm_agents.pretrained import STORE
+    from wm_agents.models.saved import STORE
 
     card = STORE / name / "README.md"
     found = SCORE.search(card.read_text()) if card.is_file() else None

@@ -13,9 +13,10 @@ from rich.console import Console
 
 from wm_agents.cli import verbs
 from wm_agents.cli.flags import Parser
-from wm_agents.project.flags import add_project_flags, said
-from wm_agents.project.schema import FILE, VerifySection
+from wm_agents.cli.project_flags import add_project_flags, said
+from wm_agents.project.schema import VerifySection
 from wm_agents.project.settings import load_project
+from wm_agents.system.files import PROJECT_FILE
 
 if TYPE_CHECKING:
     from wm_agents.project.schema import Project
@@ -85,7 +86,7 @@ def _train(args: list[str], prog: str) -> int:
     values = parser.parse_args(args, defaults=False).as_dict()
     from wm_agents.project.run import train
 
-    project = load_project(values.get("config", FILE), said(values))
+    project = load_project(values.get("config", PROJECT_FILE), said(values))
     train(project, allow_degraded=values.get("allow_degraded", False))
     return 0
 
@@ -98,7 +99,7 @@ def verify(
     seed: int = 1_000_000,
     procs: int = 2,
     evidence_bundle: str | None = None,
-    config: str = FILE,
+    config: str = PROJECT_FILE,
     as_json: bool = False,
 ) -> int:
     """Hold a model against reality, on real episodes that no training has seen.
@@ -151,8 +152,8 @@ def verify(
 
 def _project(config: str, needed: bool) -> Project | None:
     """The project in `config`; none where none is needed and the usual file is not there."""
-    there = (Path(config) / FILE if Path(config).is_dir() else Path(config)).is_file()
-    return load_project(config) if there or needed or config != FILE else None
+    there = (Path(config) / PROJECT_FILE if Path(config).is_dir() else Path(config)).is_file()
+    return load_project(config) if there or needed or config != PROJECT_FILE else None
 
 
 def _split(arg: str) -> tuple[str, str, str]:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
-from rich.console import Console
 
 from policies.cmaes import CMAConfig, Generation, evolve, score_in_dream, score_in_real, unflatten
 from policies.linear import LinearPolicy, num_params
 from policies.play import Arena
-from wm_agents.checkpoint import Artifact, model_card, save_artifact, sha256
-from wm_agents.loops.recipes import ImproveConfig
-from wm_agents.pretrained import POLICIES, cut_off_of, frame_policy, load_model, load_starts, real_spec
+from wm_agents.models.saved import load_model
+from wm_agents.pretrained import frame_policy, real_spec
 from wm_agents.system.hardware import has_bf16
 from wm_agents.system.progress import Bar
-from wm_agents.system.run_folder import start_run
 from wm_envs.dream import DreamVectorEnv
 from wm_envs.world_model import Latent, WorldModel
 
@@ -83,32 +79,6 @@ def evolve_in_dream(
     return Evolved(LinearPolicy(model.act_space, weights, squash), float(evolution.told[-1].mean()))
 
 
-def evolve_by(
-    recipe: ImproveConfig,
-    model: WorldModel,
-    starts: dict[str, Latent],
-    generations: int,
-    *,
-    cut_off: float,
-    sees: slice = slice(None),
-    console: Console | None = None,
-) -> LinearPolicy:
-    """A controller from zero by a task's recipe, with a progress bar."""
-    with Bar("dreaming, generation", generations, console) as bar:
-        return evolve_in_dream(
-            model,
-            starts,
-            replace(recipe.cma, generations=generations, seed=1),
-            horizon=recipe.horizon,
-            squash=recipe.squash,
-            sees=sees,
-            temperature=recipe.temperature,
-            cut_off=cut_off,
-            stall=recipe.dream_stall,
-            on_generation=show_generations(bar),
-        ).policy
-
-
 def controller_at(flat: NDArray[np.float64], model: WorldModel, squash: tuple[str, ...] | None) -> LinearPolicy:
     """The controller that flat parameters of an evolution stand for."""
     return LinearPolicy(model.act_space, unflatten(flat, model.act_space), squash)
@@ -133,69 +103,6 @@ def evolve_in_real(
         score = score_in_real(arena, cfg, net.act_space)
         evolution = evolve(score, x0, cfg, state=state, on_generation=on_generation)
     return LinearPolicy(net.act_space, unflatten(evolution.mean, net.act_space), squash)
-
-
-def evolve_artifact(
-    model: str,
-    out: Path,
-    cfg: CMAConfig,
-    *,
-    where: Literal["dream", "real"],
-    horizon: int,
-    temperature: float,
-    stall: int | None,
-    squash: tuple[str, ...] | None,
-    procs: int,
-    console: Console | None = None,
-) -> LinearPolicy:
-    """Write to `out` the artifact `model` with a controller evolved from zero; the same call resumes.
-
-    What it resumes from is in the run folder `<out>.run`, which refuses another model or other settings.
-    """
-    if out.exists() and not (out / "config.json").exists():
-        raise ValueError(f"{out} exists and is no saved model; choose another directory")
-    net, artifact = load_model(model)
-    settings: dict[str, Any] = {"where": where, **asdict(cfg), "squash": squash}
-    if where == "dream":
-        settings |= {"horizon": horizon, "temperature": temperature, "stall": stall}
-    learned = {name: sha256(artifact.path / name) for name in ("model.safetensors", "starts.safetensors")}
-    folder = out.with_name(f"{out.name}.run")
-    with (
-        start_run(folder, settings | learned, {"cma": cfg.seed}, may_change=["generations"]) as run,
-        Bar(f"evolving ({where}), generation", cfg.generations, console) as bar,
-    ):
-        state, show = run.path / "evolution.json", show_generations(bar)
-        try:
-            if where == "dream":
-                policy = evolve_in_dream(
-                    net,
-                    load_starts(artifact),
-                    cfg,
-                    horizon=horizon,
-                    squash=squash,
-                    temperature=temperature,
-                    cut_off=cut_off_of(artifact),
-                    stall=stall,
-                    state=state,
-                    on_generation=show,
-                ).policy
-            else:
-                policy = evolve_in_real(model, cfg, squash=squash, procs=procs, state=state, on_generation=show)
-        finally:
-            if not state.exists():  # There is nothing to go on from: settings that failed bind nobody.
-                (run.path / "run.json").unlink()
-        save_with_policy(out, artifact, policy, {"model": model} | settings)
-    return policy
-
-
-def save_with_policy(out: Path, artifact: Artifact, policy: LinearPolicy, facts: dict[str, Any]) -> None:
-    """Write `artifact` to `out` as it is, but for its controller and for the card, which tells `facts` of that one."""
-    card = model_card(out.name, facts, f"A model with a new controller. Score it with `wm evaluate {out}`.")
-    if (old := artifact.path / "README.md").exists():
-        card += f"\n## The card it came with, scores of an earlier controller included\n\n{old.read_text()}"
-    others = {name: old for name, old in artifact.policies.items() if name not in POLICIES}
-    policies = others | {"linear": (policy.tensors(), policy.about())}
-    save_artifact(out, artifact.config, artifact.tensors, artifact.starts, card, policies)
 
 
 def show_generations(bar: Bar) -> OnGeneration:

@@ -1,27 +1,13 @@
-"""The flags of the curriculum trainer: the fields of one frozen dataclass, with dashes.
-
-Truths may be written True, False, true, 1, yes ...; `--flag` alone is True and `--no-flag` is False.
-"""
+"""Settings of a curriculum; `wm curriculum` has a flag for each."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Literal
 
-from docstring_parser import parse_from_object
-
-from wm_agents.cli.flags import Parser
-from wm_agents.curriculum.films import Mode, parse_generations
+from wm_agents.curriculum.films import Mode
 from wm_agents.curriculum.promotion import WINDOW
-
-TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
-ALIASES = {"episodes_per_eval": ("--eval-episodes",)}
-"""Other spellings in use."""
-
-ABOUT = """Take a curriculum from nothing to promoted, one task after the other, in dreams. The same command goes on
-where it was stopped, and asks nothing. Exit: 0 all tasks solved, 1 not all, 2 interrupted, 3 an error."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +111,7 @@ class CurriculumConfig:
 
     def _at_least(self, name: str, low: int) -> None:
         if not getattr(self, name) >= low:
-            raise ValueError(f"--{_dashed(name)} must be at least {low}, got {getattr(self, name)}")
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
 
     def period(self, max_generations: int) -> int:
         """Generations between evaluations of a task that may take `max_generations`.
@@ -149,63 +135,3 @@ class CurriculumConfig:
     def heavy_root(self) -> Path:
         """Where the large things go."""
         return Path(self.artifact_root or self.checkpoint_dir)
-
-
-def parse(args: list[str], prog: str) -> CurriculumConfig:
-    """Read the flags; `--config FILE` reads them from a TOML file, where their names have underscores.
-
-    Raises:
-        SystemExit: wrong flags, which are named on stderr, or `--help`.
-    """
-    parser = Parser(prog=prog, description=ABOUT)
-    parser.add_argument("--config", action="config", help="a TOML file with the same names, underscores for dashes")
-    hints = get_type_hints(CurriculumConfig)
-    helps = {param.arg_name: " ".join((param.description or "").split()) for param in _docs()}
-    truths = [field.name for field in fields(CurriculumConfig) if hints[field.name] is bool]
-    for field in fields(CurriculumConfig):
-        flags, name = [f"--{_dashed(field.name)}", *ALIASES.get(field.name, ())], field.name
-        more: dict[str, Any] = {"type": hints[name], "default": field.default}
-        if name in truths:  # Read below: what a type says of itself in --help is no help.
-            more = {"nargs": "?", "const": True, "metavar": "True|False", "default": field.default}
-        elif name == "video_gens":
-            more = {"metavar": "G,G,...", "default": field.default}
-        parser.add_argument(*flags, dest=name, help=helps[name], **more)
-    negated = {f"--no-{_dashed(name)}" for name in truths}
-    values = vars(parser.parse_args([_plain(arg, negated) for arg in args]))
-    values.pop("config")
-    try:
-        for name in truths:
-            values[name] = truth(name, values[name])
-        films = values["video_gens"]
-        values["video_gens"] = parse_generations(films) if isinstance(films, str) else tuple(films)
-        return CurriculumConfig(**values)
-    except ValueError as error:
-        parser.error(str(error))
-
-
-def truth(name: str, text: str | bool) -> bool:
-    """`True`, `false`, `1`, `yes` ... as a truth."""
-    word = str(text).lower()
-    if word not in (*TRUE, *FALSE):
-        raise ValueError(f"--{_dashed(name)} must be True or False, got {text!r}")
-    return word in TRUE
-
-
-def _plain(arg: str, negated: set[str]) -> str:
-    """`--no-window-reuse` as `--window-reuse=False`, `--max_generations` as `--max-generations`."""
-    if not arg.startswith("--"):
-        return arg
-    flag, given, value = arg.partition("=")
-    flag = flag.replace("_", "-")
-    if flag in negated and not given:
-        return f"--{flag[5:]}=False"
-    return flag + given + value
-
-
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")
-
-
-@cache
-def _docs() -> list[Any]:
-    return parse_from_object(CurriculumConfig).params

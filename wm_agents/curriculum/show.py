@@ -7,7 +7,8 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
-from wm_agents.pretrained import load_model, load_policy, real_spec
+from wm_agents.models.saved import load_model
+from wm_agents.pretrained import load_policy, real_spec
 from wm_agents.video import Frame, compose, one_env, real_and_dream, write_video
 from wm_envs.frames import is_image
 from wm_envs.window import Window

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -14,12 +13,8 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 
+from wm_agents.system.files import read_toml
 from wm_envs.registry import TASKS
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import toml as tomllib  # Comes with jsonargparse[toml].
 
 
 class Threshold(NamedTuple):
@@ -96,10 +91,7 @@ def read_curriculum(name: str) -> list[Entry]:
         raise ValueError(_unknown("curriculum", name, [*CURRICULA]) + ", or the path of a .toml file")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file; a curriculum is {', '.join(CURRICULA)} or a TOML file")
-    try:
-        values = tomllib.loads(path.read_text())
-    except (ValueError, IndexError) as error:  # Both libraries' errors are ValueErrors.
-        raise ValueError(f"{path} is no TOML: {error}") from error
+    values = read_toml(path)
     _check_names(path, "field", values, ["task"])
     tables = values.get("task")
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):

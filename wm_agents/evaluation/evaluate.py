@@ -17,7 +17,8 @@ from policies.policy import Policy
 from policies.rollout import EVAL_SEED, returns, rollout
 from wm_agents.checkpoint import Artifact
 from wm_agents.degraded import degraded_of
-from wm_agents.pretrained import cut_off_of, frame_policy, load_model, load_policy, load_starts, real_spec
+from wm_agents.models.saved import load_model
+from wm_agents.pretrained import cut_off_of, frame_policy, load_policy, load_starts, real_spec
 from wm_agents.system.progress import Bar
 from wm_agents.system.run_folder import versions
 from wm_envs.dream import DreamVectorEnv

@@ -19,7 +19,7 @@ from wm_agents.evaluation.termination import CALIBRATED, CUT_OFF, FEW_ENDS, cali
 from wm_agents.factory import Model
 from wm_agents.loops.recipes import SEEDS_A_ROUND, ImproveConfig
 from wm_agents.models import ensemble, vmc
-from wm_agents.pretrained import load_model
+from wm_agents.models.saved import load_model
 from wm_agents.training import fit_ensemble as fit_members
 from wm_agents.training.callbacks import Callback
 from wm_agents.training.config import TrainingConfig

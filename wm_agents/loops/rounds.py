@@ -33,16 +33,9 @@ from wm_agents.loops.finish import Candidate, Story, deliver
 from wm_agents.loops.fit import Lesson, learn, new_model
 from wm_agents.loops.recipes import JUDGE_SEED, SEEDS_A_ROUND, ImproveConfig
 from wm_agents.models.ensemble import Ensemble
+from wm_agents.models.saved import load_model
 from wm_agents.models.vmc import VMC, sizes
-from wm_agents.pretrained import (
-    Controller,
-    cached_model,
-    frame_policy,
-    load_model,
-    load_policy,
-    load_starts,
-    save_model,
-)
+from wm_agents.pretrained import Controller, cached_model, frame_policy, load_policy, load_starts, save_model
 from wm_agents.system.run_folder import RunFolder, start_run
 from wm_agents.training.callbacks import Callback, LoggingCallback, ProgressCallback
 from wm_agents.video import record

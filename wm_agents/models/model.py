@@ -116,7 +116,7 @@ class Model(nn.Module, ABC):
 
         To be dreamed in, a model needs a real environment and starts as well: see `wm_agents.pretrained.save_model`.
         """
-        from wm_agents.pretrained import save_bare
+        from wm_agents.models.saved import save_bare
 
         return save_bare(Path(path), self)
 
@@ -141,7 +141,7 @@ class Model(nn.Module, ABC):
             ArtifactError: it is corrupt, foreign or of a newer version.
             ConfigurationError: it is of another family.
         """
-        from wm_agents.pretrained import load_model
+        from wm_agents.models.saved import load_model
 
         model: Model = load_model(path, device)[0]
         if not isinstance(model, cls):

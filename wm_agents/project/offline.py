@@ -22,7 +22,8 @@ from wm_agents.evaluation.starts import find_cut_off, make_starts
 from wm_agents.loops.finish import Candidate, Story, deliver
 from wm_agents.loops.online_config import LEARNERS
 from wm_agents.models.model import Model
-from wm_agents.pretrained import save_bare, save_model
+from wm_agents.models.saved import save_bare
+from wm_agents.pretrained import save_model
 from wm_agents.project.noise import write_noise
 from wm_agents.project.schema import ACTS, Project
 from wm_agents.project.translate import FINAL_EPISODES, Spaces, model_of, replay_of, seed_of, spec_of

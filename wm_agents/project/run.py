@@ -25,7 +25,8 @@ from wm_agents.loops.online import Online, check_budget
 from wm_agents.loops.online_config import OnlineConfig
 from wm_agents.loops.recipes import JUDGE_SEED, ImproveConfig
 from wm_agents.loops.rounds import STAGES, Improvement, check_training
-from wm_agents.pretrained import load_model, load_policy
+from wm_agents.models.saved import load_model
+from wm_agents.pretrained import load_policy
 from wm_agents.project.curves import draw_curves
 from wm_agents.project.finished import check_more, digest, flatten, tell, warn
 from wm_agents.project.manifest import NAME, Manifest, artifact_facts, data_facts

@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-FILE = "wm.toml"
-
 
 def at_least(low: float) -> dict[str, float]:
     """The range of a field: from `low` up."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -15,13 +14,9 @@ from wm_agents.fields import in_words, is_kind
 from wm_agents.models.families import FAMILIES, config_class, resolve
 from wm_agents.project.absent import ABSENT
 from wm_agents.project.lines import find_lines, line_of
-from wm_agents.project.schema import ACTS, FILE, ONLINE_TRAINING, ONLY, OPEN_SECTIONS, SECTIONS, TOP, Project
+from wm_agents.project.schema import ACTS, ONLINE_TRAINING, ONLY, OPEN_SECTIONS, SECTIONS, TOP, Project
+from wm_agents.system.files import PROJECT_FILE, read_toml
 from wm_agents.training.config import TrainingConfig
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import toml as tomllib  # Comes with jsonargparse[toml].
 
 Values = Mapping[str, Any]
 
@@ -38,7 +33,7 @@ class Problem(NamedTuple):
     text: str
 
 
-def load_project(path: str | Path = FILE, flags: Values | None = None) -> Project:
+def load_project(path: str | Path = PROJECT_FILE, flags: Values | None = None) -> Project:
     """Read and check a wm.toml.
 
     Args:
@@ -50,7 +45,7 @@ def load_project(path: str | Path = FILE, flags: Values | None = None) -> Projec
         ProjectError: all that is wrong with it.
     """
     path = Path(path)
-    path = path / FILE if path.is_dir() else path
+    path = path / PROJECT_FILE if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; `wm init FOLDER --env ID` writes one, and --config names one")
     values = read_toml(path)
@@ -61,27 +56,6 @@ def load_project(path: str | Path = FILE, flags: Values | None = None) -> Projec
         raise ProjectError(_told(path, lines, flags or {}, problems))
     places = {name: f"line {line}" for name, line in lines.items()} | {name: f"--{name}" for name in flags or {}}
     return build_project(values, path.resolve().parent, places)
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The values of a TOML file.
-
-    Raises:
-        ProjectError: it is none.
-    """
-    try:
-        values: dict[str, Any] = tomllib.loads(path.read_text())
-    except ValueError as error:
-        raise ProjectError(f"{path} is not TOML: {error}{_line_with(str(error), path.read_text())}") from error
-    return values
-
-
-def _line_with(error: str, text: str) -> str:
-    """The line that a reader of TOML complains of, where it says which."""
-    found, lines = re.search(r"\bline (\d+)", error), text.splitlines()
-    if found is None or not 0 < int(found[1]) <= len(lines):
-        return ""
-    return f"\n  line {found[1]}: {lines[int(found[1]) - 1].strip()}"
 
 
 def build_project(values: Values, root: Path, places: Mapping[str, str]) -> Project:

@@ -16,8 +16,9 @@ from wm_agents.models.ensemble import EnsembleConfig
 from wm_agents.models.families import build, config_class
 from wm_agents.models.model import Model
 from wm_agents.models.vmc import VMCConfig
-from wm_agents.project.schema import ACTS, FILE, Project
+from wm_agents.project.schema import ACTS, Project
 from wm_agents.spaces import action_space_of, action_type_of, space_of
+from wm_agents.system.files import PROJECT_FILE
 from wm_agents.training.config import TrainingConfig
 from wm_envs.action import act_dim
 from wm_envs.env_id import LackingEnv, UnknownEnv
@@ -75,9 +76,9 @@ def _check_said(project: Project, spaces: Spaces) -> None:
         if project.architecture.get(name) not in (None, value)
     }
     if wrong:
-        told = [f"  {project.places.get(name, FILE)}: {name} {text}" for name, text in wrong.items()]
+        told = [f"  {project.places.get(name, PROJECT_FILE)}: {name} {text}" for name, text in wrong.items()]
         raise ConfigurationError(
-            "\n".join([f"{FILE} is of another environment than {project.environment}:", *told])
+            "\n".join([f"{PROJECT_FILE} is of another environment than {project.environment}:", *told])
             + "\nleave these keys out, which only repeat what the environment says, or begin with its own settings: "
             f"`wm init FOLDER --env {project.environment}`"
         )
@@ -149,7 +150,8 @@ def online_of(project: Project) -> OnlineConfig:
     online, data = project.online_collection, project.data
     if data.lives_end:
         raise ConfigurationError(
-            f"{project.places.get('data.lives_end', FILE)}: {project.family} plays whole games; leave lives_end out"
+            f"{project.places.get('data.lives_end', PROJECT_FILE)}: {project.family} plays whole games; "
+            "leave lives_end out"
         )
     base = online_recipe(project.family, project.environment, spec_of(project))
     names = {"sequence_length": "length", "log_interval": "log_every"}

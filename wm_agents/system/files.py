@@ -1,9 +1,11 @@
-"""Files that appear whole or not at all: a temporary name, fsync, rename; and JSON read back."""
+"""Files that appear whole or not at all: a temporary name, fsync, rename; JSON and TOML read back."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from wm_agents.errors import ConfigurationError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import toml as tomllib  # Comes with jsonargparse[toml].
+
+PROJECT_FILE = "wm.toml"
+"""What makes a folder a project."""
 
 
 @contextmanager
@@ -57,6 +67,28 @@ def read_json(path: Path, wanted: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigurationError(f"{path} must hold an object, it holds a {type(values).__name__}; give {wanted}")
     return values
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The values of the TOML file at `path`; a byte order mark is ignored.
+
+    Raises:
+        ConfigurationError: the file is not valid TOML in UTF-8; the message quotes the line.
+    """
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    try:
+        values: dict[str, Any] = tomllib.loads(text)
+    except (ValueError, IndexError) as error:  # `toml`, which reads it on Python 3.10, raises both.
+        raise ConfigurationError(f"{path} is not TOML: {error}{_quoted_line(str(error), text)}") from error
+    return values
+
+
+def _quoted_line(error: str, text: str) -> str:
+    """The line that the parser's error names, if it names one."""
+    found, lines = re.search(r"\bline (\d+)", error), text.splitlines()
+    if found is None or not 0 < int(found[1]) <= len(lines):
+        return ""
+    return f"\n  line {found[1]}: {lines[int(found[1]) - 1].strip()}"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

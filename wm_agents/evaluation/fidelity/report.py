@@ -21,7 +21,8 @@ from wm_agents.evaluation.fidelity.sections import Section, sections
 from wm_agents.evaluation.held_out import record
 from wm_agents.evaluation.subject import subject_of
 from wm_agents.evaluation.variants import drive
-from wm_agents.pretrained import cached_model, load_model, real_spec
+from wm_agents.models.saved import load_model
+from wm_agents.pretrained import cached_model, real_spec
 from wm_agents.system.files import write_json, write_text
 from wm_agents.system.hardware import describe
 from wm_agents.system.run_folder import versions

@@ -11,7 +11,7 @@ from typing import Any
 
 from wm_agents.checkpoint import sha256
 from wm_agents.evaluation.verify.verify import Verification, report
-from wm_agents.pretrained import model_path
+from wm_agents.models.saved import model_path
 from wm_agents.system.files import write_json, write_text
 
 SCHEMA = "wm.evidence.v1"

@@ -34,7 +34,8 @@ from wm_agents.evaluation.verify.checks import (
 )
 from wm_agents.models.families import build
 from wm_agents.models.model import Model
-from wm_agents.pretrained import cached_model, load_model, model_path, real_spec
+from wm_agents.models.saved import load_model, model_path
+from wm_agents.pretrained import cached_model, real_spec
 from wm_agents.system.hardware import describe
 from wm_agents.system.progress import Bar
 from wm_agents.system.run_folder import versions

@@ -13,8 +13,8 @@ from docstring_parser import parse_from_object
 
 from wm_agents.cli.flags import Parser, value_of
 from wm_agents.models.families import config_class, resolve
-from wm_agents.project.schema import FILE, SECTIONS
-from wm_agents.project.settings import read_toml
+from wm_agents.project.schema import SECTIONS
+from wm_agents.system.files import PROJECT_FILE, read_toml
 from wm_agents.training.config import TrainingConfig
 
 
@@ -46,7 +46,7 @@ def keys_of(family: str | None) -> Iterator[Key]:
 
 def add_project_flags(parser: Parser, args: list[str]) -> None:
     """Add --config, --model, --environment and a flag for each key."""
-    parser.add_argument("--config", default=FILE, help="the project's wm.toml, or the folder that holds it")
+    parser.add_argument("--config", default=PROJECT_FILE, help="the project's wm.toml, or the folder that holds it")
     parser.add_argument("--model", default=argparse.SUPPRESS, help="a preset, family:size")
     parser.add_argument("--environment", default=argparse.SUPPRESS, help="a Gymnasium id, or module:Id-v0")
     for key in keys_of(_family(args)):
@@ -64,8 +64,8 @@ def said(values: dict[str, Any]) -> dict[str, Any]:
 
 def _family(args: list[str]) -> str | None:
     """The family that the flags or the file ask for, if they can be read at all: what is wrong is told later."""
-    path = Path(value_of("--config", args) or FILE)
-    path = path / FILE if path.is_dir() else path
+    path = Path(value_of("--config", args) or PROJECT_FILE)
+    path = path / PROJECT_FILE if path.is_dir() else path
     model = value_of("--model", args)
     with suppress(OSError, ValueError):
         model = model or read_toml(path).get("model")

@@ -1,0 +1,109 @@
+"""A controller evolved for a saved model: by a task's recipe, or into a new artifact."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from policies.cmaes import CMAConfig
+from policies.linear import LinearPolicy
+from wm_agents.checkpoint import Artifact, model_card, save_artifact, sha256
+from wm_agents.control.evolve import evolve_in_dream, evolve_in_real, show_generations
+from wm_agents.loops.recipes import ImproveConfig
+from wm_agents.models.saved import load_model
+from wm_agents.pretrained import POLICIES, cut_off_of, load_starts
+from wm_agents.system.progress import Bar
+from wm_agents.system.run_folder import start_run
+from wm_envs.world_model import Latent, WorldModel
+
+
+def evolve_by(
+    recipe: ImproveConfig,
+    model: WorldModel,
+    starts: dict[str, Latent],
+    generations: int,
+    *,
+    cut_off: float,
+    sees: slice = slice(None),
+    console: Console | None = None,
+) -> LinearPolicy:
+    """A controller from zero by a task's recipe, with a progress bar."""
+    with Bar("dreaming, generation", generations, console) as bar:
+        return evolve_in_dream(
+            model,
+            starts,
+            replace(recipe.cma, generations=generations, seed=1),
+            horizon=recipe.horizon,
+            squash=recipe.squash,
+            sees=sees,
+            temperature=recipe.temperature,
+            cut_off=cut_off,
+            stall=recipe.dream_stall,
+            on_generation=show_generations(bar),
+        ).policy
+
+
+def evolve_artifact(
+    model: str,
+    out: Path,
+    cfg: CMAConfig,
+    *,
+    where: Literal["dream", "real"],
+    horizon: int,
+    temperature: float,
+    stall: int | None,
+    squash: tuple[str, ...] | None,
+    procs: int,
+    console: Console | None = None,
+) -> LinearPolicy:
+    """Write to `out` the artifact `model` with a controller evolved from zero; the same call resumes.
+
+    What it resumes from is in the run folder `<out>.run`, which refuses another model or other settings.
+    """
+    if out.exists() and not (out / "config.json").exists():
+        raise ValueError(f"{out} exists and is no saved model; choose another directory")
+    net, artifact = load_model(model)
+    settings: dict[str, Any] = {"where": where, **asdict(cfg), "squash": squash}
+    if where == "dream":
+        settings |= {"horizon": horizon, "temperature": temperature, "stall": stall}
+    learned = {name: sha256(artifact.path / name) for name in ("model.safetensors", "starts.safetensors")}
+    folder = out.with_name(f"{out.name}.run")
+    with (
+        start_run(folder, settings | learned, {"cma": cfg.seed}, may_change=["generations"]) as run,
+        Bar(f"evolving ({where}), generation", cfg.generations, console) as bar,
+    ):
+        state, show = run.path / "evolution.json", show_generations(bar)
+        try:
+            if where == "dream":
+                policy = evolve_in_dream(
+                    net,
+                    load_starts(artifact),
+                    cfg,
+                    horizon=horizon,
+                    squash=squash,
+                    temperature=temperature,
+                    cut_off=cut_off_of(artifact),
+                    stall=stall,
+                    state=state,
+                    on_generation=show,
+                ).policy
+            else:
+                policy = evolve_in_real(model, cfg, squash=squash, procs=procs, state=state, on_generation=show)
+        finally:
+            if not state.exists():  # There is nothing to go on from: settings that failed bind nobody.
+                (run.path / "run.json").unlink()
+        save_with_policy(out, artifact, policy, {"model": model} | settings)
+    return policy
+
+
+def save_with_policy(out: Path, artifact: Artifact, policy: LinearPolicy, facts: dict[str, Any]) -> None:
+    """Write `artifact` to `out` as it is, but for its controller and for the card, which tells `facts` of that one."""
+    card = model_card(out.name, facts, f"A model with a new controller. Score it with `wm evaluate {out}`.")
+    if (old := artifact.path / "README.md").exists():
+        card += f"\n## The card it came with, scores of an earlier controller included\n\n{old.read_text()}"
+    others = {name: old for name, old in artifact.policies.items() if name not in POLICIES}
+    policies = others | {"linear": (policy.tensors(), policy.about())}
+    save_artifact(out, artifact.config, artifact.tensors, artifact.starts, card, policies)
