@@ -247,8 +247,8 @@ def test_a_project_in_place_of_a_model_says_where_that_is(
     assert told("my") == f"my is a project: its model is my/{out}/model; give that"
     assert told(f"my/{out}").endswith(f"holds none; give my/{out}/model")
     assert model_path(f"my/{out}/model") == Path("my", out, "model")
-    toml.write_text("colour = 3\n")
-    assert "my/wm.toml: 3 things are wrong" in told("my")
+    toml.write_text("colour =\n")
+    assert "my/wm.toml is not TOML" in told("my")
 
 
 def test_a_dream_of_no_model_says_what_to_give() -> None:

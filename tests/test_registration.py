@@ -184,9 +184,8 @@ def test_the_page_of_tasks_says_what_the_table_says(name: str) -> None:
     task, page = TASKS[name], (ROOT / "docs" / "tasks.md").read_text()
     (row,) = [line for line in page.splitlines() if line.startswith(f"| {name} |")]
     spec = task.real
-    frames = "1 frame" if spec.action_repeat == 1 else f"{spec.action_repeat} frames"
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[1] == spec.id and cells[4] == frames
+    assert cells[1] == spec.id and cells[4] == str(spec.action_repeat)
     if spec.actions is not None:
         assert cells[3].startswith(f"{len(spec.actions)}: ")
     assert cells[5].startswith(f"{spec.max_episode_steps:,} steps") and cells[6] == f"{task.threshold:g}"
