@@ -75,7 +75,7 @@ def test_wide_bounds_do_not_overflow() -> None:
         (CAR, np.zeros(3), r"act must be \(N, 3\) for Box.*, got \(3,\)"),
         (CAR, np.zeros((1, 2)), r"act must be \(N, 3\) for Box.*, got \(1, 2\)"),
         (CAR, np.full((1, 3), np.nan), "act must be finite for Box.*NaN or infinity; the policy has diverged"),
-        (CAR, np.full((1, 3), "left"), "act must be numbers for Box.*, got dtype <U4"),
+        (CAR, np.full((1, 3), "left"), "act must be numeric for Box.*, got dtype <U4"),
         (spaces.Discrete(3), np.array(1), r"act must be \(N, \) for Discrete\(3\), got \(\)"),
         (spaces.Discrete(3), np.array([1.0]), r"act must be integers for Discrete\(3\), got dtype float64"),
         (spaces.Discrete(3), np.array([3]), r"act must be in Discrete\(3\), got values from 3 to 3"),

@@ -168,5 +168,5 @@ def test_pixels_are_their_own_picture(channels: int) -> None:
 
 @pytest.mark.parametrize("shape", [(3,), (4, 1), (2, 2, 4), ()])
 def test_observations_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"obs must be \(4,\) or \(N, 4\) to be drawn, got \("):
+    with pytest.raises(ValueError, match=r"obs must be \(4,\) or \(N, 4\), got \("):
         draw("CartPole-v1", vectors(4), np.zeros(shape))

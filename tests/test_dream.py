@@ -452,7 +452,7 @@ def test_seeds_of_another_number_of_rows_are_named() -> None:
     [
         (np.zeros((2, 1)), r"actions must be \(3, 1\) for Box.*, got \(2, 1\)"),
         (np.zeros(3), r"actions must be \(3, 1\) for Box.*, got \(3,\)"),
-        (np.full((3, 1), "left"), "act must be numbers for Box.*, got dtype <U4"),
+        (np.full((3, 1), "left"), "act must be numeric for Box.*, got dtype <U4"),
         (moves(0, np.nan, 0), "act must be finite for Box.*, got NaN or infinity; the policy has diverged"),
     ],
 )

@@ -49,7 +49,7 @@ def test_ids_of_other_packages_name_the_package(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(env_id, "find_spec", lambda name: None)
     text = told("MiniGrid-Empty-5x5-v0")
     assert text.endswith(
-        "itself comes with minigrid: pip install minigrid, then name it minigrid:MiniGrid-Empty-5x5-v0"
+        "is provided by minigrid: pip install minigrid, then use the id minigrid:MiniGrid-Empty-5x5-v0"
     )
 
 
@@ -62,7 +62,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
         raise gym.error.DependencyNotInstalled('Box2D is not installed, run `pip install "gymnasium[box2d]"`')
 
     monkeypatch.setattr(gym, "make", lacking)
-    want = "LunarLander-v3 cannot be made here: Box2D is not installed; pip install 'gymnasium[box2d]'"
+    want = "cannot create LunarLander-v3: Box2D is not installed; pip install 'gymnasium[box2d]'"
     assert told("LunarLander-v3") == want
     with pytest.raises(LackingEnv):
         native_space("LunarLander-v3")
@@ -82,7 +82,7 @@ def test_a_missing_ale_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_missing_module_is_named() -> None:
     assert told("no_such_module:Foo-v0") == (
-        "no_such_module:Foo-v0 cannot be made here: the module no_such_module is not installed"
+        "cannot create no_such_module:Foo-v0: the module no_such_module is not installed"
     )
 
 

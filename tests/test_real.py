@@ -235,8 +235,11 @@ def test_other_environments_are_checked_as_they_are() -> None:
         (odd("rgb", size=32, max_frames=True), r"repeat must be at least 2 for max_frames, got 1"),
         (odd(act="endless"), r"Odd-v0: Box actions need finite bounds, got Box.*; wrap the env in RescaleAction"),
         (odd(act="dict"), r"Odd-v0: actions must be Box, Discrete, MultiDiscrete or MultiBinary, got Dict"),
-        (odd(act="box", actions=(0,)), r"actions can be chosen among Discrete ones only, got Box"),
-        (odd(act="from1", actions=(0, 1)), r"actions must be different ones of Discrete\(4, start=1\), got \(0, 1\)"),
+        (odd(act="box", actions=(0,)), r"actions needs a Discrete action space, got Box"),
+        (
+            odd(act="from1", actions=(0, 1)),
+            r"actions must be distinct elements of Discrete\(4, start=1\), got \(0, 1\)",
+        ),
         (odd("nan"), r"Odd-v0: observations must be finite, got NaN"),
         (odd("liar"), r"observations must be \(3,\) float32 as its space says, got \(4,\) float32"),
     ],
@@ -358,7 +361,7 @@ def test_the_fields_of_the_games_are_seen_whole(name: str) -> None:
 
 def test_the_ale_that_is_not_there_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ale_py", None)
-    with pytest.raises(ImportError, match=r"ALE/Pong-v5 cannot be made here: .*; pip install 'gymnasium\[atari\]'"):
+    with pytest.raises(ImportError, match=r"cannot create ALE/Pong-v5: .*; pip install 'gymnasium\[atari\]'"):
         make_real(TASKS["Pong"].real)
 
 

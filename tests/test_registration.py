@@ -153,13 +153,13 @@ def test_the_thresholds_are_those_of_the_curriculum() -> None:
     assert {task.name: task.threshold for task in TASKS.values()} == want
     assert all(protocol_of(task.real) == task.protocol != "" for task in TASKS.values())
     assert protocol_of(RealSpec("Pendulum-v1")) == protocol_of(RealSpec("ALE/Boxing-v5", lives_end=True)) == "as usual"
-    assert protocol_of(RealSpec("Pendulum-v1", size=32, action_repeat=4)) == "as usual but for size 32, action_repeat 4"
+    assert protocol_of(RealSpec("Pendulum-v1", size=32, action_repeat=4)) == "as usual except size 32, action_repeat 4"
     assert protocol_of(RealSpec("Pendulum-v1", max_episode_steps=200)) == "as usual"
-    assert protocol_of(RealSpec("Pendulum-v1", max_episode_steps=100)) == "as usual but for max_episode_steps 100"
+    assert protocol_of(RealSpec("Pendulum-v1", max_episode_steps=100)) == "as usual except max_episode_steps 100"
     breakout, racing = TASKS["Breakout"], TASKS["CarRacing"]
     assert protocol_of(replace(breakout.real, lives_end=False)) == breakout.protocol
-    assert protocol_of(replace(racing.real, stack=True)) == f"{racing.protocol} but for stack True"
-    assert protocol_of(RealSpec("CarRacing-v3", size=64)) == "as usual but for size 64"
+    assert protocol_of(replace(racing.real, stack=True)) == f"{racing.protocol} except stack True"
+    assert protocol_of(RealSpec("CarRacing-v3", size=64)) == "as usual except size 64"
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -175,7 +175,7 @@ def test_fields_that_came_later_are_left_out_at_their_defaults() -> None:
 
 
 def test_a_real_spec_names_what_it_does_not_know() -> None:
-    with pytest.raises(ValueError, match=r"unknown fields \['sizes'\] of a RealSpec; known are"):
+    with pytest.raises(ValueError, match=r"unknown fields \['sizes'\] of RealSpec; known fields"):
         RealSpec.from_dict({"id": "CartPole-v1", "sizes": 3})
 
 

@@ -162,7 +162,7 @@ def test_a_maximum_needs_two_frames() -> None:
 @pytest.mark.parametrize("actions", [(), (0, 0), (0, 4), (-1,)])
 def test_actions_that_cannot_be_chosen_are_named(actions: tuple[int, ...]) -> None:
     env = gym.make("LunarLander-v3")
-    with pytest.raises(ValueError, match=r"actions must be different ones of Discrete\(4\), got \("):
+    with pytest.raises(ValueError, match=r"actions must be distinct elements of Discrete\(4\), got \("):
         ChosenActions(env, actions)
 
 

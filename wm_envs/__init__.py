@@ -1,6 +1,6 @@
 """Dreams as Gymnasium environments: importing this package registers `Dream-*` and `Real-*`.
 
-The ids reach the code that needs torch by entry-point string alone, so this import stays light.
+The ids refer to entry points by string, so this import does not import torch.
 """
 
 from wm_envs.registry import TASKS, RealSpec, Task, register_envs

@@ -1,4 +1,4 @@
-"""Actions of any space as the flat vector in [-1, 1] that models take in."""
+"""Encode actions of any space as flat vectors in [-1, 1], and decode them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Array = NDArray[Any]
 
 
 def act_dim(space: gym.Space[Any]) -> int:
-    """Width of the vector that `encode_action` makes of one action."""
+    """Width of the encoded vector of one action."""
     if isinstance(space, spaces.Box):
         if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
             raise ValueError(f"Box actions need finite bounds, got {space}; wrap the env in RescaleAction")
@@ -25,17 +25,18 @@ def act_dim(space: gym.Space[Any]) -> int:
     if isinstance(space, spaces.MultiBinary):
         return int(np.prod(space.shape))
     raise ValueError(
-        f"actions must be Box, Discrete, MultiDiscrete or MultiBinary, got {space}; flatten them with a wrapper"
+        f"actions must be Box, Discrete, MultiDiscrete or MultiBinary, got {space}; use a wrapper to flatten them"
     )
 
 
 def encode_action(space: gym.Space[Any], act: Array) -> NDArray[np.float32]:
-    """Turn actions (N, *space.shape) into float32 (N, act_dim).
+    """Encode actions (N, *space.shape) as float32 (N, act_dim).
 
-    Box is clipped to its bounds and scaled to [-1, 1], choices become one-hots side by side, bits become -1 and +1.
+    Box actions are clipped to their bounds and scaled to [-1, 1], discrete actions become concatenated
+    one-hot vectors, bits become -1 and +1.
 
     Raises:
-        ValueError: wrong shape, wrong kind of number, NaN or infinity, or a choice that does not exist.
+        ValueError: wrong shape or dtype, NaN or infinity, or a discrete action outside the space.
     """
     width = act_dim(space)
     shape = space.shape or ()
@@ -50,7 +51,7 @@ def encode_action(space: gym.Space[Any], act: Array) -> NDArray[np.float32]:
     counts = np.asarray(space.n if isinstance(space, spaces.Discrete) else space.nvec)
     start = np.asarray(space.start)
     _check_choice(space, act, start, counts)
-    # Choice k of a row sets column offset[k] + choice.
+    # Discrete action k of a row sets column offset[k] + action.
     offset = np.cumsum(counts) - counts.ravel()
     columns = (act.astype(np.int64) - start).reshape(len(act), -1) + offset
     hot = np.zeros((len(act), width), np.float32)
@@ -59,9 +60,9 @@ def encode_action(space: gym.Space[Any], act: Array) -> NDArray[np.float32]:
 
 
 def decode_action(space: gym.Space[Any], act: Array) -> Array:
-    """Turn vectors (N, act_dim) into the env's own actions (N, *space.shape): what `encode_action` would make of them.
+    """Decode vectors (N, act_dim) to the env's own actions (N, *space.shape), the inverse of `encode_action`.
 
-    A Box is clipped to its bounds, of choices the largest is taken, bits are 1 above 0.
+    Box actions are clipped to their bounds, discrete actions take the largest entry, bits are 1 above 0.
     """
     width = act_dim(space)
     if act.ndim != 2 or act.shape[1] != width:
@@ -82,7 +83,7 @@ def decode_action(space: gym.Space[Any], act: Array) -> Array:
 
 def _scale(space: spaces.Box, act: Array) -> NDArray[np.float32]:
     if act.dtype.kind not in "fiu":
-        raise ValueError(f"act must be numbers for {space}, got dtype {act.dtype}")
+        raise ValueError(f"act must be numeric for {space}, got dtype {act.dtype}")
     if not np.isfinite(act).all():
         raise ValueError(f"act must be finite for {space}, got NaN or infinity; the policy has diverged")
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)

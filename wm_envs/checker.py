@@ -1,4 +1,4 @@
-"""Does a vector environment keep Gymnasium's contract? Gymnasium checks single environments only.
+"""A checker for vector environments. Gymnasium's own checker covers only single environments.
 
 check_vector_env(partial(gym.make_vec, "Dream-CarRacing-v0", horizon=5), partial(gym.make, "Dream-...", horizon=5))
 """
@@ -23,7 +23,7 @@ SEED = 7
 
 
 class Seen(NamedTuple):
-    """What one call of a vector environment gave back; reset has no rew, term and trunc."""
+    """The result of one call of a vector environment; rew, term and trunc are 0 for reset."""
 
     obs: Array
     rew: Array
@@ -39,17 +39,17 @@ class Seen(NamedTuple):
 def check_vector_env(
     make: Make, make_single: Callable[[], gym.Env[Any, Any]] | None = None, *, num_envs: int = 3, steps: int = 30
 ) -> None:
-    """Check spaces, seeds, ownership of arrays and the three autoreset modes; observations must be arrays.
+    """Check spaces, seeds, ownership of arrays and the three autoreset modes. Observations must be arrays.
 
     Args:
         make: `make(num_envs=..., autoreset_mode=...)`; episodes must end within `steps` steps.
-        make_single: the environment that each row must equal: row i seeded s is this one seeded s + i. By default it
-            is the vector environment with one row.
-        num_envs: rows to check with, at least 2.
+        make_single: creates the single environment that each row must equal: row i with seed s equals this
+            environment with seed s + i. Default: the vector environment with one row.
+        num_envs: number of rows, at least 2.
         steps: steps to play in each mode.
 
     Raises:
-        AssertionError: says which rule is broken and where.
+        AssertionError: a rule is violated; the message names the rule and the step.
     """
     for mode in AutoresetMode:
         envs = make(num_envs=num_envs, autoreset_mode=mode)
@@ -58,46 +58,46 @@ def check_vector_env(
         check_seeds(envs, steps)
         rows = [make_single() if make_single else _OneRow(make) for _ in range(num_envs)]
         check_rows(envs, rows, mode, steps)
-        for env in [envs, envs, *rows]:  # Closing twice must be harmless.
+        for env in [envs, envs, *rows]:  # Closing twice must be allowed.
             env.close()
 
 
 def check_declaration(envs: Vector, num: int, mode: AutoresetMode) -> None:
-    """Spaces, sizes and metadata say what the environment is."""
-    assert isinstance(envs, VectorEnv), f"make must give a gymnasium.vector.VectorEnv, got {type(envs)}"
-    assert envs.num_envs == num, f"num_envs must be {num} as asked, got {envs.num_envs}"
+    """Spaces, sizes and metadata match the requested environment."""
+    assert isinstance(envs, VectorEnv), f"make must return a gymnasium.vector.VectorEnv, got {type(envs)}"
+    assert envs.num_envs == num, f"num_envs must be {num} as requested, got {envs.num_envs}"
     declared = envs.metadata.get("autoreset_mode")
-    assert declared == mode, f"metadata['autoreset_mode'] must be {mode} as asked, got {declared!r}"
+    assert declared == mode, f"metadata['autoreset_mode'] must be {mode} as requested, got {declared!r}"
     for name in ("observation", "action"):
         single, batched = getattr(envs, f"single_{name}_space"), getattr(envs, f"{name}_space")
-        assert batched == batch_space(single, num), f"{name}_space must be {num} of {single}, got {batched}"
+        assert batched == batch_space(single, num), f"{name}_space must be {num} x {single}, got {batched}"
 
 
 def check_seeds(envs: Vector, steps: int) -> None:
-    """The same seed gives the same trajectory, another seed another one."""
+    """The same seed gives the same trajectory, and another seed a different one."""
     first, again, other = (_play(envs, steps, seed) for seed in (SEED, SEED, SEED + 100))
     _assert_same(again, first, f"reset(seed={SEED}) twice must give the same trajectory")
     listed = _play(envs, steps, [SEED + i for i in range(envs.num_envs)])
-    _assert_same(listed, first, "seed=[s, s + 1, ...] must do what seed=s does")
+    _assert_same(listed, first, "seed=[s, s + 1, ...] must be equivalent to seed=s")
     differs = any(not np.array_equal(a.obs, b.obs) for a, b in zip(first, other, strict=True))
     assert differs, f"seeds {SEED} and {SEED + 100} gave the same observations: seeds are ignored"
 
 
 def check_ownership(envs: Vector, steps: int) -> None:
-    """Arrays given back belong to the caller, and arrays passed in stay as they are."""
+    """Returned arrays belong to the caller, and arrays passed in are not changed."""
     given: list[Seen] = []
     seen = _play(envs, steps, SEED, given)
     for name in ("obs", "rew", "term", "trunc"):
         pairs = combinations((getattr(call, name) for call in given), 2)
         shared = any(np.may_share_memory(a, b) for a, b in pairs)
-        assert not shared, f"two calls gave back the same memory as {name}; give back a new array every call"
-    _assert_same(given, seen, "a later call must not change arrays that were given back")
+        assert not shared, f"two calls returned the same memory as {name}; return a new array in every call"
+    _assert_same(given, seen, "a later call must not change returned arrays")
     smudged = _play(envs, steps, SEED, smudge=True)
-    _assert_same(smudged, seen, "writing in arrays that were given back must not change the episode")
+    _assert_same(smudged, seen, "writing into returned arrays must not change the episode")
 
 
 def check_rows(envs: Vector, rows: list[Any], mode: AutoresetMode, steps: int) -> None:
-    """Row i seeded s is the single environment seeded s + i, resets included."""
+    """Row i with seed s equals the single environment with seed s + i, including resets."""
     want = [row.reset(seed=SEED + i)[0] for i, row in enumerate(rows)]
     obs, _ = envs.reset(seed=SEED)
     _assert_obs(envs, obs, want, "reset")
@@ -113,13 +113,13 @@ def check_rows(envs: Vector, rows: list[Any], mode: AutoresetMode, steps: int) -
         seen = _checked(envs, Seen(*envs.step(actions)), where)
         final: dict[int, Array] = {}
         for i, row in enumerate(rows):
-            if over[i]:  # NEXT_STEP: the action is not used, a new episode opens.
+            if over[i]:  # NEXT_STEP: the action is ignored and a new episode starts.
                 want[i], facts = row.reset()[0], (0.0, False, False)
             else:
                 want[i], *rest = row.step(actions[i])
                 facts = (float(rest[0]), bool(rest[1]), bool(rest[2]))
             got = (float(seen.rew[i]), bool(seen.term[i]), bool(seen.trunc[i]))
-            rule = "the step after an end opens the next episode: reward 0, not over" if over[i] else "row == single"
+            rule = "the step after an end starts a new episode: reward 0, not done" if over[i] else "row == single"
             close = np.allclose(got[0], facts[0], rtol=1e-3, atol=1e-4) and got[1:] == facts[1:]
             assert close, f"{where}, row {i}: (rew, term, trunc) must be {facts} ({rule}), got {got}"
             if mode == AutoresetMode.SAME_STEP and seen.done[i]:
@@ -129,7 +129,7 @@ def check_rows(envs: Vector, rows: list[Any], mode: AutoresetMode, steps: int) -
         num_ends += int(seen.done.sum())
         over = seen.done & (mode != AutoresetMode.SAME_STEP)
     assert num_ends, (
-        f"no episode ended in {steps} steps, so resets went unchecked; pass more steps or a shorter horizon"
+        f"no episode ended in {steps} steps, so resets were not checked; pass more steps or a shorter horizon"
     )
 
 
@@ -137,16 +137,16 @@ def _check_partial_reset(envs: Vector, rows: list[Any], want: list[Array], over:
     for i in np.flatnonzero(over):
         want[i] = rows[i].reset()[0]
     obs, _ = envs.reset(options={"reset_mask": over.copy()})
-    _assert_obs(envs, obs, want, f"{where}, reset_mask={over.tolist()} (rows outside the mask stay as they are)")
+    _assert_obs(envs, obs, want, f"{where}, reset_mask={over.tolist()} (rows outside the mask must not change)")
 
 
 def _check_final(info: dict[str, Any], final: dict[int, Array], num: int, where: str) -> None:
-    """SAME_STEP shows what an episode ended with in info, and nothing where none ended."""
+    """SAME_STEP puts the last observation and info of an episode into info, only for rows that ended."""
     mask = np.isin(np.arange(num), list(final))
     for name in ("final_obs", "final_info"):
         given = np.asarray(info.get(f"_{name}", np.zeros(num, bool)))
         assert np.array_equal(given, mask), f"{where}: info['_{name}'] must be {mask}, got {given}"
-        assert name in info or not final, f"{where}: info[{name!r}] is missing at an episode's end"
+        assert name in info or not final, f"{where}: info[{name!r}] is missing at the end of an episode"
     for i, obs in final.items():
         _assert_close(
             info["final_obs"][i], obs, f"{where}: info['final_obs'][{i}] must be the last frame of the episode"
@@ -156,7 +156,7 @@ def _check_final(info: dict[str, Any], final: dict[int, Array], num: int, where:
 def _play(
     envs: Vector, steps: int, seed: int | list[int], given: list[Seen] | None = None, *, smudge: bool = False
 ) -> list[Seen]:
-    """A reset and `steps` steps, copied; the arrays themselves go to `given`, or are overwritten with `smudge`."""
+    """Copies of a reset and `steps` steps. The arrays themselves go to `given`; `smudge` overwrites them."""
     given = [] if given is None else given
     obs, info = envs.reset(seed=seed)  # type: ignore[arg-type]
     zeros = np.zeros(envs.num_envs), np.zeros(envs.num_envs, bool), np.zeros(envs.num_envs, bool)
@@ -174,7 +174,7 @@ def _play(
         passed = np.copy(actions)
         given.append(_checked(envs, Seen(*envs.step(passed)), f"step {t}"))
         seen.append(_copy(given[-1]))
-        assert np.array_equal(passed, actions), f"step {t} wrote in the actions it was given"
+        assert np.array_equal(passed, actions), f"step {t} changed the actions that were passed in"
     return seen
 
 
@@ -208,12 +208,12 @@ def _assert_same(got: list[Seen], want: list[Seen], rule: str) -> None:
 
 def _assert_obs(envs: Vector, obs: Array, want: list[Array], where: str) -> None:
     for i, one in enumerate(want):
-        _assert_close(obs[i], one, f"{where}: row {i} of seed {SEED} must equal the single env of seed {SEED + i}")
+        _assert_close(obs[i], one, f"{where}: row {i} with seed {SEED} must equal the single env with seed {SEED + i}")
 
 
 def _assert_close(got: Array, want: Array, rule: str) -> None:
     assert got is not None, f"{rule}, got None"
-    # One level of a pixel may round the other way in a batch of another size.
+    # The rounding of a pixel may depend on the batch size.
     atol = 1.0 if want.dtype == np.uint8 else 1e-4
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
     assert got.shape == want.shape, f"{rule}; shapes are {got.shape} and {want.shape}"
@@ -221,7 +221,7 @@ def _assert_close(got: Array, want: Array, rule: str) -> None:
 
 
 class _OneRow:
-    """A vector environment of one row as a single environment; it never resets by itself."""
+    """A vector environment of one row as a single environment without autoreset."""
 
     def __init__(self, make: Make) -> None:
         self.envs = make(num_envs=1, autoreset_mode=AutoresetMode.DISABLED)

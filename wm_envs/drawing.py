@@ -1,4 +1,4 @@
-"""Pictures of observations: decoded pixels as they are, a drawing of vectors whose environment we know, else bars."""
+"""Renders observations: images as they are, vectors as a drawing for known environments, else as bars."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ Color = tuple[int, int, int]
 
 WHITE, BLACK, YELLOW, GRAY = (255, 255, 255), (0, 0, 0), (204, 204, 0), (128, 128, 128)
 BARS, SIDE = 64, 400
-"""Bars in a line of a chart, and the sides of the chart in pixels."""
+"""Bars per line of a chart, and the side lengths of the chart in pixels."""
 
 
 def draw(env_id: str | None, space: gym.Space[Any], obs: NDArray[Any]) -> Frame:
-    """What one observation (*space.shape) or N of them (N, *space.shape) look like.
+    """Render one observation (*space.shape) or N of them (N, *space.shape).
 
-    Drawings are in the size and the proportions of Gymnasium's own renderers, and show what the observation tells:
-    no engine flames, no hills beside the landing pad. Numbers that are not finite are drawn as 0.
+    Drawings have the size and proportions of Gymnasium's renderers, and show only what the observation
+    contains: no engine flames, no hills beside the landing pad. Values that are not finite are drawn as 0.
 
     Args:
-        env_id: the real environment that the observations are of; None where it is not known.
+        env_id: the real environment of the observations, or None if unknown.
 
     Returns:
-        (H, W, 3) or (N, H, W, 3) uint8, H and W even unless `space` holds pixels.
+        (H, W, 3) or (N, H, W, 3) uint8; H and W are even unless `space` is an image space.
 
     Raises:
-        ValueError: `obs` is not of `space`.
+        ValueError: `obs` does not have the shape of `space`.
     """
     shape = space.shape or ()
     obs = np.asarray(obs)
@@ -42,7 +42,7 @@ def draw(env_id: str | None, space: gym.Space[Any], obs: NDArray[Any]) -> Frame:
         frame: Frame = draw(env_id, space, obs[None])[0]
         return frame
     if obs.shape[1:] != shape:
-        raise ValueError(f"obs must be {shape} or (N, {', '.join(map(str, shape))}) to be drawn, got {obs.shape}")
+        raise ValueError(f"obs must be {shape} or (N, {', '.join(map(str, shape))}), got {obs.shape}")
     if is_image(space):
         return to_rgb(obs).copy()
     if is_channels_first(space):
@@ -55,14 +55,14 @@ def draw(env_id: str | None, space: gym.Space[Any], obs: NDArray[Any]) -> Frame:
 
 
 def how_drawn(env_id: str | None, space: gym.Space[Any]) -> str:
-    """What `draw` shows, in words for a reader."""
+    """A description of what `draw` shows."""
     if is_image(space) or is_channels_first(space):
         return "decoded pixels"
     return "bars of the observation" if _known(env_id, space) is None else "drawing of the observation"
 
 
 class Canvas:
-    """A white frame to draw on, in the pixels and upward y of Gymnasium's renderers."""
+    """A white frame to draw on, in the pixel coordinates of Gymnasium's renderers, with y upward."""
 
     def __init__(self, width: int, height: int) -> None:
         self.frame: Any = np.full((height, width, 3), 255, np.uint8)
@@ -81,7 +81,8 @@ class Canvas:
         self.polygon(at + np.array([(0, 50), (0, 40), (25, 45)]), YELLOW)
 
     def _fixed(self, points: Points) -> NDArray[np.int32]:
-        """Row and column in sixteenths of a pixel; a dream that has gone astray may ask for a point far away."""
+        """Row and column in sixteenths of a pixel, clipped, because a diverged dream may give distant
+        points."""
         down = np.stack([points[:, 0], len(self.frame) - 1 - points[:, 1]], axis=1)
         fixed: NDArray[np.int32] = np.round(16 * np.clip(down, -2000, 2000)).astype(np.int32)
         return fixed
@@ -92,7 +93,7 @@ def _box(left: float, right: float, bottom: float, top: float) -> Points:
 
 
 def _turn(points: Points, angle: float, to: Points) -> Points:
-    """`points` turned counterclockwise about the origin, which is then put at `to`."""
+    """`points` rotated counterclockwise about the origin and then translated by `to`."""
     cos, sin = np.cos(angle), np.sin(angle)
     turned: Points = points @ np.array([(cos, sin), (-sin, cos)]) + to
     return turned
@@ -110,7 +111,7 @@ def _cart_pole(canvas: Canvas, obs: Points) -> None:
 def _acrobot(canvas: Canvas, obs: Points) -> None:
     scale = 500 / 4.4
     first, second = np.arctan2(obs[1], obs[0]), np.arctan2(obs[3], obs[2])
-    canvas.line(np.array([(0, 363), (500, 363)]), BLACK)  # The height to reach.
+    canvas.line(np.array([(0, 363), (500, 363)]), BLACK)  # The target height.
     joint = np.array([250.0, 250.0])
     for angle in (first - np.pi / 2, first + second - np.pi / 2):
         canvas.polygon(_turn(_box(0, scale, -0.1 * scale, 0.1 * scale), angle, joint), (0, 204, 204))
@@ -144,12 +145,12 @@ def _mountain_car(canvas: Canvas, obs: Points) -> None:
 def _lunar_lander(canvas: Canvas, obs: Points) -> None:
     at, angle = np.array([300 + 300 * obs[0], 118 + 200 * obs[1]]), obs[4]
     canvas.polygon(_box(0, 600, 0, 400), BLACK)
-    canvas.polygon(_box(0, 600, 0, 100), GRAY)  # What the ground is like here is not in the observation.
+    canvas.polygon(_box(0, 600, 0, 100), GRAY)  # The observation does not contain the terrain.
     canvas.polygon(_box(240, 360, 0, 100), WHITE)
     hull = np.array([(-14, 17), (-17, 0), (-17, -10), (17, -10), (17, 0), (14, 17)])
     canvas.polygon(_turn(hull, angle, at), (128, 102, 230))
     for side, contact in ((1, obs[6]), (-1, obs[7])):  # The right leg comes first.
-        # Legs as they are in the air, where their springs hold them turned by 0.4 about the middle of the hull.
+        # Legs as in the air, where their springs hold them rotated by 0.4 about the centre of the hull.
         leg = _turn(_box(-2, 2, -8, 8) + np.array([20 * side, -18]), 0.4 * side, np.zeros(2))
         canvas.polygon(_turn(leg, angle, at), (80, 220, 80) if contact > 0.5 else (128, 102, 230))
     for x in (240, 360):
@@ -157,11 +158,11 @@ def _lunar_lander(canvas: Canvas, obs: Points) -> None:
 
 
 class Drawing(NamedTuple):
-    """How the observations (dim,) of an environment are drawn."""
+    """How to draw the observations (dim,) of an environment."""
 
     dim: int
     size: tuple[int, int]
-    """Width and height of the real renderer's frames."""
+    """Width and height of the frames of the real renderer."""
     draw: Callable[[Canvas, Points], None]
 
     def frame(self, obs: Points) -> Frame:
@@ -180,7 +181,7 @@ DRAWINGS = {
     "LunarLander": Drawing(8, (600, 400), _lunar_lander),
     "LunarLanderContinuous": Drawing(8, (600, 400), _lunar_lander),
 }
-"""By id without its version."""
+"""By id without the version."""
 
 
 def _known(env_id: str | None, space: gym.Space[Any]) -> Drawing | None:
@@ -189,15 +190,16 @@ def _known(env_id: str | None, space: gym.Space[Any]) -> Drawing | None:
 
 
 def _to_unit(space: gym.Space[Any], rows: Points) -> Points:
-    """Values from -1 to 1: linear between the bounds of the space, by tanh where it has none."""
+    """Values scaled to [-1, 1]: linear between the bounds of the space, by tanh if unbounded."""
     low, high = (np.ravel(getattr(space, name, np.inf)).astype(np.float64) for name in ("low", "high"))
-    bounded = (high > low) & (high - low < 1e6)  # Some spaces give the largest float as a bound.
+    bounded = (high > low) & (high - low < 1e6)  # Some spaces use the largest float as a bound.
     low, width = np.where(bounded, low, 0.0), np.where(bounded, high - low, 1.0)
     return np.where(bounded, np.clip(2 * (rows - low) / width - 1, -1, 1), np.tanh(rows))
 
 
 def _bars(unit: Points) -> Frame:
-    """Bars of (D,) values from -1 to 1, up and down from the middle of a line of them, as many lines as it takes."""
+    """A bar chart of (D,) values in [-1, 1], around the centre of each line, with as many lines as
+    necessary."""
     lines = -(-len(unit) // BARS)
     per_line = -(-len(unit) // lines)
     values = np.pad(unit, (0, lines * per_line - len(unit))).reshape(lines, per_line)

@@ -1,4 +1,4 @@
-"""Environments that are not here: which ids are nearest, and what must be installed for this one."""
+"""Errors for environments that are not installed: the nearest ids, and the package to install."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXTRAS = {
     "gymnasium.envs.tabular": "gymnasium[jax]",
     "ale_py": "gymnasium[atari]",
 }
-"""Environments by where they live: what brings them."""
+"""The pip requirement of an environment, by the module of its entry point."""
 PACKAGES = {
     r"ALE/|.*NoFrameskip-v\d": ("gymnasium[atari]", "ale_py"),
     r"MiniGrid-|BabyAI-": ("minigrid", "minigrid"),
@@ -34,14 +34,14 @@ PACKAGES = {
     r"Meta-World/": ("metaworld", "metaworld"),
     r"mo-": ("mo-gymnasium", "mo_gymnasium"),
 }
-"""Environments of other packages, by how their ids begin: what to install, and the module that registers them."""
+"""The pip requirement and the module that registers an id, by the beginning of the id."""
 NEAREST = 3
-# Dreams are no environments to dream of.
+# A dream is not suggested as a real environment.
 OURS = re.compile(r"(Dream|Real)-")
 
 
 class _Told:
-    """An error that reaches other processes as its text."""
+    """An error that is pickled as its type and text."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _told, (type(self), str(self))
@@ -54,32 +54,32 @@ def _told(kind: type[Exception], text: str) -> Exception:
 
 
 class UnknownEnv(_Told, gym.error.UnregisteredEnv, ValueError):
-    """No installed environment has this id; the message names the nearest, and what brings them."""
+    """No installed environment has this id. The message names the nearest ids and the packages to install."""
 
     def __init__(self, env_id: str) -> None:
         rows = [f"{name} ({found})" if (found := provider(name)) else name for name in nearest(env_id)]
         text = f"no environment {env_id!r} is installed; the nearest are {', '.join(rows)}"
         package, module = _brings(env_id)
         if package and find_spec(module) is None:
-            text += f"; {env_id} itself comes with {package}: {pip(package)}, then name it {module}:{env_id}"
+            text += f"; {env_id} is provided by {package}: {pip(package)}, then use the id {module}:{env_id}"
         super().__init__(text)
 
 
 class LackingEnv(_Told, gym.error.DependencyNotInstalled, ImportError, ValueError):
-    """The environment needs what is not installed; the message names it."""
+    """The environment needs a package that is not installed. The message names it."""
 
     def __init__(self, env_id: str, error: Exception) -> None:
         module, _, plain = env_id.rpartition(":")
-        # Gymnasium's own hints are left to ours.
+        # Remove Gymnasium's own hint; ours follows.
         reason = " ".join(str(error).split()).partition(", run `pip")[0].rstrip(".")
         package = provider(plain) or _brings(plain)[0]
         if module and find_spec(module.split(".")[0]) is None:
             reason = f"the module {module} is not installed"
-        super().__init__(f"{env_id} cannot be made here: {reason}" + (f"; {pip(package)}" if package else ""))
+        super().__init__(f"cannot create {env_id}: {reason}" + (f"; {pip(package)}" if package else ""))
 
 
 def nearest(env_id: str, num: int = NEAREST) -> list[str]:
-    """The known ids that are most like `env_id`, best first."""
+    """The registered ids most similar to `env_id`, best first."""
     with suppress(ImportError):
         gym.register_envs(import_module("ale_py"))
     ids = {name.lower(): name for name in gym.registry if not OURS.match(name)}
@@ -87,17 +87,17 @@ def nearest(env_id: str, num: int = NEAREST) -> list[str]:
 
 
 def provider(env_id: str) -> str | None:
-    """What to give to `pip install` for a known id, as far as that is known."""
+    """The pip requirement of a registered id, or None if it is unknown."""
     spec = gym.registry.get(env_id)
     entry = str(spec.entry_point if spec is not None else None)
     return next((extra for module, extra in EXTRAS.items() if entry.startswith(module)), None)
 
 
 def pip(package: str) -> str:
-    """The command that installs it."""
+    """The command that installs `package`."""
     return f"pip install '{package}'" if "[" in package else f"pip install {package}"
 
 
 def _brings(env_id: str) -> tuple[str, str]:
-    """The package and the module of an id that is not known, by how it begins."""
+    """The package and the module of an unregistered id, by its beginning."""
     return next((found for start, found in PACKAGES.items() if re.match(start, env_id)), ("", ""))

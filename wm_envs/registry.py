@@ -1,4 +1,4 @@
-"""The table of tasks: real id, how it is seen, Dream id, threshold. Strings and numbers only."""
+"""The table of tasks: real environment, preprocessing, Dream id, threshold. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,27 +11,31 @@ from gymnasium.envs.registration import register, registry
 
 @dataclass(frozen=True)
 class RealSpec:
-    """How a real environment is made and seen; a model's artifact stores it."""
+    """How a real environment is created and preprocessed. Saved models store it."""
 
     id: str
-    """A Gymnasium id; `module:Id-v0` where the module must be imported first."""
+    """A Gymnasium id, or `module:Id-v0` to import the module first."""
     kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of `gym.make`."""
     size: int | None = None
-    """Pixels are resized by area to (size, size, C) uint8, C as the env has it: 1 grey, 3 RGB. None keeps the native
-    observation; what is no vector is flattened to one, choices as one-hots."""
+    """Resize images by area to (size, size, C) uint8, with C = 1 for grey and 3 for RGB. None keeps the
+    native observation, flattened to a vector if necessary, with discrete parts as one-hot vectors."""
     action_repeat: int = 1
+    """Frames per agent step."""
     max_episode_steps: int | None = None
-    """In agent steps, each `action_repeat` frames long; None keeps the env's own limit."""
+    """Limit in agent steps of `action_repeat` frames; None keeps the env's own limit."""
     crop: tuple[int, int, int, int] | None = None
-    """Rows top to bottom and columns left to right of the native picture are kept: (top, bottom, left, right)."""
+    """Part of the native image to keep: (top, bottom, left, right)."""
     max_frames: bool = False
-    """Each pixel is its maximum over the last two frames: the ALE draws some things in every other frame only."""
+    """Take each pixel's maximum over the last two frames, because the ALE draws some objects only in every
+    other frame."""
     actions: tuple[int, ...] | None = None
-    """The choices of a Discrete env that are kept, in this order; None keeps them all."""
+    """The subset of a Discrete action space to use, renumbered in this order; None uses all."""
     lives_end: bool = False
-    """A lost life of an ALE game ends the episode that is learned from, and so the dream; scores are of whole games."""
+    """A lost life of an ALE game terminates the training episode and the dream. Scores cover whole games."""
     stack: bool = False
-    """The last three pictures, in grey, are the channels of one, oldest first: what sees one frame sees motion."""
+    """The last three images, in grey, are the channels of one observation, oldest first, so that motion is
+    visible."""
 
     def __post_init__(self) -> None:
         for name in ("size", "action_repeat", "max_episode_steps"):
@@ -40,7 +44,7 @@ class RealSpec:
                 raise ValueError(f"{self.id}: {name} must be at least 1, got {value}")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values. Fields that came later are left out at their default, so that older files stay equal."""
+        """JSON values. Newer fields are omitted at their default, so that older files compare equal."""
         later = ("crop", "max_frames", "actions", "lives_end", "stack")
         return {name: value for name, value in asdict(self).items() if value or name not in later}
 
@@ -48,14 +52,14 @@ class RealSpec:
     def from_dict(cls, values: dict[str, Any]) -> RealSpec:
         known = {f.name for f in fields(cls)}
         if extra := sorted(set(values) - known):
-            raise ValueError(f"unknown fields {extra} of a RealSpec; known are {sorted(known)}")
+            raise ValueError(f"unknown fields {extra} of RealSpec; known fields: {sorted(known)}")
         tuples = {name: tuple(values[name]) for name in ("crop", "actions") if values.get(name) is not None}
         return cls(**{**values, **tuples})
 
 
 @dataclass(frozen=True)
 class Task:
-    """A real environment that dreams are made of."""
+    """A named real environment with a shipped dream."""
 
     name: str
     real: RealSpec
@@ -64,7 +68,7 @@ class Task:
     model: str
     """Name of the shipped model in the store."""
     protocol: str
-    """What differs from the way the environment is usually scored; printed beside scores."""
+    """Differences from the usual evaluation protocol; printed beside scores."""
 
     @property
     def dream_id(self) -> str:
@@ -75,12 +79,12 @@ class Task:
         return f"Real-{self.name}-v0"
 
 
-# Frames are repeated here and not by the ALE, whose frames in between could not be seen. Sticky actions are drawn for
-# every frame either way. Grey is the ALE's own luminance: all that moves keeps its contrast, at a third of the bytes.
+# ActionRepeat repeats the frames, because the ALE's own repeat hides the frames in between. Sticky actions
+# are sampled for every frame either way. Grey is the ALE's own luminance: moving objects keep their contrast.
 _ALE = {"frameskip": 1, "obs_type": "grayscale"}
 _ALE_PROTOCOL = (
-    "sticky actions 0.25, 4 frames a step, maximum over the last two and the limit of 108,000 frames as usual in the "
-    "ALE's v5; no no-op starts, lives are no ends; seen grey as the field alone, 64x64 not 84x84"
+    "ALE v5 with sticky actions 0.25, 4 frames a step, maximum over two frames, 108,000 frames at most; no no-op "
+    "starts, whole games; grey, cropped to the field, 64x64 instead of 84x84"
 )
 
 TASKS = {
@@ -91,7 +95,7 @@ TASKS = {
             RealSpec("CarRacing-v3", size=64, action_repeat=4, max_episode_steps=250),
             threshold=900.0,
             model="vmc-carracing-small",
-            protocol="1,000 frames as usual; 4 frames a step, seen at 64x64 not 96x96",
+            protocol="1,000 frames as usual; 4 frames a step, 64x64 instead of 96x96",
         ),
         Task(
             "Pong",
@@ -107,7 +111,7 @@ TASKS = {
             ),
             threshold=18.0,
             model="vmc-pong-small",
-            protocol=f"{_ALE_PROTOCOL}; 3 of the 6 actions (the others double them with FIRE)",
+            protocol=f"{_ALE_PROTOCOL}; 3 of the 6 actions (the others add FIRE)",
         ),
         Task(
             "LunarLander",
@@ -131,7 +135,7 @@ TASKS = {
             ),
             threshold=50.0,
             model="vmc-breakout-small",
-            protocol=f"{_ALE_PROTOCOL}; FIRE, which only serves, in place of NOOP, which may wait for ever",
+            protocol=f"{_ALE_PROTOCOL}; FIRE instead of NOOP, which may wait forever",
         ),
         Task(
             "CartPole",
@@ -152,23 +156,23 @@ TASKS = {
 
 
 def task_of(spec: RealSpec) -> Task | None:
-    """The task whose environment is seen just so."""
+    """The task with exactly this spec, or None."""
     return next((task for task in TASKS.values() if task.real == spec), None)
 
 
 def protocol_of(spec: RealSpec) -> str:
-    """What differs from the way the environment is usually scored, in words."""
+    """The differences from the usual evaluation protocol, as text."""
     near: dict[str, Any] = {"size": None, "stack": False, "lives_end": False}
     task = next((task for task in TASKS.values() if replace(task.real, **near) == replace(spec, **near)), None)
     usual = RealSpec(spec.id, max_episode_steps=_own_steps(spec)) if task is None else task.real
-    usual = replace(usual, lives_end=spec.lives_end)  # Whole games are scored, whatever is learned from.
+    usual = replace(usual, lives_end=spec.lives_end)  # Scores cover whole games either way.
     other = [f"{name} {value}" for name, value in asdict(spec).items() if value != getattr(usual, name)]
     words = "as usual" if task is None else task.protocol
-    return f"{words} but for {', '.join(other)}" if other else words
+    return f"{words} except {', '.join(other)}" if other else words
 
 
 def _own_steps(spec: RealSpec) -> int | None:
-    """The limit that `spec` sets, if it is the environment's own."""
+    """The limit of `spec`, if it equals the environment's own."""
     own = registry[spec.id].max_episode_steps if spec.id in registry else None
     same = own is not None and spec.max_episode_steps == math.ceil(own / spec.action_repeat)
     return spec.max_episode_steps if same else None
@@ -178,7 +182,7 @@ _MAKERS = "wm_agents.pretrained"
 
 
 def register_envs() -> None:
-    """Register the ids; a second call changes nothing. Dreams bring a vector entry point of their own."""
+    """Register the ids. A second call does nothing. Dreams have their own vector entry point."""
     if "Dream-v0" in registry:
         return
     dream, vector, real = (f"{_MAKERS}:make_{kind}_env" for kind in ("dream", "dream_vec", "real"))

@@ -11,25 +11,25 @@ from numpy.typing import NDArray
 
 
 def check_display() -> None:
-    """SDL draws to nowhere where there is no display; say so instead.
+    """Check that a display exists, because SDL silently renders nowhere without one.
 
     Raises:
-        RuntimeError: no display, and no SDL_VIDEODRIVER that says which one to take.
+        RuntimeError: there is no display, and SDL_VIDEODRIVER is not set.
     """
     shown = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"))
     if sys.platform == "linux" and not shown:
         raise RuntimeError(
             "render_mode='human' needs a display, got none (DISPLAY and WAYLAND_DISPLAY are empty); "
-            "use render_mode='rgb_array' with RecordVideo, or set SDL_VIDEODRIVER=dummy to draw to nowhere"
+            "use render_mode='rgb_array' with RecordVideo, or set SDL_VIDEODRIVER=dummy to render nowhere"
         )
 
 
 class Window:
-    """Shows frames (H, W, 3) uint8, enlarged to about `side` pixels, at a steady rate."""
+    """Shows frames (H, W, 3) uint8, enlarged to about `side` pixels, at a constant rate."""
 
     def __init__(self, fps: int, side: int = 512) -> None:
         check_display()
-        # pygame takes a while to load and few need it.
+        # pygame is slow to import and rarely needed.
         import pygame
 
         self.pygame, self.fps, self.side = pygame, fps, side

@@ -1,4 +1,4 @@
-"""Only what Gymnasium lacks: an action repeat that draws only the frames that are kept, and a choice of actions."""
+"""Wrappers that Gymnasium lacks: an action repeat that skips rendering, and a subset of the actions."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
 
 class ActionRepeat(gym.Wrapper, RecordConstructorArgs):
-    """Repeat each action `repeat` times, add the rewards up, stop where an episode ends.
+    """Repeat each action `repeat` times and sum the rewards; stop when the episode ends.
 
-    `info` is that of the last frame. Where the environment lets us (`can_skip_drawing`), frames that nobody
-    sees are not drawn; results are the same either way.
+    `info` is that of the last frame. If the environment supports it (`can_skip_drawing`), unobserved frames
+    are not rendered. The results are the same either way.
 
     Args:
-        max_frames: observe each pixel's maximum over the last two frames. An episode that ends before the last of
-            the repeats, or opens, is seen as that one frame.
+        max_frames: observe each pixel's maximum over the last two frames. The first frame of an episode, and
+            a frame on which an episode ends early, is observed alone.
     """
 
     def __init__(self, env: gym.Env, repeat: int, max_frames: bool = False) -> None:
@@ -41,7 +41,7 @@ class ActionRepeat(gym.Wrapper, RecordConstructorArgs):
             total += float(rew)
             if term or trunc:
                 return obs, total, term, trunc, info
-            before = np.array(obs) if seen else None  # The env may draw into the same array again.
+            before = np.array(obs) if seen else None  # The env may reuse the array.
         obs, rew, term, trunc, info = self.env.step(action)
         obs = obs if before is None else np.maximum(before, obs)
         return obs, total + float(rew), term, trunc, info
@@ -52,19 +52,19 @@ class ActionRepeat(gym.Wrapper, RecordConstructorArgs):
         with drawing_held(self.env.unwrapped) as draw:
             obs, rew, term, trunc, info = self.env.step(action)
         if term or trunc:
-            obs = draw()  # The last frame of an episode is always seen.
+            obs = draw()  # The last frame of an episode is always observed.
         return obs, rew, term, trunc, info
 
 
 class ChosenActions(gym.ActionWrapper, RecordConstructorArgs):
-    """Leaves the policy the choices `actions` of a Discrete env: choice i is the env's own actions[i]."""
+    """Restricts a Discrete env to the given actions: action i is the env's own `actions[i]`."""
 
     def __init__(self, env: gym.Env, actions: tuple[int, ...]) -> None:
         space = env.action_space
         if not isinstance(space, spaces.Discrete):
-            raise ValueError(f"actions can be chosen among Discrete ones only, got {space}; leave actions out")
+            raise ValueError(f"actions needs a Discrete action space, got {space}; remove actions")
         if not actions or len(set(actions)) < len(actions) or not all(space.contains(np.int64(a)) for a in actions):
-            raise ValueError(f"actions must be different ones of {space}, got {actions}")
+            raise ValueError(f"actions must be distinct elements of {space}, got {actions}")
         RecordConstructorArgs.__init__(self, actions=actions)
         gym.ActionWrapper.__init__(self, env)
         self.actions = actions
@@ -75,7 +75,7 @@ class ChosenActions(gym.ActionWrapper, RecordConstructorArgs):
 
 
 def can_skip_drawing(env: gym.Env) -> bool:
-    """Whether `env` is exactly Gymnasium's CarRacing, seen through nothing that looks at its frames."""
+    """Whether `env` is Gymnasium's CarRacing without a wrapper that reads its frames."""
     while type(env) in (TimeLimit, OrderEnforcing):
         assert isinstance(env, gym.Wrapper)
         env = env.env
@@ -88,7 +88,7 @@ def can_skip_drawing(env: gym.Env) -> bool:
 
 
 class _Draw:
-    """Draws the frame that a held step left out, as the step itself would have drawn it."""
+    """Renders the frame that a step skipped, exactly as the step would have rendered it."""
 
     def __init__(self, env: Any) -> None:
         self.env = env
@@ -97,7 +97,7 @@ class _Draw:
     def hold(self, mode: str) -> Any:
         if mode != "state_pixels":
             return type(self.env)._render(self.env, mode)
-        self.reward = self.env.reward  # The picture shows the score, which step() changes after drawing.
+        self.reward = self.env.reward  # The frame shows the score, which step() changes after rendering.
         return self.env.state
 
     def __call__(self) -> Any:
@@ -109,9 +109,10 @@ class _Draw:
 
 @contextmanager
 def drawing_held(env: Any) -> Iterator[_Draw]:
-    """Within, `env` (CarRacing) steps without drawing; the value draws the frame left out."""
+    """In this context `env` (CarRacing) steps without rendering; calling the value renders the skipped
+    frame."""
     draw = _Draw(env)
-    env._render = draw.hold  # Shadows the method on this instance alone.
+    env._render = draw.hold  # Shadows the method of this instance only.
     try:
         yield draw
     finally:
