@@ -85,7 +85,7 @@ def test_sane_environments_are_told_by_what_they_show(odd: str) -> None:
         ("black", True, "a frame is of one colour (0) after 50 steps"),
         ("still", True, "50 random steps have changed nothing that is seen"),
         ("still", False, "50 random steps have changed nothing that is seen"),
-        ("shape", True, "observations must be (40, 40, 3) uint8 as its space says, got (39, 40, 3) uint8"),
+        ("shape", True, "observations must be (40, 40, 3) uint8 as declared by its space, got (39, 40, 3) uint8"),
         ("nan", False, "finite"),
     ],
 )

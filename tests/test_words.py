@@ -17,7 +17,7 @@ PAGES = sorted(
 )
 CODE = [
     *(ROOT / name for name in ("wm_agents/cli/app.py", "wm_agents/cli/commands.py", "wm_agents/loops/recipes.py")),
-    *(path for path in sorted((ROOT / "wm_envs").glob("*.py")) if path.stem not in ("dream", "world_model", "real")),
+    *(path for path in sorted((ROOT / "wm_envs").glob("*.py")) if path.stem not in ("dream", "world_model")),
 ]
 PHRASES = [
     r"\bfor real\b(?! (action|env|episode|frame|image|return|score|step)s?)",

@@ -1,4 +1,4 @@
-"""Real environments as a model sees them: same preprocessing, same action repeat, same spaces as the dream."""
+"""Real environments with the preprocessing, action repeat and spaces of their dream."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ if TYPE_CHECKING:
     from wm_envs.world_model import WorldModel
 
 MAX_VECTOR = 2000
-"""Longer vectors are pictures by another name, and no model here takes them."""
+"""No model here supports longer vectors; they are usually images."""
 ALE_FPS = 60
 
 
 def make_real(spec: RealSpec, render_mode: str | None = None) -> gym.Env[Any, Any]:
-    """Make the real environment of `spec`. Only `render_mode="human"` needs a display.
+    """Create the real environment of `spec`. Only `render_mode="human"` needs a display.
 
     Raises:
-        RuntimeError: `render_mode="human"` and no display.
-        ValueError: `spec` asks for what the environment has not, or its observations or actions cannot be modelled.
+        RuntimeError: `render_mode="human"` without a display.
+        ValueError: `spec` does not fit the environment, or its observations or actions are not supported.
     """
     if render_mode == "human":
         check_display()
     if spec.lives_end and "ALE/" not in spec.id:
-        raise ValueError(f"{spec.id}: lives_end needs a game of the ALE, which counts lives; leave it out")
-    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # Else SDL complains where there is no sound card.
+        raise ValueError(f"{spec.id}: lives_end needs an ALE game, which counts lives; remove it")
+    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # Avoids a warning of SDL without a sound card.
     env = _make(spec, render_mode)
     try:
         env = _see(_act(env, spec), spec)
@@ -62,12 +62,12 @@ def make_real(spec: RealSpec, render_mode: str | None = None) -> gym.Env[Any, An
 
 
 def spec_for(env_id: str) -> RealSpec:
-    """How an environment is seen unless said otherwise: pictures at 64 pixels, anything else as it is."""
+    """The default preprocessing: images are resized to 64 pixels, other observations stay as they are."""
     return RealSpec(env_id, size=64 if is_resizable(native_space(env_id)) else None)
 
 
 def episode_limit(spec: RealSpec) -> int | None:
-    """Agent steps after which the real environment cuts an episode; None if it never does."""
+    """Agent steps after which the real environment truncates an episode, or None."""
     with closing(make_real(replace(spec, max_episode_steps=None))) as env:
         own = own_limit(env.spec)
     limits = [] if own is None else [math.ceil(own / spec.action_repeat)]
@@ -75,20 +75,20 @@ def episode_limit(spec: RealSpec) -> int | None:
 
 
 def own_limit(made: EnvSpec | None) -> int | None:
-    """Steps after which an environment that was made so is cut, by its wrapper or by the ALE; None if it never is."""
+    """Steps after which an environment truncates, by its TimeLimit or by the ALE, or None."""
     if made is None:
         return None
     frames = made.kwargs.get("max_num_frames_per_episode")
-    # Of a frame skip that is drawn anew each step the least counts: a game may last so long.
+    # With a random frame skip, the smallest skip gives the longest game.
     game = math.ceil(frames / int(np.min(made.kwargs.get("frameskip", 1)))) if frames else None
     return min((steps for steps in (made.max_episode_steps, game) if steps is not None), default=None)
 
 
 def check_spec(spec: RealSpec) -> None:
-    """Make the environment, look at its first frame and take one step, before any work is spent on it.
+    """Create the environment, and check its first observation and one step.
 
     Raises:
-        ValueError: it cannot be modelled, or breaks its own spaces; the message names the part.
+        ValueError: the environment is not supported, or violates its own spaces; the message names the part.
     """
     env = make_real(spec)
     try:
@@ -97,7 +97,7 @@ def check_spec(spec: RealSpec) -> None:
             want, got = env.observation_space, np.asarray(obs)
             if got.shape != want.shape or got.dtype != want.dtype:
                 raise ValueError(
-                    f"{spec.id}: observations must be {want.shape} {want.dtype} as its space says, "
+                    f"{spec.id}: observations must be {want.shape} {want.dtype} as declared by its space, "
                     f"got {got.shape} {got.dtype}; correct the environment's observation_space"
                 )
             if got.dtype.kind == "f" and not np.isfinite(got).all():
@@ -107,23 +107,23 @@ def check_spec(spec: RealSpec) -> None:
 
 
 def native_space(env_id: str) -> gym.Space[Any]:
-    """What an environment shows before anything is done to it."""
+    """The observation space of an environment without preprocessing."""
     env = _make(RealSpec(env_id), None)
     env.close()
     return env.observation_space
 
 
 def _make(spec: RealSpec, render_mode: str | None) -> gym.Env[Any, Any]:
-    """The environment as its makers have it, its speed known."""
+    """The environment without preprocessing, with a correct `render_fps`."""
     ale = "ALE/" in spec.id or "NoFrameskip" in spec.id
     if ale:
         try:
             import ale_py
         except ImportError as error:
             raise LackingEnv(spec.id, error) from error
-        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # Else every game opens with a banner.
+        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # Suppresses the banner of each game.
         gym.register_envs(ale_py)
-    # Not every env knows the argument.
+    # Not every env accepts the argument.
     rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     try:
         env: gym.Env[Any, Any] = gym.make(spec.id, disable_env_checker=True, **rendering, **spec.kwargs)
@@ -133,28 +133,28 @@ def _make(spec: RealSpec, render_mode: str | None) -> gym.Env[Any, Any]:
         raise LackingEnv(spec.id, error) from error
     fps = env.metadata.get("render_fps", 30)
     if ale and env.spec is not None:
-        fps = ALE_FPS / float(np.mean(env.spec.kwargs["frameskip"]))  # Its own number holds for a frame skip of 2.
+        fps = ALE_FPS / float(np.mean(env.spec.kwargs["frameskip"]))  # The ALE assumes a frame skip of 2.
     env.metadata = {**env.metadata, "render_fps": float(fps) / spec.action_repeat}
     return env
 
 
 def _act(env: gym.Env[Any, Any], spec: RealSpec) -> gym.Env[Any, Any]:
-    """Choose among the actions and repeat them."""
-    act_dim(env.action_space)  # Refuses what is no vector.
+    """Apply the action repeat and the subset of actions."""
+    act_dim(env.action_space)  # Raises an error for unsupported spaces.
     if spec.max_frames and not is_resizable(env.observation_space):
-        raise ValueError(f"max_frames needs uint8 pixels, got {env.observation_space}; leave it out")
+        raise ValueError(f"max_frames needs uint8 pixels, got {env.observation_space}; remove it")
     if spec.action_repeat > 1 or spec.max_frames:
         env = ActionRepeat(env, spec.action_repeat, spec.max_frames)
     return env if spec.actions is None else ChosenActions(env, spec.actions)
 
 
 def _see(env: gym.Env[Any, Any], spec: RealSpec) -> gym.Env[Any, Any]:
-    """Pixels (size, size, C) uint8 where a size is given, else native ones or a vector."""
+    """Pixels (size, size, C) uint8 if a size is given, else native pixels or a vector."""
     space = env.observation_space
     if spec.size is None:
         if spec.crop is not None or spec.stack:
             what = "crop" if spec.crop is not None else "stack"
-            raise ValueError(f"{what} needs a size to which pictures are resized; give one, such as 64")
+            raise ValueError(f"{what} needs a size for resized images; set one, such as size=64")
         if is_image(space) or (isinstance(space, spaces.Box) and len(space.shape) == 1):
             return env
         return _flatten(env)
@@ -172,7 +172,7 @@ def _see(env: gym.Env[Any, Any], spec: RealSpec) -> gym.Env[Any, Any]:
 
 
 def _stacked(env: gym.Env[Any, Any], size: int) -> gym.Env[Any, Any]:
-    """The last three pictures, in grey, as the channels of one; an episode begins with its first one three times."""
+    """The last three images, in grey, as channels. An episode starts with three copies of its first image."""
     in_colour = (env.observation_space.shape or ())[2:] == (3,)
     grey = GrayscaleObservation(env) if in_colour else ReshapeObservation(env, (size, size))
     three = FrameStackObservation(grey, 3)
@@ -199,26 +199,27 @@ def _flatten(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
     width = spaces.flatdim(space)
     if width > MAX_VECTOR:
         raise ValueError(
-            f"observations would be {width:,} numbers flat, more than {MAX_VECTOR:,}: {space}; {_as_pixels(space)}"
+            f"observations flatten to {width:,} values, but at most {MAX_VECTOR:,} are supported: {space}; "
+            f"{_as_pixels(space)}"
         )
     return FlattenObservation(env)
 
 
 def _as_pixels(space: gym.Space[Any]) -> str:
-    """What to do about observations that are no pixels as they are, or not yet."""
+    """What to do with observations that are not images in a supported format."""
     if is_resizable(space):
         return "set size=64"
     if is_channels_first(space):
-        return "their channels come first: move them last with TransformObservation"
+        return "move the channel axis from first to last with TransformObservation"
     if isinstance(space, spaces.Dict | spaces.Tuple):
-        return "keep the pixels alone with TransformObservation, or what is small with FilterObservation"
+        return "keep only the image with TransformObservation, or drop large parts with FilterObservation"
     if isinstance(space, spaces.Box) and len(space.shape) in (2, 3):
-        return "for pixels make them uint8 from 0 to 255 with 1 or 3 channels, last, with TransformObservation"
-    return "leave size out for vectors, or wrap the env"
+        return "convert images to uint8 from 0 to 255 with 1 or 3 channels last, with TransformObservation"
+    return "remove size for vectors, or wrap the env"
 
 
 def _not_numbers(name: str, space: gym.Space[Any]) -> list[str]:
-    """The parts that do not become numbers of a fixed count, as "name is Space"."""
+    """The parts that do not flatten to a fixed number of values, as "name is Space"."""
     if isinstance(space, spaces.Dict):
         return [part for key, inner in space.items() for part in _not_numbers(f"{name}[{key!r}]", inner)]
     if isinstance(space, spaces.Tuple):
@@ -228,7 +229,7 @@ def _not_numbers(name: str, space: gym.Space[Any]) -> list[str]:
 
 
 class CheckedAction(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Refuses what is no action, such as NaN, before the simulator takes it in and breaks."""
+    """Raises an error for invalid actions, such as NaN, before they reach the simulator."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         RecordConstructorArgs.__init__(self)
@@ -240,11 +241,11 @@ class CheckedAction(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
 
 class LatentObservation(gym.Wrapper[Any, Any, Any, Any]):
-    """Shows a model's feat (F,) float32 in place of frames, the latent carried along the episode."""
+    """Replaces frames by the model's feat (F,) float32, and carries the latent through the episode."""
 
     def __init__(self, env: gym.Env[Any, Any], model: WorldModel) -> None:
         super().__init__(env)
-        # A function-level import: this module must not need torch for plain real environments.
+        # Imported here, because plain real environments do not need torch.
         from wm_envs.world_model import Observer, feat_space
 
         self.observer = Observer(model)
