@@ -1,1 +1,1 @@
-"""Policies: what acts, in the dream or in the real environment."""
+"""Policies, for dreams and for real environments."""

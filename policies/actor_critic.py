@@ -1,7 +1,7 @@
-"""An actor and a critic that learn in imagination, on `feat` of any world model (Hafner et al. 2023, section "Actor").
+"""An actor-critic trained in imagination, on `feat` of any world model (Hafner et al. 2023, section "Actor").
 
-The model dreams H steps from states that were really seen; the critic learns what follows is worth, the actor, by
-REINFORCE, to do what was better than expected. No gradient passes through the dream.
+The model dreams H steps from states of real episodes. The critic learns the return from each state. The actor
+is trained by REINFORCE with the advantage. No gradient passes through the dream.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class ActorCriticConfig:
-    """Sizes and weights, those of the authors' code; `units` go with the model's."""
+    """Sizes and weights of the authors' code; `units` should match the model's."""
 
     units: int = 256
     layers: int = 3
@@ -39,30 +39,32 @@ class ActorCriticConfig:
     discount: float = 1 - 1 / 333
     lam: float = 0.95
     entropy: float = 3e-4
-    """Weight of the actor's entropy; advantages are in units of the return's spread."""
+    """Weight of the actor's entropy; advantages are divided by the range of returns."""
     slow_rate: float = 0.02
-    """Share of the critic that the slow critic takes over at every update."""
+    """Rate at which the slow critic follows the critic, per update."""
     slow_weight: float = 1.0
-    """How much the critic is held to what the slow critic says."""
+    """Weight of the regularisation of the critic towards the slow critic."""
     return_rate: float = 0.01
-    """Share of each batch in the running spread of returns."""
+    """Update rate of the running range of returns."""
 
     def __post_init__(self) -> None:
         for name in ("units", "layers", "horizon"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise ValueError(
-                    f"ActorCriticConfig.{name} must be a whole number from 1 up, got {getattr(self, name)!r}"
+                    f"ActorCriticConfig.{name} must be an integer of at least 1, got {getattr(self, name)!r}"
                 )
         for name in ("discount", "lam", "slow_rate", "return_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"ActorCriticConfig.{name} must be from 0 to 1, got {getattr(self, name)!r}")
         for name in ("entropy", "slow_weight"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"ActorCriticConfig.{name} must be a number from 0 up, got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"ActorCriticConfig.{name} must be a number of at least 0, got {getattr(self, name)!r}"
+                )
 
 
 class Choice(NamedTuple):
-    """One of A choices."""
+    """A categorical distribution over A discrete actions."""
 
     logits: Tensor
     """(..., A) float32"""
@@ -72,7 +74,7 @@ class Choice(NamedTuple):
         return 1
 
     def sample(self, noise: Tensor) -> Tensor:
-        """One-hots (..., A) of standard normals (..., 1)."""
+        """One-hot samples (..., A) from standard normal noise (..., 1)."""
         return draw_one_hot(self.logits.softmax(-1), torch.special.ndtr(noise[..., 0]))
 
     def mode(self) -> Tensor:
@@ -86,7 +88,7 @@ class Choice(NamedTuple):
 
 
 class BoundedNormal(NamedTuple):
-    """A normal in each of A dimensions, its mean inside [-1, 1]; what is drawn may lie outside."""
+    """A normal distribution in A dimensions with mean in [-1, 1]; samples may lie outside."""
 
     mean: Tensor
     """(..., A) float32"""
@@ -111,21 +113,21 @@ class BoundedNormal(NamedTuple):
 
 
 class Actor(nn.Module):
-    """feat (..., F) to the chances of actions.
+    """Maps feat (..., F) to a distribution over actions.
 
     Raises:
-        ValueError: the actions are neither a Box nor one choice.
+        ValueError: the action space is neither Box nor Discrete.
     """
 
     LOW, HIGH = 0.1, 1.0
-    """Between these lies the deviation of continuous actions."""
+    """Minimum and maximum standard deviation of continuous actions."""
 
     def __init__(self, act_space: gym.Space[Any], feat_dim: int, units: int = 256, layers: int = 3) -> None:
         super().__init__()
         if not isinstance(act_space, spaces.Box | spaces.Discrete):
             raise ValueError(
-                f"this actor needs Box or Discrete actions, got {act_space}; flatten the choices into one Discrete "
-                "with a wrapper, or train with `wm evolve` or SB3, which take them as they are"
+                f"this actor needs Box or Discrete actions, got {act_space}; use a wrapper that flattens them, "
+                "or train with `wm evolve` or SB3, which support them"
             )
         self.body = make_layers(feat_dim, units, layers)
         self.out = Linear(units, act_dim(act_space), scale=0.01)
@@ -141,7 +143,7 @@ class Actor(nn.Module):
 
 
 class Critic(nn.Module):
-    """feat (..., F) to logits over bins of what follows; its word is 0 everywhere before it has learned."""
+    """Maps feat (..., F) to logits over bins of the return; before training, all values are 0."""
 
     def __init__(self, feat_dim: int, units: int = 256, layers: int = 3) -> None:
         super().__init__()
@@ -152,12 +154,12 @@ class Critic(nn.Module):
         return cast(Tensor, self.net(feat)).float()
 
     def value(self, feat: Tensor) -> Tensor:
-        """What follows feat (..., F), discounted: (...)."""
+        """The discounted return (...) from feat (..., F)."""
         return self.bins.mean(self(feat))
 
 
 class ReturnScale(nn.Module):
-    """The spread of returns from their 5th to their 95th percentile, averaged over updates; never below 1."""
+    """The range from the 5th to the 95th percentile of returns, averaged over updates; at least 1."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -168,7 +170,7 @@ class ReturnScale(nn.Module):
         self.register_buffer("high", torch.zeros(()))
 
     def forward(self, returns: Tensor) -> Tensor:
-        """The scale, these returns taken in before where the module is in training."""
+        """The scale; in training mode, updated with these returns first."""
         if self.training:
             at = torch.tensor([0.05, 0.95], device=returns.device)
             low, high = torch.quantile(returns.detach().float().flatten(), at)
@@ -178,7 +180,7 @@ class ReturnScale(nn.Module):
 
 
 class Dream(NamedTuple):
-    """H imagined steps of N dreams, time first, without gradients."""
+    """H imagined steps of N dreams, time-first, without gradients."""
 
     feats: Tensor
     """(H+1, N, F)"""
@@ -187,21 +189,21 @@ class Dream(NamedTuple):
     rews: Tensor
     """(H, N)"""
     conts: Tensor
-    """(H+1, N): the chance that the episode goes on from each of the states."""
+    """(H+1, N): the probability that the episode continues from each state."""
 
 
 class Judged(NamedTuple):
-    """What a dream teaches; losses and metrics are scalars."""
+    """Losses and metrics (scalars) of a dream."""
 
     policy: Tensor
     value: Tensor
     returns: Tensor
-    """(H, N), of each state but the last."""
+    """(H, N), of each state except the last."""
     metrics: dict[str, Tensor]
 
 
 class ActorCritic(nn.Module):
-    """Actor, critic, slow critic and the scale of returns."""
+    """Actor, critic, slow critic and return scale."""
 
     def __init__(self, cfg: ActorCriticConfig, act_space: gym.Space[Any], feat_dim: int) -> None:
         super().__init__()
@@ -213,7 +215,7 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def act(self, feat: Tensor, *, explore: bool, generator: Generator = None) -> Tensor:
-        """Encoded actions (N, A) in feat (N, F): drawn, or the likeliest."""
+        """Encoded actions (N, A) for feat (N, F): sampled if `explore`, else the mode."""
         dist: Choice | BoundedNormal = self.actor(feat)
         if not explore:
             return dist.mode()
@@ -222,23 +224,23 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def dream(self, model: WorldModel, start: Latent, cont: Tensor) -> Dream:
-        """Imagine from latents (N, ...), from which the episode goes on by the chance `cont` (N,)."""
+        """Imagine from latents (N, ...), whose episodes continue with probability `cont` (N,)."""
         with forgetful_autocast(cont.device):
             ahead = imagine(model, start, self._draw, self.cfg.horizon)
-            # All that looks at them takes its products in this type: so they are converted once, not by each.
+            # All layers that read feat compute in this dtype, so convert it once here.
             dtype = compute_dtype(self.actor.out.weight)
             feats = torch.stack([model.feat(latent).to(dtype) for latent in ahead.latents])
         return Dream(feats, ahead.acts, ahead.rewards, torch.cat([cont[None], ahead.continues]))
 
     def judge(self, dream: Dream) -> Judged:
-        """The losses of actor and critic in a dream."""
+        """The losses of actor and critic on a dream."""
         dream = Dream(*(part.detach() for part in dream))
         cfg, feats = self.cfg, dream.feats
         logits = self.critic(feats)
         value = self.critic.bins.mean(logits.detach())
         cont = cfg.discount * dream.conts
         returns = lambda_returns(dream.rews, cont[1:], value[1:], cfg.lam)
-        # How likely the dream gets here at all.
+        # The probability that the dream reaches each state.
         weight = cont.cumprod(0)[:-1]
         dist: Choice | BoundedNormal = self.actor(feats[:-1])
         advantage = (returns - value[:-1]) / self.scale(returns)
@@ -256,14 +258,14 @@ class ActorCritic(nn.Module):
         return Judged(policy.mean(), loss.mean(), returns, metrics)
 
     def judge_replay(self, feat: Tensor, rew: Tensor, term: Tensor, last: Tensor, boot: Tensor) -> Tensor:
-        """The critic's loss on what really followed; its gradient goes on into feat.
+        """The critic's loss on replayed episodes; its gradient flows into feat.
 
         Args:
             feat: (T, B, F) of frames.
-            rew: (T, B), earned on the way to the frame.
-            term: (T, B) bool, the frame ended the episode for good.
-            last: (T, B) bool, the frame was the last of its episode, for good or not.
-            boot: (T, B), imagined returns from the frames.
+            rew: (T, B), reward of the step to the frame.
+            term: (T, B) bool, the episode terminated at the frame.
+            last: (T, B) bool, the frame is the last of its episode (terminated or truncated).
+            boot: (T, B), imagined returns from the frames, for bootstrapping.
         """
         cont = self.cfg.discount * (~term[1:]).float()
         returns = lambda_returns(rew[1:], cont, boot[1:], self.cfg.lam * (~last[1:]).float())
@@ -272,7 +274,7 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def after_update(self) -> None:
-        """Let the slow critic follow."""
+        """Update the slow critic."""
         pairs = zip(self.slow.parameters(), self.critic.parameters(), strict=True)
         for slow, fast in pairs:
             slow.lerp_(fast, self.cfg.slow_rate)
@@ -288,7 +290,7 @@ class ActorCritic(nn.Module):
 
 
 class ActorPolicy:
-    """An actor as a policy on feat (N, F): the likeliest action, so that the same feat always gives the same one."""
+    """An actor as a deterministic policy on feat (N, F), which takes the mode of the action distribution."""
 
     def __init__(self, act_space: gym.Space[Any], actor: Actor) -> None:
         self.space = act_space
@@ -296,15 +298,15 @@ class ActorPolicy:
 
     @property
     def feat_dim(self) -> int:
-        """Width of what it sees."""
+        """Width of its observations."""
         return int(self.actor.body[0].linear.in_features)  # type: ignore[union-attr,arg-type]
 
     def reset(self, num: int, seed: int) -> None:
-        """Nothing is carried between steps."""
+        """Does nothing: the policy has no state."""
 
     @torch.inference_mode()
     def act(self, obs: Array) -> Array:
-        """feat (N, F) to the env's own actions (N, *space.shape)."""
+        """Map feat (N, F) to the env's own actions (N, *space.shape)."""
         if obs.ndim != 2 or obs.shape[1] != self.feat_dim:
             raise ValueError(f"obs must be (N, {self.feat_dim}), got {obs.shape}")
         feat = torch.from_numpy(np.ascontiguousarray(obs, np.float32))
@@ -316,26 +318,26 @@ class ActorPolicy:
         return dict(self.actor.state_dict())
 
     def about(self) -> dict[str, str]:
-        """What the tensors do not say, for the file's metadata."""
+        """Settings for the metadata of the file."""
         return {"kind": "actor"}
 
     @classmethod
     def from_tensors(
         cls, act_space: gym.Space[Any], tensors: Mapping[str, Tensor], about: Mapping[str, str]
     ) -> ActorPolicy:
-        """The policy that `tensors` and `about` were taken from.
+        """Restore a policy from its `tensors` and `about`.
 
         Raises:
-            ValueError: they are not of an ActorPolicy, or of one for another action space.
+            ValueError: they belong to another kind of policy, or to another action space.
         """
         if about.get("kind") != "actor" or "body.0.linear.weight" not in tensors:
-            raise ValueError(f"expected an actor's weights and kind 'actor', got {sorted(tensors)} and {dict(about)}")
+            raise ValueError(f"expected weights of an actor and kind 'actor', got {sorted(tensors)} and {dict(about)}")
         units, feat_dim = tensors["body.0.linear.weight"].shape
         layers = sum(name.endswith("linear.weight") for name in tensors)
         actor = Actor(act_space, feat_dim, units, layers)
         own = {name: tuple(t.shape) for name, t in actor.state_dict().items()}
         given = {name: tuple(t.shape) for name, t in tensors.items()}
         if own != given:
-            raise ValueError(f"an actor for {act_space} has weights {own}, got {given}")
+            raise ValueError(f"the weights of an actor for {act_space} must be {own}, got {given}")
         actor.load_state_dict(dict(tensors))
         return cls(act_space, actor)

@@ -1,4 +1,4 @@
-"""Distributions that world models and critics share: numbers as bins, choices as one-hots; all in float32."""
+"""Distributions of world models and critics: values over bins, and one-hot categoricals; all in float32."""
 
 from __future__ import annotations
 
@@ -14,46 +14,46 @@ def symlog(x: Tensor) -> Tensor:
 
 
 def symexp(x: Tensor) -> Tensor:
-    """sign(x) (e^|x| - 1), which undoes `symlog`."""
+    """sign(x) (e^|x| - 1), the inverse of `symlog`."""
     return x.sign() * x.abs().expm1()
 
 
 class TwoHot(nn.Module):
-    """Real numbers as logits over bins: a target is shared between the two bins beside it.
+    """Real values as logits over bins: a target is split between the two nearest bins.
 
     Args:
-        num: bins.
+        num: number of bins.
         limit: the outermost bins are at -limit and limit, in symlog.
-        space: where distances are measured. "symexp": among bins at symexp of an even grid (DreamerV3);
-            "symlog": on the even grid itself, numbers going through symlog and back through symexp (TD-MPC2).
+        space: where distances are measured. "symexp": between bins at symexp of an even grid (DreamerV3);
+            "symlog": on the even grid itself, with values mapped by symlog and back by symexp (TD-MPC2).
     """
 
     def __init__(self, num: int = 255, limit: float = 20.0, space: Literal["symexp", "symlog"] = "symexp") -> None:
         super().__init__()
         if num < 3 or num % 2 == 0 or not limit > 0:
-            raise ValueError(f"TwoHot needs an odd num from 3 up and a limit above 0, got {num} and {limit}")
+            raise ValueError(f"TwoHot needs an odd num of at least 3 and a limit above 0, got {num} and {limit}")
         self.num, self.limit, self.space = num, limit, space
         half = torch.linspace(-limit, 0, num // 2 + 1)
-        # The grid and not its symexp is kept, so that a model in half precision stays in range.
+        # Stores the grid instead of its symexp, so that a model in half precision stays in range.
         self.register_buffer("grid", torch.cat([half, -half[:-1].flip(0)]), persistent=False)
         self.grid: Tensor
 
     @property
     def bins(self) -> Tensor:
-        """Where the bins are, (num,), in the space that distances are measured in."""
+        """The bins (num,) in the space in which distances are measured."""
         grid = self.grid.float()
         return symexp(grid) if self.space == "symexp" else grid
 
     def mean(self, logits: Tensor) -> Tensor:
-        """The number expected, logits (..., num) to (...)."""
+        """The expected value (...) of logits (..., num)."""
         probs, bins, half = logits.float().softmax(-1), self.bins, self.num // 2
-        # Mirrored bins are added in pairs: summed in a row, even chances would not give 0 to the bit.
+        # Mirrored bins are added in pairs, so that uniform probabilities give exactly 0.
         pairs = probs[..., half + 1 :] - probs[..., :half].flip(-1)
         mean = (pairs * bins[half + 1 :]).sum(-1)
         return mean if self.space == "symexp" else symexp(mean)
 
     def shares(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For numbers (...): the bin below, the bin above, and the share of the one above; each (...)."""
+        """For values (...): the bin below, the bin above, and the weight of the bin above; each (...)."""
         bins = self.bins
         x = target.detach().float()
         x = x if self.space == "symexp" else symlog(x)
@@ -63,15 +63,15 @@ class TwoHot(nn.Module):
         return above - 1, above, (x - low) / (high - low)
 
     def encode(self, target: Tensor) -> Tensor:
-        """Numbers (...) as (..., num), which sum to 1."""
+        """Values (...) as weights (..., num) that sum to 1."""
         below, above, share = self.shares(target)
         hot = torch.zeros(*target.shape, self.num, device=target.device)
         return hot.scatter(-1, below[..., None], 1 - share[..., None]).scatter(-1, above[..., None], share[..., None])
 
     def loss(self, logits: Tensor, target: Tensor, also: Tensor | None = None, weight: float = 1.0) -> Tensor:
-        """Cross-entropy of logits (..., num) against numbers (...), which get no gradient; (...).
+        """Cross-entropy (...) of logits (..., num) against values (...), which get no gradient.
 
-        `also` are second targets, whose cross-entropy is added `weight` times.
+        `also` is a second target; its cross-entropy is added with `weight`.
         """
         below, above, share = self.shares(target)
         index, parts = [below, above], [1 - share, share]
@@ -83,36 +83,36 @@ class TwoHot(nn.Module):
 
 
 def mixed(logits: Tensor, unimix: float = 0.01, dim: int = -1) -> Tensor:
-    """Chances of logits over the choices on axis `dim`, a share `unimix` of them even: no choice is ever impossible."""
+    """Probabilities of logits over axis `dim`, mixed with a share `unimix` of the uniform distribution."""
     probs = logits.float().softmax(dim)
     return probs if unimix == 0 else (1 - unimix) * probs + unimix / probs.shape[dim]
 
 
 def tempered(probs: Tensor, temperature: float, dim: int = -1) -> Tensor:
-    """Chances whose logarithms are divided by a temperature above 0."""
+    """Probabilities whose logarithms are divided by a temperature above 0."""
     return probs if temperature == 1 else (probs.log() / temperature).softmax(dim)
 
 
 def draw_one_hot(probs: Tensor, uniform: Tensor, dim: int = -1) -> Tensor:
-    """One-hots of chances, drawn by numbers of [0, 1): the first choice where the running sum of chances is more."""
+    """One-hot samples of probabilities, by inverse transform sampling from uniform numbers in [0, 1)."""
     ends = probs.cumsum(dim).narrow(dim, 0, probs.shape[dim] - 1)
     before = (uniform.unsqueeze(dim) < ends).to(probs.dtype)
     edge = torch.zeros_like(probs.narrow(dim, 0, 1))
-    # The last choice takes what rounding leaves of the sum.
+    # The last class gets the rounding error of the cumulative sum.
     return torch.diff(before, dim=dim, prepend=edge, append=edge + 1)
 
 
 def likeliest(probs: Tensor, dim: int = -1) -> Tensor:
-    """One-hots of the most likely choices."""
+    """One-hot vectors of the most likely classes."""
     return torch.zeros_like(probs).scatter(dim, probs.argmax(dim, keepdim=True), 1)
 
 
 def straight_through(hot: Tensor, probs: Tensor) -> Tensor:
-    """The one-hot in value, the chances in gradient (Bengio et al. 2013)."""
+    """The value of the one-hot vector with the gradient of the probabilities (Bengio et al. 2013)."""
     return hot + (probs - probs.detach())
 
 
 def entropy(probs: Tensor, dim: int = -1) -> Tensor:
-    """In nats, summed over `dim`; chances of 0 count nothing."""
+    """Entropy in nats over `dim`; probabilities of 0 contribute 0."""
     each: Tensor = torch.special.entr(probs)
     return each.sum(dim)

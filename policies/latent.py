@@ -1,4 +1,4 @@
-"""A policy on latents, carried along real frames."""
+"""A policy on latents in a real environment."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Array = NDArray[Any]
 
 
 class LatentPolicy:
-    """Sees frames, encodes them with its model, and lets `controller` act on feat."""
+    """Encodes frames with a model, and lets `controller` act on feat."""
 
     def __init__(self, model: WorldModel, controller: Policy) -> None:
         self.observer = Observer(model)

@@ -1,4 +1,4 @@
-"""The paper's controller: one matrix from feat to action, 867 numbers for CarRacing."""
+"""The controller of the paper: one matrix from feat to action, with 867 parameters for CarRacing."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ SQUASHES: dict[str, Callable[[Array], Array]] = {
 class LinearPolicy:
     """Acts by `squash(weights @ [feat, 1])`.
 
-    Box dimensions are squashed onto their range: "tanh" onto all of it, "sigmoid" (at rest in the middle) and "clip"
-    (at rest at the low end, which only half of the inputs leave) as the authors have gas and brake. Discrete and
-    MultiDiscrete take the largest output of each choice, MultiBinary what is above 0.
+    Box dimensions are squashed into their range: "tanh" into the whole range, "sigmoid" (0 maps to the
+    middle) and "clip" (0 maps to the lower bound) as the authors do for gas and brake. Discrete and
+    MultiDiscrete take the largest output, MultiBinary the outputs above 0.
 
     Args:
         space: the single action space.
         weights: (A, F + 1), or (P, A, F + 1) for P controllers that act on P equal blocks of rows.
-        squash: one name a Box dimension; by default "tanh" where the range spans 0 and "sigmoid" elsewhere.
+        squash: one name per Box dimension; default: "tanh" if the range contains 0 inside, else "sigmoid".
     """
 
     def __init__(self, space: gym.Space[Any], weights: Array, squash: tuple[str, ...] | None = None) -> None:
@@ -43,19 +43,19 @@ class LinearPolicy:
         if weights.ndim not in (2, 3) or weights.shape[-2] != outs:
             raise ValueError(f"weights must be ([P,] {outs}, F + 1) for {space}, got {weights.shape}")
         if isinstance(space, spaces.Box) and (bad := set(self.squash) - set(SQUASHES)):
-            raise ValueError(f"squash must be of {sorted(SQUASHES)}, got {sorted(bad)}")
+            raise ValueError(f"squash must contain only {sorted(SQUASHES)}, got {sorted(bad)}")
         if isinstance(space, spaces.Box) and len(self.squash) != outs:
-            raise ValueError(f"squash must name {outs} dimensions of {space}, got {self.squash}")
+            raise ValueError(f"squash must have {outs} names, one per dimension of {space}, got {self.squash}")
         self.weights = np.ascontiguousarray(weights, np.float32)
         blocks = self.weights if weights.ndim == 3 else self.weights[None]
         self._matrix = torch.from_numpy(blocks[..., :-1].copy()).transpose(1, 2)  # (P, F, A)
         self._bias = torch.from_numpy(blocks[:, None, :, -1].copy())  # (P, 1, A)
 
     def reset(self, num: int, seed: int) -> None:
-        """Nothing is carried between steps."""
+        """Does nothing: the policy has no state."""
 
     def act(self, obs: Array) -> Array:
-        """feat (N, F) to actions (N, *space.shape); row n is driven by controller n // (N / P)."""
+        """Map feat (N, F) to actions (N, *space.shape); controller n // (N / P) acts in row n."""
         p, f, _ = self._matrix.shape
         if obs.ndim != 2 or obs.shape[1] != f or len(obs) % p:
             raise ValueError(f"obs must be (N, {f}) with N a multiple of {p}, got {obs.shape}")
@@ -68,25 +68,25 @@ class LinearPolicy:
         return {"weights": torch.from_numpy(self.weights)}
 
     def about(self) -> dict[str, str]:
-        """What the tensors do not say, for the file's metadata."""
+        """Settings for the metadata of the file."""
         return {"kind": "linear", "squash": ",".join(self.squash)}
 
     @classmethod
     def from_tensors(
         cls, act_space: gym.Space[Any], tensors: Mapping[str, Tensor], about: Mapping[str, str]
     ) -> LinearPolicy:
-        """The policy that `tensors` and `about` were taken from."""
+        """Restore a policy from its `tensors` and `about`."""
         squash = tuple(about["squash"].split(",")) if about["squash"] else ()
         return cls(act_space, tensors["weights"].float().numpy(), squash)
 
 
 def num_params(space: gym.Space[Any], feat_dim: int) -> int:
-    """Numbers in a linear controller, the bias included."""
+    """Number of parameters of a linear controller, including the bias."""
     return act_dim(space) * (feat_dim + 1)
 
 
 def default_squash(space: gym.Space[Any]) -> tuple[str, ...]:
-    """ "tanh" for dimensions that span 0, "sigmoid" for one-sided ones; nothing for choices."""
+    """ "tanh" for dimensions with 0 inside, "sigmoid" for one-sided ones; empty for discrete actions."""
     if not isinstance(space, spaces.Box):
         return ()
     return tuple(
@@ -95,7 +95,7 @@ def default_squash(space: gym.Space[Any]) -> tuple[str, ...]:
 
 
 def to_actions(space: gym.Space[Any], outs: Array, squash: tuple[str, ...]) -> Array:
-    """Controller outputs (N, act_dim) as the env's own actions (N, *space.shape)."""
+    """Convert controller outputs (N, act_dim) to the env's own actions (N, *space.shape)."""
     num = len(outs)
     if isinstance(space, spaces.Box):
         low, high = space.low.ravel(), space.high.ravel()
@@ -103,7 +103,7 @@ def to_actions(space: gym.Space[Any], outs: Array, squash: tuple[str, ...]) -> A
         for i, name in enumerate(squash):
             unit = SQUASHES[name](outs[:, i])
             act[:, i] = low[i] + (high[i] - low[i]) * ((unit + 1) / 2 if name == "tanh" else unit)
-        act = np.clip(act, low, high)  # Rounding may pass a bound by a hair.
+        act = np.clip(act, low, high)  # Rounding may exceed a bound.
         return act.astype(space.dtype).reshape(num, *space.shape)
     if isinstance(space, spaces.Discrete):
         choice: Array = outs.argmax(1) + int(space.start)
@@ -118,9 +118,9 @@ def to_actions(space: gym.Space[Any], outs: Array, squash: tuple[str, ...]) -> A
 
 
 class Controller(nn.Module):
-    """The same matrix as a torch module: (B, Z + H) to (B, A), no squashing.
+    """The same matrix as a torch module: maps (B, Z + H) to (B, A) without squashing.
 
-    Takes the joined state, or its parts in their order: `controller(z, h)` is `controller(torch.cat([z, h], 1))`.
+    Takes the state or its parts in order: `controller(z, h)` equals `controller(torch.cat([z, h], 1))`.
     """
 
     def __init__(self, latent_size: int, hidden_size: int, action_size: int) -> None:

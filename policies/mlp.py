@@ -1,4 +1,4 @@
-"""A small network from feat to action: what is left of a policy once its training is over."""
+"""A small network from feat to action: a trained policy without its training code."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ SQUASHES: dict[str, tuple[type[gym.Space[Any]], ...]] = {
 
 
 class MLPPolicy:
-    """Acts by `squash(W_n act(... act(W_1 feat + b_1)) + b_n)`; the same feat always gives the same action.
+    """Acts deterministically by `squash(W_n act(... act(W_1 feat + b_1)) + b_n)`.
 
     Args:
         act_space: the single action space.
         layers: weight (out, in) and bias (out,) of every layer; copied, in float32.
-        activation: "tanh", "relu" or "silu", after every layer but the last.
-        squash: how outputs become actions. Box: "clip" to the bounds, or "tanh" stretched onto them. Choices: "argmax"
-            of each. Bits: "sign", 1 above 0.
+        activation: "tanh", "relu" or "silu", after every layer except the last.
+        squash: converts outputs to actions. Box: "clip" to the bounds, or "tanh" scaled to them. Discrete and
+            MultiDiscrete: "argmax". MultiBinary: "sign", 1 above 0.
     """
 
     def __init__(self, act_space: gym.Space[Any], layers: Sequence[Layer], activation: str, squash: str) -> None:
@@ -52,14 +52,14 @@ class MLPPolicy:
 
     @property
     def feat_dim(self) -> int:
-        """Width of what it sees."""
+        """Width of its observations."""
         return int(self.layers[0][0].shape[1])
 
     def reset(self, num: int, seed: int) -> None:
-        """Nothing is carried between steps."""
+        """Does nothing: the policy has no state."""
 
     def act(self, obs: Array) -> Array:
-        """feat (N, F) to the env's own actions (N, *space.shape)."""
+        """Map feat (N, F) to the env's own actions (N, *space.shape)."""
         if obs.ndim != 2 or obs.shape[1] != self.feat_dim:
             raise ValueError(f"obs must be (N, {self.feat_dim}), got {obs.shape}")
         x = torch.from_numpy(np.ascontiguousarray(obs, np.float32))
@@ -75,17 +75,17 @@ class MLPPolicy:
         }
 
     def about(self) -> dict[str, str]:
-        """What the tensors do not say, for the file's metadata."""
+        """Settings for the metadata of the file."""
         return {"kind": "mlp", "activation": self.activation, "squash": self.squash}
 
     @classmethod
     def from_tensors(
         cls, act_space: gym.Space[Any], tensors: Mapping[str, Tensor], about: Mapping[str, str]
     ) -> MLPPolicy:
-        """The policy that `tensors` and `about` were taken from.
+        """Restore a policy from its `tensors` and `about`.
 
         Raises:
-            ValueError: they are not of an MLPPolicy, or of one for another action space.
+            ValueError: they belong to another kind of policy, or to another action space.
         """
         if about.get("kind") != "mlp" or not {"activation", "squash"} <= about.keys():
             raise ValueError(f"metadata must have kind 'mlp', activation and squash, got {dict(about)}")
@@ -100,13 +100,13 @@ def _check_shapes(layers: Sequence[tuple[Tensor, ...]], outs: int, space: gym.Sp
     shapes = [tuple(tuple(part.shape) for part in layer) for layer in layers]
     agree = all(len(s) == 2 and len(s[0]) == 2 and s[1] == s[0][:1] for s in shapes)
     if not shapes or not agree or any(before[0][0] != after[0][1] for before, after in pairwise(shapes)):
-        raise ValueError(f"layers must be weights (out, in) and biases (out,), each fed by the last, got {shapes}")
+        raise ValueError(f"layers must be weights (out, in) and biases (out,) of matching sizes, got {shapes}")
     if shapes[-1][0][0] != outs:
         raise ValueError(f"the last layer must have {outs} outputs for {space}, got {shapes[-1][0][0]}")
 
 
 def _to_actions(space: gym.Space[Any], outs: Tensor, squash: str) -> Array:
-    """Network outputs (N, act_dim) as the env's own actions (N, *space.shape)."""
+    """Convert network outputs (N, act_dim) to the env's own actions (N, *space.shape)."""
     shape = (len(outs), *(space.shape or ()))
     act: Array
     if isinstance(space, spaces.Box):

@@ -1,8 +1,9 @@
-"""Planning by sampling, through any world model: MPPI (Williams et al. 2015) as TD-MPC2 has it (Hansen et al. 2024).
+"""Planning by sampling in any world model: MPPI (Williams et al. 2015) as in TD-MPC2 (Hansen et al. 2024).
 
-Plans are drawn around a guess, dreamed, and the best of them, weighted by what they promise, are the next guess. A Box
-is planned with a normal a step and dimension; one choice with the chances of each choice a step, and where every plan
-can be tried, every plan is.
+Each iteration samples plans from a distribution, evaluates them in the dream, and refits the distribution to
+the best plans, weighted by their values. Box actions use a normal distribution per step and dimension,
+discrete actions a categorical per step. If the number of possible discrete plans is small, all of them are
+evaluated.
 """
 
 from __future__ import annotations
@@ -28,33 +29,33 @@ Random = torch.Generator | None
 
 @dataclass(frozen=True)
 class MPPIConfig:
-    """How plans are drawn and weighed; the defaults are TD-MPC2's."""
+    """Settings of sampling and weighting; the defaults are those of TD-MPC2."""
 
     horizon: int = 3
-    """Steps that are dreamed ahead."""
+    """Steps of a plan."""
     iterations: int = 6
-    """Times that plans are drawn; 0 asks the prior alone."""
+    """Iterations of sampling; 0 uses only the prior."""
     num_samples: int = 512
-    """Plans of an iteration, the prior's among them."""
+    """Plans per iteration, including those of the prior."""
     num_elites: int = 64
-    """The best plans, which the next guess is made of."""
+    """Number of best plans to which the distribution is fitted."""
     num_prior_plans: int = 24
     temperature: float = 0.5
-    """Elites weigh exp(temperature * (value - best value))."""
+    """The weight of an elite is exp(temperature * (value - best value))."""
     min_std: float = 0.05
     max_std: float = 2.0
-    """The spread that a Box is guessed with at first, and the widest."""
+    """Initial and maximum standard deviation of Box actions."""
     smoothing: float = 0.1
-    """The share of chance that is spread evenly over choices, guessed and explored; what `min_std` is to a Box."""
+    """Share of the uniform distribution in that of discrete actions; the counterpart of `min_std`."""
     discount: float = 0.99
     cut_off: float = 0.5
-    """A dream is over where `cont` falls below this, unless the model draws ends itself."""
+    """A dream terminates when `cont` falls below this, unless the model samples termination itself."""
 
     def __post_init__(self) -> None:
         low = {"horizon": 1, "iterations": 0, "num_samples": 1, "num_elites": 1, "num_prior_plans": 0}
         for name, least in low.items():
             if type(getattr(self, name)) is not int or getattr(self, name) < least:
-                self._fail(name, f"a whole number from {least} up")
+                self._fail(name, f"an integer of at least {least}")
         if self.num_prior_plans > self.num_samples:
             self._fail("num_prior_plans", f"at most num_samples ({self.num_samples})")
         if self.num_elites > self.num_samples:
@@ -65,55 +66,55 @@ class MPPIConfig:
             if not 0 <= getattr(self, name) <= 1:
                 self._fail(name, "from 0 to 1")
         if not self.temperature >= 0:
-            self._fail("temperature", "from 0 up")
+            self._fail("temperature", "at least 0")
 
     def _fail(self, name: str, expected: str) -> None:
         raise ValueError(f"MPPIConfig.{name} must be {expected}, got {getattr(self, name)!r}")
 
 
 class Prior(Protocol):
-    """A policy that plans may begin from."""
+    """A policy that proposes plans."""
 
     def __call__(self, latent: Latent, *, greedy: bool = False, generator: Random = None) -> Tensor:
-        """Encoded actions (B, A): drawn, or the likeliest."""
+        """Encoded actions (B, A): sampled, or the mode if `greedy`."""
 
 
 class Value(Protocol):
-    """What is still to come after a plan."""
+    """The value of the last latent of a plan."""
 
     def __call__(self, latent: Latent, *, generator: Random = None) -> Tensor:
         """(B,) discounted return."""
 
 
 class Plan(NamedTuple):
-    """What was decided, and the guess that the next plan can begin from."""
+    """The chosen action, and the mean for the start of the next plan."""
 
     act: Tensor
     """(N, A) encoded"""
     guess: Tensor
-    """(N, H, A) means of a Box, chances of choices"""
+    """(N, H, A) means of Box actions, probabilities of discrete actions"""
 
 
 class Guess(NamedTuple):
-    """What plans are drawn from."""
+    """The distribution from which plans are sampled."""
 
     mean: Tensor
-    """(N, H, A) means of a Box, chances of choices"""
+    """(N, H, A) means of Box actions, probabilities of discrete actions"""
     std: Tensor
-    """(N, H, A) of a Box; not used for choices"""
+    """(N, H, A) standard deviations of Box actions; unused for discrete actions"""
 
 
 class MPPI:
-    """Plans through `model`, in the most likely future that it dreams of.
+    """Plans in the most likely future of `model`.
 
     Args:
-        model: what is dreamed with.
+        model: the world model.
         prior: proposes `num_prior_plans` of the plans.
-        value: what the last latent of a plan is worth; nothing unless given.
-        bf16: multiply in bfloat16, which is twice as fast where the device does it natively.
+        value: the value of the last latent of a plan; default: 0.
+        bf16: compute in bfloat16, which is twice as fast if the device supports it natively.
 
     Raises:
-        ValueError: actions are neither a Box nor one choice, or `iterations` is 0 and there is no prior.
+        ValueError: the action space is neither Box nor Discrete, or `iterations` is 0 without a prior.
     """
 
     def __init__(
@@ -129,11 +130,11 @@ class MPPI:
         self.model, self.prior, self.value, self.bf16 = model, prior, value, bf16
         self.cfg = cfg = cfg or MPPIConfig()
         if cfg.iterations == 0 and prior is None:
-            raise ValueError("iterations is 0, which asks the prior alone, and there is none; plan at least once")
+            raise ValueError("iterations=0 uses only the prior, but no prior was given; use at least 1 iteration")
         self.actions = act_dim(model.act_space)
         self.choices = isinstance(model.act_space, spaces.Discrete)
         self.num_prior_plans = 0 if prior is None else cfg.num_prior_plans
-        # Two choices over 3 steps are 8 plans, not 512.
+        # Two actions over 3 steps give only 8 plans.
         self.tries_all = self.choices and self.actions**cfg.horizon <= cfg.num_samples
 
     @torch.no_grad()
@@ -146,13 +147,13 @@ class MPPI:
         explore: bool = False,
         generator: Random = None,
     ) -> Plan:
-        """Decide in N rows at once.
+        """Choose actions in N rows at once.
 
         Args:
-            latent: where each row is, leaves (N, ...).
-            last: the `guess` of the plan before, which is shifted by a step to begin from.
-            first: (N,) bool, rows that begin anew all the same.
-            explore: act with the noise of training.
+            latent: the current latent of each row, leaves (N, ...).
+            last: the `guess` of the previous plan; shifted by one step, it starts this one.
+            first: (N,) bool, rows that ignore `last` because an episode starts.
+            explore: add exploration noise.
         """
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
             guess = self._begin(_rows(latent), last, first)
@@ -162,7 +163,8 @@ class MPPI:
             return self._search(latent, guess, explore, generator)
 
     def returns(self, latent: Latent, acts: Tensor, generator: Random = None) -> Tensor:
-        """What plans (N, S, H, A) earn from `latent` of N rows, (N, S): discounted, up to an end, value included."""
+        """Discounted returns (N, S) of plans (N, S, H, A) from `latent`, up to termination, with the final
+        value."""
         N, S = acts.shape[:2]
         latent = {key: leaf.repeat_interleave(S, 0) for key, leaf in latent.items()}
         total = torch.zeros(N * S, device=acts.device)
@@ -174,7 +176,7 @@ class MPPI:
             latent = out.latent
         if self.value is not None:
             total = total + weight * self.value(latent, generator=generator)
-        # A model that breaks down somewhere is not to be followed there.
+        # Avoid regions where the model diverges.
         return total.float().nan_to_num(nan=torch.finfo(torch.float32).min).view(N, S)
 
     def _search(self, latent: Latent, guess: Guess, explore: bool, generator: Random) -> Plan:
@@ -189,10 +191,10 @@ class MPPI:
             elites = acts[rows[:, None], best]
             guess = self._refit(elites, weights)
         if self.choices:
-            # The best plan's own: elites differ by little where the next plan can make up for this one's choice.
+            # Take the best plan: elites differ little if the next plan can correct this action.
             act = elites[:, 0, 0]
         else:
-            # The largest ratio to an exponential is a draw by weight: Gumbel's trick without its logarithms.
+            # The largest ratio to an exponential is a weighted sample: the Gumbel trick without logarithms.
             race = weights / torch.empty_like(weights).exponential_(generator=generator)
             act = elites[rows, race.argmax(1), 0]
         return Plan(self._shaken(act, guess, generator) if explore else act, guess.mean)
@@ -201,14 +203,15 @@ class MPPI:
         shape, device = (num, self.cfg.horizon, self.actions), self.model.device
         mean = torch.full(shape, 1 / self.actions if self.choices else 0.0, device=device)
         if last is not None and tuple(last.shape) != shape:
-            raise ValueError(f"last must be {shape}, the guess of the plan before, got {tuple(last.shape)}")
+            raise ValueError(f"last must be the guess {shape} of the previous plan, got {tuple(last.shape)}")
         if last is not None:
             shifted = torch.cat([last[:, 1:], mean[:, -1:]], 1)
             mean = shifted if first is None else torch.where(first[:, None, None], mean, shifted)
         return Guess(mean, torch.full(shape, self.cfg.max_std, device=device))
 
     def _given_plans(self, latent: Latent, generator: Random) -> Tensor:
-        """Plans that are tried whatever the guess, (N, P, H, A): all there are, or the prior's."""
+        """Plans (N, P, H, A) that are evaluated in every iteration: all possible plans, or those of the
+        prior."""
         N, H, P = _rows(latent), self.cfg.horizon, self.num_prior_plans
         if self.tries_all:
             index = torch.cartesian_prod(*[torch.arange(self.actions, device=self.model.device)] * H)
@@ -236,7 +239,8 @@ class MPPI:
         return refit(elites, weights, self.cfg.min_std, self.cfg.max_std)
 
     def _shaken(self, act: Tensor, guess: Guess, generator: Random) -> Tensor:
-        """Exploration: a Box shakes by the guess's own spread, a share of choices is drawn evenly."""
+        """Exploration: noise with the standard deviation of the plan for Box, some uniform discrete
+        actions."""
         if self.choices:
             drawn, shaken = torch.rand(2, len(act), generator=generator, device=act.device)
             evenly = draw_one_hot(torch.full_like(act, 1 / self.actions), drawn)
@@ -246,13 +250,13 @@ class MPPI:
 
 
 def weigh(values: Tensor, num_elites: int, temperature: float) -> tuple[Tensor, Tensor]:
-    """The best of values (N, S): their indices and weights, which sum to 1, both (N, num_elites)."""
+    """Indices and weights (N, num_elites) of the best values (N, S); the weights sum to 1."""
     best, index = values.topk(num_elites, 1)
     return index, (temperature * (best - best[:, :1])).softmax(1)
 
 
 def refit(elites: Tensor, weights: Tensor, min_std: float, max_std: float) -> Guess:
-    """Weighted mean and spread (N, H, A) of elites (N, K, H, A)."""
+    """Weighted mean and standard deviation (N, H, A) of elites (N, K, H, A)."""
     weights = weights[:, :, None, None]
     mean = (weights * elites).sum(1)
     std = (weights * (elites - mean[:, None]).square()).sum(1).sqrt()
@@ -260,7 +264,7 @@ def refit(elites: Tensor, weights: Tensor, min_std: float, max_std: float) -> Gu
 
 
 def smooth(elites: Tensor, weights: Tensor, smoothing: float) -> Tensor:
-    """Chances (N, H, A) of the choices that elites (N, K, H, A) take, a share of them even."""
+    """Probabilities (N, H, A) of the discrete actions of elites (N, K, H, A), mixed with a uniform share."""
     chances = (weights[:, :, None, None] * elites).sum(1)
     return (1 - smoothing) * chances + smoothing / elites.shape[-1]
 
@@ -270,29 +274,29 @@ def _rows(latent: Latent) -> int:
 
 
 class Flat(WorldModel, Protocol):
-    """A world model whose feat holds its whole latent."""
+    """A world model whose feat contains its whole latent."""
 
     def latent_of(self, feat: Tensor) -> Latent:
-        """The latent that `feat` was taken of."""
+        """The latent of `feat`."""
 
 
 class MPPIPolicy:
-    """Plans at every step from feat, each plan beginning from the last one; a `Policy`.
+    """A `Policy` that plans at every step from feat; each plan starts from the previous one.
 
-    Its settings are saved, its model is not: `from_tensors` is given the model, and asks it for `propose` (a `Prior`)
-    and `worth` (a `Value`) if it has them.
+    Only its settings are saved. `from_tensors` takes the model, and uses its `propose` (a `Prior`) and
+    `worth` (a `Value`) if they exist.
     """
 
     def __init__(self, planner: MPPI) -> None:
         if not hasattr(planner.model, "latent_of"):
-            raise ValueError(f"the planner needs feat to hold the whole latent; {type(planner.model).__name__} lacks "
-                             "latent_of(feat)")  # fmt: skip
+            raise ValueError(f"planning from feat needs latent_of(feat), which {type(planner.model).__name__} lacks; "
+                             "use a model whose feat contains the whole latent")  # fmt: skip
         self.planner = planner
         self.reset(0, 0)
 
     @property
     def feat_dim(self) -> int:
-        """Width of what it sees."""
+        """Width of its observations."""
         return self.planner.model.feat_dim
 
     def reset(self, num: int, seed: int) -> None:
@@ -300,7 +304,7 @@ class MPPIPolicy:
         self._guess: Tensor | None = None
 
     def act(self, obs: Array) -> Array:
-        """feat (N, F) to the env's own actions (N, *space.shape)."""
+        """Map feat (N, F) to the env's own actions (N, *space.shape)."""
         model: Flat = self.planner.model  # type: ignore[assignment]
         if obs.ndim != 2 or obs.shape[1] != self.feat_dim:
             raise ValueError(f"obs must be (N, {self.feat_dim}), got {obs.shape}")
@@ -309,21 +313,21 @@ class MPPIPolicy:
         return decode_action(model.act_space, act.float().cpu().numpy())
 
     def tensors(self) -> dict[str, Tensor]:
-        """None of its own."""
+        """Empty: the policy has no weights."""
         return {}
 
     def about(self) -> dict[str, str]:
-        """Its settings, for the file's metadata."""
+        """Settings for the metadata of the file."""
         return {"kind": "mppi", "cfg": json.dumps(asdict(self.planner.cfg))}
 
     @classmethod
     def from_tensors(
         cls, model: WorldModel, tensors: Mapping[str, Tensor], about: Mapping[str, str], bf16: bool = False
     ) -> MPPIPolicy:
-        """The policy that `about` was taken from, planning through `model`.
+        """Restore a policy from its `about`, for planning in `model`.
 
         Raises:
-            ValueError: it is not of an MPPIPolicy.
+            ValueError: `about` belongs to another kind of policy.
         """
         if about.get("kind") != "mppi" or "cfg" not in about:
             raise ValueError(f"metadata must have kind 'mppi' and cfg, got {dict(about)}")

@@ -1,6 +1,6 @@
-"""Layers as DreamerV3 has them: linear, block-linear and convolutional ones, RMS norm and SiLU between.
+"""Layers of DreamerV3: linear and block-linear layers with RMS norm and SiLU.
 
-Weights begin as a normal cut at two deviations, scaled to unit variance by fan-in; biases begin at zero.
+Weights are initialised with a truncated normal, scaled to unit variance by fan-in; biases with zero.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from torch import Tensor, nn
 
 
 def init_weight(weight: Tensor, fan_in: int, scale: float = 1.0) -> None:
-    """Fill with a normal of variance scale² / fan_in, cut at two deviations."""
-    # Cutting at 2 leaves a deviation of 0.8796, which 1.1368 makes up for.
+    """Fill with a normal of variance scale² / fan_in, truncated at two standard deviations."""
+    # Truncation at 2 leaves a standard deviation of 0.8796, which the factor 1.1368 corrects.
     std = 1.1368 * scale * fan_in**-0.5
     with torch.no_grad():
         nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std) if std else weight.zero_()
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:
-    """In which type products with `weight` are taken: autocast's where it is on."""
+    """The dtype of products with `weight`: that of autocast if it is enabled."""
     kind = weight.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 def forgetful_autocast(device: torch.device) -> torch.autocast:
-    """Autocast as it is, but nothing that is met within is kept: for what runs without gradients before the losses.
+    """Autocast without its weight cache, for code without gradients that runs before the losses.
 
-    Older torch would give the losses the weights as they were met here, without gradients (pytorch #112583).
+    Older PyTorch would reuse the cached weights, which have no gradients, in the losses (pytorch #112583).
     """
     kind = device.type
     return torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False)
 
 
 class Linear(nn.Linear):
-    """A linear layer whose weights begin `scale` times as large as usual; 0 makes it begin as zero."""
+    """A linear layer whose initial weights are multiplied by `scale`, which may be 0."""
 
     def __init__(self, in_dim: int, out_dim: int, scale: float = 1.0) -> None:
         self.scale = scale
@@ -52,7 +52,7 @@ class Linear(nn.Linear):
 
 
 class BlockLinear(nn.Module):
-    """`blocks` linear layers side by side: block i sees the i-th part of x, and all of `shared` where there is any."""
+    """`blocks` parallel linear layers: block i takes the i-th part of x, and all of `shared` if given."""
 
     def __init__(self, in_dim: int, out_dim: int, blocks: int, shared_dim: int = 0) -> None:
         super().__init__()
@@ -61,15 +61,15 @@ class BlockLinear(nn.Module):
         self.blocks, self.own_dim = blocks, in_dim // blocks
         self.weight = nn.Parameter(torch.empty(blocks, self.own_dim + shared_dim, out_dim // blocks))
         self.bias = nn.Parameter(torch.zeros(out_dim))
-        # As the authors' initializer has it, which counts the blocks in.
+        # The authors' initialiser includes the number of blocks in the fan-in.
         init_weight(self.weight, blocks * (self.own_dim + shared_dim))
 
     def forward(self, x: Tensor, shared: Tensor | None = None) -> Tensor:
-        """(B, in_dim) and (B, shared_dim) to (B, out_dim)."""
+        """Map (B, in_dim) and (B, shared_dim) to (B, out_dim)."""
         return self.by_block(x, shared).transpose(0, 1).flatten(1)
 
     def by_block(self, x: Tensor, shared: Tensor | None = None) -> Tensor:
-        """The same as (blocks, B, out_dim / blocks)."""
+        """The same, with shape (blocks, B, out_dim / blocks)."""
         dtype = compute_dtype(self.weight)
         own, every = split_blocks(self.weight.to(dtype), self.own_dim)
         bias = self.bias.to(dtype)[None]
@@ -77,12 +77,12 @@ class BlockLinear(nn.Module):
 
 
 def split_blocks(weight: Tensor, own_dim: int) -> tuple[Tensor, Tensor]:
-    """A block-linear weight (G, I + S, O) as the blocks' own part (G, I, O) and what all of them share, (S, G O)."""
+    """Split a block-linear weight (G, I + S, O) into the parts for x (G, I, O) and for `shared` (S, G O)."""
     return weight[:, :own_dim], weight[:, own_dim:].transpose(0, 1).flatten(1)
 
 
 def apply_blocks(x: Tensor, own: Tensor, bias: Tensor) -> Tensor:
-    """(B, G I) through blocks (G, I, O) plus a bias (B or 1, G O), to (G, B, O)."""
+    """Map (B, G I) through blocks (G, I, O), plus a bias (B or 1, G O), to (G, B, O)."""
     parts, add = (t.unflatten(-1, (len(own), -1)).transpose(0, 1) for t in (x, bias))
     return torch.baddbmm(add, parts, own)
 
@@ -103,7 +103,8 @@ class NormSiLU(nn.Module):
 
 
 class _NormSiLU(torch.autograd.Function):
-    """The same for more than a CPU's cache holds in float32: some rows at a time, and only x and the lengths kept."""
+    """The same for inputs larger than a CPU cache in float32: processes some rows at a time, and stores
+    less."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -137,17 +138,18 @@ class _NormSiLU(torch.autograd.Function):
 
 
 CHUNK = 2**17
-"""Numbers that `NormSiLU` takes at a time."""
+"""Number of values that `NormSiLU` processes at a time."""
 
 
 def _chunks(x: Tensor, dim: int = 0) -> list[Tensor]:
-    """Some rows at a time: of x (..., dim), or of one number for each row where `dim` is given."""
+    """Split x (..., dim) into chunks of rows; with `dim`, x has one value per row."""
     rows = x if dim else x.flatten(0, -2)
     return list(rows.split(max(CHUNK // (dim or x.shape[-1]), 1)))
 
 
 def _outer(column: Tensor, row: Tensor) -> Tensor:
-    """Their product (R, C), as a matrix product: to broadcast along so short a row takes CPUs three times as long."""
+    """The outer product (R, C) as a matrix product: broadcasting along short rows is three times slower on
+    CPUs."""
     return torch.mm(column[:, None], row[None])
 
 
@@ -164,12 +166,12 @@ class Layer(nn.Module):
 
 
 def make_layers(in_dim: int, units: int, num: int) -> nn.Sequential:
-    """`num` layers one after another."""
+    """A stack of `num` layers."""
     return nn.Sequential(*[Layer(a, b) for a, b in pairwise([in_dim, *[units] * num])])
 
 
 class MLP(nn.Sequential):
-    """`num` layers, then linear to `out_dim`, beginning `scale` times as large as usual."""
+    """`num` layers, then a linear layer to `out_dim` whose initial weights are multiplied by `scale`."""
 
     def __init__(self, in_dim: int, units: int, num: int, out_dim: int, scale: float = 1.0) -> None:
         super().__init__(*make_layers(in_dim, units, num), Linear(units, out_dim, scale))

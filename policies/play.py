@@ -1,4 +1,4 @@
-"""Real episodes over processes: what a policy really scores."""
+"""Plays real episodes in parallel processes, to score policies."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ class Played(NamedTuple):
     """One real episode."""
 
     job: int
-    """Index of the job it answers."""
+    """Index of its job."""
     seed: int
     ret: float
     steps: int
-    """Agent steps; each is `spec.action_repeat` frames or less."""
+    """Agent steps, each of at most `spec.action_repeat` frames."""
     term: bool
 
 
 class Job(NamedTuple):
-    """One episode to play: the environment's seed, and what `make_policy` is called with."""
+    """One episode to play: the environment seed and the arguments of `make_policy`."""
 
     seed: int
     args: tuple[Any, ...] = ()
 
 
 class Arena:
-    """Processes that play real episodes, kept from one `play` to the next; use it in a `with`, or close it.
+    """A pool of processes that play real episodes. Use it in a `with` statement, or close it.
 
     Args:
-        make_policy: called in a worker for each job, with the job's args; picklable, so a module's function, a class
-            or a `functools.partial` of one.
+        make_policy: called in a worker for each job with the arguments of the job. It must be picklable: a
+            function of a module, a class, or a `functools.partial` of one.
     """
 
     def __init__(self, spec: RealSpec, make_policy: MakePolicy, procs: int = 2) -> None:
@@ -67,10 +67,10 @@ class Arena:
         )
 
     def play(self, jobs: Iterable[Job]) -> Iterator[Played]:
-        """Play every job and yield the episodes as they end.
+        """Play all jobs and yield the episodes in the order in which they end.
 
         Raises:
-            RuntimeError: a worker died. A worker's own error comes as it is.
+            RuntimeError: a worker process died. Errors in a worker are raised unchanged.
         """
         futures: dict[Future[Played], Job] = {}
         try:
@@ -83,16 +83,16 @@ class Arena:
         except BrokenProcessPool as error:
             lost = sorted({job.seed for future, job in futures.items() if future.cancelled() or future.exception()})
             raise RuntimeError(
-                f"a process that played {self.spec.id} died (killed, crashed, out of memory, or its script lacks "
+                f"a worker process for {self.spec.id} died (killed, crashed, out of memory, or the script lacks "
                 "`if __name__ == '__main__':`); "
-                f"seeds not played to the end: {lost[:8]}{' and more' if len(lost) > 8 else ''}"
+                f"unfinished seeds: {lost[:8]}{' and more' if len(lost) > 8 else ''}"
             ) from error
         finally:
             for future in futures:
                 future.cancel()
 
     def close(self) -> None:
-        """Stop the processes; an episode that is still going is dropped at its next step."""
+        """Stop the processes. A running episode is dropped at its next step."""
         self._halt.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -104,21 +104,21 @@ class Arena:
 
 
 def play(spec: RealSpec, make_policy: MakePolicy, jobs: Iterable[Job], procs: int = 2) -> Iterator[Played]:
-    """Play every job in processes of its own and yield the episodes as they end: `Arena`, used once."""
+    """Play all jobs in a new `Arena` and yield the episodes in the order in which they end."""
     with Arena(spec, make_policy, procs) as arena:
         yield from arena.play(jobs)
 
 
 class Stage(NamedTuple):
-    """What every job of a worker has in common."""
+    """The settings that all jobs of a worker share."""
 
     spec: RealSpec
     make_policy: MakePolicy
     halt: Event
-    """Set: drop what you are doing."""
+    """If set, workers drop their episodes."""
 
 
-_stage: Stage | None = None  # A pool can hand it to its workers only once, as they start.
+_stage: Stage | None = None  # A pool can pass it to a worker only when the worker starts.
 
 
 def start_worker(stage: Stage) -> None:
@@ -129,10 +129,10 @@ def start_worker(stage: Stage) -> None:
 
 
 class _Worker(SpawnProcess):
-    """Deaf to Ctrl-C from its first moment on, while it still imports too: it is its parent's to answer."""
+    """A process that ignores Ctrl-C from the start, because its parent handles it."""
 
     def start(self) -> None:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # A child inherits it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Inherited by the child.
         try:
             super().start()
         finally:
@@ -148,12 +148,12 @@ WORKERS = _Workers()
 
 
 def prepare_worker() -> None:
-    """One thread and no display for this process, whose life is its parent's.
+    """Set up this process: one thread, no display, and exit with its parent.
 
-    The pool's processes share the cores already. Nothing heavy is imported here.
+    The processes of the pool already share the cores. This imports nothing heavy.
     """
     os.environ.update(SDL_VIDEODRIVER="dummy", SDL_AUDIODRIVER="dummy", OMP_NUM_THREADS="1")
-    if (torch := sys.modules.get("torch")) is not None:  # Else it reads OMP_NUM_THREADS when it is imported.
+    if (torch := sys.modules.get("torch")) is not None:  # Otherwise torch reads OMP_NUM_THREADS when it is imported.
         torch.set_num_threads(1)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 

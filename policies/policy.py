@@ -1,4 +1,4 @@
-"""What acts: the Policy protocol, and policies that explore."""
+"""The Policy protocol, and exploration policies."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Floats = NDArray[np.float64]
 
 
 class Policy(Protocol):
-    """Chooses actions for N episodes at once; row i of every array is environment i."""
+    """Chooses actions for N episodes at once; row i of every array belongs to environment i."""
 
     def reset(self, num: int, seed: int) -> None:
-        """Start `num` new episodes; all randomness of the policy follows from `seed`."""
+        """Start `num` new episodes; `seed` determines all randomness of the policy."""
 
     def act(self, obs: Array) -> Array:
-        """Observations (N, ...) -> the environment's own actions (N, *action_space.shape)."""
+        """Map observations (N, ...) to the environment's own actions (N, *action_space.shape)."""
 
 
 class RandomPolicy:
-    """A new uniform action every step: the baseline."""
+    """A uniform random action in every step."""
 
     def __init__(self, space: Space) -> None:
         self.space = check_space(space)
@@ -39,7 +39,7 @@ class RandomPolicy:
 
 
 class HeldActions:
-    """Uniform actions, each held for a random number of steps."""
+    """Uniform random actions, each repeated for a random number of steps."""
 
     def __init__(self, space: Space, min_hold: int = 1, max_hold: int = 10) -> None:
         if not 1 <= min_hold <= max_hold:
@@ -66,10 +66,10 @@ class HeldActions:
 class OrnsteinUhlenbeck:
     """Smooth random actions for a Box: x += theta (mean - x) dt + sigma sqrt(dt) noise, a new mean each episode.
 
-    x = 0 is rest and x = -1 and 1 are the bounds. A dimension whose low is 0 (a pedal, a thruster) rests at 0,
-    so negative x is clipped to nothing there: it is used in strokes. The first such dimension drives (its mean
-    is drawn from `drive`), any later one only comes on now and then (`oppose`), or they would cancel out:
-    gas and brake of CarRacing.
+    x = 0 means no action, and x = -1 and 1 are the bounds. A dimension with lower bound 0 (a pedal, a
+    thruster) clips negative x to 0, so it is used intermittently. The first such dimension has a mean drawn
+    from `drive`, later ones a mean drawn from `oppose`, because they would cancel out otherwise (gas and
+    brake of CarRacing).
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class OrnsteinUhlenbeck:
 
 
 class RandomNetwork:
-    """A small random network of the observation, redrawn each episode: behaviour that depends on what is seen."""
+    """A small random network of the observation, resampled in each episode."""
 
     def __init__(self, space: Space, hidden: int = 32, gain: float = 2.0) -> None:
         self.space, self.hidden, self.gain = check_space(space), hidden, gain
@@ -130,7 +130,7 @@ class RandomNetwork:
 
 
 class Mixture:
-    """Each episode is played by one of `policies`, drawn at its start: data of several kinds of behaviour."""
+    """Plays each episode with one of `policies`, sampled at the start of the episode."""
 
     def __init__(self, policies: Sequence[Policy]) -> None:
         if not policies:
@@ -138,7 +138,7 @@ class Mixture:
         self.policies = list(policies)
 
     def reset(self, num: int, seed: int) -> None:
-        rng = np.random.default_rng([seed, 2])  # Not the policies' own stream.
+        rng = np.random.default_rng([seed, 2])  # Independent of the streams of the policies.
         self.pick = rng.integers(len(self.policies), size=num)
         for policy in self.policies:
             policy.reset(num, seed)
@@ -149,10 +149,11 @@ class Mixture:
 
 
 def explorer(env: gym.Env[Any, Any]) -> Policy:
-    """What plays before there is a controller.
+    """The exploration policy for collection without a controller.
 
-    Smooth actions in a Box. Choices are held for 1 to 4 steps, which meets more of what moves than longer holds do
-    (docs/log.md); where vectors are seen, half of the episodes are played by random networks.
+    Box: smooth random actions. Otherwise: random actions that are repeated for 1 to 4 steps, which reach more
+    states than longer repeats (docs/log.md). With vector observations, random networks play half of the
+    episodes.
     """
     space = env.action_space
     if isinstance(space, spaces.Box):
@@ -163,15 +164,16 @@ def explorer(env: gym.Env[Any, Any]) -> Policy:
 
 
 class NoisyPolicy:
-    """A policy with exploration noise of a level drawn from `noise` for each episode.
+    """A policy with exploration noise, whose level is drawn from `noise` for each episode.
 
-    Box: Ornstein-Uhlenbeck noise, the level its standard deviation as a share of half the range.
-    Anything else: the share of steps taken by held random actions.
+    Box: Ornstein-Uhlenbeck noise; the level is its standard deviation relative to half the range.
+    Otherwise: the level is the share of steps with repeated random actions.
 
     Args:
-        leave: share of the episodes in which held random actions take over for good, at a moment of their own: they
-            begin where only the policy gets, and find what it avoids (after Ecoffet et al. 2021, "Go-Explore").
-        leave_by: that moment is one of the first `leave_by` steps.
+        leave: share of episodes in which repeated random actions take over until the end. They start in
+            states that only the policy reaches, and find states that it avoids (after Ecoffet et al. 2021,
+            "Go-Explore").
+        leave_by: the random actions take over within the first `leave_by` steps.
     """
 
     def __init__(
@@ -193,14 +195,14 @@ class NoisyPolicy:
 
     def reset(self, num: int, seed: int) -> None:
         self.policy.reset(num, seed)
-        self.rng = np.random.default_rng([seed, 1])  # Not the wrapped policy's stream.
+        self.rng = np.random.default_rng([seed, 1])  # Independent of the stream of the wrapped policy.
         self.level = self.rng.choice(self.noise, num)
         self.x = np.zeros((num, score_dim(self.space)))
         self.astray = np.zeros(num, bool)
         self.other.reset(num, int(self.rng.integers(2**31)))
         leaves, moment = self.rng.random(num) < self.leave, self.rng.integers(self.leave_by, size=num)
         self.stays = np.where(leaves, moment, np.iinfo(np.int64).max)
-        """Steps that each episode still has to go before it leaves the policy."""
+        """Steps until random actions take over, per episode."""
 
     def act(self, obs: Array) -> Array:
         act, random = self.policy.act(obs), self.other.act(obs)
@@ -218,7 +220,7 @@ class NoisyPolicy:
         return np.clip(act + noise, space.low, space.high).astype(space.dtype)
 
     def _swap(self, act: Array, random: Array) -> Array:
-        # Astray for 5 steps on average, and for `level` of the time in all.
+        # Random actions last 5 steps on average, and make up a share `level` of all steps.
         level = np.minimum(self.level, 1.0)
         leave = np.where(level < 1, 0.2 * level / np.maximum(1 - level, 1e-9), 1.0)
         stay = np.where(level < 1, 0.8, 1.0)
@@ -229,7 +231,7 @@ class NoisyPolicy:
 
 
 def check_space(space: Space) -> Space:
-    """The action space, if we can draw from it evenly."""
+    """Return the action space if uniform sampling supports it."""
     if isinstance(space, spaces.Box):
         return check_box(space)
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
@@ -238,16 +240,16 @@ def check_space(space: Space) -> Space:
 
 
 def check_box(space: Space) -> spaces.Box:
-    """The action space, if it is a Box with finite bounds."""
+    """Return the action space if it is a Box with finite bounds."""
     if not isinstance(space, spaces.Box):
-        raise ValueError(f"this policy needs Box actions, got {space}; use HeldActions for choices")
+        raise ValueError(f"this policy needs Box actions, got {space}; use HeldActions for discrete actions")
     if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
         raise ValueError(f"Box actions need finite bounds, got {space}; wrap the env in RescaleAction")
     return space
 
 
 def sample_actions(space: Space, num: int, rng: np.random.Generator) -> Array:
-    """`num` uniform actions (num, *space.shape); unlike space.sample(), from a generator that is passed in."""
+    """Sample `num` uniform actions (num, *space.shape) with the given generator."""
     shape = (num, *(space.shape or ()))
     if isinstance(space, spaces.Box):
         if np.issubdtype(space.dtype, np.integer):
@@ -262,7 +264,7 @@ def sample_actions(space: Space, num: int, rng: np.random.Generator) -> Array:
 
 
 def from_unit(space: spaces.Box, x: Floats) -> Array:
-    """x (N, A), 0 at rest and -1 and 1 at the bounds (one-sided where low is 0) -> clipped actions."""
+    """Map x (N, A), with 0 for no action and -1 and 1 for the bounds, to clipped actions."""
     low, high = space.low.astype(np.float64).ravel(), space.high.astype(np.float64).ravel()
     rest = np.where(low == 0, 0.0, (low + high) / 2)
     act = np.clip(rest + x * (high - rest), low, high)
@@ -270,7 +272,7 @@ def from_unit(space: spaces.Box, x: Floats) -> Array:
 
 
 def score_dim(space: Space) -> int:
-    """How many numbers `from_scores` needs for an action."""
+    """Number of scores that `from_scores` needs per action."""
     if isinstance(space, spaces.Discrete):
         return int(space.n)
     if isinstance(space, spaces.MultiDiscrete):
@@ -279,7 +281,7 @@ def score_dim(space: Space) -> int:
 
 
 def from_scores(space: Space, scores: Floats) -> Array:
-    """Scores (N, score_dim) -> actions: tanh into a Box, the best of each choice, the sign of each bit."""
+    """Map scores (N, score_dim) to actions: tanh for Box, argmax for discrete actions, the sign for bits."""
     shape = (len(scores), *(space.shape or ()))
     if isinstance(space, spaces.Box):
         low, high = space.low.astype(np.float64), space.high.astype(np.float64)
@@ -295,7 +297,7 @@ def from_scores(space: Space, scores: Floats) -> Array:
 
 
 def features(obs: Array) -> Floats:
-    """About 200 numbers of each observation: a coarse picture in [-1, 1], or the vector with its size tamed."""
+    """About 200 features of each observation: a coarse image in [-1, 1], or a normalised vector."""
     if obs.ndim == 4:
         stride = (max(1, obs.shape[1] // 8), max(1, obs.shape[2] // 8))
         small = obs[:, stride[0] // 2 :: stride[0], stride[1] // 2 :: stride[1]]

@@ -1,4 +1,4 @@
-"""λ-returns: what a state is worth by the rewards that follow it, and by a critic's word where they leave off."""
+"""λ-returns: the value of a state from the following rewards and a critic."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ def lambda_returns(rew: Tensor, cont: Tensor, value: Tensor, lam: float | Tensor
     """R[t] = rew[t] + cont[t] ((1 - λ) value[t] + λ R[t+1]), where R[T] = value[T-1] (Sutton & Barto 2018, eq. 12.18).
 
     Args:
-        rew: (T, B), what step t earned.
-        cont: (T, B), the discount times the chance that the episode went on after step t.
-        value: (T, B), the critic's word for the state that step t led to.
-        lam: the share that goes by what follows, one number or (T, B).
+        rew: (T, B), the reward of step t.
+        cont: (T, B), the discount times the probability that the episode continues after step t.
+        value: (T, B), the critic's value of the state after step t.
+        lam: λ, a number or (T, B).
     """
     settled = rew + cont * (1 - lam) * value
     carried = cont * lam

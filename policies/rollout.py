@@ -1,4 +1,4 @@
-"""The only loop that steps environments: collecting, judging and evolving all call it."""
+"""Plays whole episodes in a vector environment; collection, evaluation and CMA-ES use it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from policies.policy import Policy
 Array = NDArray[Any]
 
 EVAL_SEED = 1_000_000
-"""Environment seeds from here up are for evaluation only."""
+"""Environment seeds from this one up are for evaluation only."""
 
 
 class Transition(NamedTuple):
@@ -28,7 +28,7 @@ class Transition(NamedTuple):
     trunc: Array
     next_obs: Array
     alive: Array
-    """(N,) bool: the row's episode was still going when `act` was taken; ignore the row elsewhere."""
+    """(N,) bool: the episode of the row was running when `act` was taken; ignore other rows."""
 
 
 def rollout(
@@ -41,10 +41,10 @@ def rollout(
 ) -> Iterator[Transition]:
     """Play one episode in each row until all have ended.
 
-    Rows that have ended are stepped on, and what they give is to be ignored: a batch of dreams takes that.
+    Rows that have ended are still stepped, which a batch of dreams supports. Ignore their results.
 
     Raises:
-        ValueError: the envs reset ended rows by themselves, or refuse to step them; a single real env is
+        ValueError: the envs reset ended rows automatically, or cannot step them. For a single real env use
             `SyncVectorEnv([make], autoreset_mode=AutoresetMode.DISABLED)`.
     """
     mode = envs.metadata.get("autoreset_mode")
@@ -53,7 +53,7 @@ def rollout(
     if isinstance(envs, SyncVectorEnv | AsyncVectorEnv) and envs.num_envs > 1:
         raise ValueError(
             f"{type(envs).__name__} cannot step rows that have ended, got {envs.num_envs} rows; "
-            "play real episodes one row at a time (policies.play does, over processes)"
+            "play real episodes one row at a time (policies.play does so in parallel processes)"
         )
     policy.reset(envs.num_envs, policy_seed)
     obs, _ = envs.reset(seed=seed, options=options)  # type: ignore[arg-type]
@@ -67,10 +67,10 @@ def rollout(
 
 
 def check_seed(seed: int) -> None:
-    """Refuse environment seeds that are kept for evaluation.
+    """Check that an environment seed is not reserved for evaluation.
 
     Raises:
-        ValueError: the seed is not from 0 to 999,999.
+        ValueError: the seed is not between 0 and 999,999.
     """
     if not 0 <= seed < EVAL_SEED:
         raise ValueError(
@@ -83,7 +83,7 @@ def returns(transitions: Iterator[Transition], stall: int | None = None) -> NDAr
     """Undiscounted return of every row, (N,).
 
     Args:
-        stall: a row earns nothing more after so many steps in a row without a positive reward.
+        stall: stop counting the rewards of a row after N consecutive steps without a positive reward.
     """
     total = np.zeros(0)
     idle = np.zeros(0, np.int64)

@@ -1,8 +1,8 @@
-"""Stable-Baselines3 in dreams: a VecEnv view of any Gymnasium VectorEnv, and SB3 policies as ours.
+"""Stable-Baselines3 in dreams: a VecEnv for any Gymnasium VectorEnv, and SB3 policies as `Policy`.
 
-DreamVecEnv(gym.make_vec("Dream-CarRacing-v0", num_envs=64, obs="latent"))  what `PPO("MlpPolicy", envs)` trains in
+DreamVecEnv(gym.make_vec("Dream-CarRacing-v0", num_envs=64, obs="latent"))  an env for `PPO("MlpPolicy", env)`
 to_mlp(model)                                                               its deterministic actor, without SB3
-load_sb3("policy.zip", PPO, env)                                            a saved one, without unpickling
+load_sb3("policy.zip", PPO, env)                                            loads a model without unpickling
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ Algo = TypeVar("Algo", bound=BaseAlgorithm)
 
 
 class DreamVecEnv(VecEnv):
-    """A Gymnasium VectorEnv as SB3 sees vector environments.
+    """An SB3 VecEnv for a Gymnasium VectorEnv.
 
-    For batches of dreams first of all, and for Gymnasium's own SyncVectorEnv and AsyncVectorEnv. Observations are
-    handed on as they come; a row's last observation is in its info as `terminal_observation`.
+    It works for batches of dreams, and for Gymnasium's SyncVectorEnv and AsyncVectorEnv. Observations are
+    passed on unchanged. The last observation of an episode is in the info of its row, as
+    `terminal_observation`.
 
     Args:
-        envs: resets ended rows in the same step (autoreset_mode SAME_STEP); it belongs to this view from now on.
+        envs: must reset ended rows in the same step (autoreset_mode SAME_STEP). This object takes ownership.
     """
 
     def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
@@ -51,13 +52,13 @@ class DreamVecEnv(VecEnv):
         if mode != AutoresetMode.SAME_STEP:
             raise ValueError(
                 f"SB3 needs envs that reset ended rows in the same step, got autoreset_mode={mode}; make them with "
-                "autoreset_mode=AutoresetMode.SAME_STEP (in vector_kwargs where gym.make_vec makes the rows)"
+                "autoreset_mode=AutoresetMode.SAME_STEP (in vector_kwargs for real environments)"
             )
         check_actions(envs.single_action_space)
         self.envs = envs
         self.spec = envs.spec
         self._rows = envs.unwrapped
-        # Else the next step writes in what SB3 still has to store.
+        # Otherwise the next step overwrites arrays that SB3 has not stored yet.
         self._shared = not getattr(self._rows, "copy", True)
         self._start: Info | None = None
         self._actions: Array | None = None
@@ -72,7 +73,7 @@ class DreamVecEnv(VecEnv):
         return _copied(obs) if self._shared else obs
 
     def set_options(self, options: list[Info] | Info | None = None) -> None:
-        """Options of the next reset, the same for every row."""
+        """Set the options of the next reset, the same for all rows."""
         if isinstance(options, list):
             raise ValueError("options must be one dict for all rows, got a list; vector environments take one")
         self._start = options
@@ -85,7 +86,7 @@ class DreamVecEnv(VecEnv):
         obs, rew, term, trunc, info = self.envs.step(self._actions)
         done = term | trunc
         infos = self._infos(info, np.flatnonzero(done), trunc & ~term)
-        # SB3 adds the value of what was cut off to these rewards, so they must be its own.
+        # SB3 adds the bootstrapped value of truncated episodes to these rewards in place.
         return _copied(obs) if self._shared else obs, np.array(rew, np.float32), done, infos
 
     def close(self) -> None:
@@ -96,7 +97,7 @@ class DreamVecEnv(VecEnv):
         return list(frames) if frames is not None else [None] * self.num_envs
 
     def get_attr(self, attr_name: str, indices: Rows = None) -> list[Any]:
-        """The attribute in each row; dreams of a batch share theirs."""
+        """The attribute of each row; dreams of a batch share it."""
         rows = self._get_indices(indices)
         if isinstance(self._rows, SyncVectorEnv):
             return [self._rows.envs[row].get_wrapper_attr(attr_name) for row in rows]
@@ -106,7 +107,7 @@ class DreamVecEnv(VecEnv):
         return [getattr(self._rows, attr_name) for _ in rows]
 
     def set_attr(self, attr_name: str, value: Any, indices: Rows = None) -> None:
-        """Change an attribute that is there, such as a dream's `temperature`; dreams of a batch share theirs."""
+        """Set an existing attribute, such as a dream's `temperature`; dreams of a batch share it."""
         rows = list(self._get_indices(indices))
         if isinstance(self._rows, SyncVectorEnv):
             for row in rows:
@@ -120,7 +121,7 @@ class DreamVecEnv(VecEnv):
         setattr(self._rows, attr_name, value)
 
     def env_method(self, method_name: str, *method_args: Any, indices: Rows = None, **method_kwargs: Any) -> list[Any]:
-        """What the method gives in each row; of a batch of dreams it is called once, for all."""
+        """The results of the method for each row; for a batch of dreams it is called once."""
         rows = list(self._get_indices(indices))
         if isinstance(self._rows, SyncVectorEnv):
             return [self._rows.envs[r].get_wrapper_attr(method_name)(*method_args, **method_kwargs) for r in rows]
@@ -130,14 +131,15 @@ class DreamVecEnv(VecEnv):
         return [getattr(self._rows, method_name)(*method_args, **method_kwargs)] * len(rows)
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: Rows = None) -> list[bool]:
-        """Whether each row is wrapped; rows in other processes cannot be asked and say no."""
+        """Whether each row is wrapped; False for rows in other processes."""
         rows = self._get_indices(indices)
         if isinstance(self._rows, SyncVectorEnv):
             return [is_wrapped(self._rows.envs[row], wrapper_class) for row in rows]
         return [False for _ in rows]
 
     def _infos(self, info: Info, done: NDArray[np.int64], cut: Array) -> list[Info]:
-        """SB3's list of infos: of a row that ended, what its last step said; what its reset said is kept aside."""
+        """SB3's list of infos. For a row that ended, the info of its last step; the reset info is kept
+        separately."""
         final_obs, final_info = info.pop("final_obs", None), info.pop("final_info", {})
         infos = _infos(info, self.num_envs, {"TimeLimit.truncated": False})
         last = _infos(final_info, self.num_envs) if final_info else None
@@ -153,11 +155,11 @@ class DreamVecEnv(VecEnv):
 
 
 def _infos(info: Info, num: int, start: Info | None = None) -> list[Info]:
-    """Gymnasium's dict of arrays and masks as one dict a row."""
+    """Convert Gymnasium's dict of arrays and masks to one dict per row."""
     rows = [dict(start or {}) for _ in range(num)]
     for key, values in info.items():
         if f"_{key}" not in info:
-            continue  # A mask, or about no row.
+            continue  # A mask, or not about a row.
         cells = _infos(values, num) if isinstance(values, dict) else values
         for row in np.flatnonzero(info[f"_{key}"]):
             rows[row][key] = cells[row]
@@ -169,36 +171,36 @@ def _copied(obs: Any) -> Any:
 
 
 def check_actions(space: gym.Space[Any]) -> None:
-    """Refuse a space that models take and SB3 cannot choose from.
+    """Check that SB3 supports an action space that models support.
 
     Raises:
-        ValueError: its choices do not count from 0, or choices or bits come in an array where SB3 wants a row.
+        ValueError: a discrete space does not start at 0, or MultiDiscrete or MultiBinary has several axes.
     """
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(space.start):
-        raise ValueError(f"SB3 chooses from 0 up only, got actions {space}; wrap the env in TransformAction")
+        raise ValueError(f"SB3 needs discrete actions that start at 0, got {space}; wrap the env in TransformAction")
     many = isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim > 1
     if many or (isinstance(space, spaces.MultiBinary) and not isinstance(space.n, int)):
         raise ValueError(
-            "SB3 takes choices and bits in a row only, as MultiDiscrete([2, 3]) or MultiBinary(4), "
-            f"got actions {space}; flatten them with TransformAction"
+            "SB3 needs one row of discrete actions, such as MultiDiscrete([2, 3]) or MultiBinary(4), "
+            f"got {space}; flatten them with TransformAction"
         )
 
 
 class SB3Policy:
-    """Any SB3 model as a Policy of ours: `predict(deterministic=True)`, pixels and VecNormalize included.
+    """Any SB3 model as a `Policy`: `predict(deterministic=True)`, including pixels and VecNormalize.
 
     Args:
-        model: the algorithm, or its `policy` alone, which can be sent to other processes.
+        model: the algorithm, or only its `policy`, which can be pickled for other processes.
     """
 
     def __init__(self, model: BaseAlgorithm | BasePolicy) -> None:
         self.model = model
 
     def reset(self, num: int, seed: int) -> None:
-        """Nothing is carried between steps."""
+        """Does nothing: the policy has no state."""
 
     def act(self, obs: Array) -> Array:
-        """Observations (N, ...) as the env gives them to the env's own actions."""
+        """Map observations (N, ...) of the env to its own actions."""
         normalizer = self.model.get_vec_normalize_env() if isinstance(self.model, BaseAlgorithm) else None
         seen: Any = obs if normalizer is None else normalizer.normalize_obs(obs)
         act: Array = self.model.predict(seen, deterministic=True)[0]
@@ -206,17 +208,17 @@ class SB3Policy:
 
 
 def to_mlp(model: BaseAlgorithm) -> MLPPolicy:
-    """The deterministic actor of an MlpPolicy of PPO, A2C, SAC, TD3 or DQN; acts as `predict(deterministic=True)`.
+    """Convert the actor of an MlpPolicy (PPO, A2C, SAC, TD3 or DQN); acts as `predict(deterministic=True)`.
 
     Raises:
-        ValueError: it is no plain MLP on vectors; `SB3Policy` takes any.
+        ValueError: the actor is not a plain MLP on vectors. `SB3Policy` supports any model.
     """
     policy = model.policy
     if model.get_vec_normalize_env() is not None:
-        raise ValueError("the policy sees observations that VecNormalize has changed; SB3Policy(model) keeps it")
+        raise ValueError("to_mlp does not support VecNormalize; use SB3Policy(model)")
     space = model.observation_space
     if not isinstance(space, spaces.Box) or len(space.shape) != 1:
-        raise ValueError(f"to_mlp needs observations that are vectors, got {space}; use SB3Policy(model)")
+        raise ValueError(f"to_mlp needs vector observations, got {space}; use SB3Policy(model)")
     extractor, modules, squash = _actor(policy, model.action_space)
     if not isinstance(extractor, FlattenExtractor):
         raise ValueError(f"to_mlp needs an MlpPolicy, got features from {type(extractor).__name__}; use SB3Policy")
@@ -227,11 +229,12 @@ def to_mlp(model: BaseAlgorithm) -> MLPPolicy:
 
 
 class Whitened(FlattenExtractor):
-    """Vectors in units of their spread, for networks that learn faster so; goes with the policy's weights.
+    """Normalises vectors to zero mean and unit variance, which speeds up training; part of the policy's
+    weights.
 
     Args:
-        mean: (F,) of the vectors.
-        std: (F,) their standard deviation, above 0.
+        mean: (F,) mean of the vectors.
+        std: (F,) standard deviation, above 0.
     """
 
     def __init__(self, observation_space: gym.Space[Any], mean: Tensor, std: Tensor) -> None:
@@ -245,13 +248,14 @@ class Whitened(FlattenExtractor):
         return (super().forward(observations) - self.mean) / self.std
 
     def absorbed(self, weight: Tensor, bias: Tensor) -> Layer:
-        """The layer that does to plain vectors what (weight, bias) does to whitened ones."""
+        """The layer for plain vectors that is equivalent to (weight, bias) for normalised ones."""
         scaled = weight / self.std
         return scaled, bias - scaled @ self.mean
 
 
 def _actor(policy: Any, space: gym.Space[Any]) -> tuple[nn.Module, list[nn.Module], str]:
-    """What extracts the features, the modules from there to the action, and what is done to their output."""
+    """The feature extractor, the modules from the features to the action, and the squashing of their
+    output."""
     choice = {spaces.MultiBinary: "sign", spaces.Discrete: "argmax", spaces.MultiDiscrete: "argmax"}
     squash = choice.get(type(space), "tanh" if policy.squash_output else "clip")
     if isinstance(policy, ActorCriticPolicy):
@@ -262,21 +266,21 @@ def _actor(policy: Any, space: gym.Space[Any]) -> tuple[nn.Module, list[nn.Modul
         return policy.actor.features_extractor, [policy.actor.mu[:-1]], squash
     if isinstance(policy, DQNPolicy):
         return policy.q_net.features_extractor, [policy.q_net.q_net], squash
-    raise ValueError(f"to_mlp knows PPO, A2C, SAC, TD3 and DQN, got {type(policy).__name__}; use SB3Policy(model)")
+    raise ValueError(f"to_mlp supports PPO, A2C, SAC, TD3 and DQN, got {type(policy).__name__}; use SB3Policy(model)")
 
 
 NAMES: dict[type[nn.Module], str] = {nn.Tanh: "tanh", nn.ReLU: "relu", nn.SiLU: "silu"}
 
 
 def _layers(modules: Iterable[nn.Module]) -> tuple[list[Layer], str]:
-    """The linear layers in their order, and the one activation between them."""
+    """The linear layers in order, and the activation between them."""
     flat = list(_leaves(modules))
     linear, between = flat[::2], flat[1::2]
     kinds = {type(module) for module in between} or {nn.Tanh}
     plain = all(isinstance(m, nn.Linear) for m in linear) and len(linear) == len(between) + 1
     if not plain or len(kinds) != 1 or not kinds <= NAMES.keys():
         names = [type(module).__name__ for module in flat]
-        raise ValueError(f"to_mlp knows Linear layers with Tanh, ReLU or SiLU between, got {names}; use SB3Policy")
+        raise ValueError(f"to_mlp supports Linear layers with Tanh, ReLU or SiLU, got {names}; use SB3Policy(model)")
     return [(module.weight, _bias(module)) for module in linear if isinstance(module, nn.Linear)], NAMES[kinds.pop()]
 
 
@@ -300,20 +304,20 @@ def load_sb3(
     policy: str = "MlpPolicy",
     **kwargs: Any,
 ) -> Algo:
-    """A model of SB3 with the policy of the zip that `model.save(path)` wrote.
+    """Load the policy of a zip file that `model.save(path)` of SB3 wrote, without unpickling.
 
-    SB3's own `load` unpickles the zip's `data`, which can run any code. This one builds a fresh `algo(policy, env,
-    **kwargs)` and takes over the policy's weights alone; settings and optimizer are those of the fresh one.
+    SB3's own `load` unpickles the `data` of the zip, which can run any code. This function creates a new
+    `algo(policy, env, **kwargs)` and loads only the weights of the policy. Settings and optimizer are new.
 
     Args:
-        env: whatever SB3 takes, or a VectorEnv.
-        kwargs: of the algorithm; sizes as they were saved (`policy_kwargs=dict(net_arch=[...])`).
+        env: any environment that SB3 supports, or a VectorEnv.
+        kwargs: arguments of the algorithm, with the saved layer sizes (`policy_kwargs=dict(net_arch=[...])`).
 
     Raises:
-        ValueError: it is no zip of SB3, holds more than weights, or they do not fit; both shapes are named.
+        ValueError: it is not a zip of SB3, contains more than weights, or the shapes do not match.
     """
     weights = read_weights(Path(path))
-    kwargs["policy_kwargs"] = dict(kwargs.get("policy_kwargs") or {})  # SB3 writes in it.
+    kwargs["policy_kwargs"] = dict(kwargs.get("policy_kwargs") or {})  # SB3 modifies it.
     model = algo(policy, DreamVecEnv(env) if isinstance(env, VectorEnv) else env, **kwargs)
     own = model.policy.state_dict()
     problems = [
@@ -324,30 +328,30 @@ def load_sb3(
     if problems:
         shown = "\n  ".join(problems[:10])
         raise ValueError(
-            f"{path} does not fit {type(model).__name__}({policy!r}) in this env; pass the algorithm, policy and "
-            f"policy_kwargs it was saved with:\n  {shown}"
+            f"{path} does not fit {type(model).__name__}({policy!r}) in this env; pass the saved algorithm, policy "
+            f"and policy_kwargs:\n  {shown}"
         )
     model.policy.load_state_dict(weights)
     return model
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """`policy.pth` of SB3's zip, by PyTorch's reader that takes tensors only.
+    """Read `policy.pth` of a zip of SB3 with PyTorch's tensors-only reader.
 
     Raises:
-        ValueError: it is no zip of SB3, or holds more than tensors.
+        ValueError: it is not a zip of SB3, or contains more than tensors.
     """
     try:
         with zipfile.ZipFile(path) as archive, archive.open("policy.pth") as file:
             weights = torch.load(file, map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(f"{path} must be a zip that SB3 saved, with a policy.pth: {error}") from error
-    except Exception as error:  # PyTorch raises what the file makes it raise.
+        raise ValueError(f"{path} must be a zip saved by SB3 with a policy.pth: {error}") from error
+    except Exception as error:  # A crafted file can make PyTorch raise anything.
         if isinstance(error, OSError):
             raise
-        raise ValueError(f"{path}: policy.pth must hold tensors and nothing else: {error}") from error
+        raise ValueError(f"{path}: policy.pth must contain only tensors: {error}") from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f"{path}: policy.pth must hold named tensors, got {type(weights).__name__}")
+        raise ValueError(f"{path}: policy.pth must contain named tensors, got {type(weights).__name__}")
     return dict(weights)
 
 

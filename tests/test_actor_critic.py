@@ -258,14 +258,14 @@ def test_a_policy_that_was_saved_acts_the_same(space: spaces.Space, tmp_path: Pa
 
 def test_weights_of_something_else_are_refused() -> None:
     tensors = ActorPolicy(BOX, Actor(BOX, 4, 16, 2)).tensors()
-    with pytest.raises(ValueError, match="an actor for Discrete.*has weights"):
+    with pytest.raises(ValueError, match="the weights of an actor for Discrete.*must be"):
         ActorPolicy.from_tensors(CHOICE, tensors, {"kind": "actor"})
-    with pytest.raises(ValueError, match="expected an actor's weights and kind 'actor', got"):
+    with pytest.raises(ValueError, match="expected weights of an actor and kind 'actor', got"):
         ActorPolicy.from_tensors(BOX, tensors, {"kind": "mlp"})
 
 
 def test_settings_that_cannot_be_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"ActorCriticConfig.horizon must be a whole number from 1 up, got 0"):
+    with pytest.raises(ValueError, match=r"ActorCriticConfig.horizon must be an integer of at least 1, got 0"):
         ActorCriticConfig(horizon=0)
     with pytest.raises(ValueError, match=r"ActorCriticConfig.lam must be from 0 to 1, got 1.5"):
         ActorCriticConfig(lam=1.5)

@@ -94,7 +94,7 @@ def test_bins_stay_in_range_in_half_precision() -> None:
 
 
 def test_an_even_number_of_bins_is_refused() -> None:
-    with pytest.raises(ValueError, match="TwoHot needs an odd num from 3 up and a limit above 0, got 254 and 20"):
+    with pytest.raises(ValueError, match="TwoHot needs an odd num of at least 3 and a limit above 0, got 254 and 20"):
         TwoHot(254)
 
 

@@ -142,9 +142,9 @@ def test_wrong_sizes_are_refused_with_both_sides() -> None:
     weights = np.zeros((3, 9))
     with pytest.raises(ValueError, match=r"weights must be \(\[P,\] 3, F \+ 1\) for Box.*, got \(4, 9\)"):
         LinearPolicy(BOX, np.zeros((4, 9)))
-    with pytest.raises(ValueError, match=r"squash must be of \['clip', 'sigmoid', 'tanh'\], got \['relu'\]"):
+    with pytest.raises(ValueError, match=r"squash must contain only \['clip', 'sigmoid', 'tanh'\], got \['relu'\]"):
         LinearPolicy(BOX, weights, ("tanh", "relu", "clip"))
-    with pytest.raises(ValueError, match="squash must name 3 dimensions"):
+    with pytest.raises(ValueError, match="squash must have 3 names"):
         LinearPolicy(BOX, weights, ("tanh",))
     policy = LinearPolicy(BOX, weights)
     for obs in (np.zeros((4, 7)), np.zeros(8), np.zeros((4, 2, 4))):

@@ -116,9 +116,9 @@ def test_what_does_not_fit_is_refused_with_both_sides() -> None:
     eye, zeros = torch.eye(2), torch.zeros(2)
     for layers, message in [
         ([(torch.eye(3), torch.zeros(3))], r"the last layer must have 2 outputs for Box.*, got 3"),
-        ([(eye, torch.zeros(3))], r"layers must be weights \(out, in\) and biases \(out,\), each fed by the last, got"),
-        ([(torch.ones(3, 2), torch.zeros(3)), (eye, zeros)], r"each fed by the last, got .*\(3, 2\)"),
-        ([], "each fed by the last, got \\[\\]"),
+        ([(eye, torch.zeros(3))], r"layers must be weights \(out, in\) and biases \(out,\) of matching sizes, got"),
+        ([(torch.ones(3, 2), torch.zeros(3)), (eye, zeros)], r"of matching sizes, got .*\(3, 2\)"),
+        ([], "of matching sizes, got \\[\\]"),
     ]:
         with pytest.raises(ValueError, match=message):
             MLPPolicy(BOX, layers, "tanh", "clip")

@@ -133,7 +133,7 @@ def test_a_plan_begins_from_the_last_one_a_step_on_unless_the_row_is_new() -> No
     assert begun[0, :, 0].tolist() == [1, 2, 0] and begun[1, :, 0].tolist() == [0, 0, 0]
     choices = MPPI(Toy(act_space=spaces.Discrete(4)), QUICK)
     assert choices._begin(1, torch.eye(4)[None, :3], None).mean[0].tolist() == [[0, 1, 0, 0], [0, 0, 1, 0], [0.25] * 4]
-    with pytest.raises(ValueError, match=r"last must be \(2, 3, 1\), the guess of the plan before, got \(3, 3, 1\)"):
+    with pytest.raises(ValueError, match=r"last must be the guess \(2, 3, 1\) of the previous plan, got \(3, 3, 1\)"):
         planner.plan(at(0, 0), torch.zeros(3, 3, 1))
 
 
@@ -187,7 +187,7 @@ def test_a_seeded_plan_repeats() -> None:
 def test_no_iterations_ask_the_prior_alone() -> None:
     planner = MPPI(Toy(), MPPIConfig(iterations=0), always(-0.4))
     assert planner.plan(at(0.0, 1.0)).act[:, 0].tolist() == pytest.approx([-0.4, -0.4])
-    with pytest.raises(ValueError, match="iterations is 0, which asks the prior alone, and there is none"):
+    with pytest.raises(ValueError, match="iterations=0 uses only the prior, but no prior was given"):
         MPPI(Toy(), MPPIConfig(iterations=0))
 
 
@@ -251,17 +251,17 @@ def test_the_policy_acts_in_the_environments_own_units_and_is_saved_as_its_setti
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: MPPIConfig(horizon=0), "MPPIConfig.horizon must be a whole number from 1 up, got 0"),
+        (lambda: MPPIConfig(horizon=0), "MPPIConfig.horizon must be an integer of at least 1, got 0"),
         (lambda: MPPIConfig(num_elites=600), r"num_elites must be at most num_samples \(512\), got 600"),
         (lambda: MPPIConfig(num_prior_plans=600), r"num_prior_plans must be at most num_samples \(512\), got 600"),
         (lambda: MPPIConfig(min_std=3.0), r"min_std must be above 0 and at most max_std \(2.0\), got 3.0"),
         (lambda: MPPIConfig(smoothing=1.5), "smoothing must be from 0 to 1, got 1.5"),
-        (lambda: MPPIConfig(temperature=-1.0), "temperature must be from 0 up, got -1.0"),
+        (lambda: MPPIConfig(temperature=-1.0), "temperature must be at least 0, got -1.0"),
         (
             lambda: MPPI(Toy(act_space=spaces.MultiBinary(2))),
             r"MPPI plans for Box and Discrete actions, got MultiBinary\(2\)",
         ),
-        (lambda: MPPIPolicy(MPPI(Toy())), r"feat to hold the whole latent; Toy lacks latent_of\(feat\)"),
+        (lambda: MPPIPolicy(MPPI(Toy())), r"planning from feat needs latent_of\(feat\), which Toy lacks"),
         (lambda: MPPIPolicy.from_tensors(Flat(), {}, {"kind": "mlp"}), "metadata must have kind 'mppi' and cfg"),
     ],
 )

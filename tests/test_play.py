@@ -88,7 +88,7 @@ def test_errors_of_makers_and_environments_reach_the_parent_as_they_are() -> Non
 def test_a_worker_that_dies_raises_in_the_parent_without_a_hang() -> None:
     began = time.monotonic()
     jobs = [Job(s, (-1.0 if s == 7 else 1.0,)) for s in range(30)]
-    with pytest.raises(RuntimeError, match=r"a process that played toy_env:Echo-v0 died .*seeds not played .*7"):
+    with pytest.raises(RuntimeError, match=r"a worker process for toy_env:Echo-v0 died .*unfinished seeds.*7"):
         list(play(ECHO, Dies, jobs, procs=2))
     assert time.monotonic() - began < 20
 

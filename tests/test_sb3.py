@@ -213,11 +213,14 @@ def test_envs_that_reset_otherwise_are_refused() -> None:
 @pytest.mark.parametrize(
     ("act_space", "message"),
     [
-        (spaces.Discrete(3, start=1), r"SB3 chooses from 0 up only, got actions Discrete\(3, start=1\); wrap the env"),
-        (spaces.MultiDiscrete([2, 3], start=[0, 1]), "SB3 chooses from 0 up only, got actions MultiDiscrete"),
-        (spaces.MultiDiscrete([[2, 3], [2, 2]]), "SB3 takes choices and bits in a row only, .*, got actions Multi"),
-        (spaces.MultiBinary([2, 2]), r"in a row only, .*, got actions MultiBinary\(\(2, 2\)\); flatten them"),
-        (spaces.MultiBinary([3]), r"in a row only, .*, got actions MultiBinary\(\(3,\)\)"),
+        (
+            spaces.Discrete(3, start=1),
+            r"SB3 needs discrete actions that start at 0, got Discrete\(3, start=1\); wrap the env",
+        ),
+        (spaces.MultiDiscrete([2, 3], start=[0, 1]), "SB3 needs discrete actions that start at 0, got MultiDiscrete"),
+        (spaces.MultiDiscrete([[2, 3], [2, 2]]), "SB3 needs one row of discrete actions, .*, got Multi"),
+        (spaces.MultiBinary([2, 2]), r"one row of discrete actions, .*, got MultiBinary\(\(2, 2\)\); flatten them"),
+        (spaces.MultiBinary([3]), r"one row of discrete actions, .*, got MultiBinary\(\(3,\)\)"),
     ],
 )
 def test_actions_that_sb3_cannot_choose_from_are_refused_by_name(act_space: gym.Space, message: str) -> None:
@@ -411,7 +414,7 @@ def test_pixels_are_learned_from_and_acted_on(algo, act_space: gym.Space) -> Non
     obs = view(3, pixels=True).reset()
     acts = SB3Policy(model).act(obs)
     assert obs.shape == (3, 40, 40, 3) and acts.shape == (3, *act_space.shape) and acts.dtype == act_space.dtype
-    with pytest.raises(ValueError, match="to_mlp needs observations that are vectors, got Box.*use SB3Policy"):
+    with pytest.raises(ValueError, match="to_mlp needs vector observations, got Box.*use SB3Policy"):
         to_mlp(model)
 
 
@@ -483,9 +486,9 @@ def test_a_network_is_a_copy() -> None:
 
 
 def test_what_is_no_plain_network_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="VecNormalize has changed; SB3Policy"):
+    with pytest.raises(ValueError, match="to_mlp does not support VecNormalize; use SB3Policy"):
         to_mlp(PPO("MlpPolicy", VecNormalize(view())))
-    with pytest.raises(ValueError, match=r"Tanh, ReLU or SiLU between, got \['Linear', 'ReLU', 'Linear', 'Hardtanh'\]"):
+    with pytest.raises(ValueError, match=r"Tanh, ReLU or SiLU, got \['Linear', 'ReLU', 'Linear', 'Hardtanh'\]"):
         to_mlp(small(SAC, view(), use_sde=True))
     with pytest.raises(ValueError, match=r"got \['Linear', 'ELU', 'Linear'\]"):
         to_mlp(small(PPO, view(), policy_kwargs={**TINY, "activation_fn": nn.ELU}))
@@ -565,24 +568,22 @@ def test_weights_that_are_no_weights_are_refused_unread(tmp_path: Path) -> None:
     torch.save({"log_std": Trap(sprung)}, tmp_path / "bad.pth")
     for content in [(tmp_path / "bad.pth").read_bytes(), pickle.dumps(Trap(sprung)), b"", b"garbage"]:
         rewrite(path, "policy.pth", content)
-        with pytest.raises(ValueError, match=r"policy.zip: policy.pth must hold tensors and nothing else"):
+        with pytest.raises(ValueError, match=r"policy.zip: policy.pth must contain only tensors"):
             load_sb3(path, PPO, view())
     torch.save([1, 2], tmp_path / "bad.pth")
     rewrite(path, "policy.pth", (tmp_path / "bad.pth").read_bytes())
-    with pytest.raises(ValueError, match="policy.pth must hold named tensors, got list"):
+    with pytest.raises(ValueError, match="policy.pth must contain named tensors, got list"):
         load_sb3(path, PPO, view())
     assert not sprung.exists()
 
 
 def test_files_that_are_no_zip_of_sb3_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.zip").write_text("no zip")
-    with pytest.raises(
-        ValueError, match=r"text.zip must be a zip that SB3 saved, with a policy.pth: File is not a zip"
-    ):
+    with pytest.raises(ValueError, match=r"text.zip must be a zip saved by SB3 with a policy.pth: File is not a zip"):
         load_sb3(tmp_path / "text.zip", PPO, view())
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("data", "{}")
-    with pytest.raises(ValueError, match=r"must be a zip that SB3 saved, with a policy.pth: .*policy.pth"):
+    with pytest.raises(ValueError, match=r"must be a zip saved by SB3 with a policy.pth: .*policy.pth"):
         load_sb3(tmp_path / "other.zip", PPO, view())
     with pytest.raises(FileNotFoundError, match=r"none.zip"):
         load_sb3(tmp_path / "none.zip", PPO, view())

@@ -15,9 +15,15 @@ PAGES = sorted(
     {ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("wm_agents/store/*/*.md")}
     - {LOG}  # Its old entries stay as they are.
 )
+LATER = ("dream", "world_model", "cmaes")
 CODE = [
     *(ROOT / name for name in ("wm_agents/cli/app.py", "wm_agents/cli/commands.py", "wm_agents/loops/recipes.py")),
-    *(path for path in sorted((ROOT / "wm_envs").glob("*.py")) if path.stem not in ("dream", "world_model")),
+    *(
+        path
+        for name in ("wm_envs", "policies")
+        for path in sorted((ROOT / name).glob("*.py"))
+        if path.stem not in LATER
+    ),
 ]
 PHRASES = [
     r"\bfor real\b(?! (action|env|episode|frame|image|return|score|step)s?)",
