@@ -1,143 +1,239 @@
-"""Dream steps a second through the public step, against the bare matrix products of the same model.
+"""Steps a second of every shipped dream through every door, beside its real environment, in one run.
 
-python scripts/bench_dream_speed.py                       the shipped CarRacing dream, on every core
-python scripts/bench_dream_speed.py --threads 1 --seconds 1 --rows 1024
+    python scripts/bench_dream_speed.py                        all dreams
+    python scripts/bench_dream_speed.py --quick                the same in about a minute, less exactly
+    python scripts/bench_dream_speed.py --against ../before    by turns with the code of another checkout
+    python scripts/bench_dream_speed.py --busy                 few rows also beside a busy process on every core
+
+The doors: gym.make, SyncVectorEnv, the native vector environment, SB3's own make_vec_env, and DreamVecEnv, each with
+its defaults. The real environment is timed alone (one core), as AsyncVectorEnv, and in processes that each step one of
+their own, one for each core that the dream may use, which is the fastest way to real steps. A step is a decision of the
+agent, four frames in CarRacing and the games; the plain id (`CarRacing-v3`) steps single frames. Real steps are timed
+over whole episodes, resets included.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from gymnasium import spaces
-from gymnasium.vector import AutoresetMode
+from dream_speed.bars import Timed, Verdict, judge
+from dream_speed.worker import Busy, DoorFailed, Worker
 from rich.console import Console
 from rich.table import Table
 
-from wm_agents.models.vmc import VMC, VMCConfig
-from wm_agents.pretrained import load_model, load_starts
-from wm_agents.system.hardware import describe, has_bf16
-from wm_envs.dream import DreamVectorEnv
-from wm_envs.world_model import Latent
+import wm_agents
+from wm_agents.checkpoint import load_artifact
+from wm_agents.cli.bench import SPELLS, dream_doors, real_doors
+from wm_agents.cli.doors import Door, by_turns
+from wm_agents.pretrained import STORE, model_path
+from wm_agents.system.hardware import describe
+from wm_envs.registry import TASKS
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-BARS = {"fp32": 150_000, "bf16": 400_000}  # Steps a second of 1,024 rows on two free cores.
-DRIFT_AFTER = (1, 10, 50)
+HERE = Path(wm_agents.__file__).parents[1]
+SHIPPED = [task.dream_id for task in TASKS.values() if (STORE / task.model).is_dir()]
+PROCESSES = "processes"
+"""What the real environment is called where each core steps one of its own."""
+FEW = 8
+"""Rows up to which a door is timed beside busy processes."""
 
 
-def load(name: str) -> tuple[str, VMC, dict[str, Latent]]:
-    """The model called `name`; an untrained one of the same sizes where none is stored."""
-    try:
-        model, artifact = load_model(name)
-        return name, model, load_starts(artifact)
-    except FileNotFoundError as error:
-        print(f"{error}; measuring an untrained model of the default sizes instead", file=sys.stderr)
-    torch.manual_seed(0)
-    low, high = np.array([-1, 0, 0], np.float32), np.array([1, 1, 1], np.float32)
-    model = VMC(VMCConfig(), spaces.Box(0, 255, (64, 64, 3), np.uint8), spaces.Box(low, high)).eval()
-    with torch.no_grad():
-        model.memory.gmm_linear.bias[-1] = -8  # Its dreams do not end by chance.
-    return (
-        "untrained",
+class Crew(NamedTuple):
+    """The processes that measure."""
+
+    workers: list[Worker]
+    """With the code here, one for each core; the first one times the dreams."""
+    old: Worker | None
+    """With the code of the other checkout."""
+    busy: Busy | None
+
+
+def start(stack: ExitStack, args: argparse.Namespace) -> Crew:
+    """Start the processes; `stack` ends them."""
+    workers = [stack.enter_context(closing(Worker(HERE, args.threads))) for _ in range(cores_of(args))]
+    old = stack.enter_context(closing(Worker(args.against, args.threads))) if args.against else None
+    busy = stack.enter_context(closing(Busy(describe()["cores"]))) if args.busy else None
+    return Crew(workers, old, busy)
+
+
+def cores_of(args: argparse.Namespace) -> int:
+    """How many cores a dream may use."""
+    return int(args.threads or torch.get_num_threads())
+
+
+def time_real(model: str, crew: Crew, seconds: float) -> Iterator[Timed]:
+    """The real environment: alone, as AsyncVectorEnv, in processes, and alone by its plain id."""
+    alone, vector, plain = real_doors(model, len(crew.workers))
+    first = crew.workers[0]
+    for door in (alone, vector):
+        yield Timed(model, "real", door.way, door, time_door(door, first, seconds))
+    with ExitStack() as stack:
+        for worker in crew.workers:
+            stack.enter_context(worker.opened(alone))
+        for worker in crew.workers:
+            worker.ask(f"spell {seconds}")
+        together = sum(worker.answer() for worker in crew.workers)
+    yield Timed(model, "real", PROCESSES, alone._replace(rows=len(crew.workers)), together)
+    yield Timed(model, "real", plain.way, plain, time_door(plain, first, seconds))
+
+
+def time_door(door: Door, worker: Worker, seconds: float) -> float:
+    """Steps a second through a door: the median of the spells."""
+    with worker.opened(door):
+        return median(by_turns({"": partial(worker.spell, seconds / SPELLS)}, seconds)[""])
+
+
+def time_dream(model: str, door: Door, crew: Crew, seconds: float, with_gymnasium: bool) -> Timed:
+    """A door of a dream, by turns with the other code and beside busy processes."""
+    workers = {"new": crew.workers[0], **({"old": crew.old} if crew.old else {})}
+    with ExitStack() as stack:
+        for worker in workers.values():
+            stack.enter_context(worker.opened(door))
+        spells: dict[str, Callable[[], float]] = {
+            name: partial(worker.spell, seconds / SPELLS) for name, worker in workers.items()
+        }
+        if crew.busy is not None and door.rows <= FEW:
+            spells |= {f"{name} busy": partial(crew.busy.beside, spell) for name, spell in spells.items()}
+        rates = by_turns(spells, seconds)
+        figure = workers["new"].gymnasium_figure(seconds / 2) if with_gymnasium else None
+    return Timed(
         model,
-        {"begin": {key: torch.randn(512, leaf.shape[1]) for key, leaf in model.initial(1).items()}},
+        load_artifact(model_path(model)).config["family"],
+        door.way,
+        door,
+        median(rates["new"]),
+        old_per_s=median(rates["old"]) if "old" in rates else None,
+        new_over_old=ratio(rates, "new", "old"),
+        busy_loss=ratio(rates, "new", "new busy"),
+        old_busy_loss=ratio(rates, "old", "old busy"),
+        gymnasium=figure,
     )
 
 
-def make_dreams(model: VMC, starts: dict[str, Latent], num: int, precision: str) -> DreamVectorEnv:
-    return DreamVectorEnv(model, starts, num, obs="latent", precision=precision, autoreset_mode=AutoresetMode.SAME_STEP)
+def ratio(rates: dict[str, list[float]], above: str, below: str) -> float | None:
+    """The median over rounds of one rate over another, if both were taken."""
+    if not {above, below} <= rates.keys():
+        return None
+    return median(a / b for a, b in zip(rates[above], rates[below]))
 
 
-def rates(first: Callable[[], object], second: Callable[[], object], num: int, seconds: float) -> list[float]:
-    """Rows a second of two functions that do `num` at once, by turns: a busy machine slows both alike."""
-    calls, spent = [0, 0], [0.0, 0.0]
-    first(), second()  # The first calls are slow and not counted.
-    while min(spent) < seconds:
-        for i, function in enumerate([first, second]):
-            began = time.perf_counter()
-            while time.perf_counter() - began < 0.1:
-                function()
-                calls[i] += 1
-            spent[i] += time.perf_counter() - began
-    return [num * n / s for n, s in zip(calls, spent)]
+def time_both(model: str, crew: Crew, seconds: float, with_gymnasium: bool) -> Iterator[Timed]:
+    """The real environment, then every door of its dream."""
+    real = []
+    for timed in time_real(model, crew, seconds):
+        real.append(timed.per_s)
+        yield timed
+    alone, _, together, _ = real
+    for door in dream_doors(model):
+        timed = time_dream(model, door, crew, seconds, with_gymnasium)
+        yield timed._replace(times_real=timed.per_s / alone, times_real_all=timed.per_s / together)
 
 
-def dream_step(model: VMC, starts: dict[str, Latent], num: int, precision: str) -> Callable[[], object]:
-    envs = make_dreams(model, starts, num, precision)
-    envs.reset(seed=0)
-    envs.action_space.seed(0)
-    actions = envs.action_space.sample()
-    return lambda: envs.step(actions)
-
-
-def bare_step(model: VMC, num: int, precision: str) -> Callable[[], object]:
-    """The least a dream step can cost: the linear layers alone, weights and inputs ready in the right type."""
-    memory, dtype = model.memory, DTYPES[precision]
-    joined = torch.cat([memory.rnn.weight_ih_l0, memory.rnn.weight_hh_l0], dim=1)
-    gates, gates_bias = joined.to(dtype), memory.rnn.bias_ih_l0.to(dtype)
-    head, head_bias = memory.gmm_linear.weight.to(dtype), memory.gmm_linear.bias.to(dtype)
-    x, h = torch.randn(num, joined.shape[1]).to(dtype), torch.randn(num, head.shape[1]).to(dtype)
-    return torch.inference_mode()(lambda: (F.linear(x, gates, gates_bias), F.linear(h, head, head_bias)))
-
-
-def drift(model: VMC, starts: dict[str, Latent], num: int) -> Table:
-    """How far bf16 dreams stray from fp32 dreams of the same seed and actions."""
-    runs = []
-    for precision in DTYPES:
-        envs = make_dreams(model, starts, num, precision)
-        envs.reset(seed=0)
-        envs.action_space.seed(0)
-        steps = [envs.step(envs.action_space.sample())[:2] for _ in range(max(DRIFT_AFTER))]
-        runs.append([np.stack(part) for part in zip(*steps)])
-    (feat, rew), (feat_bf16, rew_bf16) = runs
-    table = Table("after", "feat max", "feat mean", "reward max", "reward mean", "summed reward, relative")
-    for t in DRIFT_AFTER:
-        far, off = np.abs(feat[t - 1] - feat_bf16[t - 1]), np.abs(rew[t - 1] - rew_bf16[t - 1])
-        total, other = rew[:t].sum(0).mean(), rew_bf16[:t].sum(0).mean()
-        relative = abs(other - total) / max(abs(total), 1e-9)
-        table.add_row(f"{t}", *(f"{x:.2g}" for x in (far.max(), far.mean(), off.max(), off.mean())), f"{relative:.2%}")
+def speed_table(results: list[Timed]) -> Table:
+    """A row for every door; columns that hold nothing are left out."""
+    columns: dict[str, Callable[[Timed], str]] = {
+        "dream": lambda timed: timed.model,
+        "door": lambda timed: timed.name,
+        "rows": lambda timed: f"{timed.door.rows:,}",
+        "sees": lambda timed: timed.sees,
+        "steps/s": lambda timed: shown(timed.per_s),
+        "x real, one core": lambda timed: shown(timed.times_real),
+        "x real, all cores": lambda timed: shown(timed.times_real_all),
+        "old steps/s": lambda timed: shown(timed.old_per_s),
+        "new / old": lambda timed: shown(timed.new_over_old),
+        "busy: slower": lambda timed: shown(timed.busy_loss),
+        "old, busy: slower": lambda timed: shown(timed.old_busy_loss),
+        "Gymnasium's benchmark": lambda timed: shown(timed.gymnasium),
+    }
+    cells = {name: [cell(timed) for timed in results] for name, cell in columns.items()}
+    cells = {name: column for name, column in cells.items() if any(column)}
+    table = Table(*cells)
+    for i, row in enumerate(zip(*cells.values())):
+        last_of_dream = i + 1 < len(results) and results[i + 1].model != results[i].model
+        table.add_row(*row, end_section=last_of_dream)
     return table
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="Dream-CarRacing-v0", help="id of a shipped dream, or a directory")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 256, 1024, 4096])
-    parser.add_argument("--seconds", type=float, default=2.0, help="time for each measurement")
-    parser.add_argument("--threads", type=int, default=None, help="torch threads; all cores by default")
+def bar_table(verdicts: list[Verdict]) -> Table:
+    """Every bar, with the door of each dream that comes off worst."""
+    table = Table("bar", "dream", "worst door", "is", "")
+    for verdict in verdicts:
+        result = "pass" if verdict.passed else "FAIL"
+        table.add_row(verdict.bar, verdict.model, verdict.door, shown(verdict.value), result)
+    return table
+
+
+def shown(number: float | None) -> str:
+    """Three digits at least."""
+    if number is None:
+        return ""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dreams", nargs="+", default=SHIPPED, help="ids of dreams, or directories of models")
+    parser.add_argument("--seconds", type=float, help="for each measurement; 1 unless given, 0.15 with --quick")
+    parser.add_argument("--quick", action="store_true", help="short measurements, without Gymnasium's benchmark")
+    parser.add_argument("--against", type=checkout, metavar="CHECKOUT", help="measure the code of this folder too")
+    parser.add_argument("--busy", action="store_true", help="time few rows beside busy processes too")
+    parser.add_argument("--threads", type=int, help="of torch, and processes of the real environment; all cores")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
     args = parser.parse_args()
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    console = Console(stderr=args.json)
-    name, model, starts = load(args.model)
-    machine = {**describe(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    console.print(machine)
-    console.print(f"{name}: feat {model.feat_dim}, obs='latent', seed 0, {args.seconds:g} s each")
+    args.seconds = args.seconds or (0.15 if args.quick else 1.0)
+    return args
 
-    precisions = [p for p in DTYPES if p == "fp32" or has_bf16(model.device)]
-    table = Table("rows", "type", "dream steps/s", "bare products/s", "ratio", "bar (two free cores)")
-    results = []
-    for num in args.rows:
-        for precision in precisions:
-            steps = dream_step(model, starts, num, precision), bare_step(model, num, precision)
-            dream, bare = rates(*steps, num, args.seconds)
-            results.append({"rows": num, "type": precision, "dream_sps": dream, "bare_sps": bare})
-            bar = f"{BARS[precision]:,}" if num == 1024 else ""
-            table.add_row(f"{num:,}", precision, f"{dream:,.0f}", f"{bare:,.0f}", f"{dream / bare:.0%}", bar)
-    console.print(table)
-    if "bf16" in precisions:
-        console.print("bf16 against fp32, 1,024 dreams of the same seeds and actions:")
-        console.print(drift(model, starts, 1024))
+
+def checkout(text: str) -> Path:
+    """A folder that holds the packages."""
+    path = Path(text).resolve()
+    if not (path / "wm_envs" / "__init__.py").is_file():
+        raise argparse.ArgumentTypeError(f"{text!r} must be a checkout of this project, but has no folder wm_envs")
+    return path
+
+
+def main() -> int:
+    args, console = parse(), Console(stderr=True, width=180)
+    machine = {
+        **describe(),
+        "threads": cores_of(args),
+        "torch": torch.__version__,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "load": os.getloadavg()[0],
+    }
+    console.print(machine)
+    began, results, failed = time.perf_counter(), [], None
+    with ExitStack() as stack:
+        crew = start(stack, args)
+        try:
+            for model in args.dreams:
+                for timed in time_both(model, crew, args.seconds, not args.quick):
+                    results.append(timed)
+                    console.print(
+                        f"{time.perf_counter() - began:4.0f} s  {timed.door.call}: {timed.per_s:,.0f} steps/s"
+                    )
+        except DoorFailed as error:
+            failed = str(error)
+    verdicts = judge(results)
+    console.print(speed_table(results), bar_table(verdicts))
+    console.print(f"{len(results)} doors in {time.perf_counter() - began:.0f} s, {args.seconds:g} s each")
+    if failed:
+        console.print(f"stopped: {failed}")
     if args.json:
-        print(json.dumps({"model": name, "machine": machine, "seconds": args.seconds, "results": results}))
+        report = {"machine": machine, "seconds": args.seconds, "against": args.against and str(args.against)}
+        doors = [{**timed._asdict(), "door": timed.door._asdict()} for timed in results]
+        print(json.dumps({**report, "doors": doors, "bars": [verdict._asdict() for verdict in verdicts]}))
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,7 +1,10 @@
 """Agent steps a second of SB3's PPO, rollouts and updates together: in a dream, and on the real environment.
 
-python scripts/bench_sb3.py                        the shipped CarRacing dream, on every core
-python scripts/bench_sb3.py --seconds 60 --json
+    python scripts/bench_sb3.py                        the shipped CarRacing dream, on every core
+    python scripts/bench_sb3.py --task CartPole --seconds 60 --json
+
+Each twice: as `DreamVecEnv`, hundreds of dreams or a process for each real environment; and as SB3's own
+`make_vec_env(id, 8)`, one environment after another.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 import wm_envs  # noqa: F401  Registers the ids.
@@ -31,6 +35,8 @@ BAR = 10_000  # Agent steps a second in the dream, on two free cores.
 STEPS = 64  # A rollout, times the number of dreams.
 EPOCHS, MINIBATCHES, LR = 10, 8, 1e-3  # As train_sb3_in_dream.py has them.
 REAL_STEPS = 512
+OWN_ENVS = 8  # Of SB3's make_vec_env.
+IN_PROCESSES = ("real, latents", "real, pixels")  # Their time is not this process's own.
 
 
 class Clock(BaseCallback):
@@ -89,19 +95,26 @@ class Speed(NamedTuple):
 
 def dream(env_id: str, num: int) -> VecEnv:
     precision = "bf16" if has_bf16(torch.device("cpu")) else "fp32"
-    return DreamVecEnv(gym.make_vec(env_id, num_envs=num, obs="latent", start="anywhere", precision=precision))
+    return VecMonitor(
+        DreamVecEnv(gym.make_vec(env_id, num_envs=num, obs="latent", start="anywhere", precision=precision))
+    )
 
 
 def real(env_id: str, num: int, obs: str) -> VecEnv:
     """A process of one thread for each environment."""
     os.environ["OMP_NUM_THREADS"] = "1"  # This process has read it already.
     workers = {"autoreset_mode": AutoresetMode.SAME_STEP, "context": "spawn"}
-    return DreamVecEnv(gym.make_vec(env_id, num, "async", workers, obs=obs))
+    return VecMonitor(DreamVecEnv(gym.make_vec(env_id, num, "async", workers, obs=obs)))
+
+
+def own(env_id: str) -> VecEnv:
+    """As SB3's users make them."""
+    return make_vec_env(f"wm_envs:{env_id}", OWN_ENVS, env_kwargs={"obs": "latent"})
 
 
 def measure(case: Case, seconds: float) -> Speed:
     """Run `learn()` in whole iterations for about `seconds`, after the environment alone for a quarter of that."""
-    envs = VecMonitor(case.make())
+    envs = case.make()
     try:
         env_sps = random_sps(envs, seconds / 4)
         rollout = case.num_envs * case.num_steps
@@ -167,6 +180,8 @@ def main() -> None:
     cases = [
         Case("dream, latents", "MlpPolicy", args.num_envs, STEPS, lambda: dream(dream_id, args.num_envs)),
         Case("real, latents", "MlpPolicy", *few, lambda: real(real_id, args.real_envs, "latent")),
+        Case("dream, make_vec_env", "MlpPolicy", OWN_ENVS, STEPS, lambda: own(dream_id)),
+        Case("real, make_vec_env", "MlpPolicy", OWN_ENVS, STEPS, lambda: own(real_id)),
     ]
     if args.pixels:
         cases.append(Case("real, pixels", "CnnPolicy", *few, lambda: real(real_id, args.real_envs, "pixels")))
@@ -193,7 +208,7 @@ def report(task: str, speeds: list[Speed]) -> Table:
             f"{speed.learn_sps:,.0f}",
             f"{speed.learn_sps / speeds[1].learn_sps:,.1f}",
             f"{speed.env_sps:,.0f}",
-            f"{speed.cpu_sps:,.0f}" if speed is speeds[0] else "",  # Real envs spend theirs in other processes.
+            "" if speed.case in IN_PROCESSES else f"{speed.cpu_sps:,.0f}",
             f"{speed.rollout_share:.0%}",
         )
     return table

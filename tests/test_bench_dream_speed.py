@@ -1,83 +1,130 @@
-"""The benchmark prints what it says it does, and the fast memory step is the plain LSTM cell."""
+"""The benchmark of doors prints what it measured, compares checkouts by turns, and judges bars by the worst door."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
+import time
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-import torch
 from tiny import save_tiny
-from torch import nn
 
-from wm_agents.models.vmc import MDRNN
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+import bench_dream_speed as bench
+from dream_speed.bars import Timed, judge
+from dream_speed.worker import Busy
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "bench_dream_speed.py"
+from wm_agents.cli.doors import Door
+from wm_envs.registry import RealSpec
 
-
-@pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_dream_speed", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+ROOT = Path(__file__).parents[1]
 
 
-def test_it_prints_speeds_ratio_and_drift(bench: ModuleType, tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(bench, "has_bf16", lambda device: True)
-    args = ["--model", save_tiny(tmp_path / "model"), "--rows", "3", "1024", "--seconds", "0.05", "--json"]
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *args])
-    bench.main()
-    out, err = capsys.readouterr()
+def run(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["bench_dream_speed.py", *args])
+    return bench.main()
+
+
+def test_the_same_checkout_is_measured_by_turns_on_one_small_door(tmp_path: Path, monkeypatch, capsys) -> None:
+    model = save_tiny(tmp_path / "pole", RealSpec("CartPole-v1"))
+    one = bench.dream_doors(model)[:1]
+    alone, vector, plain = bench.real_doors(model, 1)
+    sync = vector._replace(way="SyncVectorEnv")  # Starting processes takes seconds.
+    monkeypatch.setattr(bench, "dream_doors", lambda model: one)
+    monkeypatch.setattr(bench, "real_doors", lambda model, cores: [alone, sync, plain])
+    flags = ["--dreams", model, "--seconds", "0.05", "--threads", "1", "--against", str(ROOT), "--busy", "--json"]
+    assert run(monkeypatch, *flags) == 0
+    out, shown = capsys.readouterr()
     report = json.loads(out)
-    assert [(row["rows"], row["type"]) for row in report["results"]] == [
-        (num, precision) for num in (3, 1024) for precision in ("fp32", "bf16")
-    ]
-    assert all(0 < row["dream_sps"] < row["bare_sps"] for row in report["results"])
-    assert report["machine"]["threads"] == torch.get_num_threads() and "cpu" in report["machine"]
-    assert "400,000" in err and "summed reward" in err and "50" in err
+    *real, dream = report["doors"]
+    assert [timed["way"] for timed in real] == ["gym.make", "SyncVectorEnv", "processes", "gym.make"]
+    assert [timed["door"]["id"] for timed in real] == ["Real-v0"] * 3 + ["CartPole-v1"]
+    assert all(timed["per_s"] > 0 and timed["new_over_old"] is None for timed in real)
+    assert dream["door"] == one[0]._asdict() and dream["family"] == "vmc"
+    assert dream["times_real"] == dream["per_s"] / real[0]["per_s"]
+    assert dream["times_real_all"] == dream["per_s"] / real[2]["per_s"]
+    assert min(dream[key] for key in ("old_per_s", "new_over_old", "busy_loss", "old_busy_loss", "gymnasium")) > 0
+    assert report["machine"]["threads"] == 1 and report["against"] == str(ROOT)
+    assert [bar["bar"] for bar in report["bars"]] == ["beside busy processes at most 3 times slower"]
+    assert "5 doors in" in shown and "new / old" in shown and ("pass" in shown or "FAIL" in shown)
 
 
-def test_without_a_stored_model_an_untrained_one_is_measured(bench: ModuleType, capsys) -> None:
-    name, model, starts = bench.load("no-such-model")
-    assert name == "untrained" and model.feat_dim == 288 and len(starts["begin"]["z"]) == 512
-    assert "no-such-model" in capsys.readouterr().err
+def test_a_folder_without_the_packages_is_refused(tmp_path: Path, monkeypatch, capsys) -> None:
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--against", str(tmp_path))
+    assert "must be a checkout of this project, but has no folder wm_envs" in capsys.readouterr().err
 
 
-def test_rates_count_rows_of_both_functions_alike(bench: ModuleType) -> None:
-    def step() -> None:
-        torch.ones(100).sum()
-
-    first, second = bench.rates(step, step, 10, 0.2)
-    assert first > 1000 and 0.3 < first / second < 3
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def test_the_memory_step_is_torch_s_cell_gradients_included() -> None:
-    torch.manual_seed(0)
-    memory, cell = MDRNN(5, 2, 16, 3), nn.LSTMCell(7, 16)
-    cell.load_state_dict({key.removesuffix("_l0"): weight for key, weight in memory.rnn.state_dict().items()})
-    z, act, h, c = (3 * torch.randn(9, dim) for dim in (5, 2, 16, 16))
-    z.requires_grad_()
-    got, want = memory.advance(z, act, h, c), cell(torch.cat([act, z], 1), (h, c))
-    for a, b in zip(got, want, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
-    weights = (z, *memory.rnn.parameters()), (z, *cell.parameters())
-    slopes = [torch.autograd.grad(sum(x.square().sum() for x in outs), ws) for outs, ws in zip((got, want), weights)]
-    for a, b in zip(*slopes, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+def reaches(pid: int, wanted: str) -> bool:
+    """Whether the process comes into one of these states; a signal takes a moment."""
+    end = time.monotonic() + 10
+    while state(pid) not in wanted and time.monotonic() < end:
+        time.sleep(0.01)
+    return state(pid) in wanted
 
 
-def test_the_memory_step_in_bf16_is_close_and_keeps_its_state_in_fp32() -> None:
-    torch.manual_seed(0)
-    memory = MDRNN(5, 2, 16, 3)
-    parts = [torch.randn(9, dim) for dim in (5, 2, 16, 16)]
-    want = memory.advance(*parts)
-    with torch.autocast("cpu", torch.bfloat16):
-        got = memory.advance(*parts)
-    for a, b in zip(got, want, strict=True):
-        assert a.dtype == torch.float32
-        torch.testing.assert_close(a, b, atol=0.02, rtol=0.02)
-        assert not torch.equal(a, b)
+def test_busy_processes_run_beside_a_spell_only() -> None:
+    busy = Busy(2)
+    pids = [process.pid for process in busy.processes]
+    try:
+        assert all(reaches(pid, "T") for pid in pids)
+        assert busy.beside(lambda: 7.0 if all(reaches(pid, "RSD") for pid in pids) else 0.0) == 7.0
+        assert all(reaches(pid, "T") for pid in pids)
+    finally:
+        busy.close()
+    assert len(pids) == 2 and all(process.poll() is not None for process in busy.processes)
+
+
+def timed(way: str, rows: int = 1, obs: str | None = "latent", **fields: float) -> Timed:
+    view = {"obs": obs} if obs else {}
+    family = "vmc" if obs else "ensemble"
+    return Timed("Dream-X-v0", family, way, Door(way, "Dream-X-v0", rows, view), 100.0, **fields)
+
+
+def test_bars_are_judged_by_the_worst_door() -> None:
+    pixels = [timed("gym.make", 1, "pixels", new_over_old=2.6), timed("native vector", 64, "pixels", new_over_old=2.4)]
+    (verdict,) = judge(pixels)
+    assert (verdict.bar, verdict.value, verdict.passed) == ("pixels, every door: new / old at least 2.5", 2.4, False)
+    assert verdict.door == "gym.make_vec('Dream-X-v0', 64, obs='pixels')"
+    (verdict,) = judge([timed("gym.make", busy_loss=3.0), timed("make_vec_env", 8, busy_loss=2.0)])
+    assert verdict.value == 3.0 and verdict.passed
+    (verdict,) = judge([timed("gym.make", busy_loss=3.1), timed("make_vec_env", 8, busy_loss=2.0)])
+    assert verdict.value == 3.1 and not verdict.passed
+
+
+@pytest.mark.parametrize(
+    ("result", "bar", "least"),
+    [
+        (lambda x: timed("native vector", 1024, None, new_over_old=x), "ensemble, 1,024 rows", 6),
+        (lambda x: timed("gym.make", 1, None, new_over_old=x), "ensemble, gym.make", 8),
+        (lambda x: timed("native vector", 1024, new_over_old=x), "V-M-C latents, 1,024 rows", 1.3),
+        (lambda x: timed("gym.make", new_over_old=x), "V-M-C latents, gym.make", 3),
+        (lambda x: timed("native vector", 1024, None, times_real_all=x), "1,024 rows faster than the real", 1),
+        (lambda x: timed("native vector", 1024, "pixels", times_real_all=x), "1,024 rows faster than the real", 1),
+    ],
+)
+def test_a_bar_is_passed_from_its_limit_on(result, bar: str, least: float) -> None:
+    for value, passed in ((least, True), (0.99 * least, False)):
+        (verdict,) = judge([result(value)])
+        assert verdict.bar.startswith(bar) and verdict.passed is passed
+
+
+def test_latents_of_pixels_must_be_a_hundred_times_the_real_environment() -> None:
+    faster, hundred = judge([timed("native vector", 1024, times_real_all=99.0)])
+    assert faster.passed and not hundred.passed and "100 times" in hundred.bar
+
+
+def test_what_was_not_measured_is_not_judged() -> None:
+    assert judge([timed("gym.make"), timed("native vector", 8, new_over_old=0.1)]) == []
+
+
+def test_real_rows_carry_the_plain_id_where_that_is_what_was_stepped() -> None:
+    plain = Timed("Dream-X-v0", "real", "gym.make", Door("gym.make", "X-v1"), 1.0)
+    twin = plain._replace(door=Door("gym.make", "Real-X-v0"))
+    assert (plain.name, twin.name, twin.sees) == ("X-v1", "gym.make", "real")
+    assert bench.shown(None) == "" and bench.shown(1234.5) == "1,234" and bench.shown(0.0123) == "0.0123"

@@ -59,7 +59,7 @@ env = gym.make("Dream-v0", model={model!r})
 print(sorted(name for name in gym.registry if "Dream" in name or "Real" in name), env.reset(seed=0)[0].shape)
 """
     names = ["Acrobot", "Breakout", "CarRacing", "CartPole", "LunarLander", "Pong"]
-    ids = sorted(["Dream-v0", *(f"{kind}-{name}-v0" for kind in ("Dream", "Real") for name in names)])
+    ids = sorted(f"{kind}{name}-v0" for kind in ("Dream", "Real") for name in ("", *(f"-{name}" for name in names)))
     assert fresh(code) == f"{ids} (32, 32, 3)"
 
 
@@ -127,6 +127,14 @@ def test_the_episode_length_comes_from_the_artifact_or_the_caller(model: str) ->
     env = gym.make("Dream-v0", model=model, max_episode_steps=2)
     env.reset(seed=0)
     assert [env.step(env.action_space.sample())[3] for _ in range(2)] == [False, True]
+
+
+def test_any_model_has_its_real_twin(model: str) -> None:
+    real, dream = gym.make("Real-v0", model=model, obs="latent"), gym.make("Dream-v0", model=model, obs="latent")
+    assert type(real.unwrapped).__name__ == "CarRacing" and real.observation_space == dream.observation_space
+    assert gym.make("Real-v0", model=model).observation_space.shape == (32, 32, 3)
+    with pytest.raises(ValueError, match="Real-v0 needs `model`: give a directory"):
+        gym.make("Real-v0")
 
 
 def test_a_model_that_is_not_there_is_named() -> None:

@@ -34,16 +34,50 @@ def test_dreams_training_and_data_are_measured(
     result = json.loads(out)
     names = [speed["what"] for speed in result["speeds"]]
     assert names[-3:] == ["train ensemble:ci", "read shards", "sample replay"]
-    assert {"dream, 1 row(s), fp32", "dream, 4 row(s), fp32"} <= set(names)
+    assert names[:2] == ["real, gym.make, 1 row(s)", "real, AsyncVectorEnv, 1 row(s)"]
+    native = {speed["what"]: speed for speed in result["speeds"] if "native vector" in speed["what"]}
+    assert list(native) == [f"dream, native vector, {num} row(s)" for num in (1, 4)]
+    assert all(s["times_real"] == s["per_s"] / result["speeds"][0]["per_s"] for s in native.values())
     assert all(speed["per_s"] > 0 for speed in result["speeds"])
     assert (result["machine"]["threads"], result["machine"]["device"], result["seconds"]) == (1, "cpu", 0.02)
     assert err.count("/s\n") == len(names) and torch.get_num_threads() == threads
 
 
-def test_a_part_can_be_measured_alone(pole: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_part_can_be_measured_alone(
+    pole: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setattr(bench, "real_doors", lambda model, cores: [bench.Door("gym.make", "CartPole-v1")] * 2)
     assert wm("--only", '["dream"]', "--model", pole, "--rows", "[2]", "--seconds", "0.01") == 0
     out = capsys.readouterr().out
-    assert "dream, 2 row(s), fp32" in out and "read shards" not in out and "torch" in out
+    assert "dream, native vector, 2 row(s)" in out and "DreamVecEnv(gym.make_vec(" in out and "x real" in out
+    assert "read shards" not in out and "torch" in out
+
+
+def test_dreams_of_pixels_have_doors_for_latents_and_for_pixels(tmp_path: Path) -> None:
+    shown = {(door.way, door.rows, door.kwargs.get("obs")) for door in bench.dream_doors(save_tiny(tmp_path / "m"))}
+    few = {
+        ("gym.make", 1),
+        ("SyncVectorEnv", 8),
+        ("make_vec_env", 8),
+        *(("native vector", num) for num in (8, 64, 1024)),
+    }
+    both = {(way, rows, obs) for way, rows in few for obs in ("latent", "pixels")}
+    assert shown == both | {("DreamVecEnv", 64, "latent"), ("DreamVecEnv", 1024, "latent")}
+
+
+@pytest.mark.parametrize("model", ["Dream-Pong-v0", "vmc-pong-small"])
+def test_shipped_dreams_stand_beside_their_real_environment_by_their_ids(model: str) -> None:
+    assert {door.id for door in bench.dream_doors(model)} == {"Dream-Pong-v0"}
+    alone, processes, plain = bench.real_doors(model, 3)
+    assert (alone.id, plain.id, plain.kwargs) == ("Real-Pong-v0", "ale_py:ALE/Pong-v5", {})
+    assert (processes.way, processes.rows) == ("AsyncVectorEnv", 3)
+    assert alone.whole_episodes and processes.whole_episodes and plain.whole_episodes
+
+
+def test_a_device_reaches_every_door(pole: str) -> None:
+    assert {door.kwargs["device"] for door in bench.dream_doors(pole, device="cuda")} == {"cuda"}
+    assert all("device" not in door.kwargs for door in (*bench.dream_doors(pole), *bench.real_doors(pole, 1)))
 
 
 def test_a_rate_is_calls_a_second() -> None:

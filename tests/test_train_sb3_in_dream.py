@@ -220,6 +220,7 @@ def test_the_benchmark_prints_both_sides(tmp_path: Path, monkeypatch, capsys) ->
     bench = load("bench_sb3")
     monkeypatch.setattr(bench, "dream", lambda env_id, num: DreamVecEnv(echo(num)))
     monkeypatch.setattr(bench, "real", lambda env_id, num, obs: DreamVecEnv(echo(num)))
+    monkeypatch.setattr(bench, "own", lambda env_id: DreamVecEnv(echo(8)))
     monkeypatch.setattr(sys, "argv", ["bench", "--num-envs", "4", "--real-envs", "2", "--seconds", "0.01", "--json"])
     bench.main()
     told, shown = capsys.readouterr()
@@ -227,6 +228,8 @@ def test_the_benchmark_prints_both_sides(tmp_path: Path, monkeypatch, capsys) ->
     assert [(s["case"], s["num_envs"], s["steps"]) for s in speeds] == [
         ("dream, latents", 4, 4 * 64),
         ("real, latents", 2, 2 * 512),
+        ("dream, make_vec_env", 8, 8 * 64),
+        ("real, make_vec_env", 8, 8 * 64),
     ]
     assert all(s["learn_sps"] > 0 and s["env_sps"] > 0 and 0 < s["rollout_share"] < 1 for s in speeds)
     assert "10 epochs of 8 minibatches" in shown and "10,000 agent steps/s" in shown
@@ -239,3 +242,4 @@ def echo(num: int) -> SyncVectorEnv:
 def test_the_benchmark_dreams_in_latents() -> None:
     envs = load("bench_sb3").dream("Dream-CarRacing-v0", 3)
     assert envs.reset().shape == (3, 288) and isinstance(envs.action_space, spaces.Box)
+    assert load("bench_sb3").own("Dream-CarRacing-v0").reset().shape == (8, 288)

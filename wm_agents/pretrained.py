@@ -157,7 +157,7 @@ def frame_policy(
 
 
 def _dream_arguments(model: str | None, device: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    net, artifact = load_model(_given(model), device)
+    net, artifact = load_model(_given(model, "Dream-v0"), device)
     check_dream(artifact)
     limit = kwargs.pop("max_episode_steps", None)
     defaults = {
@@ -170,15 +170,15 @@ def _dream_arguments(model: str | None, device: str, kwargs: dict[str, Any]) -> 
     return {"model": net, "starts": load_starts(artifact), **defaults, **kwargs}
 
 
-def _given(model: str | None) -> str:
-    """The model that a dream was asked for with.
+def _given(model: str | None, env_id: str) -> str:
+    """The model that an environment was asked for with.
 
     Raises:
         ValueError: none was.
     """
     if model is None:
         raise ValueError(
-            "Dream-v0 needs to know of which model: give a directory, a shipped dream or org/name on the Hub, such as "
+            f"{env_id} needs `model`: give a directory, a shipped dream or org/name on the Hub, such as "
             'model="runs/my_model", model="Dream-CartPole-v0" or model="org/name"'
         )
     return model
@@ -196,7 +196,7 @@ def make_dream_vec_env(
     return DreamVectorEnv(num_envs=num_envs, **_dream_arguments(model, device, kwargs))
 
 
-def make_real_env(model: str, obs: str = "pixels", render_mode: str | None = None) -> gym.Env[Any, Any]:
+def make_real_env(model: str | None = None, obs: str = "pixels", render_mode: str | None = None) -> gym.Env[Any, Any]:
     """`gym.make("Real-...")`: the real environment in the same spaces as its dream.
 
     Args:
@@ -204,6 +204,7 @@ def make_real_env(model: str, obs: str = "pixels", render_mode: str | None = Non
     """
     if obs not in ("pixels", "latent"):
         raise ValueError(f"obs must be 'pixels' or 'latent', got {obs!r}")
+    model = _given(model, "Real-v0")
     if obs == "pixels":
         spec = next((t.real for t in TASKS.values() if t.model == model), None)
         return make_real(spec or real_spec(load_artifact(model_path(model))), render_mode)

@@ -187,6 +187,7 @@ def register_envs() -> None:
         return
     dream, vector, real = (f"{_MAKERS}:make_{kind}_env" for kind in ("dream", "dream_vec", "real"))
     register("Dream-v0", entry_point=dream, vector_entry_point=vector)
+    register("Real-v0", entry_point=real)
     for task in TASKS.values():
         model = {"model": task.model}
         register(task.dream_id, entry_point=dream, vector_entry_point=vector, kwargs=model)

@@ -6,28 +6,40 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
+from statistics import median
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from rich.console import Console
 
+from wm_agents.checkpoint import load_artifact
 from wm_agents.cli import verbs
+from wm_agents.cli.doors import Door, OpenDoor, by_turns
 from wm_agents.data.dataset import Dataset, write_shard
 from wm_agents.data.episode import Episode
 from wm_agents.data.replay import ReplayBuffer
 from wm_agents.factory import create_world_model
-from wm_agents.pretrained import make_dream_vec_env
-from wm_agents.system.hardware import describe, find_device, has_bf16
+from wm_agents.pretrained import model_path, real_spec
+from wm_agents.system.hardware import describe, find_device
 from wm_agents.training.callbacks import Callback
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.data import create_random_buffer
 from wm_agents.training.trainer import Trainer
+from wm_envs.registry import TASKS
 
 Part = Literal["dream", "train", "data"]
 PARTS: tuple[Part, ...] = ("dream", "train", "data")
 TRAINED = ("vmc:small", "ensemble:default", "dreamerv3:ci", "tdmpc2:ci")
 OBS_DIM, ACTION_DIM = 8, 2
+ROWS = (8, 64, 1024)
+"""Of the native vector environment."""
+FEW, MANY = 8, (64, 1024)
+"""Rows of the doors that step one environment after another, and of Stable-Baselines3's."""
+SPELLS = 5
+"""Into which the time of a door is cut; the median counts."""
 BATCH, LENGTH = 16, 32
 """Windows a batch and their steps, of training and of reading."""
 WARM_UP = 3
@@ -41,6 +53,8 @@ class Speed(NamedTuple):
     unit: str
     how: str
     """What was run, in enough words to run it again."""
+    times_real: float | None = None
+    """Of a dream: as many times the steps of its real environment on one core."""
 
 
 def main(args: list[str], prog: str = "wm bench") -> int:
@@ -51,20 +65,20 @@ def main(args: list[str], prog: str = "wm bench") -> int:
 def bench(
     only: tuple[Part, ...] = PARTS,
     model: str = "Dream-CarRacing-v0",
-    rows: tuple[int, ...] = (1, 1024),
+    rows: tuple[int, ...] = ROWS,
     seconds: float = 2.0,
     threads: int | None = None,
     device: str = "cpu",
     as_json: bool = False,
 ) -> None:
-    """Measure dream steps, training updates and the reading of data, each for a few seconds.
+    """Measure dream steps through every door, training updates and the reading of data, each for a few seconds.
 
     scripts/bench_*.py measure more, in a checkout.
 
     Args:
         only: what is measured, `'["dream"]'`; dream, train and data unless given.
         model: whose dream is stepped: a model directory, or the name of a shipped model or dream.
-        rows: dreams side by side, `[1,1024]`.
+        rows: of the native vector environment, `[8,1024]`.
         seconds: for each measurement.
         threads: of torch; all cores unless given.
         device: cpu, cuda, or auto for the best there is.
@@ -93,25 +107,68 @@ def bench(
     if as_json:
         print(json.dumps({"machine": machine, "seconds": seconds, "speeds": [speed._asdict() for speed in speeds]}))
         return
-    verbs.table(("what", "a second", "how"), ((s.what, f"{s.per_s:,.0f} {s.unit}", s.how) for s in speeds))
+    verbs.table(("what", "a second", "x real", "how"), map(cells, speeds))
     verbs.say(f"{machine['cpu']}, {machine['threads']} thread(s), {place}, torch {torch.__version__}")
 
 
+def cells(speed: Speed) -> tuple[str, str, str, str]:
+    """A row of the table."""
+    ratio = "" if speed.times_real is None else f"{speed.times_real:,.3g}"
+    return speed.what, f"{speed.per_s:,.0f} {speed.unit}", ratio, speed.how
+
+
 def dream_speeds(model: str, rows: tuple[int, ...], seconds: float, device: str) -> Iterator[Speed]:
-    """Steps of a batch of dreams by the public `step`, latents for observations."""
-    precisions = ["fp32", *(["bf16"] if has_bf16(torch.device(device)) else [])]
-    for num in rows:
-        for precision in precisions:
-            envs = make_dream_vec_env(model, num, device=device, obs="latent", precision=precision)
-            envs.reset(seed=0)
-            envs.action_space.seed(0)
-            step = _stepper(envs, envs.action_space.sample())
-            yield Speed(f"dream, {num:,} row(s), {precision}", num * _rate(step, seconds), "steps", f"{model}.step")
-            envs.close()
+    """Steps of the real environment, alone and in processes, then of its dream through every door."""
+    one_core = None
+    for door in (*real_doors(model, torch.get_num_threads())[:2], *dream_doors(model, rows, device)):
+        with closing(OpenDoor(door)) as opened:
+            [rates] = by_turns({"": partial(opened.spell, seconds / SPELLS)}, seconds).values()
+        per_s = median(rates)
+        one_core = one_core or per_s
+        what = ", ".join(filter(None, (door.way, f"{door.rows:,} row(s)", door.kwargs.get("obs"))))
+        if door.whole_episodes:
+            yield Speed(f"real, {what}", per_s, "steps", door.call)
+        else:
+            yield Speed(f"dream, {what}", per_s, "steps", door.call, per_s / one_core)
 
 
-def _stepper(envs: Any, actions: Any) -> Callable[[], object]:
-    return lambda: envs.step(actions)
+def dream_doors(model: str, rows: tuple[int, ...] = ROWS, device: str = "cpu") -> list[Door]:
+    """Every door of a dream; of one that shows pixels, latents and pixels apart.
+
+    Args:
+        rows: of the native vector environment.
+    """
+    dream_id, _, kwargs = ids_of(model)
+    kwargs = kwargs if device == "cpu" else {**kwargs, "device": device}
+    shows_pixels = real_spec(load_artifact(model_path(model))).size is not None
+    views = [{**kwargs, "obs": obs} for obs in ("latent", "pixels")] if shows_pixels else [kwargs]
+    doors = []
+    for view in views:
+        doors += [Door("gym.make", dream_id, 1, view), Door("SyncVectorEnv", dream_id, FEW, view)]
+        doors += [Door("native vector", dream_id, num, view) for num in rows]
+        doors += [Door("make_vec_env", dream_id, FEW, view)]
+    # Controllers learn from latents.
+    return doors + [Door("DreamVecEnv", dream_id, num, views[0]) for num in MANY]
+
+
+def real_doors(model: str, cores: int) -> list[Door]:
+    """The real environment of a dream as the model sees it, alone and on `cores` cores, and its plain id alone."""
+    _, real_id, kwargs = ids_of(model)
+    plain = real_spec(load_artifact(model_path(model))).id
+    plain = f"ale_py:{plain}" if plain.startswith("ALE/") else plain
+    return [
+        Door("gym.make", real_id, 1, kwargs, whole_episodes=True),
+        Door("AsyncVectorEnv", real_id, cores, kwargs, whole_episodes=True),
+        Door("gym.make", plain, whole_episodes=True),
+    ]
+
+
+def ids_of(model: str) -> tuple[str, str, dict[str, Any]]:
+    """The ids of a model's dream and of its real environment, and the arguments that both take."""
+    for task in TASKS.values():
+        if model in (task.dream_id, task.model):
+            return task.dream_id, task.real_id, {}
+    return "Dream-v0", "Real-v0", {"model": str(model_path(model).resolve())}
 
 
 def train_speeds(seconds: float, device: str) -> Iterator[Speed]:

@@ -1,0 +1,211 @@
+"""The doors of an environment: every way in which users step it, opened and timed alike.
+
+Only public calls are made here, so that this file can time the code of another version too
+(`scripts/bench_dream_speed.py --against`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from itertools import cycle
+from typing import Any, Literal, NamedTuple, TextIO
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.utils import performance
+from gymnasium.vector import VectorEnv
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecEnv
+
+import wm_envs
+from policies.sb3 import DreamVecEnv
+
+Way = Literal["gym.make", "SyncVectorEnv", "AsyncVectorEnv", "native vector", "make_vec_env", "DreamVecEnv"]
+AnyEnv = gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | VecEnv
+ACTIONS = 64
+"""Random actions that are drawn in advance and repeated, as drawing them is not what is timed."""
+WARM_UP = 3
+"""Steps that are not timed, as the first ones are slow."""
+MAKE_VEC: dict[Way, dict[str, Any]] = {
+    "native vector": {},
+    "DreamVecEnv": {},
+    "SyncVectorEnv": {"vectorization_mode": "sync"},
+    # A fork of a process whose threads torch has started may hang.
+    "AsyncVectorEnv": {"vectorization_mode": "async", "vector_kwargs": {"context": "spawn"}},
+}
+"""Arguments of `gym.make_vec`, for the ways that use it."""
+
+
+class Door(NamedTuple):
+    """One way of stepping one environment."""
+
+    way: Way
+    id: str
+    """An id of Gymnasium."""
+    rows: int = 1
+    kwargs: dict[str, Any] = {}  # noqa: RUF012  Never changed.
+    """Arguments of the environment."""
+    whole_episodes: bool = False
+    """Time is taken over whole episodes of the first row: a reset of a slow simulator costs as much as many steps."""
+
+    @property
+    def call(self) -> str:
+        """The Python that opens it."""
+        given = ", ".join(f"{name}={value!r}" for name, value in self.kwargs.items())
+        if self.way == "gym.make":
+            return f"gym.make({', '.join(filter(None, (repr(self.id), given)))})"
+        if self.way == "make_vec_env":
+            options = f"env_kwargs={self.kwargs}" if self.kwargs else ""
+            return f"make_vec_env({', '.join(filter(None, (repr(f'wm_envs:{self.id}'), str(self.rows), options)))})"
+        mode = MAKE_VEC[self.way].get("vectorization_mode")
+        arguments = filter(None, (repr(self.id), str(self.rows), mode and repr(mode), given))
+        call = f"gym.make_vec({', '.join(arguments)})"
+        return f"DreamVecEnv({call})" if self.way == "DreamVecEnv" else call
+
+
+class OpenDoor:
+    """An environment made and reset by a door.
+
+    Raises:
+        Exception: whatever making or resetting the environment raises.
+    """
+
+    def __init__(self, door: Door) -> None:
+        self.door = door
+        self.env = make(door)
+        self._step = STEPS[kind_of(self.env)](self.env, draw_actions(self.env, door.rows))
+        for _ in range(WARM_UP):
+            self._step()
+
+    def step(self) -> bool:
+        """Step every row once; whether the first row's episode ended."""
+        return self._step()
+
+    def spell(self, seconds: float) -> float:
+        """Steps a second of all rows together, over at least `seconds` and one call."""
+        calls, began = 0, time.perf_counter()
+        while True:
+            ended = self._step()
+            calls += 1
+            spent = time.perf_counter() - began
+            if spent >= seconds and (ended or not self.door.whole_episodes):
+                return self.door.rows * calls / spent
+
+    def gymnasium_figure(self, seconds: float) -> float | None:
+        """What Gymnasium's own benchmark says; None where the installed version has none for such an environment.
+
+        It draws the actions within the time it takes.
+        """
+        names = {"single": "benchmark_step", "vector": "benchmark_vector_step"}
+        benchmark = getattr(performance, names.get(kind_of(self.env), ""), None)
+        return None if benchmark is None else float(benchmark(self.env, seconds, seed=0))
+
+    def close(self) -> None:
+        """Close the environment and its processes."""
+        self.env.close()
+
+
+def make(door: Door) -> AnyEnv:
+    """The environment of a door, not yet reset."""
+    if door.way == "gym.make":
+        return gym.make(door.id, **door.kwargs)
+    if door.way == "make_vec_env":
+        return make_vec_env(f"wm_envs:{door.id}", door.rows, env_kwargs=door.kwargs)
+    envs = gym.make_vec(door.id, door.rows, **MAKE_VEC[door.way], **door.kwargs)
+    return DreamVecEnv(envs) if door.way == "DreamVecEnv" else envs
+
+
+def kind_of(env: AnyEnv) -> Literal["single", "vector", "sb3"]:
+    """Whose interface an environment has."""
+    if isinstance(env, VecEnv):
+        return "sb3"
+    return "vector" if isinstance(env, VectorEnv) else "single"
+
+
+def draw_actions(env: AnyEnv, rows: int) -> list[Any]:
+    """Random actions, as many as are repeated: of one row, or of all."""
+    env.action_space.seed(0)
+    if not isinstance(env, VecEnv):
+        return [env.action_space.sample() for _ in range(ACTIONS)]
+    return [np.stack([env.action_space.sample() for _ in range(rows)]) for _ in range(ACTIONS)]
+
+
+def single_steps(env: Any, actions: list[Any]) -> Callable[[], bool]:
+    """Steps of one environment, which is reset where its episode ends."""
+    env.reset(seed=0)
+    following = cycle(actions)
+
+    def step() -> bool:
+        _, _, term, trunc, _ = env.step(next(following))
+        if term or trunc:
+            env.reset()
+        return bool(term or trunc)
+
+    return step
+
+
+def vector_steps(envs: Any, actions: list[Any]) -> Callable[[], bool]:
+    """Steps of a vector environment of Gymnasium."""
+    envs.reset(seed=0)
+    following = cycle(actions)
+
+    def step() -> bool:
+        _, _, term, trunc, _ = envs.step(next(following))
+        return bool(term[0] or trunc[0])
+
+    return step
+
+
+def sb3_steps(envs: Any, actions: list[Any]) -> Callable[[], bool]:
+    """Steps of a vector environment of Stable-Baselines3."""
+    envs.seed(0)
+    envs.reset()
+    following = cycle(actions)
+    return lambda: bool(envs.step(next(following))[2][0])
+
+
+STEPS = {"single": single_steps, "vector": vector_steps, "sb3": sb3_steps}
+
+
+def by_turns(spells: Mapping[str, Callable[[], float]], seconds: float) -> dict[str, list[float]]:
+    """Call each by turns until `seconds` for each have passed: whatever else the machine does slows all alike.
+
+    Returns:
+        What each of them gave, round by round.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in spells}
+    end = time.perf_counter() + seconds * len(spells)
+    while True:
+        for name, spell in spells.items():
+            rates[name].append(spell())
+        if time.perf_counter() >= end:
+            return rates
+
+
+def serve() -> None:
+    """Open and time doors as the parent process asks on stdin, and answer on stdout."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # What else is printed is not for the parent.
+    answer(sys.stdin, answers)
+
+
+def answer(questions: TextIO, answers: TextIO) -> None:
+    """Answer every line with a line of JSON, `{name: value}`.
+
+    A door as JSON opens it; then "spell SECONDS" and "gymnasium_figure SECONDS" may be asked, until "close".
+    """
+    print(json.dumps({"package": wm_envs.__file__}), file=answers)
+    for line in iter(questions.readline, ""):
+        try:
+            with closing(OpenDoor(Door(*json.loads(line)))) as opened:
+                print(json.dumps({"call": opened.door.call}), file=answers)
+                for question in iter(questions.readline, "close\n"):
+                    name, seconds = question.split()
+                    print(json.dumps({name: getattr(opened, name)(float(seconds))}), file=answers)
+        except Exception as error:  # A door that does not open must not end the others.
+            print(json.dumps({"failed": f"{type(error).__name__}: {error}"}), file=answers)
