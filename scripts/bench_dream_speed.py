@@ -76,14 +76,23 @@ def time_real(model: str, crew: Crew, seconds: float) -> Iterator[Timed]:
     first = crew.workers[0]
     for door in (alone, vector):
         yield Timed(model, "real", door.way, door, time_door(door, first, seconds))
-    with ExitStack() as stack:
-        for worker in crew.workers:
-            stack.enter_context(worker.opened(alone))
-        for worker in crew.workers:
-            worker.ask(f"spell {seconds}")
-        together = sum(worker.answer() for worker in crew.workers)
+    together = time_processes(alone, crew.workers, seconds)
     yield Timed(model, "real", PROCESSES, alone._replace(rows=len(crew.workers)), together)
     yield Timed(model, "real", plain.way, plain, time_door(plain, first, seconds))
+
+
+def time_processes(door: Door, workers: list[Worker], seconds: float) -> float:
+    """Steps a second of all processes together, each stepping an environment of its own at the same time."""
+
+    def spell() -> float:
+        for worker in workers:
+            worker.ask(f"spell {seconds / SPELLS}")
+        return sum(worker.answer() for worker in workers)
+
+    with ExitStack() as stack:
+        for worker in workers:
+            stack.enter_context(worker.opened(door))
+        return median(by_turns({"": spell}, seconds)[""])
 
 
 def time_door(door: Door, worker: Worker, seconds: float) -> float:

@@ -98,6 +98,8 @@ def test_a_spell_of_whole_episodes_lasts_to_the_end_of_one(ticks: None, monkeypa
         opened._step = lambda: stepped.append(1) or step()
         assert opened.spell(3) == 1 and len(stepped) == 8
         assert opened.spell(9) == 1 and len(stepped) == 8 + 16
+        monkeypatch.setattr(doors, "LONGEST", 2)
+        assert opened.spell(3) == 1 and len(stepped) == 8 + 16 + 6
 
 
 def test_turns_are_taken_until_there_was_time_for_each(ticks: None) -> None:

@@ -29,6 +29,8 @@ Way = Literal["gym.make", "SyncVectorEnv", "AsyncVectorEnv", "native vector", "m
 AnyEnv = gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | VecEnv
 ACTIONS = 64
 """Random actions that are drawn in advance and repeated, as drawing them is not what is timed."""
+LONGEST = 25
+"""As many times as it was meant to last, a spell waits for the end of an episode."""
 WARM_UP = 3
 """Steps that are not timed, as the first ones are slow."""
 MAKE_VEC: dict[Way, dict[str, Any]] = {
@@ -51,7 +53,7 @@ class Door(NamedTuple):
     kwargs: dict[str, Any] = {}  # noqa: RUF012  Never changed.
     """Arguments of the environment."""
     whole_episodes: bool = False
-    """Time is taken over whole episodes of the first row: a reset of a slow simulator costs as much as many steps."""
+    """Spells end with an episode of the first row: a reset of a slow simulator costs as much as many steps."""
 
     @property
     def call(self) -> str:
@@ -87,13 +89,14 @@ class OpenDoor:
         return self._step()
 
     def spell(self, seconds: float) -> float:
-        """Steps a second of all rows together, over at least `seconds` and one call."""
+        """Steps a second of all rows together, over at least `seconds` and at most `LONGEST` times as long."""
         calls, began = 0, time.perf_counter()
         while True:
             ended = self._step()
             calls += 1
             spent = time.perf_counter() - began
-            if spent >= seconds and (ended or not self.door.whole_episodes):
+            may_end = ended or not self.door.whole_episodes or spent >= LONGEST * seconds
+            if spent >= seconds and may_end:
                 return self.door.rows * calls / spent
 
     def gymnasium_figure(self, seconds: float) -> float | None:
