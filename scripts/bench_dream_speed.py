@@ -1,15 +1,15 @@
-"""Steps a second of every shipped dream through every door, beside its real environment, in one run.
+"""Steps a second of every shipped dream through every door, and of its real environment, in one run.
 
     python scripts/bench_dream_speed.py                        all dreams
     python scripts/bench_dream_speed.py --quick                the same in about a minute, less exactly
     python scripts/bench_dream_speed.py --against ../before    by turns with the code of another checkout
-    python scripts/bench_dream_speed.py --busy                 few rows also beside a busy process on every core
+    python scripts/bench_dream_speed.py --busy                 few rows also while every core is busy
 
-The doors: gym.make, SyncVectorEnv, the native vector environment, SB3's own make_vec_env, and DreamVecEnv, each with
-its defaults. The real environment is timed alone (one core), as AsyncVectorEnv, and in processes that each step one of
-their own, one for each core that the dream may use, which is the fastest way to real steps. A step is a decision of the
-agent, four frames in CarRacing and the games; the plain id (`CarRacing-v3`) steps single frames. Real steps are timed
-over whole episodes, resets included.
+A door is one way to step an environment: gym.make, SyncVectorEnv, the native vector environment, SB3's own
+make_vec_env, or DreamVecEnv, each with its defaults. The real environment is timed alone (one core), as AsyncVectorEnv,
+and in one process per core that the dream may use, each stepping an environment of its own, which is the fastest way to
+real steps. A step is an agent step: four frames in CarRacing and the games. Only the plain id (`CarRacing-v3`) steps
+single frames. Real steps are timed over whole episodes, resets included.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from statistics import median
 from typing import NamedTuple
 
 import torch
-from dream_speed.bars import Timed, Verdict, judge
+from dream_speed.bars import Checked, Timed, check_bars
 from dream_speed.worker import Busy, DoorFailed, Worker
 from rich.console import Console
 from rich.table import Table
@@ -42,18 +42,18 @@ from wm_envs.registry import TASKS
 HERE = Path(wm_agents.__file__).parents[1]
 SHIPPED = [task.dream_id for task in TASKS.values() if (STORE / task.model).is_dir()]
 PROCESSES = "processes"
-"""What the real environment is called where each core steps one of its own."""
+"""Name of the real environment in one process per core."""
 FEW = 8
-"""Rows up to which a door is timed beside busy processes."""
+"""Doors of at most this many rows are timed on busy cores too."""
 
 
 class Crew(NamedTuple):
     """The processes that measure."""
 
     workers: list[Worker]
-    """With the code here, one for each core; the first one times the dreams."""
+    """Run the code of this checkout, one per core; the first one times the dreams."""
     old: Worker | None
-    """With the code of the other checkout."""
+    """Runs the code of the other checkout."""
     busy: Busy | None
 
 
@@ -82,7 +82,7 @@ def time_real(model: str, crew: Crew, seconds: float) -> Iterator[Timed]:
 
 
 def time_processes(door: Door, workers: list[Worker], seconds: float) -> float:
-    """Steps a second of all processes together, each stepping an environment of its own at the same time."""
+    """Steps a second of all processes together, each of which steps an environment of its own."""
 
     def spell() -> float:
         for worker in workers:
@@ -102,7 +102,7 @@ def time_door(door: Door, worker: Worker, seconds: float) -> float:
 
 
 def time_dream(model: str, door: Door, crew: Crew, seconds: float, with_gymnasium: bool) -> Timed:
-    """A door of a dream, by turns with the other code and beside busy processes."""
+    """A door of a dream, by turns with the other code and with busy cores."""
     workers = {"new": crew.workers[0], **({"old": crew.old} if crew.old else {})}
     with ExitStack() as stack:
         for worker in workers.values():
@@ -159,8 +159,8 @@ def speed_table(results: list[Timed]) -> Table:
         "x real, all cores": lambda timed: shown(timed.times_real_all),
         "old steps/s": lambda timed: shown(timed.old_per_s),
         "new / old": lambda timed: shown(timed.new_over_old),
-        "busy: slower": lambda timed: shown(timed.busy_loss),
-        "old, busy: slower": lambda timed: shown(timed.old_busy_loss),
+        "busy loss": lambda timed: shown(timed.busy_loss),
+        "old busy loss": lambda timed: shown(timed.old_busy_loss),
         "Gymnasium's benchmark": lambda timed: shown(timed.gymnasium),
     }
     cells = {name: [cell(timed) for timed in results] for name, cell in columns.items()}
@@ -172,17 +172,16 @@ def speed_table(results: list[Timed]) -> Table:
     return table
 
 
-def bar_table(verdicts: list[Verdict]) -> Table:
-    """Every bar, with the door of each dream that comes off worst."""
-    table = Table("bar", "dream", "worst door", "is", "")
-    for verdict in verdicts:
-        result = "pass" if verdict.passed else "FAIL"
-        table.add_row(verdict.bar, verdict.model, verdict.door, shown(verdict.value), result)
+def bar_table(bars: list[Checked]) -> Table:
+    """Every bar for every dream."""
+    table = Table("bar", "dream", "slowest door", "value", "")
+    for bar in bars:
+        table.add_row(bar.bar, bar.model, bar.door, shown(bar.value), "pass" if bar.passed else "FAIL")
     return table
 
 
 def shown(number: float | None) -> str:
-    """Three digits at least."""
+    """Three digits or more; empty for None."""
     if number is None:
         return ""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
@@ -194,7 +193,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="for each measurement; 1 unless given, 0.15 with --quick")
     parser.add_argument("--quick", action="store_true", help="short measurements, without Gymnasium's benchmark")
     parser.add_argument("--against", type=checkout, metavar="CHECKOUT", help="measure the code of this folder too")
-    parser.add_argument("--busy", action="store_true", help="time few rows beside busy processes too")
+    parser.add_argument("--busy", action="store_true", help="time few rows also while every core is busy")
     parser.add_argument("--threads", type=int, help="of torch, and processes of the real environment; all cores")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
     args = parser.parse_args()
@@ -227,20 +226,19 @@ def main() -> int:
             for model in args.dreams:
                 for timed in time_both(model, crew, args.seconds, not args.quick):
                     results.append(timed)
-                    console.print(
-                        f"{time.perf_counter() - began:4.0f} s  {timed.door.call}: {timed.per_s:,.0f} steps/s"
-                    )
+                    spent = f"{time.perf_counter() - began:4.0f} s"
+                    console.print(f"{spent}, {model}: {timed.door.call}: {timed.per_s:,.0f} steps/s", highlight=False)
         except DoorFailed as error:
             failed = str(error)
-    verdicts = judge(results)
-    console.print(speed_table(results), bar_table(verdicts))
+    bars = check_bars(results)
+    console.print(speed_table(results), bar_table(bars))
     console.print(f"{len(results)} doors in {time.perf_counter() - began:.0f} s, {args.seconds:g} s each")
     if failed:
         console.print(f"stopped: {failed}")
     if args.json:
         report = {"machine": machine, "seconds": args.seconds, "against": args.against and str(args.against)}
         doors = [{**timed._asdict(), "door": timed.door._asdict()} for timed in results]
-        print(json.dumps({**report, "doors": doors, "bars": [verdict._asdict() for verdict in verdicts]}))
+        print(json.dumps({**report, "doors": doors, "bars": [bar._asdict() for bar in bars]}))
     return 1 if failed else 0
 
 

@@ -1,4 +1,4 @@
-"""The benchmark of doors prints what it measured, compares checkouts by turns, and judges bars by the worst door."""
+"""The benchmark of doors prints what it measured, compares checkouts by turns, and checks bars."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tiny import save_tiny
 
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 import bench_dream_speed as bench
-from dream_speed.bars import Timed, judge
+from dream_speed.bars import Timed, check_bars
 from dream_speed.worker import Busy
 
 from wm_agents.cli.doors import Door
@@ -46,7 +46,7 @@ def test_the_same_checkout_is_measured_by_turns_on_one_small_door(tmp_path: Path
     assert dream["times_real_all"] == dream["per_s"] / real[2]["per_s"]
     assert min(dream[key] for key in ("old_per_s", "new_over_old", "busy_loss", "old_busy_loss", "gymnasium")) > 0
     assert report["machine"]["threads"] == 1 and report["against"] == str(ROOT)
-    assert [bar["bar"] for bar in report["bars"]] == ["beside busy processes at most 3 times slower"]
+    assert [bar["bar"] for bar in report["bars"]] == ["at most 3 times slower while every core is busy"]
     assert "5 doors in" in shown and "new / old" in shown and ("pass" in shown or "FAIL" in shown)
 
 
@@ -86,19 +86,19 @@ def timed(way: str, rows: int = 1, obs: str | None = "latent", **fields: float) 
     return Timed("Dream-X-v0", family, way, Door(way, "Dream-X-v0", rows, view), 100.0, **fields)
 
 
-def test_bars_are_judged_by_the_worst_door() -> None:
+def test_bars_are_checked_at_the_slowest_door() -> None:
     pixels = [timed("gym.make", 1, "pixels", new_over_old=2.6), timed("native vector", 64, "pixels", new_over_old=2.4)]
-    (verdict,) = judge(pixels)
-    assert (verdict.bar, verdict.value, verdict.passed) == ("pixels, every door: new / old at least 2.5", 2.4, False)
-    assert verdict.door == "gym.make_vec('Dream-X-v0', 64, obs='pixels')"
-    (verdict,) = judge([timed("gym.make", busy_loss=3.0), timed("make_vec_env", 8, busy_loss=2.0)])
-    assert verdict.value == 3.0 and verdict.passed
-    (verdict,) = judge([timed("gym.make", busy_loss=3.1), timed("make_vec_env", 8, busy_loss=2.0)])
-    assert verdict.value == 3.1 and not verdict.passed
+    (bar,) = check_bars(pixels)
+    assert (bar.bar, bar.value, bar.passed) == ("V-M-C pixels, every door: new / old at least 2.5", 2.4, False)
+    assert bar.door == "gym.make_vec('Dream-X-v0', 64, obs='pixels')"
+    (bar,) = check_bars([timed("gym.make", busy_loss=3.0), timed("make_vec_env", 8, busy_loss=2.0)])
+    assert bar.value == 3.0 and bar.passed
+    (bar,) = check_bars([timed("gym.make", busy_loss=3.1), timed("make_vec_env", 8, busy_loss=2.0)])
+    assert bar.value == 3.1 and not bar.passed
 
 
 @pytest.mark.parametrize(
-    ("result", "bar", "least"),
+    ("result", "name", "least"),
     [
         (lambda x: timed("native vector", 1024, None, new_over_old=x), "ensemble, 1,024 rows", 6),
         (lambda x: timed("gym.make", 1, None, new_over_old=x), "ensemble, gym.make", 8),
@@ -108,19 +108,19 @@ def test_bars_are_judged_by_the_worst_door() -> None:
         (lambda x: timed("native vector", 1024, "pixels", times_real_all=x), "1,024 rows faster than the real", 1),
     ],
 )
-def test_a_bar_is_passed_from_its_limit_on(result, bar: str, least: float) -> None:
+def test_a_bar_is_passed_from_its_limit_on(result, name: str, least: float) -> None:
     for value, passed in ((least, True), (0.99 * least, False)):
-        (verdict,) = judge([result(value)])
-        assert verdict.bar.startswith(bar) and verdict.passed is passed
+        (bar,) = check_bars([result(value)])
+        assert bar.bar.startswith(name) and bar.passed is passed
 
 
 def test_latents_of_pixels_must_be_a_hundred_times_the_real_environment() -> None:
-    faster, hundred = judge([timed("native vector", 1024, times_real_all=99.0)])
+    faster, hundred = check_bars([timed("native vector", 1024, times_real_all=99.0)])
     assert faster.passed and not hundred.passed and "100 times" in hundred.bar
 
 
-def test_what_was_not_measured_is_not_judged() -> None:
-    assert judge([timed("gym.make"), timed("native vector", 8, new_over_old=0.1)]) == []
+def test_what_was_not_measured_is_not_checked() -> None:
+    assert check_bars([timed("gym.make"), timed("native vector", 8, new_over_old=0.1)]) == []
 
 
 def test_real_rows_carry_the_plain_id_where_that_is_what_was_stepped() -> None:

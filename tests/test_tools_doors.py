@@ -94,8 +94,8 @@ def test_a_spell_of_whole_episodes_lasts_to_the_end_of_one(ticks: None, monkeypa
     monkeypatch.setattr(doors, "WARM_UP", 0)
     stepped = []
     with closing(OpenDoor(Door("gym.make", "Echo-v0", 1, {"length": 8}, whole_episodes=True))) as opened:
-        step = opened._step
-        opened._step = lambda: stepped.append(1) or step()
+        step = opened.step
+        opened.step = lambda: stepped.append(1) or step()
         assert opened.spell(3) == 1 and len(stepped) == 8
         assert opened.spell(9) == 1 and len(stepped) == 8 + 16
         monkeypatch.setattr(doors, "LONGEST", 2)

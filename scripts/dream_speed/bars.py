@@ -1,4 +1,4 @@
-"""What a dream's doors must reach: against the code of another checkout, and against the real environment."""
+"""The measurement of a door, and the bars: ratios to the code of another checkout and to the real environment."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Timed(NamedTuple):
     new_over_old: float | None = None
     """The median over pairs of spells."""
     times_real: float | None = None
-    """As many times the steps of the real environment on one core."""
+    """Steps per step of the real environment on one core."""
     times_real_all: float | None = None
-    """The same, of the real environment in processes of its own, one for each core."""
+    """Steps per step of the real environment in one process per core."""
     busy_loss: float | None = None
-    """How many times slower it is beside a busy process on every core."""
+    """Factor by which it slows down while another process is busy on every core."""
     old_busy_loss: float | None = None
     gymnasium: float | None = None
-    """What Gymnasium's own benchmark says."""
+    """Steps a second by Gymnasium's own benchmark."""
 
     @property
     def name(self) -> str:
@@ -41,7 +41,7 @@ class Timed(NamedTuple):
 
     @property
     def sees(self) -> str:
-        """What observations are: those of a dream, or those of the real environment."""
+        """The observations."""
         return "real" if self.family == "real" else str(self.door.kwargs.get("obs", "vector"))
 
 
@@ -55,8 +55,8 @@ class Bar(NamedTuple):
     most: float = inf
 
 
-class Verdict(NamedTuple):
-    """A bar, and the door of a dream that comes off worst."""
+class Checked(NamedTuple):
+    """A bar and the slowest of a dream's doors that it applies to."""
 
     model: str
     bar: str
@@ -73,6 +73,10 @@ def _is(family: str, sees: str, of: Callable[[Timed], bool]) -> Callable[[Timed]
     return lambda timed: timed.family == family and timed.sees == sees and of(timed)
 
 
+def _any(timed: Timed) -> bool:
+    return True
+
+
 def _one(timed: Timed) -> bool:
     return timed.way == "gym.make"
 
@@ -86,18 +90,8 @@ BARS = (
     Bar("ensemble, gym.make: new / old at least 8", _is("ensemble", "vector", _one), _new_over_old, 8),
     Bar("V-M-C latents, 1,024 rows: new / old at least 1.3", _is("vmc", "latent", _native(1024)), _new_over_old, 1.3),
     Bar("V-M-C latents, gym.make: new / old at least 3", _is("vmc", "latent", _one), _new_over_old, 3),
-    Bar(
-        "pixels, every door: new / old at least 2.5",
-        _is("vmc", "pixels", lambda timed: True),
-        _new_over_old,
-        2.5,
-    ),
-    Bar(
-        "beside busy processes at most 3 times slower",
-        lambda timed: True,
-        lambda timed: timed.busy_loss,
-        most=3,
-    ),
+    Bar("V-M-C pixels, every door: new / old at least 2.5", _is("vmc", "pixels", _any), _new_over_old, 2.5),
+    Bar("at most 3 times slower while every core is busy", _any, lambda timed: timed.busy_loss, most=3),
     Bar(
         "1,024 rows faster than the real environment on as many cores",
         _native(1024),
@@ -113,15 +107,15 @@ BARS = (
 )
 
 
-def judge(results: Iterable[Timed]) -> list[Verdict]:
-    """Every bar for every dream that has a door it is about; bars without a measurement are left out."""
+def check_bars(results: Iterable[Timed]) -> list[Checked]:
+    """Check every bar for every dream; bars that nothing was measured for are left out."""
     results = list(results)
-    verdicts = []
+    checked = []
     for bar in BARS:
         for model in dict.fromkeys(timed.model for timed in results):
             of_model = (timed for timed in results if timed.model == model and bar.doors(timed))
             values = [(value, timed) for timed in of_model if (value := bar.value(timed)) is not None]
             if values:
                 value, timed = (max if bar.most < inf else min)(values, key=lambda pair: pair[0])
-                verdicts.append(Verdict(model, bar.what, timed.door.call, value, bar.least <= value <= bar.most))
-    return verdicts
+                checked.append(Checked(model, bar.what, timed.door.call, value, bar.least <= value <= bar.most))
+    return checked

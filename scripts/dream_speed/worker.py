@@ -1,4 +1,4 @@
-"""Processes that open and time doors with the code of a checkout, and processes that take the cores from them."""
+"""Processes that open and time doors with the code of a checkout, and processes that keep the cores busy."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Worker:
         print(question, file=self.process.stdin, flush=True)
 
     def answer(self) -> Any:
-        """What the process says to the last question.
+        """The answer to the last question.
 
         Raises:
             DoorFailed: it could not open or step the door.
@@ -83,7 +83,7 @@ class Worker:
         return float(self.answer())
 
     def gymnasium_figure(self, seconds: float) -> float | None:
-        """What Gymnasium's own benchmark says of the open door, if it has one."""
+        """Steps a second through the open door by Gymnasium's own benchmark, if it has one."""
         self.ask(f"gymnasium_figure {seconds}")
         figure: float | None = self.answer()
         return figure
@@ -95,14 +95,14 @@ class Worker:
 
 
 class Busy:
-    """A process on every core that only takes time; stopped, except beside what is timed."""
+    """One busy process per core, stopped except during `beside`."""
 
     def __init__(self, cores: int) -> None:
         self.processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
         self._send(signal.SIGSTOP)
 
     def beside(self, spell: Callable[[], float]) -> float:
-        """What `spell` gives while the cores are busy."""
+        """Call `spell` while the cores are busy."""
         self._send(signal.SIGCONT)
         try:
             return spell()

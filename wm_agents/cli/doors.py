@@ -1,6 +1,6 @@
-"""The doors of an environment: every way in which users step it, opened and timed alike.
+"""The doors of an environment: the ways in which users step it, opened and timed alike.
 
-Only public calls are made here, so that this file can time the code of another version too
+This file makes public calls only, so that it can time the code of other versions too
 (`scripts/bench_dream_speed.py --against`).
 """
 
@@ -28,19 +28,19 @@ from policies.sb3 import DreamVecEnv
 Way = Literal["gym.make", "SyncVectorEnv", "AsyncVectorEnv", "native vector", "make_vec_env", "DreamVecEnv"]
 AnyEnv = gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | VecEnv
 ACTIONS = 64
-"""Random actions that are drawn in advance and repeated, as drawing them is not what is timed."""
+"""Random actions drawn in advance and repeated, so that drawing them is not timed."""
 LONGEST = 25
-"""As many times as it was meant to last, a spell waits for the end of an episode."""
+"""Spells of whole episodes end at this multiple of their seconds, even within an episode."""
 WARM_UP = 3
-"""Steps that are not timed, as the first ones are slow."""
+"""The first steps are slow and are not timed."""
 MAKE_VEC: dict[Way, dict[str, Any]] = {
     "native vector": {},
     "DreamVecEnv": {},
     "SyncVectorEnv": {"vectorization_mode": "sync"},
-    # A fork of a process whose threads torch has started may hang.
+    # A forked process may hang where torch has started threads.
     "AsyncVectorEnv": {"vectorization_mode": "async", "vector_kwargs": {"context": "spawn"}},
 }
-"""Arguments of `gym.make_vec`, for the ways that use it."""
+"""Arguments of `gym.make_vec`, by way."""
 
 
 class Door(NamedTuple):
@@ -53,7 +53,7 @@ class Door(NamedTuple):
     kwargs: dict[str, Any] = {}  # noqa: RUF012  Never changed.
     """Arguments of the environment."""
     whole_episodes: bool = False
-    """Spells end with an episode of the first row: a reset of a slow simulator costs as much as many steps."""
+    """Spells end with an episode of the first row, so that resets, which can be slow, count as often as they occur."""
 
     @property
     def call(self) -> str:
@@ -71,28 +71,21 @@ class Door(NamedTuple):
 
 
 class OpenDoor:
-    """An environment made and reset by a door.
-
-    Raises:
-        Exception: whatever making or resetting the environment raises.
-    """
+    """An environment, made and reset."""
 
     def __init__(self, door: Door) -> None:
         self.door = door
         self.env = make(door)
-        self._step = STEPS[kind_of(self.env)](self.env, draw_actions(self.env, door.rows))
+        self.step: Callable[[], bool] = STEPS[kind_of(self.env)](self.env, draw_actions(self.env, door.rows))
+        """Steps every row once; returns whether the first row's episode ended."""
         for _ in range(WARM_UP):
-            self._step()
-
-    def step(self) -> bool:
-        """Step every row once; whether the first row's episode ended."""
-        return self._step()
+            self.step()
 
     def spell(self, seconds: float) -> float:
-        """Steps a second of all rows together, over at least `seconds` and at most `LONGEST` times as long."""
+        """Steps a second of all rows together, timed for at least `seconds`."""
         calls, began = 0, time.perf_counter()
         while True:
-            ended = self._step()
+            ended = self.step()
             calls += 1
             spent = time.perf_counter() - began
             may_end = ended or not self.door.whole_episodes or spent >= LONGEST * seconds
@@ -100,9 +93,10 @@ class OpenDoor:
                 return self.door.rows * calls / spent
 
     def gymnasium_figure(self, seconds: float) -> float | None:
-        """What Gymnasium's own benchmark says; None where the installed version has none for such an environment.
+        """Steps a second by Gymnasium's own benchmark, which also times the drawing of actions.
 
-        It draws the actions within the time it takes.
+        Returns:
+            None where the installed version has no benchmark for this kind of environment.
         """
         names = {"single": "benchmark_step", "vector": "benchmark_vector_step"}
         benchmark = getattr(performance, names.get(kind_of(self.env), ""), None)
@@ -131,7 +125,7 @@ def kind_of(env: AnyEnv) -> Literal["single", "vector", "sb3"]:
 
 
 def draw_actions(env: AnyEnv, rows: int) -> list[Any]:
-    """Random actions, as many as are repeated: of one row, or of all."""
+    """`ACTIONS` random actions, each for all rows."""
     env.action_space.seed(0)
     if not isinstance(env, VecEnv):
         return [env.action_space.sample() for _ in range(ACTIONS)]
@@ -176,10 +170,10 @@ STEPS = {"single": single_steps, "vector": vector_steps, "sb3": sb3_steps}
 
 
 def by_turns(spells: Mapping[str, Callable[[], float]], seconds: float) -> dict[str, list[float]]:
-    """Call each by turns until `seconds` for each have passed: whatever else the machine does slows all alike.
+    """Call each by turns until `seconds` for each have passed; other processes slow all of them alike.
 
     Returns:
-        What each of them gave, round by round.
+        The results of each, by round.
     """
     rates: dict[str, list[float]] = {name: [] for name in spells}
     end = time.perf_counter() + seconds * len(spells)
@@ -193,22 +187,21 @@ def by_turns(spells: Mapping[str, Callable[[], float]], seconds: float) -> dict[
 def serve() -> None:
     """Open and time doors as the parent process asks on stdin, and answer on stdout."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # What else is printed is not for the parent.
+    os.dup2(2, 1)  # Other output must not reach the parent.
     answer(sys.stdin, answers)
 
 
 def answer(questions: TextIO, answers: TextIO) -> None:
     """Answer every line with a line of JSON, `{name: value}`.
 
-    A door as JSON opens it; then "spell SECONDS" and "gymnasium_figure SECONDS" may be asked, until "close".
+    A line with a door as JSON opens it. "spell SECONDS" and "gymnasium_figure SECONDS" may follow, then "close".
     """
     print(json.dumps({"package": wm_envs.__file__}), file=answers)
     for line in iter(questions.readline, ""):
         try:
             with closing(OpenDoor(Door(*json.loads(line)))) as opened:
                 print(json.dumps({"call": opened.door.call}), file=answers)
-                for question in iter(questions.readline, "close\n"):
-                    name, seconds = question.split()
+                for name, seconds in map(str.split, iter(questions.readline, "close\n")):
                     print(json.dumps({name: getattr(opened, name)(float(seconds))}), file=answers)
-        except Exception as error:  # A door that does not open must not end the others.
+        except Exception as error:  # The parent decides whether other doors are opened.
             print(json.dumps({"failed": f"{type(error).__name__}: {error}"}), file=answers)
