@@ -35,7 +35,7 @@ import wm_agents
 from wm_agents.checkpoint import load_artifact
 from wm_agents.cli.bench import SPELLS, dream_doors, real_doors
 from wm_agents.cli.doors import Door, by_turns
-from wm_agents.pretrained import STORE, model_path
+from wm_agents.models.saved import STORE, model_path
 from wm_agents.system.hardware import describe
 from wm_envs.registry import TASKS
 

@@ -22,7 +22,8 @@ from wm_agents.data.dataset import Dataset, write_shard
 from wm_agents.data.episode import Episode
 from wm_agents.data.replay import ReplayBuffer
 from wm_agents.factory import create_world_model
-from wm_agents.pretrained import model_path, real_spec
+from wm_agents.models.saved import model_path
+from wm_agents.pretrained import real_spec
 from wm_agents.system.hardware import describe, find_device
 from wm_agents.training.callbacks import Callback
 from wm_agents.training.config import TrainingConfig
