@@ -497,6 +497,8 @@ def test_banks_that_do_not_fit_the_model_are_named(starts: dict[str, Any], messa
 class Doubtful(Toy):
     """Members are apart by |x| of the moment before; where asked to, it draws its own ends: at odd steps of x."""
 
+    members = 2
+
     def __init__(self, draws: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.draws = draws
@@ -504,7 +506,10 @@ class Doubtful(Toy):
     def step(self, latent: Latent, act: torch.Tensor, **kwargs: Any) -> Step:
         out = super().step(latent, act, **kwargs)
         end = out.latent["x"][:, 0] > 0.5 if self.draws else None
-        return out._replace(end=end, disagreement=latent["x"][:, 0].abs())
+        return out._replace(end=end)
+
+    def disagreement(self, latent: Latent, act: torch.Tensor, ahead: Latent) -> torch.Tensor:
+        return latent["x"][:, 0].abs()
 
 
 ZERO = {"begin": {"x": torch.zeros(1, 2)}}
@@ -524,16 +529,30 @@ def test_pessimism_takes_the_disagreement_from_the_reward() -> None:
     np.testing.assert_allclose(rews, [[1, -1], [0.5, -1.5], [0, -2]])
 
 
-def test_disagreement_is_told_in_info() -> None:
-    envs = doubtful()
+def test_disagreement_is_in_info_on_request() -> None:
+    envs = doubtful(disagreement=True)
     act = np.array([[1.0], [-0.5]], np.float32)
     envs.step(act)
     *_, info = envs.step(act)
     np.testing.assert_allclose(info["disagreement"], [1, 0.5])
     assert info["_disagreement"].all()
-    env = DreamEnv(Doubtful(), ZERO)
+    env = DreamEnv(Doubtful(), ZERO, disagreement=True)
     env.reset(seed=0)
     assert env.step(np.ones(1, np.float32))[4] == {"disagreement": 0.0}
+
+
+def test_disagreement_is_not_computed_unless_requested(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> torch.Tensor:
+        raise AssertionError("nobody asked")
+
+    monkeypatch.setattr(Doubtful, "disagreement", refuse)
+    envs, act = doubtful(), np.ones((2, 1), np.float32)
+    assert envs.step(act)[4] == {}
+    for name, value in [("disagreement", True), ("pessimism", 0.5), ("max_disagreement", 9.0)]:
+        envs = doubtful()
+        setattr(envs, name, value)  # As SB3's `set_attr` does in the middle of a training run.
+        with pytest.raises(AssertionError, match="nobody asked"):
+            envs.step(act)
 
 
 def test_a_dream_ends_where_the_members_disagree_too_much() -> None:
@@ -582,8 +601,14 @@ def test_limits_out_of_range_are_refused(kwargs: dict[str, Any], message: str) -
         DreamVectorEnv(Toy(), ZERO, 1, **kwargs)
 
 
-def test_pessimism_needs_an_ensemble() -> None:
-    envs = DreamVectorEnv(Toy(), ZERO, 1, pessimism=1.0)
+@pytest.mark.parametrize("asks", [{"pessimism": 1.0}, {"max_disagreement": 1.0}, {"disagreement": True}])
+def test_what_asks_all_members_needs_an_ensemble(asks: dict[str, Any]) -> None:
+    message = "need an ensemble of at least 2 members, Toy is a single model"
+    with pytest.raises(ValueError, match=message):
+        DreamVectorEnv(Toy(), ZERO, 1, **asks)
+    envs = DreamVectorEnv(Toy(), ZERO, 1)
     envs.reset(seed=0)
-    with pytest.raises(ValueError, match="need an ensemble, Toy is a single model"):
+    for name, value in asks.items():
+        setattr(envs, name, value)
+    with pytest.raises(ValueError, match=message):
         envs.step(np.zeros((1, 1), np.float32))

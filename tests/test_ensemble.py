@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,83 @@ def test_dreams_stay_near_what_was_seen(line: Ensemble) -> None:
     assert float(latent["obs"].min()) >= low - (high - low) - 1e-5
 
 
+def opposed(hidden: int = 8) -> Ensemble:
+    """The first member moves by +1, which earns 1, and goes on; the second moves by -1 and ends, which earns 5."""
+    model = Ensemble(EnsembleConfig(members=2, hidden=hidden), space(1), ACT).eval()
+    says = {"change": [[1, -50], [-1, -50]], "reward": [[1], [3]], "end": [[-50, 7], [50, 5]]}
+    with torch.no_grad():
+        for name, values in says.items():
+            net = getattr(model, name)
+            net.weights[-1].zero_()
+            net.biases[-1].copy_(torch.tensor(values)[:, None].float())
+    return model
+
+
+@torch.no_grad()
+def test_each_row_follows_one_member_in_all_it_does() -> None:
+    obs, act = torch.linspace(-1, 1, 4000)[:, None], torch.zeros(4000, 1)
+    out = opposed().step({"obs": obs}, act, temperature=1e-9, generator=torch.Generator().manual_seed(0))
+    first = out.latent["obs"][:, 0] > obs[:, 0]
+    torch.testing.assert_close(out.latent["obs"], torch.where(first[:, None], obs + 1, obs - 1))
+    torch.testing.assert_close(out.rew, torch.where(first, 1.0, 5.0))
+    assert out.end is not None and torch.equal(out.end, ~first) and torch.equal(out.cont > 0.5, first)
+    assert float(first.float().mean()) == pytest.approx(0.5, abs=0.03)
+
+
+@torch.no_grad()
+def test_at_temperature_0_the_mean_of_all_members_is_followed() -> None:
+    model = opposed()
+    out = model.step({"obs": torch.ones(3, 1)}, torch.zeros(3, 1), temperature=0)
+    torch.testing.assert_close(out.latent["obs"], torch.ones(3, 1))
+    torch.testing.assert_close(out.cont, torch.full((3,), 0.5))
+    with torch.no_grad():
+        model.end.biases[-1][1, 0, 0] = -50
+    out = model.step({"obs": torch.ones(3, 1)}, torch.zeros(3, 1), temperature=0)
+    torch.testing.assert_close(out.rew, torch.full((3,), 2.0))
+
+
+@torch.no_grad()
+def test_disagreement_is_the_spread_of_mean_changes_and_rewards() -> None:
+    latent = {"obs": torch.zeros(3, 1)}
+    # Both are 1 apart from their mean: (1, -1) and (1, 3).
+    torch.testing.assert_close(opposed().disagreement(latent, torch.zeros(3, 1), latent), torch.ones(3))
+
+
+def test_a_step_follows_weights_that_change_in_place_and_that_move() -> None:
+    obs, act = {"obs": torch.zeros(16, 1)}, torch.zeros(16, 1)
+
+    def moves_by(model: Ensemble) -> set[float]:
+        with torch.no_grad():
+            out = model.step(obs, act, temperature=1e-9, generator=torch.Generator().manual_seed(3))
+        return {round(float(x), 3) for x in out.latent["obs"]}
+
+    model, other = opposed(), opposed()
+    assert moves_by(model) == {1, -1}
+    with torch.no_grad():
+        model.change.biases[-1][:, 0, 0] *= 2  # As an optimizer does.
+    twin = deepcopy(model)
+    assert moves_by(model) == moves_by(twin) == {2, -2}
+    with torch.no_grad():
+        twin.change.biases[-1][:, 0, 0] *= 2
+    assert moves_by(twin) == {4, -4} and moves_by(model) == {2, -2}
+    model.load_state_dict(other.state_dict())
+    assert moves_by(model) == {1, -1}
+    model.double().float()  # Weights in other memory.
+    with torch.no_grad():
+        model.change.biases[-1][:, 0, 0] *= 3
+    assert moves_by(model) == {3, -3}
+
+
+def test_gradients_of_a_step_reach_the_weights() -> None:
+    model, obs, act = opposed(), {"obs": torch.zeros(16, 1)}, torch.zeros(16, 1)
+    with torch.no_grad():
+        model.step(obs, act)  # Views without gradients are kept from here on.
+    out = model.step(obs, act, generator=torch.Generator().manual_seed(3))
+    (out.latent["obs"].sum() + out.rew.sum() + out.cont.sum()).backward()
+    for net in (model.change, model.reward, model.end):
+        assert net.biases[-1].grad is not None and net.biases[-1].grad.any()
+
+
 def test_members_learn_from_data_of_their_own(line: Ensemble) -> None:
     with torch.no_grad():
         ahead = line.foresee(torch.zeros(1, 2)).mean
@@ -219,8 +297,9 @@ def beside_the_pit(tmp_path_factory: pytest.TempPathFactory) -> Ensemble:
 @torch.no_grad()
 def test_members_disagree_where_there_were_no_data(beside_the_pit: Ensemble) -> None:
     x = torch.tensor([[-0.5], [0.0], [2.2], [1.2]])
-    doubt = beside_the_pit.step({"obs": x}, torch.ones(4, 1)).disagreement
-    assert doubt is not None and float(doubt[3]) > 1.5 * float(doubt[:3].max())
+    latent, act = {"obs": x}, torch.ones(4, 1)
+    doubt = beside_the_pit.disagreement(latent, act, beside_the_pit.step(latent, act).latent)
+    assert float(doubt[3]) > 1.5 * float(doubt[:3].max())
 
 
 @pytest.mark.parametrize(("pessimism", "falls"), [(0.0, True), (30.0, False)])

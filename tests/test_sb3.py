@@ -38,7 +38,7 @@ from toy_env import Echo
 from policies.mlp import MLPPolicy
 from policies.sb3 import DreamVecEnv, SB3Policy, Whitened, check_actions, load_sb3, to_mlp
 from wm_envs.dream import DreamVectorEnv
-from wm_envs.world_model import Step
+from wm_envs.world_model import Latent
 
 SAME_STEP = AutoresetMode.SAME_STEP
 ODD = spaces.Box(np.array([-1, 0], np.float32), np.array([1, 3], np.float32))
@@ -137,15 +137,15 @@ def test_observations_are_not_copied_and_rewards_are_sb3_s_own(monkeypatch) -> N
 class Doubtful(Toy):
     """A toy whose members are as far apart as the point is from 0."""
 
-    def step(self, latent, act, **kwargs) -> Step:
-        out = super().step(latent, act, **kwargs)
-        return out._replace(disagreement=out.latent["x"][:, 0].abs())
+    members = 2
+
+    def disagreement(self, latent: Latent, act: torch.Tensor, ahead: Latent) -> torch.Tensor:
+        return ahead["x"][:, 0].abs()
 
 
 def test_what_the_dream_says_of_each_row_is_in_its_info() -> None:
-    envs = VecMonitor(
-        DreamVecEnv(DreamVectorEnv(Doubtful(), toy_starts(), 2, horizon=2)), info_keywords=("disagreement",)
-    )
+    dreams = DreamVectorEnv(Doubtful(), toy_starts(), 2, horizon=2, disagreement=True)
+    envs = VecMonitor(DreamVecEnv(dreams), info_keywords=("disagreement",))
     envs.set_options({"start": {"x": torch.tensor([[0.0, 0.0], [2.0, 0.0]])}})
     envs.reset()
     assert [float(info["disagreement"]) for info in envs.step(move(2))[3]] == [0.5, 2.5]

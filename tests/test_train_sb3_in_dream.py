@@ -149,7 +149,7 @@ def test_only_what_is_given_is_passed_to_the_dream(script, car: str, monkeypatch
         script.train(script.parse(["--dream", car, *SHORT, *flags]), *load_model(car), Console(quiet=True))
     assert "temperature" not in made[0] and "pessimism" not in made[0] and made[0]["horizon"] == 6
     assert made[1]["temperature"] == 1.2 and made[1]["horizon"] == 3 and made[1]["start"] == "anywhere"
-    with pytest.raises(ValueError, match="pessimism and max_disagreement need an ensemble"):
+    with pytest.raises(ValueError, match="need an ensemble of at least 2 members, VMC is a single model"):
         script.train(script.parse(["--dream", car, *SHORT, "--pessimism", "1"]), *load_model(car), Console(quiet=True))
 
 

@@ -70,12 +70,15 @@ class Backwards(Toy):
 class Doubtful(Toy):
     """Goes too far by a tenth of the move, and says so: its members disagree just as much."""
 
+    members = 2
+
     def step(self, latent: Latent, act: Tensor, *, temperature: float = 1.0, generator: Generator = None) -> Step:
         out = super().step(latent, act, temperature=temperature, generator=generator)
         off = 0.1 * out.rew.abs()
-        return out._replace(
-            latent={"x": out.latent["x"] + torch.stack([off, torch.zeros_like(off)], 1)}, disagreement=off
-        )
+        return out._replace(latent={"x": out.latent["x"] + torch.stack([off, torch.zeros_like(off)], 1)})
+
+    def disagreement(self, latent: Latent, act: Tensor, ahead: Latent) -> Tensor:
+        return 0.1 * (act @ self.moves)[:, 0].abs()
 
 
 class Hot(Toy):

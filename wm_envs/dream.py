@@ -18,7 +18,7 @@ from torch import Tensor
 from wm_envs.action import encode_action
 from wm_envs.drawing import draw, how_drawn
 from wm_envs.window import Window
-from wm_envs.world_model import Latent, RowStreams, Step, WorldModel, feat_space
+from wm_envs.world_model import EnsembleModel, Latent, RowStreams, Step, WorldModel, can_disagree, feat_space
 
 Array = NDArray[Any]
 Obs = Literal["pixels", "latent"]
@@ -45,6 +45,8 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         pessimism: the reward is lowered by so much times the ensemble's disagreement.
         max_disagreement: an episode ends (terminated) where the disagreement is above this: the model knows no further.
             Where rewards are negative an early end is a gain, and pessimism the better choice.
+        disagreement: `info["disagreement"]` (N,) says how far the members of an ensemble are apart. It takes all
+            members, where a step takes one, and is computed only for this, `pessimism` or `max_disagreement`.
         precision: "fp32", or "bf16" for matrix products and convolutions in bfloat16: more than twice as fast from
             some 256 rows on where the CPU has it (`scripts/bench_dream_speed.py`), slower for a single row.
         fps: steps a second of the real environment, for films and windows.
@@ -73,6 +75,7 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         cut_off: float = 0.5,
         pessimism: float = 0.0,
         max_disagreement: float | None = None,
+        disagreement: bool = False,
         precision: Literal["fp32", "bf16"] = "fp32",
         fps: float = 30,
         drawing: str | None = None,
@@ -89,13 +92,16 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         self.temperature = 0.0 if deterministic else temperature
         self.horizon = horizon
         self.start = start
-        self.cut_off, self.pessimism, self.max_disagreement = cut_off, pessimism, max_disagreement
+        self.cut_off = cut_off
+        self.pessimism, self.max_disagreement, self.disagreement = pessimism, max_disagreement, disagreement
         self.precision = precision
         self.render_mode, self.drawing = render_mode, drawing
         self.autoreset = _autoreset_mode(autoreset_mode)
         drawn = how_drawn(drawing, model.obs_space)
         self.metadata = {**self.metadata, "render_fps": fps, "autoreset_mode": self.autoreset, "drawn": drawn}
         _check_render_mode(render_mode, self.metadata["render_modes"])
+        if self._asks_members:
+            _ensemble(model)
         self.single_observation_space = feat_space(model) if obs == "latent" else model.obs_space
         self.single_action_space = model.act_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -139,7 +145,9 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
                 out = self.model.step(latent, encoded, temperature=self.temperature, generator=self.streams)
             self.latent = out.latent
             self._age += 1
-            rew, term, info = self._outcome(out)
+            rew = out.rew.cpu().double().numpy().copy()
+            term: Array = out.over(self.cut_off).cpu().numpy().copy()
+            info = self._doubt(rew, term, latent, encoded, out) if self._asks_members else {}
             trunc = np.zeros(self.num_envs, bool) if self.horizon is None else self._age >= self.horizon
             over = np.flatnonzero(self._term | self._trunc)
             if len(over):
@@ -215,22 +223,18 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
             raise ValueError(f"actions must be {shape} for {self.single_action_space}, got {actions.shape}")
         return torch.from_numpy(encode_action(self.single_action_space, actions)).to(self.model.device)
 
-    def _outcome(self, out: Step) -> tuple[Array, Array, dict[str, Any]]:
-        """Reward float64 (N,), end (N,) and info of a step, pessimism taken into account."""
-        rew = out.rew.cpu().double().numpy().copy()
-        term: Array = out.over(self.cut_off).cpu().numpy().copy()
-        if out.disagreement is None:
-            if self.pessimism or self.max_disagreement is not None:
-                raise ValueError(
-                    f"pessimism and max_disagreement need an ensemble, {type(self.model).__name__} is a single model; "
-                    "leave them out, or train an ensemble of two members or more"
-                )
-            return rew, term, {}
-        apart = out.disagreement.float().cpu().numpy().copy()
+    @property
+    def _asks_members(self) -> bool:
+        return self.disagreement or self.pessimism > 0 or self.max_disagreement is not None
+
+    def _doubt(self, rew: Array, term: Array, latent: Latent, act: Tensor, out: Step) -> dict[str, Any]:
+        """Take the members' disagreement into account, in place; what info says of it."""
+        with self._casting():
+            apart: Array = _ensemble(self.model).disagreement(latent, act, out.latent).float().cpu().numpy().copy()
         rew -= self.pessimism * apart
         if self.max_disagreement is not None:
             term |= apart > self.max_disagreement
-        return rew, term, {"disagreement": apart, "_disagreement": np.ones(self.num_envs, bool)}
+        return {"disagreement": apart, "_disagreement": np.ones(self.num_envs, bool)}
 
     def _observe(self, latent: Latent) -> Array:
         with self._casting():
@@ -324,6 +328,15 @@ def _check_limits(cut_off: float, pessimism: float, max_disagreement: float | No
         raise ValueError(f"pessimism must be a number from 0 up, got {pessimism}")
     if max_disagreement is not None and not max_disagreement > 0:
         raise ValueError(f"max_disagreement must be above 0, or None, got {max_disagreement}")
+
+
+def _ensemble(model: WorldModel) -> EnsembleModel:
+    if can_disagree(model):
+        return model
+    raise ValueError(
+        f"pessimism, max_disagreement and disagreement need an ensemble of at least 2 members, {type(model).__name__} "
+        "is a single model; leave them out, or train an ensemble"
+    )
 
 
 def _check_render_mode(mode: str | None, modes: list[str]) -> None:

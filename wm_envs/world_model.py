@@ -7,7 +7,7 @@ Read this first. Families implement `WorldModel`, `DreamVectorEnv` turns one int
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import gymnasium as gym
 import numpy as np
@@ -75,8 +75,6 @@ class Step(NamedTuple):
     """(B,) probability that the episode goes on."""
     end: Tensor | None = None
     """(B,) bool, the model's own draw of the end, which `rew` belongs to; None leaves it to a cut-off on `cont`."""
-    disagreement: Tensor | None = None
-    """(B,) how far the members of an ensemble are apart; None for a model that is alone."""
 
     def over(self, cut_off: float = 0.5) -> Tensor:
         """(B,) bool: the episode ends with this step."""
@@ -111,6 +109,23 @@ class WorldModel(Protocol):
 
     def feat(self, latent: Latent) -> Tensor:
         """What a controller sees, (B, feat_dim) float32."""
+
+
+@runtime_checkable
+class EnsembleModel(WorldModel, Protocol):
+    """A world model of several members, whose disagreement is computed only on request: it needs all of them."""
+
+    @property
+    def members(self) -> int:
+        """Their number; one alone cannot disagree."""
+
+    def disagreement(self, latent: Latent, act: Tensor, ahead: Latent) -> Tensor:
+        """How far the members are apart about the step from `latent` by `act` to `ahead`: (B,), 0 where they agree."""
+
+
+def can_disagree(model: WorldModel) -> TypeGuard[EnsembleModel]:
+    """Whether `model` has two members or more."""
+    return isinstance(model, EnsembleModel) and model.members > 1
 
 
 def feat_space(model: WorldModel) -> spaces.Box:

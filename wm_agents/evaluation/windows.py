@@ -13,7 +13,7 @@ from torch import Tensor
 from wm_agents.data.episode import Episode
 from wm_agents.evaluation.posterior import Floats, walk
 from wm_envs.action import encode_action
-from wm_envs.world_model import Latent, WorldModel
+from wm_envs.world_model import Latent, WorldModel, can_disagree
 
 Ints = NDArray[np.int64]
 
@@ -92,11 +92,11 @@ def dream(
     error: dict[int, Floats] = {}
     for t, act in enumerate(windows.act, 1):
         out = model.step(latent, act, temperature=temperature, generator=generator)
+        if can_disagree(model):
+            apart.append(model.disagreement(latent, act, out.latent).double().cpu().numpy())
         latent = out.latent
         rews.append(out.rew.double().cpu().numpy())
         over.append(out.over(cut_off).cpu().numpy())
-        if out.disagreement is not None:
-            apart.append(out.disagreement.double().cpu().numpy())
         if t in horizons:
             error[t] = frame_error(model, latent, windows, episodes, t, scale)
     return Dream(np.stack(rews), np.stack(over), np.stack(apart) if apart else None, error)

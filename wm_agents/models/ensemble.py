@@ -2,14 +2,15 @@
 
 Each member predicts from (obs, act) whether the episode ends, what is earned then, and otherwise, as a Gaussian, how
 the observation changes; what that change earns is read off the move itself. Ends come first because a crash shows in
-what it does to the velocity, which no Gaussian around the usual change would ever draw. A dream follows a member drawn
-anew at each step; how far the members are apart is the doubt that pessimistic dreams act on.
+what it does to the velocity, which no Gaussian around the usual change would ever draw. Each row of a dream follows one
+member, drawn anew at every step (TS1 of PETS), so that a step costs one member and not all of them. How far the members
+are apart is the uncertainty that pessimistic dreams act on; it needs all members and is computed only on request.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
@@ -93,23 +94,69 @@ class Ensemble(Model):
         """Take in an observation: it says all there is to say, whatever came before."""
         return {"obs": self.take_obs(obs).float()}
 
+    @property
+    def members(self) -> int:
+        return self.cfg.members
+
     def step(self, latent: Latent, act: Tensor, *, temperature: float = 1.0, generator: Generator = None) -> Step:
-        """Dream one step; tau multiplies the variance, and at 0 the members' mean is followed."""
-        obs, scale = latent["obs"], self.scale
+        """Dream one step; tau multiplies the variance, and at 0 the mean of all members is followed.
+
+        Otherwise change, end and reward of a row are those of one member, which is drawn for this step alone.
+        """
+        obs = latent["obs"]
         self.check_act(act, len(obs))
-        x = torch.cat([scale.normal(obs), act], dim=1)
+        if temperature == 0:
+            return self._step_mean(obs, act)
+        noise = draw_normal(len(obs), self.feat_dim + 2, generator, obs.device)
+        uniform = torch.special.ndtr(noise[:, -2:])  # A normal's own quantile is uniform.
+        member = (uniform[:, 0] * self.members).long().clamp(max=self.members - 1)
+        order = member.argsort()
+        rows = Rows(*(x[order] for x in (obs, act, noise[:, :-2] * temperature**0.5, uniform[:, 1])))
+        out = self._step_members(rows, member.bincount(minlength=self.members).tolist())
+        back = order.argsort()
+        return Step({"obs": out.latent["obs"][back]}, out.rew[back], out.cont[back], cast(Tensor, out.end)[back])
+
+    def _step_mean(self, obs: Tensor, act: Tensor) -> Step:
+        scale, x = self.scale, self._input(obs, act)
         ahead = self.foresee(x)
-        noise = draw_normal(len(obs), self.feat_dim + 2, generator, obs.device) if temperature > 0 else None
-        change = ahead.mean.mean(0) if noise is None else _draw(ahead, noise, temperature)
-        next_obs = scale.plausible(obs + change * scale.change_std)
+        next_obs = scale.plausible(obs + ahead.mean.mean(0) * scale.change_std)
+        rew = self.earn(x, (next_obs - obs) / scale.change_std).mean(0)
+        chance = self._chance(ahead.end).mean(0)
+        return self._outcome(next_obs, rew, ahead.end_rew.mean(0), chance, chance > 0.5)
+
+    def _step_members(self, rows: Rows, counts: list[int]) -> Step:
+        """The first `counts[0]` rows follow the first member, and so on."""
+        scale, x = self.scale, self._input(rows.obs, rows.act)
+        mean, logvar = self.change.follow(x, counts).chunk(2, dim=1)
+        change = mean + torch.exp(0.5 * _bounded(logvar)) * rows.noise
+        next_obs = scale.plausible(rows.obs + change * scale.change_std)
         # The reward is read off the very move that is dreamed, snapped and bounded as it is.
-        rew = self.earn(x, (next_obs - obs) / scale.change_std)
-        chance = torch.sigmoid(ahead.end - math.log(self.cfg.term_weight)).mean(0)
-        # A normal's own quantile is uniform.
-        end = chance > (0.5 if noise is None else torch.special.ndtr(noise[:, -1]))
-        apart = torch.cat([ahead.mean.var(0, correction=0), rew.var(0, correction=0)[:, None]], dim=1).mean(1).sqrt()
-        earned = torch.where(end, ahead.end_rew.mean(0) * scale.end_rew, rew.mean(0) * scale.rew)
-        return Step({"obs": next_obs}, earned, 1 - chance, end, apart if self.cfg.members > 1 else None)
+        rew = self.reward.follow(torch.cat([x, (next_obs - rows.obs) / scale.change_std], dim=1), counts).squeeze(1)
+        end, end_rew = self.end.follow(x, counts).unbind(1)
+        chance = self._chance(end)
+        return self._outcome(next_obs, rew, end_rew, chance, chance > rows.uniform)
+
+    def _outcome(self, next_obs: Tensor, rew: Tensor, end_rew: Tensor, chance: Tensor, end: Tensor) -> Step:
+        earned = torch.where(end, end_rew * self.scale.end_rew, rew * self.scale.rew)
+        return Step({"obs": next_obs}, earned, 1 - chance, end)
+
+    def disagreement(self, latent: Latent, act: Tensor, ahead: Latent) -> Tensor:
+        """How far the members are apart about the step to `ahead`, (B,).
+
+        It is the root mean square of their standard deviations: of the mean change in each dimension, in units of
+        `Scale.change_std`, and of the reward of the move to `ahead`, in units of `Scale.rew`.
+        """
+        obs, x = latent["obs"], self._input(latent["obs"], act)
+        mean, _ = self.change(x).float().chunk(2, dim=-1)
+        rew = self.earn(x, (ahead["obs"] - obs) / self.scale.change_std)
+        return torch.cat([mean, rew[..., None]], dim=-1).var(0, correction=0).mean(1).sqrt()
+
+    def _input(self, obs: Tensor, act: Tensor) -> Tensor:
+        return torch.cat([self.scale.normal(obs), act], dim=1)
+
+    def _chance(self, end: Tensor) -> Tensor:
+        """The probability of an end; the weight of ends in the loss is taken out of the odds."""
+        return torch.sigmoid(end - math.log(self.cfg.term_weight))
 
     def decode(self, latent: Latent) -> Tensor:
         obs = torch.clamp(latent["obs"], self.low, self.high)  # type: ignore[arg-type]
@@ -121,7 +168,7 @@ class Ensemble(Model):
     def foresee(self, x: Tensor) -> Future:
         """Normalised (obs, act), (B, D + A) or (M, B, D + A), to what each member expects."""
         mean, logvar = self.change(x).float().chunk(2, dim=-1)
-        return Future(mean, -10 + 12 * torch.sigmoid(logvar), *self.end(x).float().unbind(-1))
+        return Future(mean, _bounded(logvar), *self.end(x).float().unbind(-1))
 
     def earn(self, x: Tensor, change: Tensor) -> Tensor:
         """What each member pays for a move that goes on, (M, B), in units of `scale.rew`."""
@@ -177,18 +224,26 @@ class Future(NamedTuple):
     """(M, B) the reward if it ends, in units of `Scale.end_rew`"""
 
 
+class Rows(NamedTuple):
+    """Rows that each follow one member."""
+
+    obs: Tensor
+    """(B, D)"""
+    act: Tensor
+    """(B, A), encoded"""
+    noise: Tensor
+    """(B, D) normal, of the variance that the temperature asks for"""
+    uniform: Tensor
+    """(B,) it ends where the probability is above this"""
+
+
 def _mean(values: Tensor, where: Tensor) -> Tensor:
     """Mean over the members of their means over the rows `where` is 1."""
     return ((values * where).sum(-1) / where.sum(-1).clamp(min=1)).mean()
 
 
-def _draw(ahead: Future, noise: Tensor, temperature: float) -> Tensor:
-    """A change (B, D) from the Gaussian of one member, drawn for each row."""
-    members, _, dim = ahead.mean.shape
-    pick = (torch.special.ndtr(noise[:, dim]) * members).long().clamp(max=members - 1)
-    index = pick[None, :, None].expand(1, -1, dim)
-    spread: float = temperature**0.5
-    return ahead.mean.gather(0, index)[0] + (0.5 * ahead.logvar.gather(0, index)[0]).exp() * spread * noise[:, :dim]
+def _bounded(logvar: Tensor) -> Tensor:
+    return -10 + 12 * torch.sigmoid(logvar)
 
 
 class Scale(nn.Module):
@@ -261,6 +316,10 @@ def _size(rew: Tensor) -> float:
     return size if size > 0 else 1.0
 
 
+Layer = tuple[Tensor, Tensor]
+"""Weight (I, O) and bias (1, O)."""
+
+
 class EnsembleMLP(nn.Module):
     """`members` networks of their own weights in one batched product: (B, I), (1, B, I) or (M, B, I) to (M, B, O)."""
 
@@ -270,12 +329,43 @@ class EnsembleMLP(nn.Module):
         pairs = list(pairwise(dims))
         self.weights = nn.ParameterList(nn.Parameter(_uniform(cfg.members, i, o, fan_in=i)) for i, o in pairs)
         self.biases = nn.ParameterList(nn.Parameter(_uniform(cfg.members, 1, o, fan_in=i)) for i, o in pairs)
+        self._views: list[list[Layer]] = []
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = x.expand(len(self.weights[0]), -1, -1)
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             out = torch.baddbmm(bias, F.silu(out) if i else out, weight)
         return out
+
+    def follow(self, x: Tensor, counts: list[int]) -> Tensor:
+        """Rows (B, I), the first `counts[0]` by the first member alone and so on, to (B, O)."""
+        outs = []
+        for layers, part in zip(self.layers(), x.split(counts), strict=True):
+            if len(part):
+                for i, (weight, bias) in enumerate(layers):
+                    part = torch.addmm(bias, F.silu(part, inplace=True) if i else part, weight)
+                outs.append(part)
+        return torch.cat(outs).float()
+
+    def layers(self) -> list[list[Layer]]:
+        """The layers of each member.
+
+        Without gradients they are views of the weights, which training changes in place, and are kept for as long as
+        the weights stay where they are: making them anew would take as long as the products of a single row.
+        """
+        if torch.is_grad_enabled():
+            return _by_member(self.weights, self.biases)
+        if not self._views or self._views[0][0][0].data_ptr() != self.weights[0].data_ptr():
+            self._views = _by_member(*([p.detach() for p in params] for params in (self.weights, self.biases)))
+        return self._views
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_views": []}  # A copy has weights of its own.
+
+
+def _by_member(weights: Iterable[Tensor], biases: Iterable[Tensor]) -> list[list[Layer]]:
+    by_layer = (zip(weight.unbind(), bias.unbind()) for weight, bias in zip(weights, biases))
+    return [list(layers) for layers in zip(*by_layer)]
 
 
 def _uniform(members: int, rows: int, cols: int, fan_in: int) -> Tensor:
