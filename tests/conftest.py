@@ -1,11 +1,28 @@
-"""Every test runs without display or sound, on few threads."""
+"""Every test runs without display or sound, on one thread; what trains takes its seed from here."""
 
 import os
+
+import pytest
 
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # Of the processes that tests start, too.
 
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--learning-seeds", type=int, default=1, metavar="N", help="run every test that trains something with N seeds"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`learning_seed`: taken by tests, and fixtures, that train something and hold it to a threshold."""
+    if "learning_seed" in metafunc.fixturenames:
+        seeds = range(metafunc.config.getoption("learning_seeds"))
+        marked = [pytest.param(seed, id=f"seed{seed}", marks=pytest.mark.learns) for seed in seeds]
+        metafunc.parametrize("learning_seed", marked, scope="session")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from tiny import save_tiny
+from waiting import wait_until
 
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 import bench_dream_speed as bench
@@ -61,11 +61,9 @@ def state(pid: int) -> str:
 
 
 def reaches(pid: int, wanted: str) -> bool:
-    """Whether the process comes into one of these states; a signal takes a moment."""
-    end = time.monotonic() + 10
-    while state(pid) not in wanted and time.monotonic() < end:
-        time.sleep(0.01)
-    return state(pid) in wanted
+    """Wait until the process is in one of these states; a signal takes a moment."""
+    wait_until(lambda: state(pid) in wanted)
+    return True
 
 
 def test_busy_processes_run_beside_a_spell_only() -> None:

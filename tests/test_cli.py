@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 from gymnasium.envs.registration import register, registry
 from tiny import SQUASH, play_here, save_tiny
+from waiting import HANG_S, wait_until
 
 from policies.cmaes import CMAConfig
 from wm_agents.checkpoint import load_artifact
@@ -410,9 +410,9 @@ def test_ctrl_c_stops_the_processes_too_and_the_same_command_resumes(tiny: str, 
 
     command = [sys.executable, "-m", "wm_agents.cli.app", *flags, "--cma.generations", "1000"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        wait_until(lambda: told() >= 2 or process.poll() is not None)
+        wait_until(lambda: told() >= 2, process)
         os.killpg(process.pid, signal.SIGINT)  # As a terminal does: the workers get it as well.
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=HANG_S)
     assert process.returncode == 2, err
     assert err.splitlines()[-1] == "wm evolve: interrupted; run the same command to resume"
     assert "Traceback" not in err
@@ -426,13 +426,6 @@ def raising(error: BaseException) -> Callable[..., None]:
         raise error
 
     return fail
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it takes too long"
-        time.sleep(0.05)
 
 
 def test_a_file_of_settings_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:

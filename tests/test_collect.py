@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from toy_env import is_aligned, make_random
+from waiting import HANG_S, wait_until, wait_until_gone
 
 from policies.policy import RandomPolicy
 from wm_agents.data import collect as collecting
@@ -227,22 +227,8 @@ def start(out: Path) -> subprocess.Popen:
     proc = subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    deadline = time.monotonic() + 60
-    while len(list(out.glob("seed-*.h5"))) < 2:
-        assert proc.poll() is None and time.monotonic() < deadline, proc.communicate()
-        time.sleep(0.02)
+    wait_until(lambda: len(list(out.glob("seed-*.h5"))) >= 2, proc)
     return proc
-
-
-def group_is_gone(group: int) -> bool:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.05)
-    return False
 
 
 @pytest.mark.parametrize("signum, whole_group", [(signal.SIGINT, True), (signal.SIGTERM, False)])
@@ -250,13 +236,13 @@ def test_a_signal_stops_cleanly_with_everything_so_far_readable(tmp_path: Path, 
     out = tmp_path / "data"
     proc = start(out)
     (os.killpg if whole_group else os.kill)(proc.pid, signum)  # Ctrl-C reaches every process of the group.
-    stdout, stderr = proc.communicate(timeout=20)
+    stdout, stderr = proc.communicate(timeout=HANG_S)
     assert (proc.returncode, stdout) == (0, "interrupted\n"), stderr
     assert "Traceback" not in stderr
     data = Dataset(out)
     assert data.num_episodes >= 2 and not data.skipped
     assert names(out) == ["manifest.json", *(f"seed-{i:07d}.h5" for i in range(data.num_episodes))]
-    assert group_is_gone(proc.pid)
+    wait_until_gone(proc.pid)
 
 
 def test_a_killed_collector_leaves_no_half_shard_and_no_orphan_and_resumes(tmp_path: Path) -> None:
@@ -264,7 +250,7 @@ def test_a_killed_collector_leaves_no_half_shard_and_no_orphan_and_resumes(tmp_p
     proc = start(out)
     proc.kill()
     proc.communicate()
-    assert group_is_gone(proc.pid)
+    wait_until_gone(proc.pid)
     (out / ".seed-0000099.h5.77.part").write_bytes(b"left by a kill in mid write")
     data = Dataset(out)
     found = data.num_episodes

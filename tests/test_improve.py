@@ -8,7 +8,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
@@ -24,6 +23,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from tiny import ArenaHere, save_tiny
 from toy import Toy, toy_starts
+from waiting import HANG_S, wait_until
 
 from policies.cmaes import CMAConfig
 from policies.latent import LatentPolicy
@@ -309,15 +309,8 @@ def launch(tmp_path: Path, which: str, out: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, env=env, stderr=stderr, start_new_session=True)
 
 
-def wait_for(proc: subprocess.Popen[bytes], there: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not there():
-        assert proc.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def finish(proc: subprocess.Popen[bytes], tmp_path: Path) -> None:
-    assert proc.wait(timeout=300) == 0, (tmp_path / "stderr").read_text()
+    assert proc.wait(timeout=HANG_S) == 0, (tmp_path / "stderr").read_text()
 
 
 @pytest.mark.slow
@@ -332,7 +325,7 @@ def test_a_run_killed_for_good_in_the_middle_of_stages_ends_as_one_that_was_not(
     ]
     for path in middles:
         proc = launch(tmp_path, which, killed)
-        wait_for(proc, path.exists)
+        wait_until(path.exists, proc)
         proc.kill()
         proc.wait()
     assert json.loads((killed / "state.json").read_text())["stage"] in ("control", "judge")

@@ -42,16 +42,9 @@ def test_what_is_exported_is_what_is_listed() -> None:
 
 
 def test_importing_the_package_waits_for_nothing_heavy() -> None:
-    code = (
-        "import sys, time; start = time.perf_counter(); import wm_agents; "
-        "print(time.perf_counter() - start, [m for m in ('torch', 'gymnasium', 'numpy', 'h5py') if m in sys.modules])"
-    )
-    runs = [
-        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        for _ in range(3)
-    ]
-    assert {run.split(maxsplit=1)[1].strip() for run in runs} == {"[]"}
-    assert min(float(run.split()[0]) for run in runs) < 0.3
+    code = "import sys, wm_agents; print([m for m in ('torch', 'gymnasium', 'numpy', 'h5py') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_a_family_is_imported_when_it_is_asked_for() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -80,8 +79,14 @@ def test_a_device_reaches_every_door(pole: str) -> None:
     assert all("device" not in door.kwargs for door in (*bench.dream_doors(pole), *bench.real_doors(pole, 1)))
 
 
-def test_a_rate_is_calls_a_second() -> None:
-    assert 5 < bench._rate(lambda: time.sleep(0.01), 0.2) <= 100
+def test_a_rate_is_calls_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(bench, "time", type("Clock", (), {"perf_counter": lambda: clock[0]}))
+
+    def call() -> None:
+        clock[0] += 0.25
+
+    assert bench._rate(call, 1.5) == 4 and clock[0] == 0.25 * (bench.WARM_UP + 6)
 
 
 @pytest.mark.parametrize("flags", [["--seconds", "0"], ["--rows", "[0]"]])
