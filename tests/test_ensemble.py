@@ -52,22 +52,22 @@ def moves(obs: Floats, act: Floats, rew: Floats, term: Floats, next_obs: Floats)
     return MoveSet(*as_tensors, episode, np.arange(0, len(obs), 10))
 
 
-def fitted(data: MoveSet, tmp_path: Path, cfg: EnsembleConfig = SMALL, updates: int = 300) -> Ensemble:
-    torch.manual_seed(0)
+def fitted(data: MoveSet, path: Path, seed: int, cfg: EnsembleConfig = SMALL, updates: int = 300) -> Ensemble:
+    torch.manual_seed(seed)
     model = Ensemble(cfg, space(data.obs.shape[1]), ACT)
-    fit_ensemble(model, data, TRAINING.replace(total_steps=updates), tmp_path / "fit", first=True)
+    fit_ensemble(model, data, TRAINING.replace(total_steps=updates, seed=seed), path / "fit", first=True)
     return model.eval()
 
 
 @pytest.fixture(scope="module")
-def line(tmp_path_factory: pytest.TempPathFactory) -> Ensemble:
+def line(tmp_path_factory: pytest.TempPathFactory, learning_seed: int) -> Ensemble:
     """x' = x + 0.2 act, which earns act, and ends, earning 5, where x' would be above 1."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(learning_seed)
     obs, act = rng.uniform(-1, 1, (2000, 1)), rng.uniform(-1, 1, (2000, 1))
     next_obs = obs + 0.2 * act
     term = (next_obs > 1)[:, 0]
     data = moves(obs, act, np.where(term, 5, act[:, 0]), term, next_obs)
-    return fitted(data, tmp_path_factory.mktemp("line"), updates=600)
+    return fitted(data, tmp_path_factory.mktemp("line"), learning_seed, updates=600)
 
 
 @torch.no_grad()
@@ -87,11 +87,11 @@ def test_it_learns_change_reward_and_end(line: Ensemble) -> None:
     assert out.cont[clear & ends].max() < 0.5 < out.cont[on].min()
 
 
-def test_ends_come_as_often_as_they_did_whatever_their_weight_in_the_loss(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
+def test_ends_come_as_often_as_they_did_whatever_their_weight_in_the_loss(tmp_path: Path, learning_seed: int) -> None:
+    rng = np.random.default_rng(learning_seed)
     obs, act = rng.uniform(-1, 1, (4000, 1)), rng.uniform(-1, 1, (4000, 1))
     data = moves(obs, act, np.ones(4000), rng.random(4000) < 0.1, obs)
-    model = fitted(data, tmp_path, EnsembleConfig(members=2, hidden=16, term_weight=20.0))
+    model = fitted(data, tmp_path, learning_seed, EnsembleConfig(members=2, hidden=16, term_weight=20.0))
     with torch.no_grad():
         out = model.step({"obs": data.obs}, data.act, generator=torch.Generator().manual_seed(0))
     assert out.end is not None
@@ -128,12 +128,12 @@ def test_a_row_dreams_the_same_in_a_batch_and_alone(line: Ensemble) -> None:
     torch.testing.assert_close(dream([0, 1, 2, 3, 4, 5])[3:4], dream([3]), atol=1e-5, rtol=0)
 
 
-def test_what_has_two_values_keeps_them(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
+def test_what_has_two_values_keeps_them(tmp_path: Path, learning_seed: int) -> None:
+    rng = np.random.default_rng(learning_seed)
     obs = np.stack([rng.uniform(-1, 1, 2000), rng.integers(0, 2, 2000)], 1)
     act = rng.uniform(-1, 1, (2000, 1))
     next_obs = np.stack([obs[:, 0], act[:, 0] > 0], 1)  # A switch.
-    model = fitted(moves(obs, act, np.zeros(2000), np.zeros(2000), next_obs), tmp_path)
+    model = fitted(moves(obs, act, np.zeros(2000), np.zeros(2000), next_obs), tmp_path, learning_seed)
     assert model.scale.two_valued.tolist() == [0, 1]
     pressed = torch.tensor([[0.8], [-0.8], [0.6], [-0.6]])
     obs = torch.tensor([[0.0, 1.0]] * 4)
@@ -283,15 +283,15 @@ def earn(x: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def beside_the_pit(tmp_path_factory: pytest.TempPathFactory) -> Ensemble:
+def beside_the_pit(tmp_path_factory: pytest.TempPathFactory, learning_seed: int) -> Ensemble:
     """A model of the line that has seen both banks of the pit, and never the pit."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(learning_seed)
     x, act = rng.uniform(-1, 3, 4000), rng.uniform(-1, 1, 4000)
     known = ~in_pit(x) & ~in_pit(move(x, act))
     x, act = x[known], act[known]
     to = move(x, act)
     data = moves(x[:, None], act[:, None], earn(to), np.zeros(len(x)), to[:, None])
-    return fitted(data, tmp_path_factory.mktemp("pit"), EnsembleConfig(members=5, hidden=32))
+    return fitted(data, tmp_path_factory.mktemp("pit"), learning_seed, EnsembleConfig(members=5, hidden=32))
 
 
 @torch.no_grad()
@@ -304,11 +304,11 @@ def test_members_disagree_where_there_were_no_data(beside_the_pit: Ensemble) -> 
 
 @pytest.mark.parametrize(("pessimism", "falls"), [(0.0, True), (30.0, False)])
 def test_a_controller_exploits_the_plain_dream_and_not_the_pessimistic_one(
-    beside_the_pit: Ensemble, pessimism: float, falls: bool
+    beside_the_pit: Ensemble, pessimism: float, falls: bool, learning_seed: int
 ) -> None:
     model, zero = beside_the_pit, {"obs": torch.zeros(1, 1)}
     starts = {"begin": zero, "anywhere": zero}
-    cfg = CMAConfig(population=8, rollouts=2, generations=20, sigma=1.0)
+    cfg = CMAConfig(population=8, rollouts=2, generations=20, sigma=1.0, seed=learning_seed)
     evolved = evolve_in_dream(model, starts, cfg, horizon=30, pessimism=pessimism)
 
     class OnFeat:

@@ -191,9 +191,9 @@ def test_real_evolution_plays_whole_episodes_on_seeds_for_training(echo: str, mo
         evolve_in_real(echo, CMAConfig(population=4, rollouts=2, generations=2, seed=999_998))
 
 
-def test_real_evolution_climbs_the_real_return(echo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_evolution_climbs_the_real_return(echo: str, monkeypatch: pytest.MonkeyPatch, learning_seed: int) -> None:
     monkeypatch.setattr(evolving, "Arena", ArenaHere)
     means: list[float] = []
-    cfg = CMAConfig(population=8, rollouts=1, generations=12, sigma=0.5)
+    cfg = CMAConfig(population=8, rollouts=1, generations=12, sigma=0.5, seed=learning_seed)
     evolve_in_real(echo, cfg, on_generation=lambda generation: means.append(generation.mean))
     assert means[-1] > 3 > 2 > means[0]  # Reward is the action: 4 at best, 0 for the first controllers.

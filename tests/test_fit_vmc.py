@@ -40,18 +40,19 @@ FP32 = TrainingConfig(
 )
 
 
-def echo_data(root: Path, num: int = 12, length: int | None = 30, end: str = "trunc") -> Dataset:
+def echo_data(root: Path, num: int = 12, length: int | None = 30, end: str = "trunc", seed: int = 0) -> Dataset:
     """Episodes of Echo: obs = (step, last action), reward = action, all actions drawn independently."""
     envs = SyncVectorEnv([lambda: Echo(length, end)], autoreset_mode=AutoresetMode.DISABLED)
     policy = RandomPolicy(envs.single_action_space)
-    episodes = [collect_episode(rollout(envs, policy, seed=[i], policy_seed=i), i) for i in range(num)]
+    seeds = range(num * seed, num * (seed + 1))
+    episodes = [collect_episode(rollout(envs, policy, seed=[i], policy_seed=i), i) for i in seeds]
     write_shard(root, "seed-0000000", episodes, {})
     return Dataset(root)
 
 
-def pixel_data(root: Path, num: int = 6, steps: int = 40) -> Dataset:
+def pixel_data(root: Path, num: int = 6, steps: int = 40, seed: int = 0) -> Dataset:
     """A bright square that drifts over a dark ground."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     episodes = []
     for i in range(num):
         obs = np.full((steps + 1, 32, 32, 3), 40, np.uint8)
@@ -64,14 +65,14 @@ def pixel_data(root: Path, num: int = 6, steps: int = 40) -> Dataset:
     return Dataset(root)
 
 
-def echo_model(**fields: object) -> VMC:
-    torch.manual_seed(0)
+def echo_model(seed: int = 0, **fields: object) -> VMC:
+    torch.manual_seed(seed)
     cfg = VMCConfig(**{"vision": "identity", "hidden": 32, **fields})  # type: ignore[arg-type]
     return VMC(cfg, gym.spaces.Box(-100, 100, (2,), np.float32), ACT)
 
 
-def pixel_model() -> VMC:
-    torch.manual_seed(0)
+def pixel_model(seed: int = 0) -> VMC:
+    torch.manual_seed(seed)
     return VMC(VMCConfig(z_dim=8, hidden=16), PIXELS, ACT)
 
 
@@ -209,16 +210,16 @@ def test_one_window_in_eight_holds_a_rare_step_anywhere_in_it() -> None:
 
 @pytest.mark.parametrize("by, learns", [(0, True), (1, False), (-1, False)])
 def test_memory_predicts_the_next_latent_from_the_action_that_leads_to_it(
-    tmp_path: Path, by: int, learns: bool
+    tmp_path: Path, by: int, learns: bool, learning_seed: int
 ) -> None:
     """Actions are drawn independently, so that one from a step before or after explains nothing."""
-    data, model = echo_data(tmp_path / "data"), echo_model()
+    data, model = echo_data(tmp_path / "data", seed=learning_seed), echo_model(learning_seed)
     fit_vision(model, data, FP32, tmp_path / "vision")  # The normaliser of vectors.
     seen = encode_dataset(model, data)
     set_reward_scale(model, seen)
     seen = seen._replace(act=seen.act.roll(by, 0))
     among = np.arange(len(seen.length))
-    cfg = FP32.replace(total_steps=120, batch_size=64, learning_rate=1e-2)
+    cfg = FP32.replace(total_steps=120, batch_size=64, learning_rate=1e-2, seed=learning_seed)
     trainer = Trainer(model.memory, cfg, loss=lambda w: model.memory_loss(*w), run_dir=tmp_path / "memory")
     # Windows of one step: with more, M could remember an action that came too early.
     trainer.fit(lambda i: sample_windows(seen, cfg.batch_size, 1, cfg.rng(i), among))
@@ -234,11 +235,11 @@ def test_memory_predicts_the_next_latent_from_the_action_that_leads_to_it(
 # Fitting
 
 
-def test_vision_learns_and_leaves_its_best_weights_and_pictures(tmp_path: Path) -> None:
-    data, model = pixel_data(tmp_path / "data"), pixel_model()
+def test_vision_learns_and_leaves_its_best_weights_and_pictures(tmp_path: Path, learning_seed: int) -> None:
+    data, model = pixel_data(tmp_path / "data", seed=learning_seed), pixel_model(learning_seed)
     frames = torch.from_numpy(data.frames(64, np.random.default_rng(5)))
     before = float(model.vision_loss(frames).loss.detach())
-    cfg = FP32.replace(total_steps=80, learning_rate=3e-3, batch_size=32, eval_interval=20)
+    cfg = FP32.replace(total_steps=80, learning_rate=3e-3, batch_size=32, eval_interval=20, seed=learning_seed)
     result = fit_vision(model, data, cfg, tmp_path / "run")
     assert result.updates == 80 and result.best_val is not None
     after = float(model.vision_loss(frames).loss.detach())
@@ -258,10 +259,10 @@ def test_pictures_show_the_colours_of_the_frames(tmp_path: Path) -> None:
     assert picture[:32].max((0, 1)).tolist() == [220, 40, 40]
 
 
-def dots(num: int, steps: int = 150) -> tuple[list[Episode], np.ndarray]:
+def dots(num: int, steps: int = 150, seed: int = 0) -> tuple[list[Episode], np.ndarray]:
     """A bar of two grey pixels at one of five places, over a ground that never changes."""
-    rng = np.random.default_rng(num)
-    ground = np.random.default_rng(0).integers(60, 120, (32, 32, 1)).astype(np.uint8)
+    rng = np.random.default_rng((seed, num))
+    ground = np.random.default_rng(seed).integers(60, 120, (32, 32, 1)).astype(np.uint8)
     act = np.zeros((steps, 1), np.float32)
     episodes = []
     for i in range(num):
@@ -273,16 +274,18 @@ def dots(num: int, steps: int = 150) -> tuple[list[Episode], np.ndarray]:
 
 
 @pytest.mark.parametrize("motion_weight, sees", [(31.0, True), pytest.param(0.0, False, marks=pytest.mark.slow)])
-def test_a_dot_that_moves_is_drawn_where_it_is(tmp_path: Path, motion_weight: float, sees: bool) -> None:
+def test_a_dot_that_moves_is_drawn_where_it_is(
+    tmp_path: Path, motion_weight: float, sees: bool, learning_seed: int
+) -> None:
     """Without the weight V draws the ground alone: two of 1,024 pixels are not worth a latent."""
-    episodes, ground = dots(6)
+    episodes, ground = dots(6, seed=learning_seed)
     write_shard(tmp_path / "data", "seed-0000000", episodes, {})
-    torch.manual_seed(0)
+    torch.manual_seed(learning_seed)
     cfg = VMCConfig(z_dim=4, hidden=8, motion_weight=motion_weight, kl_weight=0.005)
     model = VMC(cfg, gym.spaces.Box(0, 255, (32, 32, 1), np.uint8), ACT)
-    training = FP32.replace(total_steps=200, learning_rate=2e-3, batch_size=32, eval_interval=200)
+    training = FP32.replace(total_steps=200, learning_rate=2e-3, batch_size=32, eval_interval=200, seed=learning_seed)
     fit_vision(model, Dataset(tmp_path / "data"), training, tmp_path / "run")
-    obs = dots(1)[0][0].obs
+    obs = dots(1, seed=learning_seed)[0][0].obs
     with torch.no_grad():
         recon = model.vision.decode_obs(model.vision.encode(to_input(torch.from_numpy(obs)))[0]).numpy()
     change = recon.astype(int) - ground
@@ -315,29 +318,31 @@ def test_the_normaliser_has_the_moments_of_the_data(tmp_path: Path) -> None:
     assert np.allclose(model.vision.std, frames.std(0), rtol=0.15)  # type: ignore[union-attr]
 
 
-def test_memory_learns_and_the_best_weights_stay(tmp_path: Path) -> None:
-    data, model = echo_data(tmp_path / "data"), echo_model()
+def test_memory_learns_and_the_best_weights_stay(tmp_path: Path, learning_seed: int) -> None:
+    data, model = echo_data(tmp_path / "data", seed=learning_seed), echo_model(learning_seed)
     fit_vision(model, data, FP32, tmp_path / "vision")
     latents = encode_dataset(model, data)
-    torch.manual_seed(0)
+    torch.manual_seed(learning_seed)
     held_out = sample_windows(latents, 64, 8, np.random.default_rng(9), np.arange(12))
     before = float(model.memory_loss(*held_out).loss.detach())
-    result = fit_memory(model, latents, FP32.replace(total_steps=60, learning_rate=1e-2), tmp_path / "memory", window=8)
+    cfg = FP32.replace(total_steps=60, learning_rate=1e-2, seed=learning_seed)
+    result = fit_memory(model, latents, cfg, tmp_path / "memory", window=8)
     after = float(model.memory_loss(*held_out).loss.detach())
     assert result.updates == 60 and result.best_val is not None and result.best_val < before / 2
     assert after == pytest.approx(result.best_val, abs=0.3)
 
 
-def test_rare_rewards_are_named_one_step_ahead(tmp_path: Path) -> None:
+def test_rare_rewards_are_named_one_step_ahead(tmp_path: Path, learning_seed: int) -> None:
     """One step in 50 earns 1, always after z = 1; a mean over all steps would say 0.02 everywhere."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(learning_seed)
     data = counting([400] * 4)
     hit = torch.from_numpy(rng.random(len(data.rew)) < 0.02).float()
     hit[data.offset + data.length] = 0
     mu = torch.stack([hit, torch.randn(len(hit), generator=torch.Generator().manual_seed(0))], 1)
     data = data._replace(mu=mu, logsigma=torch.full_like(mu, -2), rew=hit, term=hit * 0, act=data.act * 0)
-    model = echo_model(rew_head="classes", rew_weight=10.0)
-    fit_memory(model, data, FP32.replace(total_steps=150, learning_rate=1e-2), tmp_path, window=16)
+    model = echo_model(learning_seed, rew_head="classes", rew_weight=10.0)
+    cfg = FP32.replace(total_steps=150, learning_rate=1e-2, seed=learning_seed)
+    fit_memory(model, data, cfg, tmp_path, window=16)
     assert model.classes.values[:2].tolist() == [0, 1] and model.classes.weights[:3].tolist() == [1, 3, 0]
     w = sample_windows(data, 64, 16, np.random.default_rng(1), np.arange(4))
     with torch.no_grad():

@@ -25,18 +25,18 @@ KEYS = [
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small(tmp_path_factory: pytest.TempPathFactory, learning_seed: int) -> Path:
     out = tmp_path_factory.mktemp("quickstart")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quickstart, "QUICK", SMALL)
-        assert quickstart.main(["--quick", "--output-dir", str(out), "--seed", "3"]) == 0
+        assert quickstart.main(["--quick", "--output-dir", str(out), "--seed", str(learning_seed)]) == 0
     return out
 
 
-def test_the_summary_has_what_it_promises(small: Path) -> None:
+def test_the_summary_has_what_it_promises(small: Path, learning_seed: int) -> None:
     summary = json.loads((small / "summary.json").read_text())
     assert list(summary)[: len(KEYS)] == KEYS
-    assert (summary["scenario"], summary["seed"], summary["quick"]) == ("quickstart_cpu", 3, True)
+    assert (summary["scenario"], summary["seed"], summary["quick"]) == ("quickstart_cpu", learning_seed, True)
     assert summary["final_loss"] < summary["initial_loss"] and summary["success"]
     assert summary["horizon"] == summary["rollout_horizon"] == 5
     assert summary["environment"] == "CartPole-v1" and summary["model"] == "dreamerv3:ci"

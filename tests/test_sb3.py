@@ -392,10 +392,12 @@ OFF_POLICY = {"learning_starts": 64, "train_freq": 1, "learning_rate": 1e-2, "ba
         (TD3, BOX, OFF_POLICY, 800),
     ],
 )
-def test_every_algorithm_learns_to_move_on(algo, act_space: gym.Space, kwargs: dict, steps: int) -> None:
+def test_every_algorithm_learns_to_move_on(
+    algo, act_space: gym.Space, kwargs: dict, steps: int, learning_seed: int
+) -> None:
     """The reward is the move, so the best return of 5 steps is 5."""
     envs = view(8, act_space=act_space)
-    model = algo("MlpPolicy", envs, seed=0, gamma=0.5, policy_kwargs={"net_arch": [32]}, **kwargs)
+    model = algo("MlpPolicy", envs, seed=learning_seed, gamma=0.5, policy_kwargs={"net_arch": [32]}, **kwargs)
     model.learn(steps)
     assert evaluate_policy(model, VecMonitor(view(8, act_space=act_space)), 8)[0] > 0.8 * best_return(act_space)
 

@@ -61,13 +61,17 @@ def loss_of(model: Model, buffer: ReplayBuffer) -> float:
 
 
 @pytest.mark.parametrize("preset", FAMILIES)
-def test_eight_steps_of_training_lower_the_loss_and_the_rollout_has_the_horizon(preset: str) -> None:
-    torch.manual_seed(42)
-    buffer = vectors()
+def test_eight_steps_of_training_lower_the_loss_and_the_rollout_has_the_horizon(
+    preset: str, learning_seed: int
+) -> None:
+    torch.manual_seed(42 + learning_seed)
+    buffer = vectors(seed=learning_seed)
     model = create_world_model(preset, obs_shape=(8,), action_dim=2, device="cpu")
     model.train().loss(buffer.sample(16, 10))  # Units that are taken from the first batch are no success.
     initial = loss_of(model, buffer)
-    config = TrainingConfig(total_steps=8, batch_size=16, sequence_length=10, learning_rate=3e-4, device="cpu")
+    config = TrainingConfig(
+        total_steps=8, batch_size=16, sequence_length=10, learning_rate=3e-4, device="cpu", seed=learning_seed
+    )
     Trainer(model, config).train(buffer)
     final = loss_of(model, buffer)
     assert np.isfinite([initial, final]).all() and final < initial

@@ -52,9 +52,9 @@ FAST = TrainingConfig(
 class Toy(nn.Module):
     """Convolution, dropout and numpy noise: everything that could make a resumed run differ."""
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int = 7) -> None:
         super().__init__()
-        torch.manual_seed(7)
+        torch.manual_seed(seed)
         layers = [nn.Conv2d(3, 8, 4, 2, 1), nn.BatchNorm2d(8), nn.Dropout(0.2), nn.Flatten(), nn.Linear(8 * 16, 4)]
         self.net = nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
@@ -71,7 +71,7 @@ def batches(cfg: TrainingConfig) -> Any:
 def train(
     path: Path, cfg: TrainingConfig = FAST, callbacks: tuple[Callback, ...] = (), validate: Any = None
 ) -> tuple[Trainer, TrainingResult]:
-    module = Toy()
+    module = Toy(7 + cfg.seed)
     trainer = Trainer(module, cfg, callbacks, run_dir=path)
     held_out = batches(cfg)(10**6)
     return trainer, trainer.fit(batches(cfg), validate or (lambda: float(module.loss(held_out).loss)))
@@ -181,8 +181,9 @@ def test_a_wrong_value_is_named(field: str, value: Any, message: str) -> None:
 # What a run leaves
 
 
-def test_training_lowers_the_loss_and_leaves_last_best_and_metrics(tmp_path: Path) -> None:
-    trainer, result = train(tmp_path, FAST.replace(total_steps=40, learning_rate=0.03), (LoggingCallback(),))
+def test_training_lowers_the_loss_and_leaves_last_best_and_metrics(tmp_path: Path, learning_seed: int) -> None:
+    cfg = FAST.replace(total_steps=40, learning_rate=0.03, seed=learning_seed)
+    trainer, result = train(tmp_path, cfg, (LoggingCallback(),))
     rows = read_metrics(tmp_path / "metrics.jsonl")
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     assert losses[-1] < 0.5 * losses[0]
@@ -1018,8 +1019,8 @@ def test_names_are_found_where_users_look_for_them() -> None:
 # Precision
 
 
-def test_bf16_autocast_learns_like_fp32(tmp_path: Path) -> None:
-    cfg = FAST.replace(total_steps=40, learning_rate=0.03)
+def test_bf16_autocast_learns_like_fp32(tmp_path: Path, learning_seed: int) -> None:
+    cfg = FAST.replace(total_steps=40, learning_rate=0.03, seed=learning_seed)
     low, low_result = train(tmp_path / "bf16", cfg.replace(mixed_precision=True))
     full, full_result = train(tmp_path / "fp32", cfg)
     assert not _same(low, full) and all(p.dtype == torch.float32 for p in low.model.parameters())

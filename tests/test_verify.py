@@ -225,10 +225,10 @@ def test_seeds_that_repeat_pass() -> None:
 
 
 @pytest.fixture(scope="module")
-def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def line(tmp_path_factory: pytest.TempPathFactory, learning_seed: int) -> Path:
     """An ensemble that has learned the line, saved."""
     env = make_real(LINE)
-    torch.manual_seed(0)
+    torch.manual_seed(learning_seed)
     model = learned(Ensemble(EnsembleConfig.from_size("ci"), env.observation_space, env.action_space))
     return save_line(tmp_path_factory.mktemp("models") / "line", model)
 
