@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import re
-from importlib import import_module
-from typing import Any, NoReturn
-from unittest.mock import patch
+from typing import Any
 
-from wm_agents.cli import app as cli
-from wm_agents.cli.flags import Parser
+from wm_agents.cli.app import parser_of
 
 MARK = re.compile(r"<!-- flags: wm (.+?) -->")
 OF_THE_PARSER = ("help", "print_config", "print_shtab")
-
-
-class _Caught(Exception):
-    """A parser, before it parses."""
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -30,21 +23,10 @@ def flags_table(command: str) -> str:
 
 
 def _actions(command: str) -> list[Any]:
-    def catch(parser: Parser, *args: Any, **kwargs: Any) -> NoReturn:
-        raise _Caught(parser._actions)
-
     name, *rest = command.split()
-    with patch.object(Parser, "parse_args", catch):
-        try:
-            module = {**cli.TOOLS, **cli.APART}.get(name)
-            if module is None:
-                import_module("wm_agents.cli.commands").run(name, rest)
-            else:
-                import_module(module).main([*rest, "--x"], f"wm {name}")
-        except _Caught as caught:
-            actions: list[Any] = caught.args[0]
-            return actions
-    raise ValueError(f"wm {command} has no flags of its own")
+    _, parser, _ = parser_of(name, rest)
+    parser.add_spellings()
+    return list(parser._actions)
 
 
 def _row(action: Any) -> str:

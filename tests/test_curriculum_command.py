@@ -26,6 +26,11 @@ from wm_agents.system.run_folder import FolderInUse, RunFolder
 ROOT = Path(__file__).parents[1]
 
 
+def run(flags: list[str]) -> int:
+    """The exit code of `wm curriculum`."""
+    return wm(["curriculum", *flags])
+
+
 class Fake:
     """A curriculum that ends as it is told to."""
 
@@ -72,23 +77,23 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Fake]:
     [
         (True, 0, ""),
         (False, 1, ""),
-        (KeyboardInterrupt(), 2, "interrupted; the same command goes on from what was done"),
+        (KeyboardInterrupt(), 2, "interrupted; run the same command to resume"),
         (ValueError("the disk is full"), 3, "the disk is full"),
-        (KeyError("x"), 3, "KeyError: 'x' (--debug shows where)"),
+        (KeyError("x"), 3, "KeyError: 'x' (--debug prints the traceback)"),
     ],
 )
 def test_exit_codes(
     fake: type[Fake], pole: str, capsys: pytest.CaptureFixture[str], ends: Any, code: int, said: str
 ) -> None:
     fake.ends = ends
-    assert command.main(["--curriculum", pole], "wm curriculum") == code
+    assert wm(["curriculum", *["--curriculum", pole]]) == code
     err = capsys.readouterr().err
     assert said in err and "Traceback" not in err
 
 
 def test_wrong_flags_are_an_error_and_help_is_none(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["--amq", "1"], "wm curriculum") == 3
-    assert command.main(["--help"], "wm curriculum") == 0
+    assert wm(["curriculum", *["--amq", "1"]]) == 3
+    assert wm(["curriculum", *["--help"]]) == 0
     assert wm(["curriculum", "--curriculum", "clasic"]) == 3
     assert "wm curriculum: unknown curriculum 'clasic'; did you mean 'classic'?" in capsys.readouterr().err
 
@@ -96,13 +101,13 @@ def test_wrong_flags_are_an_error_and_help_is_none(capsys: pytest.CaptureFixture
 def test_debug_shows_where(fake: type[Fake], pole: str) -> None:
     fake.ends = ValueError("here")
     with pytest.raises(ValueError, match="here"):
-        command.main(["--curriculum", pole, "--debug"])
+        run(["--curriculum", pole, "--debug"])
 
 
 def test_sigterm_is_as_ctrl_c_and_set_back_after(fake: type[Fake], pole: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(fake, "run", lambda self: signal.raise_signal(signal.SIGTERM))
-    assert command.main(["--curriculum", pole]) == 2
+    assert run(["--curriculum", pole]) == 2
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -115,7 +120,7 @@ def test_sigterm_is_as_ctrl_c_and_set_back_after(fake: type[Fake], pole: str, mo
     ],
 )
 def test_which_curriculum_is_run(fake: type[Fake], flags: list[str], tasks: list[str]) -> None:
-    command.main(flags)
+    run(flags)
     assert [course.entry.name for course in fake.last.courses] == tasks  # type: ignore[attr-defined]
 
 
@@ -123,11 +128,11 @@ def test_what_is_left_out_is_told(
     fake: type[Fake], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(curriculum_tasks, "find_spec", lambda name: None if name == "Box2D" else object())
-    assert command.main([]) == 0
+    assert run([]) == 0
     assert 'left out: CarRacing; to have it: pip install "gymnasium[box2d]"' in capsys.readouterr().err
     assert set(fake.last.left_out) == {"LunarLander", "CarRacing"}  # type: ignore[attr-defined]
     monkeypatch.setattr(curriculum_tasks, "find_spec", lambda name: None)
-    assert command.main([]) == 3
+    assert run([]) == 3
     assert "no task of core can be played here: Pong: pip install" in capsys.readouterr().err
 
 
@@ -138,10 +143,10 @@ def test_what_cannot_be_dreamed_of_is_told_before_any_work_is_done(
     file = tmp_path / "tasks.toml"
     file.write_text('[[task]]\nname = "CartPole"\n[[task]]\nenv = "Endless-v0"\nthreshold = 0.0\n')
     try:
-        assert command.main(["--curriculum", str(file)]) == 3
+        assert run(["--curriculum", str(file)]) == 3
         assert "Endless-v0 sets no limit to its episodes" in capsys.readouterr().err
         file.write_text(file.read_text() + "max_episode_steps = 50\n")
-        assert command.main(["--curriculum", str(file)]) == 0
+        assert run(["--curriculum", str(file)]) == 0
     finally:
         registry.pop("Endless-v0")
 
@@ -150,7 +155,7 @@ def test_the_smoke_test_is_the_preflight_alone(fake: type[Fake], pole: str, monk
     fake.ends = AssertionError("nothing is to be trained")
     for well in (True, False):
         monkeypatch.setattr(command, "look_around", lambda *args, well=well: well)
-        assert command.main(["--curriculum", pole, "--smoke-test", "True"]) == (0 if well else 1)
+        assert run(["--curriculum", pole, "--smoke-test", "True"]) == (0 if well else 1)
 
 
 def test_the_preflight_comes_first_once(
@@ -165,20 +170,20 @@ def test_the_preflight_comes_first_once(
         return len(looks) > 1
 
     monkeypatch.setattr(command, "look_around", look)
-    assert command.main(["--curriculum", pole]) == 3
+    assert run(["--curriculum", pole]) == 3
     assert "--preflight False tries all the same" in capsys.readouterr().err
     assert not Path("runs/curriculum/run.json").exists()  # What it hints at may be flags that make another run.
-    assert command.main(["--curriculum", pole, "--quick"]) == 0 and len(looks) == 2
-    assert command.main(["--curriculum", pole, "--quick"]) == 0 and len(looks) == 2  # It has begun.
+    assert run(["--curriculum", pole, "--quick"]) == 0 and len(looks) == 2
+    assert run(["--curriculum", pole, "--quick"]) == 0 and len(looks) == 2  # It has begun.
     apart = ["--checkpoint-dir", "apart", "--preflight", "False"]
-    assert command.main(["--curriculum", pole, *apart]) == 0 and len(looks) == 2
+    assert run(["--curriculum", pole, *apart]) == 0 and len(looks) == 2
 
 
 def test_a_device_that_is_not_there_is_told_at_once(
     fake: type[Fake], pole: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert command.main(["--curriculum", pole, "--device", "cuda"]) == 3
+    assert run(["--curriculum", pole, "--device", "cuda"]) == 3
     assert "device 'cuda' is not on this machine; use 'cpu'" in capsys.readouterr().err
 
 
@@ -188,10 +193,10 @@ def test_without_a_display_a_film_takes_the_windows_place_unless_it_must_not(
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
         monkeypatch.delenv(name, raising=False)
     show = ["--curriculum", pole, "--visualize", "True"]
-    assert command.main(show) == 0
+    assert run(show) == 0
     assert "there is no display: videos/watch.mp4 of each task takes the window's place" in capsys.readouterr().err
-    assert command.main([*show, "--render-mode", "rgb_array", "--no-fallback-rgb"]) == 0
-    assert command.main([*show, "--no-fallback-rgb"]) == 3
+    assert run([*show, "--render-mode", "rgb_array", "--no-fallback-rgb"]) == 0
+    assert run([*show, "--no-fallback-rgb"]) == 3
     assert "needs a display" in capsys.readouterr().err
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wm_agents.curriculum.films import parse_generations, triad, video_generations
+from wm_agents.curriculum.films import triad, video_generations
 
 
 @pytest.mark.parametrize(
@@ -51,10 +51,3 @@ def test_what_cannot_be_filmed_is_refused() -> None:
         video_generations(10, [], every=0)
     with pytest.raises(ValueError, match="triad, none or all, got 'some'"):
         video_generations(10, [], mode="some")  # type: ignore[arg-type]
-
-
-def test_lists_of_generations_are_read_as_typed() -> None:
-    assert parse_generations("25, 500,975") == (25, 500, 975)
-    for wrong in ("", "25;500", "1e3", "-5", "²"):
-        with pytest.raises(ValueError, match="whole numbers with commas between"):
-            parse_generations(wrong)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from wm_agents.cli.curriculum import parse
+from wm_agents.cli.curriculum import CurriculumParser
 from wm_agents.curriculum.config import CurriculumConfig
 
 # As it was once printed for users.
@@ -16,7 +16,9 @@ PRINTED = """--device cuda --max-generations 100 --amp True --tf32 True --episod
 
 
 def read(flags: str) -> CurriculumConfig:
-    return parse(flags.split(), "wm curriculum")
+    args = flags.split()
+    cfg: CurriculumConfig = CurriculumParser(args, "wm curriculum").arguments(args)["cfg"]
+    return cfg
 
 
 def refused(flags: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -62,6 +64,7 @@ def test_truths_can_be_written_in_many_ways(spelling: str, value: bool) -> None:
     [
         ("--video-schedule triad", {"video_schedule": "triad"}),
         ("--video-gens 25,500,975", {"video_gens": (25, 500, 975)}),
+        ("--video-gens [25,500]", {"video_gens": (25, 500)}),
         ("--video-every-n-gens 10", {"video_every_n_gens": 10}),
         ("--artifact-root D:/WorldModels", {"artifact_root": "D:/WorldModels"}),
         ("--keep-latents True --clean-cache False", {"keep_latents": True, "clean_cache": False}),
@@ -86,7 +89,7 @@ def test_every_other_flag_is_read(flags: str, changed: dict[str, object]) -> Non
 
 def test_a_file_holds_the_same_names_and_flags_win_over_it(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
-    file.write_text('quick = true\nmax_generations = 60\nvideo_gens = [5, 10]\ncheckpoint_dir = "x"\namp = "False"\n')
+    file.write_text('quick = true\nmax_generations = 60\nvideo_gens = [5, 10]\ncheckpoint_dir = "x"\namp = false\n')
     cfg = read(f"--config {file} --max-generations 80")
     wanted = CurriculumConfig(quick=True, max_generations=80, video_gens=(5, 10), checkpoint_dir="x", amp=False)
     assert cfg == wanted
@@ -101,7 +104,7 @@ def test_a_file_holds_the_same_names_and_flags_win_over_it(tmp_path: Path) -> No
         ("--max-generations 3.5", "max_generations"),
         ("--max-generations 0", "--max-generations must be at least 1, got 0"),
         ("--episodes-per-eval 0", "--episodes-per-eval must be at least 1, got 0"),
-        ("--video-gens 1;2", "whole numbers with commas between, like 25,500,975, got '1;2'"),
+        ("--video-gens 1;2", "video_gens"),
         ("--video-schedule some", "video_schedule"),
         ("--render-mode window", "render_mode"),
         ("--grad-accum 0", "--grad-accum must be at least 1, got 0"),
@@ -131,4 +134,4 @@ def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert stop.value.code == 0 and "<function" not in text
     helps = [f"--{name.replace('_', '-')} " for name in (field.name for field in fields(CurriculumConfig))]
     assert not [flag for flag in helps if text.count(flag) < 2]
-    assert "Real episodes of an evaluation." in text and text.count("(default: ") >= len(TRUTHS)
+    assert "Real episodes of an evaluation." in text and text.count("default: ") >= len(TRUTHS)

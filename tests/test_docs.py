@@ -106,12 +106,8 @@ def parse(command: str) -> None:
     assert name in cli.COMMANDS, f"{command}: there is no {name}"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Parsed):
         patch.setattr(Parser, "parse_args", and_no_further)
-        if name in cli.TOOLS:
-            import_module(cli.TOOLS[name]).main(flags, f"wm {name}")
-        elif name in cli.APART:
-            import_module(f"wm_agents.cli.{name}").parse(flags, f"wm {name}")
-        else:
-            import_module("wm_agents.cli.commands").run(name, flags)
+        _, parser, flags = cli.parser_of(name, flags)
+        parser.arguments(flags)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if list(commands(page))], ids=name_of)

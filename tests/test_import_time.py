@@ -31,7 +31,7 @@ def loaded(code: str) -> set[str]:
         "from wm_agents.cli.app import main\nassert main(['--help']) == 0",
         "from wm_agents.cli.app import main\nassert main(['evalute']) == 2",
         "import wm_agents\nassert 'create_world_model' in dir(wm_agents)",
-        "import wm_agents.cli.verbs",
+        "import wm_agents.cli.printing",
     ],
 )
 def test_nothing_heavy_is_loaded(code: str) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from toy_env import Echo, is_aligned
 
 from policies.policy import Array
+from wm_agents.cli import app as cli
 from wm_agents.cli import commands
 from wm_agents.data.dataset import Dataset
 from wm_agents.data.replay import Batch, ReplayBuffer
@@ -532,15 +533,16 @@ def test_the_limit_of_an_episode_is_counted_in_the_agents_steps() -> None:
 def test_flags_reach_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[OnlineConfig] = []
     monkeypatch.setattr(commands, "learn_online", lambda cfg, console: seen.append(cfg))
-    commands.run("improve", ["--family", "tdmpc2", "--env", "Pendulum-v1", "--overrides.horizon", "5", "--seed=9"])
-    commands.run("improve", ["--family=dreamerv3", "--task", "CartPole", "--size", "ci", "--out", "x"])
+    assert (
+        cli.main(["improve", "--family", "tdmpc2", "--env", "Pendulum-v1", "--overrides.horizon", "5", "--seed=9"]) == 0
+    )
+    assert cli.main(["improve", "--family=dreamerv3", "--task", "CartPole", "--size", "ci", "--out", "x"]) == 0
     assert seen[0] == replace(recipe("tdmpc2", "Pendulum-v1"), overrides={"episode_length": 200, "horizon": 5}, seed=9)
     assert seen[1].spec == RECIPES["CartPole"].spec and (seen[1].size, seen[1].out) == ("ci", "x")
 
 
 def test_a_family_that_does_not_exist_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        commands.run("improve", ["--family", "dreamer3", "--env", "CartPole-v1"])
+    assert cli.main(["improve", "--family", "dreamer3", "--env", "CartPole-v1"]) == 2
     told = capsys.readouterr().err
     assert "one of auto, vmc, ensemble, dreamerv3, tdmpc2, got 'dreamer3'; did you mean 'dreamerv3'?" in told
 

@@ -15,8 +15,6 @@ import pytest
 from reading import Source, unread
 
 from wm_agents.cli import app as cli
-from wm_agents.cli import commands, verbs
-from wm_agents.cli.flags import Parser
 from wm_agents.cli.project_flags import READ
 from wm_agents.curriculum.config import CurriculumConfig
 from wm_agents.loops.recipes import ImproveConfig
@@ -38,10 +36,6 @@ ALLOWED = {
 """What the source does not show, and why it is right."""
 
 
-class Caught(Exception):
-    """A parser that is about to parse."""
-
-
 @cache
 def source() -> Source:
     return Source()
@@ -54,40 +48,20 @@ def ignored() -> frozenset[str]:
 
 def functions_of(name: str) -> dict[str, Callable[..., Any]]:
     """The functions of a command by what is typed: one, or one for each verb."""
-    if name not in cli.TOOLS:
-        return {name: getattr(commands, name)} if hasattr(commands, name) else {}
-    found: dict[str, Callable[..., Any]] = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verbs, "run", lambda of, args, prog: found.update({f"{name} {v}": of[v] for v in of}) or 0)
-        patch.setattr(verbs, "call", lambda verb, args, prog: found.update({name: verb}) or 0)
-        try:
-            import_module(cli.TOOLS[name]).main([], f"wm {name}")
-        except SystemExit:
-            pass
-        except Exception:  # `wm train` has no function for its flags, and no project here.
-            assert name == "train"
-    return found
+    module, target = cli.COMMANDS[name].target.split(":")
+    found = getattr(import_module(f"wm_agents.cli.{module}"), target)
+    return {f"{name} {verb}": found[verb] for verb in found} if isinstance(found, dict) else {name: found}
 
 
 def options_of(command: str) -> list[str]:
-    """Every option of a command as its real parser knows it, dotted."""
-
-    def catch(self: Parser, *args: Any, **kwargs: Any) -> None:
-        raise Caught([action.dest for action in self._actions])
-
+    """Every option of a command as its parser knows it, dotted."""
     name, *rest = command.split()
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Caught) as caught:
-        patch.setattr(Parser, "parse_args", catch)
-        run = import_module("wm_agents.cli.commands").run
-        if name in (*cli.TOOLS, *cli.APART):
-            model = ["--model", "dreamerv3:ci"] if name == "train" else []
-            import_module({**cli.TOOLS, **cli.APART}[name]).main([*rest, *model, "--x"], f"wm {name}")
-        else:
-            run(name, [])
-    return [dest for dest in caught.value.args[0] if dest not in OF_THE_PARSER]
+    model = ["--model", "dreamerv3:ci"] if name == "train" else []
+    _, parser, _ = cli.parser_of(name, [*rest, *model])
+    return [action.dest for action in parser._actions if action.dest not in OF_THE_PARSER]
 
 
-COMMANDS = [typed for name in cli.COMMANDS for typed in (functions_of(name) or [name])]
+COMMANDS = [typed for name in cli.COMMANDS for typed in functions_of(name)]
 
 
 def readers(command: str) -> Iterator[tuple[str, str]]:
@@ -97,13 +71,13 @@ def readers(command: str) -> Iterator[tuple[str, str]]:
     body: set[str] = set()
     if name == "improve":
         roots = {"": ImproveConfig}
-        body = names_in(commands.run) | {"task", "env"}
+        body = {"task", "env"}
     elif name == "curriculum":
         roots = {"": CurriculumConfig}
     elif name == "train":
         roots = {"training": TrainingConfig, **{part: SECTIONS[part] for part in READ}, "": Project}
         roots["architecture"] = DreamerV3Config
-        body = names_in(import_module(cli.TOOLS[name])._train)
+        body = {"allow_degraded", "config"}
     else:
         function = functions_of(name)[command]
         roots = {key: hint for key, hint in get_type_hints(function).items() if inspect.isclass(hint)}

@@ -269,7 +269,7 @@ def test_the_projects_own_scripts_end_as_commands_do(
     assert capsys.readouterr().err == "inference.py: interrupted\n"
     monkeypatch.setattr(Improvement, "collect", stop)
     assert script(tmp_path / "train.py", monkeypatch, "--training.seed", "3") == 2
-    assert capsys.readouterr().err.endswith("wm train: interrupted; the same command goes on from what was done\n")
+    assert capsys.readouterr().err.endswith("wm train: interrupted; run the same command to resume\n")
     assert json.loads((tmp_path / "outputs" / "run_manifest.json").read_text())["seeds"]["collect"] == 3
 
 
@@ -609,7 +609,7 @@ def test_wrong_settings_are_an_error_and_wrong_flags_exit_with_2(
     assert err.startswith("wm train: wm.toml: 2 things are wrong\n  --training.batch_size: training.batch_size must be")
     assert "line 20: controller.colour is unknown; there are horizon, iterations, kind" in err
     assert wm("train", "--training.batch_sise", "3") == 2
-    assert "did you mean --training.batch_size?" in capsys.readouterr().err
+    assert "did you mean --training.batch-size?" in capsys.readouterr().err
     assert wm("train", "--verify.mode", "proof") == 2
 
 
@@ -623,7 +623,7 @@ def test_ctrl_c_exits_with_2_and_says_how_to_go_on(
     project(tmp_path)
     assert wm("train", "--config", str(tmp_path)) == 2
     err = capsys.readouterr().err
-    assert "saved: " in err and err.endswith("wm train: interrupted; the same command goes on from what was done\n")
+    assert "saved: " in err and err.endswith("wm train: interrupted; run the same command to resume\n")
 
 
 def test_an_environment_that_is_not_here_is_told_in_one_line(

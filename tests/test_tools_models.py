@@ -10,7 +10,7 @@ from tiny import save_tiny
 
 from wm_agents import factory, hub
 from wm_agents.cli import app as cli
-from wm_agents.cli import verbs
+from wm_agents.cli.printing import table
 from wm_agents.factory import list_models
 from wm_envs.registry import RealSpec
 
@@ -107,7 +107,7 @@ def test_narrow_terminals_lose_nothing(monkeypatch: pytest.MonkeyPatch, capsys: 
     rows = [("dreamerv3:size12m", "8,849,603", "a long text that has to be broken somewhere or other")]
     for width in ("20", "50", "200"):
         monkeypatch.setenv("COLUMNS", width)
-        verbs.table(("model", "parameters", "what"), rows)
+        table(("model", "parameters", "what"), rows)
         out = capsys.readouterr().out
         assert all(word in out for word in (*rows[0][:2], "somewhere")), out
         assert "\x1b" not in out

@@ -1,4 +1,4 @@
-"""`wm`: each command is a function, and its flags are the arguments of the function.
+"""`wm`: a table of commands. Each is a function, and its flags are the arguments of the function.
 
 Heavy modules are imported only when a command runs, so `wm --help` is fast.
 """
@@ -9,51 +9,120 @@ import os
 import select
 import signal
 import sys
-from difflib import get_close_matches
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import version
 from io import TextIOWrapper
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from wm_agents.errors import EXIT_ERROR, EXIT_STOPPED, describe
+from wm_agents.errors import EXIT_ERROR, EXIT_STOPPED, describe, did_you_mean
 
-GROUPS = {
-    "projects": {
-        "init": "create a project: wm.toml, train.py, inference.py, dataset.py",
-        "train": "train the model of the project in this folder",
-        "verify": "check a model against held-out real episodes",
-    },
-    "training": {
-        "improve": "collect episodes, train a model and a controller, evaluate; in rounds or online",
-        "curriculum": "train a list of tasks from scratch, each until it reaches its threshold",
-        "evolve": "train a linear controller with CMA-ES, in a dream or in the real environment",
-        "demo": "train a controller in the shipped dream and drive the real CarRacing-v3 with it",
-    },
-    "evaluation": {
-        "evaluate": "score a model's policy on held-out real episodes and in its dream",
-        "fidelity": "measure how closely a model's dream matches reality",
-        "video": "record a video of a real episode beside its dream",
-    },
-    "data": {
-        "collect": "record episodes of a real environment",
-        "data": "info | convert | verify: inspect episodes, convert them to and from npz and Minari",
-    },
-    "maintenance": {
-        "bench": "measure the speed of dreams, training and data on this machine",
-        "doctor": "check this installation and say how to fix it",
-        "config": "show | diff | validate | schema: presets, saved models and wm.toml",
-        "models": "list | info | pull | push: presets, saved models, models on the Hub",
-    },
+if TYPE_CHECKING:
+    from wm_agents.cli.flags import Parser
+
+
+class Command(NamedTuple):
+    """A command of `wm`; places are `module:name` in wm_agents.cli."""
+
+    topic: str
+    about: str
+    target: str
+    """A function, or a table of functions by verb. It returns the exit code, or None for 0."""
+    parser: str | None = None
+    """The parser, called with the flags, of a command whose flags depend on others."""
+    resumes: bool = False
+    """The same command resumes an interrupted run."""
+    error: int = EXIT_ERROR
+    """Exit code after an error; another one where 1 has a meaning of its own."""
+    usage: int = EXIT_STOPPED
+    """Exit code after invalid flags."""
+
+
+COMMANDS = {
+    "init": Command(
+        "projects",
+        "create a project: wm.toml, train.py, inference.py, dataset.py",
+        "project:init",
+    ),
+    "train": Command(
+        "projects",
+        "train the model of the project in this folder",
+        "project:train",
+        "project:TrainParser",
+        resumes=True,
+    ),
+    "verify": Command(
+        "projects",
+        "check a model against held-out real episodes",
+        "project:verify",
+        error=3,
+    ),
+    "improve": Command(
+        "training",
+        "collect episodes, train a model and a controller, evaluate; in rounds or online",
+        "commands:improve",
+        "commands:ImproveParser",
+        resumes=True,
+    ),
+    "curriculum": Command(
+        "training",
+        "train a list of tasks from scratch, each until it reaches its threshold",
+        "curriculum:curriculum",
+        "curriculum:CurriculumParser",
+        resumes=True,
+        error=3,
+        usage=3,
+    ),
+    "evolve": Command(
+        "training",
+        "train a linear controller with CMA-ES, in a dream or in the real environment",
+        "commands:evolve",
+        resumes=True,
+    ),
+    "demo": Command(
+        "training", "train a controller in the shipped dream and drive the real CarRacing-v3 with it", "commands:demo"
+    ),
+    "evaluate": Command(
+        "evaluation", "score a model's policy on held-out real episodes and in its dream", "commands:evaluate"
+    ),
+    "fidelity": Command(
+        "evaluation",
+        "measure how closely a model's dream matches reality",
+        "commands:fidelity",
+    ),
+    "video": Command(
+        "evaluation",
+        "record a video of a real episode beside its dream",
+        "commands:video",
+    ),
+    "collect": Command(
+        "data",
+        "record episodes of a real environment",
+        "commands:collect",
+        resumes=True,
+    ),
+    "data": Command(
+        "data", "info | convert | verify: inspect episodes, convert them to and from npz and Minari", "data:VERBS"
+    ),
+    "bench": Command(
+        "maintenance",
+        "measure the speed of dreams, training and data on this machine",
+        "bench:bench",
+    ),
+    "doctor": Command(
+        "maintenance",
+        "check this installation and say how to fix it",
+        "doctor:doctor",
+    ),
+    "config": Command(
+        "maintenance", "show | diff | validate | schema: presets, saved models and wm.toml", "config:VERBS"
+    ),
+    "models": Command(
+        "maintenance", "list | info | pull | push: presets, saved models, models on the Hub", "models:VERBS"
+    ),
 }
-"""The commands that `wm --help` lists, by topic."""
-COMMANDS = {name: about for group in GROUPS.values() for name, about in group.items()}
-RESUMABLE = ("train", "improve", "curriculum", "collect", "evolve")
-APART = {"curriculum": "wm_agents.cli.curriculum"}
-"""Commands that parse their own flags and handle their own signals and exit codes."""
-TOOLS = {name: f"wm_agents.cli.{name}" for name in ("models", "data", "config", "doctor", "bench")}
-"""Commands in separate modules, whose `main(flags, prog)` returns the exit code."""
-TOOLS |= dict.fromkeys(("init", "train", "verify"), "wm_agents.cli.project")
-ERRORS = {"verify": 3}
-"""Exit codes of errors for commands where 1 has another meaning: 1 of `wm verify` is a model that failed."""
+"""In the order in which `wm --help` lists them."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,31 +139,33 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     name, *flags = args
     if name not in COMMANDS:
-        near = get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(COMMANDS)}"
-        print(f"wm: unknown command {name!r}; {hint}", file=sys.stderr)
+        hint = did_you_mean(name, COMMANDS) or f"; expected one of {', '.join(COMMANDS)}"
+        print(f"wm: unknown command {name!r}{hint}", file=sys.stderr)
         return EXIT_STOPPED
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # `--env module:Id-v0` finds a module in the current folder.
-    if name in APART:
-        status: int = import_module(APART[name]).main(flags, f"wm {name}")
-        return status
+        sys.path.append(os.getcwd())  # `--env module:Id-v0` finds modules in the working directory, as python does.
+    if name not in ("doctor", "curriculum") and not any(os.environ.get(x) for x in ("DISPLAY", "WAYLAND_DISPLAY")):
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # Else SDL complains where frames are rendered to memory.
+    return _run(name, flags)
+
+
+def _run(name: str, flags: list[str]) -> int:
+    """Parse the flags of a command and call it; errors are one line on stderr, and an exit code."""
+    command = COMMANDS[name]
     debug = "--debug" in flags
-    if name != "doctor" and not any(os.environ.get(shown) for shown in ("DISPLAY", "WAYLAND_DISPLAY")):
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # Without a display, SDL must render to memory.
-    # SIGTERM cleans up and exits as Ctrl-C does.
+    flags = [flag for flag in flags if flag != "--debug"]
+    # SIGTERM cleans up and ends as Ctrl-C does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        flags = [flag for flag in flags if flag != "--debug"]
-        if name in TOOLS:
-            status = import_module(TOOLS[name]).main(flags, f"wm {name}")
-            sys.stdout.flush()
-            return status
-        import_module("wm_agents.cli.commands").run(name, flags)
+        target, parser, flags = parser_of(name, flags)
+        status: int | None = target(**parser.arguments(flags))
         sys.stdout.flush()
+        return status or 0
+    except SystemExit as stop:
+        return command.usage if stop.code else 0
     except KeyboardInterrupt:
-        then = "to resume" if name in RESUMABLE else "to start over"
-        print(f"wm {name}: interrupted; run the same command {then}", file=sys.stderr)
+        then = "resume" if command.resumes else "start over"
+        print(f"wm {name}: interrupted; run the same command to {then}", file=sys.stderr)
         return EXIT_STOPPED
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
@@ -102,23 +173,56 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             raise
         print(f"wm {name}: {describe(error)}", file=sys.stderr)
-        return ERRORS.get(name, EXIT_ERROR)
+        return command.error
     finally:
         signal.signal(signal.SIGTERM, before)
-    return 0
+
+
+def parser_of(name: str, flags: list[str]) -> tuple[Any, Parser, list[str]]:
+    """The function of a command, its parser, and the flags that are left for it: all but a verb.
+
+    Raises:
+        SystemExit: help for a command with verbs, or an unknown verb.
+    """
+    from wm_agents.cli.flags import Parser, about
+
+    command, prog = COMMANDS[name], f"wm {name}"
+    target: Any = _load(command.target)
+    if command.parser is not None:
+        return target, _load(command.parser)(flags, prog), flags
+    if isinstance(target, Mapping):
+        verb, *flags = flags or ["--help"]
+        if verb in ("-h", "--help"):
+            width = max(map(len, target))
+            rows = "\n".join(f"  {verb:<{width}}  {about(of).splitlines()[0]}" for verb, of in target.items())
+            print(f"usage: {prog} VERB [flags]\n\n{rows}\n\n`{prog} VERB --help` lists the verb's flags.")
+            raise SystemExit(0)
+        if verb not in target:
+            hint = did_you_mean(verb, target) or f"; expected one of {', '.join(target)}"
+            print(f"{prog}: unknown verb {verb!r}{hint}", file=sys.stderr)
+            raise SystemExit(EXIT_STOPPED)
+        target, prog = target[verb], f"{prog} {verb}"
+    return target, Parser(target, prog=prog), flags
+
+
+def _load(place: str) -> Any:
+    module, name = place.split(":")
+    return getattr(import_module(f"wm_agents.cli.{module}"), name)
 
 
 def usage() -> str:
     """The text of `wm --help`."""
     width = max(map(len, COMMANDS))
-    rows = (
-        f"{title}\n" + "".join(f"  {name:<{width}}  {about}\n" for name, about in group.items())
-        for title, group in GROUPS.items()
-    )
+    topics = groupby(COMMANDS.items(), key=lambda item: item[1].topic)
+    rows = [
+        f"{topic}\n" + "".join(f"  {name:<{width}}  {command.about}\n" for name, command in group)
+        for topic, group in topics
+    ]
+    resumable = ", ".join(name for name, command in COMMANDS.items() if command.resumes)
     return (
         "usage: wm COMMAND [flags]\n\n" + "\n".join(rows) + "\n"
         "`wm COMMAND --help` lists the flags of a command. --debug prints the traceback of an error.\n"
-        f"The same command resumes an interrupted {', '.join(RESUMABLE)}."
+        f"The same command resumes an interrupted {resumable}."
     )
 
 
@@ -134,7 +238,3 @@ def _nobody_reads() -> bool:
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), out)
     return True
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -16,8 +16,8 @@ import torch
 from rich.console import Console
 
 from wm_agents.checkpoint import load_artifact
-from wm_agents.cli import verbs
 from wm_agents.cli.doors import Door, OpenDoor, by_turns
+from wm_agents.cli.printing import say, table
 from wm_agents.data.dataset import Dataset, write_shard
 from wm_agents.data.episode import Episode
 from wm_agents.data.replay import ReplayBuffer
@@ -56,11 +56,6 @@ class Speed(NamedTuple):
     """What was run, in enough words to run it again."""
     times_real: float | None = None
     """Of a dream: as many times the steps of its real environment on one core."""
-
-
-def main(args: list[str], prog: str = "wm bench") -> int:
-    """Measure; 0 is success, 2 stands for wrong flags."""
-    return verbs.call(bench, args, prog)
 
 
 def bench(
@@ -108,8 +103,8 @@ def bench(
     if as_json:
         print(json.dumps({"machine": machine, "seconds": seconds, "speeds": [speed._asdict() for speed in speeds]}))
         return
-    verbs.table(("what", "a second", "x real", "how"), map(cells, speeds))
-    verbs.say(f"{machine['cpu']}, {machine['threads']} thread(s), {place}, torch {torch.__version__}")
+    table(("what", "a second", "x real", "how"), map(cells, speeds))
+    say(f"{machine['cpu']}, {machine['threads']} thread(s), {place}, torch {torch.__version__}")
 
 
 def cells(speed: Speed) -> tuple[str, str, str, str]:

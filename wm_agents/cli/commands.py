@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from policies.policy import explorer
 from policies.rollout import EVAL_SEED
 from wm_agents.checkpoint import Artifact
 from wm_agents.cli.demo import run_demo
-from wm_agents.cli.flags import Parser, flat, value_of
+from wm_agents.cli.flags import Parser, about, flat, value_of
 from wm_agents.data.collect import CollectConfig
 from wm_agents.data.collect import collect as collect_episodes
 from wm_agents.errors import did_you_mean
@@ -260,68 +259,45 @@ def usual_squash(artifact: Artifact) -> tuple[str, ...] | None:
     return next((RECIPES[t.name].squash for t in TASKS.values() if t.real.id == spec.id), None)
 
 
-def _recipe(
-    parser: Parser, task: str | None, env: str | None, family: str | None, args: list[str]
-) -> ImproveConfig | OnlineConfig | None:
-    """Default settings; those of an online `family` depend on the preprocessing in `args`."""
-    known = RECIPES.get(task or "")
-    if known is None and env is None:
-        return None
-    if family is None:
-        return known or recipe_for(str(env))
-    spec = spec_for(str(env)) if known is None else known.spec
-    parser.set_defaults(flat({"spec": asdict(spec), "out": "", "family": family, "size": ""}))
-    silent = [arg for arg in args if arg not in ("-h", "--help") and not arg.startswith("--print_")]
-    spec = parser.instantiate(parser.parse_args(silent)).spec
-    return online_recipe(family, spec.id, seen_by(family, spec))
+class ImproveParser(Parser):
+    """The flags of `wm improve`: the fields of its config, with the defaults of a recipe."""
 
-
-def run(name: str, args: list[str]) -> None:
-    """Parse `args` as the flags of command `name` and call it."""
-    function: Callable[..., None] = globals()[name]
-    about = (function.__doc__ or "").split("\n    Args:")[0]
-    parser = Parser(prog=f"wm {name}", description=about)
-    parser.add_argument("--config", action="config", help="read flags from this TOML file")
-    if name == "improve":
-        task, env, family = (value_of(flag, args) for flag in ("--task", "--env", "--family"))
+    def __init__(self, args: list[str], prog: str) -> None:
+        super().__init__(prog=prog, description=about(improve))
+        self.task, self.env, self.family = (value_of(flag, args) for flag in ("--task", "--env", "--family"))
         families = (*get_args(get_type_hints(ImproveConfig)["family"]), *LEARNERS)
-        if family is not None and family not in families:
-            hint = did_you_mean(family, families)
-            parser.error(f"--family must be one of {', '.join(families)}, got {family!r}{hint}")
-        online = family in LEARNERS
-        parser.add_argument("--task", choices=sorted(RECIPES), help="use the recipe of this shipped dream")
-        parser.add_argument("--env", help="use default settings for this Gymnasium id, or module:Id-v0")
-        parser.add_class_arguments(OnlineConfig if online else ImproveConfig, fail_untyped=True)
-        if task is not None and env is not None:
-            parser.error(f"--task {task} and --env {env} exclude each other")
-        recipe = _recipe(parser, task, env, family if online else None, args)
+        if self.family is not None and self.family not in families:
+            hint = did_you_mean(self.family, families)
+            self.error(f"--family must be one of {', '.join(families)}, got {self.family!r}{hint}")
+        if self.task is not None and self.env is not None:
+            self.error(f"--task {self.task} and --env {self.env} exclude each other")
+        self.kind = OnlineConfig if self.family in LEARNERS else ImproveConfig
+        self.add_config_flag()
+        self.add_argument("--task", choices=sorted(RECIPES), help="recipe of a shipped dream to start from")
+        self.add_argument("--env", help="any Gymnasium id, or module:Id-v0, with default settings")
+        self.add_class_arguments(self.kind, fail_untyped=True)
+        recipe = self._recipe(args)
         if recipe is not None:
-            parser.set_defaults(flat(asdict(recipe)))
-        else:
-            parser.usually = {"spec.id": "give --env ID (any Gymnasium id, or module:Id-v0) or --task NAME instead"}
-    else:
-        parser.add_function_arguments(function, as_positional=True, fail_untyped=True, skip=set(FLAGS.get(name, {})))
-    for dest, options in FLAGS.get(name, {}).items():
-        parser.add_argument(options["flag"], dest=dest, **{k: v for k, v in options.items() if k != "flag"})
-    values = vars(parser.instantiate(parser.parse_args(args)))
-    values.pop("config")
-    if name == "improve":
-        if (values.pop("task"), values.pop("env")) != (task, env):
-            parser.error("give task and env as --task NAME or --env ID, not in a file")
-        improve(OnlineConfig(**values) if online else ImproveConfig(**values))
-    else:
-        function(**values)
+            self.set_defaults(flat(asdict(recipe)))
+        self.usually = {"spec.id": "give --env ID (any Gymnasium id, or module:Id-v0) or --task NAME"}
 
+    def arguments(self, args: list[str]) -> dict[str, Any]:
+        """The config that the flags describe."""
+        values = super().arguments(args)
+        if (values.pop("task"), values.pop("env")) != (self.task, self.env):
+            self.error("give task and env as --task NAME or --env ID, not in a file")
+        return {"cfg": self.kind(**values)}
 
-# Flags whose names are not valid argument names in Python.
-FLAGS: dict[str, dict[str, dict[str, Any]]] = {
-    "collect": {"as_json": {"flag": "--json", "action": "store_true", "help": "print one JSON object on stdout"}},
-    "evaluate": {"as_json": {"flag": "--json", "action": "store_true", "help": "print one JSON object on stdout"}},
-    "fidelity": {
-        "as_json": {"flag": "--json", "action": "store_true", "help": "print the content of fidelity.json on stdout"},
-        "quick": {"flag": "--quick", "action": "store_true", "help": "eight policies and fewer dreams"},
-    },
-    "evolve": {
-        "where": {"flag": "--in", "choices": ["dream", "real"], "default": "dream", "help": "where to play episodes"}
-    },
-}
+    def _recipe(self, args: list[str]) -> ImproveConfig | OnlineConfig | None:
+        """The settings to start from; an online family's depend on how `args` have the environment seen."""
+        known = RECIPES.get(self.task or "")
+        if known is None and self.env is None:
+            return None
+        if self.kind is ImproveConfig:
+            return known or recipe_for(str(self.env))
+        family = str(self.family)
+        spec = spec_for(str(self.env)) if known is None else known.spec
+        self.set_defaults(flat({"spec": asdict(spec), "out": "", "family": family, "size": ""}))
+        silent = [arg for arg in args if arg not in ("-h", "--help") and not arg.startswith(("--print_", "--print-"))]
+        spec = self.instantiate(self.parse_args(silent)).spec
+        return online_recipe(family, spec.id, seen_by(family, spec))

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wm_agents.cli import verbs
 from wm_agents.cli.models import find
+from wm_agents.cli.printing import say, table
 from wm_agents.fields import field_docs
 from wm_agents.models.config import WorldModelConfig
 from wm_agents.models.families import config_class, resolve
@@ -22,11 +22,6 @@ from wm_agents.training.config import TrainingConfig
 DIFFERENT = 1
 
 
-def main(args: list[str], prog: str = "wm config") -> int:
-    """Run a verb; 0 is success, 1 a wrong file or, from `diff`, a difference."""
-    return verbs.run({"show": show, "diff": diff, "validate": validate, "schema": schema}, args, prog)
-
-
 def show(name: str = PROJECT_FILE, as_json: bool = False) -> None:
     """Show every setting with its value and what it means.
 
@@ -38,7 +33,7 @@ def show(name: str = PROJECT_FILE, as_json: bool = False) -> None:
     if as_json:
         print(json.dumps(values))
         return
-    verbs.table(
+    table(
         ("setting", "value", "meaning"), ((key, _text(value), meanings.get(key, "")) for key, value in values.items())
     )
 
@@ -66,9 +61,9 @@ def diff(one: str, other: str, as_json: bool = False) -> int:
             (key, _text(a) if key in left else "-", _text(b) if key in right else "-")
             for key, (a, b) in differing.items()
         )
-        verbs.table(("setting", one, other), rows)
+        table(("setting", one, other), rows)
     else:
-        verbs.say("no difference")
+        say("no difference")
     return DIFFERENT if differing else 0
 
 
@@ -79,7 +74,7 @@ def validate(path: str = PROJECT_FILE) -> None:
         path: the file, or a folder that holds one.
     """
     project = load_project(path)
-    verbs.say(f"{path}: {project.model} on {project.environment}; nothing is wrong with it")
+    say(f"{path}: {project.model} on {project.environment}; nothing is wrong with it")
 
 
 def schema(model: str | None = None) -> None:
@@ -145,3 +140,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+VERBS = {"show": show, "diff": diff, "validate": validate, "schema": schema}

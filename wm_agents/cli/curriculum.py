@@ -3,65 +3,31 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
-from dataclasses import fields
-from functools import cache
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
-from docstring_parser import parse_from_object
 from rich.console import Console
 
-from wm_agents.cli.flags import Parser
+from wm_agents.cli.flags import Parser, about
 from wm_agents.curriculum.config import CurriculumConfig
-from wm_agents.curriculum.films import parse_generations
 from wm_agents.curriculum.plan import Course, plan
 from wm_agents.curriculum.preflight import look_around
 from wm_agents.curriculum.run import Curriculum
 from wm_agents.curriculum.tasks import installed, read_curriculum
-from wm_agents.errors import describe
 from wm_agents.loops.preflight import check_device, display_error
 from wm_agents.loops.rounds import check_training
 from wm_agents.system.run_folder import RunFolder
 
-SOLVED, NOT_ALL_SOLVED, INTERRUPTED, ERROR = range(4)
+SOLVED, NOT_ALL_SOLVED = 0, 1
 """Exit codes."""
 
 
-TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
-ALIASES = {"episodes_per_eval": ("--eval-episodes",)}
-"""Other spellings in use."""
+def curriculum(cfg: CurriculumConfig) -> int:
+    """Train a list of tasks from scratch, one after another, each until it reaches its threshold; never prompts.
 
-ABOUT = """Take a curriculum from nothing to promoted, one task after the other, in dreams. The same command goes on
-where it was stopped, and asks nothing. Exit: 0 all tasks solved, 1 not all, 2 interrupted, 3 an error."""
-
-
-def main(args: list[str] | None = None, prog: str = "wm curriculum") -> int:
-    """Run a curriculum by its flags; the exit code comes back, and nothing is ever asked."""
-    args = sys.argv[1:] if args is None else args
-    debug = "--debug" in args
-    try:
-        cfg = parse([arg for arg in args if arg != "--debug"], prog)
-    except SystemExit as stop:
-        return ERROR if stop.code else SOLVED
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return carry_out(cfg, Console(stderr=True))
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted; the same command goes on from what was done", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        if debug:
-            raise
-        print(f"{prog}: {describe(error)}", file=sys.stderr)
-        return ERROR
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def carry_out(cfg: CurriculumConfig, console: Console) -> int:
-    """Look around, then take the tasks on; the exit code."""
+    The same command resumes. Exit codes: 0 all tasks solved, 1 not all, 2 interrupted, 3 an error or invalid flags.
+    """
+    console = Console(stderr=True)
     courses, left_out = courses_of(cfg)
     for name, how in left_out.items():
         console.print(f"left out: {name}; to have it: {how}", highlight=False, soft_wrap=True, markup=False)
@@ -119,61 +85,17 @@ def check_window(cfg: CurriculumConfig, console: Console) -> None:
     )
 
 
-def parse(args: list[str], prog: str) -> CurriculumConfig:
-    """Read the flags; `--config FILE` reads them from a TOML file, where their names have underscores.
+class CurriculumParser(Parser):
+    """The flags of `wm curriculum`: the fields of its config."""
 
-    Raises:
-        SystemExit: wrong flags, which are named on stderr, or `--help`.
-    """
-    parser = Parser(prog=prog, description=ABOUT)
-    parser.add_argument("--config", action="config", help="a TOML file with the same names, underscores for dashes")
-    hints = get_type_hints(CurriculumConfig)
-    helps = {param.arg_name: " ".join((param.description or "").split()) for param in _docs()}
-    truths = [field.name for field in fields(CurriculumConfig) if hints[field.name] is bool]
-    for field in fields(CurriculumConfig):
-        flags, name = [f"--{_dashed(field.name)}", *ALIASES.get(field.name, ())], field.name
-        more: dict[str, Any] = {"type": hints[name], "default": field.default}
-        if name in truths:  # Read below: what a type says of itself in --help is no help.
-            more = {"nargs": "?", "const": True, "metavar": "True|False", "default": field.default}
-        elif name == "video_gens":
-            more = {"metavar": "G,G,...", "default": field.default}
-        parser.add_argument(*flags, dest=name, help=helps[name], **more)
-    negated = {f"--no-{_dashed(name)}" for name in truths}
-    values = vars(parser.parse_args([_plain(arg, negated) for arg in args]))
-    values.pop("config")
-    try:
-        for name in truths:
-            values[name] = truth(name, values[name])
-        films = values["video_gens"]
-        values["video_gens"] = parse_generations(films) if isinstance(films, str) else tuple(films)
-        return CurriculumConfig(**values)
-    except ValueError as error:
-        parser.error(str(error))
+    def __init__(self, args: list[str], prog: str) -> None:
+        super().__init__(CurriculumConfig, prog=prog, description=about(curriculum))
+        self.also = {"episodes_per_eval": "--eval-episodes"}
 
-
-def truth(name: str, text: str | bool) -> bool:
-    """`True`, `false`, `1`, `yes` ... as a truth."""
-    word = str(text).lower()
-    if word not in (*TRUE, *FALSE):
-        raise ValueError(f"--{_dashed(name)} must be True or False, got {text!r}")
-    return word in TRUE
-
-
-def _plain(arg: str, negated: set[str]) -> str:
-    """`--no-window-reuse` as `--window-reuse=False`, `--max_generations` as `--max-generations`."""
-    if not arg.startswith("--"):
-        return arg
-    flag, given, value = arg.partition("=")
-    flag = flag.replace("_", "-")
-    if flag in negated and not given:
-        return f"--{flag[5:]}=False"
-    return flag + given + value
-
-
-@cache
-def _docs() -> list[Any]:
-    return parse_from_object(CurriculumConfig).params
-
-
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")
+    def arguments(self, args: list[str]) -> dict[str, Any]:
+        """The config that the flags describe."""
+        values = super().arguments(args)
+        try:
+            return {"cfg": CurriculumConfig(**values)}
+        except ValueError as error:
+            self.error(str(error))

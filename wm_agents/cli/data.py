@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from wm_agents.cli import verbs
+from wm_agents.cli.printing import say, table
 from wm_agents.data.dataset import Dataset
 from wm_agents.data.episode import UNKNOWN_SEED, check_episode
 from wm_agents.data.minari import export_minari, import_minari
@@ -21,11 +21,6 @@ from wm_agents.data.replay import ReplayBuffer
 from wm_agents.data.shard import SUFFIX, TEMPORARY, ShardError, read_info
 from wm_agents.spaces import spaces_of
 from wm_agents.system.progress import Bar
-
-
-def main(args: list[str], prog: str = "wm data") -> int:
-    """Run a verb; 0 is success, 1 that `verify` found damage."""
-    return verbs.run({"info": info, "convert": convert, "verify": verify}, args, prog)
 
 
 def info(path: str, as_json: bool = False) -> None:
@@ -39,7 +34,7 @@ def info(path: str, as_json: bool = False) -> None:
     if as_json:
         print(json.dumps(found))
         return
-    verbs.table(("what", "value"), ((key, _text(value)) for key, value in found.items()))
+    table(("what", "value"), ((key, _text(value)) for key, value in found.items()))
 
 
 def convert(
@@ -86,9 +81,9 @@ def verify(path: str, as_json: bool = False) -> int:
         print(json.dumps({"ok": not damaged, "files": [file._asdict() for file in found]}))
         return int(damaged > 0)
     rows = ((f.name, f"{f.episodes:,}", f"{f.steps:,}", f.problem or "ok") for f in found)
-    verbs.table(("file", "episodes", "steps", "state"), rows)
+    table(("file", "episodes", "steps", "state"), rows)
     hint = f"; delete {'it' if damaged == 1 else 'them'}, and the same `wm collect` fills the gap" if damaged else ""
-    verbs.say(f"{len(found) - damaged} of {len(found)} files are whole{hint}")
+    say(f"{len(found) - damaged} of {len(found)} files are whole{hint}")
     return int(damaged > 0)
 
 
@@ -236,3 +231,6 @@ def _text(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return value if isinstance(value, str) else json.dumps(value)
+
+
+VERBS = {"info": info, "convert": convert, "verify": verify}

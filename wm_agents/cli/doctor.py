@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 from packaging.requirements import Requirement
 
-from wm_agents.cli import verbs
+from wm_agents.cli.printing import table
 
 PACKAGE = "dreams-as-envs"
 OLDEST = (3, 10)
@@ -40,11 +40,6 @@ class Check(NamedTuple):
     """What to do about it."""
 
 
-def main(args: list[str], prog: str = "wm doctor") -> int:
-    """Look at everything; 0 if nothing is wrong, 1 if something is, 2 for wrong flags."""
-    return verbs.call(doctor, args, prog)
-
-
 def doctor(as_json: bool = False) -> int:
     """Look at versions, hardware, environments, films, disk and the models that ship, and say what to do.
 
@@ -58,7 +53,7 @@ def doctor(as_json: bool = False) -> int:
     if as_json:
         print(json.dumps({"ok": not wrong, "checks": [check._asdict() for check in checks]}))
         return int(wrong > 0)
-    verbs.table(("what", "state", "found"), ((c.what, c.state, c.found) for c in checks))
+    table(("what", "state", "found"), ((c.what, c.state, c.found) for c in checks))
     if wrong:
         print(f"{wrong} thing{'s are' if wrong > 1 else ' is'} wrong:")
         advise(check for check in checks if check.state == "wrong")

@@ -1,33 +1,84 @@
-"""A strict flag parser that reads TOML files and takes its help from the docstrings of config fields."""
+"""One grammar of flags for all commands, read from a function's signature or from a config dataclass.
+
+Dashes and underscores are alike. A bool is a switch: `--x`, `--no-x`, `--x True`, `--x=no`. A tuple may be written
+`0.0,0.3`. `--config FILE` reads the same names, with underscores, from a TOML file; flags win over it.
+"""
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, get_origin
 
+import docstring_parser
 import jsonargparse
 
+from wm_agents.errors import EXIT_STOPPED
+
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+WORDS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+RENAMED = {"as_json": "--json", "where": "--in"}
+"""Flags of arguments that Python does not let us name so."""
 
 
 class Parser(jsonargparse.ArgumentParser):
     """Reads TOML, accepts no abbreviations, and suggests the nearest flag for an unknown one."""
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, target: Callable[..., Any] | None = None, **kwargs: Any) -> None:
+        """A parser with flags for `target`, a function or a dataclass; without one, flags are added by the caller."""
+        if target is not None:
+            kwargs.setdefault("description", about(target))
         super().__init__(allow_abbrev=False, parser_mode="toml", **kwargs)
         self.usually: dict[str, str] = {}
         """What to give instead of a required flag, by flag."""
+        self.also: dict[str, str] = {}
+        """A second spelling, by argument."""
+        self.reads_files = False
+        if target is not None:
+            self.add_flags_of(target)
+
+    def add_config_flag(self) -> None:
+        """Let a TOML file give what flags do not."""
+        self.reads_files = True
+        self.add_argument("--config", action="config", help="a TOML file with the names of the flags")
+
+    def add_flags_of(self, target: Callable[..., Any]) -> None:
+        """Add a flag for each argument; required ones, and a first text that has a default, are positional."""
+        params = inspect.signature(target).parameters
+        if "config" not in params:
+            self.add_config_flag()
+        if is_dataclass(target):
+            self.add_class_arguments(target, fail_untyped=True)
+            return
+        first = next(iter(params), "")
+        may_lead = first not in ("", "out") and isinstance(params[first].default, str)
+        optional: set[str | int] = {first} if may_lead else set()
+        if optional:
+            self.add_argument(first, nargs="?", default=params[first].default, help=_helps(target)[first])
+        self.add_function_arguments(target, as_positional=True, fail_untyped=True, skip=optional)
 
     def parse_args(self, args: Any = None, *more: Any, **named: Any) -> Any:
-        """Parse `args`; report a missing `--config` file as such."""
-        file = value_of("--config", list(args or []))
+        """Parse `args`, each flag in any of its spellings; report a missing `--config` file as such."""
+        self.add_spellings()
+        args = list(self._canonical(sys.argv[1:] if args is None else list(args)))
+        file = value_of("--config", args)
         # The value may also be inline TOML.
         is_path = file is not None and file != "-" and not {"=", "\n"} & set(file)
         if is_path and not Path(str(file)).expanduser().exists():
             self.error(f"--config: there is no file {file!r}")
         return super().parse_args(args, *more, **named)
+
+    def arguments(self, args: list[str]) -> dict[str, Any]:
+        """What to call the target with; wrong flags end the program with 2 and one line that says what is right."""
+        values = dict(vars(self.instantiate(self.parse_args(args))))
+        if self.reads_files:
+            values.pop("config")
+        return values
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         known = [flag for action in self._actions for flag in action.option_strings]
@@ -38,7 +89,72 @@ class Parser(jsonargparse.ArgumentParser):
         if "required" in text:
             hint += "".join(f"{instead}; " for flag, instead in self.usually.items() if flag in text)
         print(f"{self.prog}: {text}; {hint}`{self.prog} --help` lists the flags", file=sys.stderr)
-        raise SystemExit(2)
+        raise SystemExit(EXIT_STOPPED)
+
+    def add_spellings(self) -> None:
+        """Show flags with dashes, renamed ones under their new name."""
+        for action in self._actions:
+            if not action.option_strings or action.dest == "print_config":  # Its spelling is built in.
+                continue
+            flags = [flag.replace("_", "-") for flag in action.option_strings]
+            if action.dest in RENAMED:
+                flags = [RENAMED[action.dest]]
+            if action.dest in self.also:
+                flags.append(self.also[action.dest])
+            action.option_strings = list(dict.fromkeys(flags))
+            self._option_string_actions.update(dict.fromkeys(action.option_strings, action))
+            if _hint_of(action) is bool:
+                action.metavar = "True|False"
+
+    def _canonical(self, args: list[str]) -> Iterator[str]:
+        """`args` with flags as they are registered, and switches and tuples as TOML writes them."""
+        known = {flag: action for action in self._actions for flag in action.option_strings}
+        position = 0
+        while position < len(args):
+            arg = args[position]
+            position += 1
+            name, equals, value = arg.partition("=")
+            flag = name.replace("_", "-")
+            if not arg.startswith("--"):
+                yield arg
+            elif flag.startswith("--no-") and not equals and _is_switch(known.get(f"--{flag[5:]}")):
+                yield f"--{flag[5:]}=false"
+            elif flag not in known:
+                yield arg
+            elif not equals and _is_switch(known[flag]):
+                following = args[position] if position < len(args) else "--"
+                takes = self._is_value_of(known[flag], following)
+                position += takes
+                yield f"{flag}={self._switched(flag, known[flag], following if takes else 'true')}"
+            elif equals and _is_switch(known[flag]):
+                yield f"{flag}={self._switched(flag, known[flag], value)}"
+            elif _is_tuple(known[flag]):
+                value = value if equals else "".join(args[position : position + 1])
+                position += not equals
+                yield f"{flag}={_listed(value)}"
+            else:
+                yield flag + equals + value
+
+    def _is_value_of(self, action: Any, word: str) -> bool:
+        """Whether `word`, which follows a switch, is its value and not an argument of its own."""
+        if word.startswith("--"):
+            return False
+        positional = any(not other.option_strings for other in self._actions)
+        return word.lower() in WORDS or _hint_of(action) is not bool or not positional
+
+    def _switched(self, flag: str, action: Any, word: str) -> str:
+        """A switch's value as TOML writes it."""
+        if word.lower() in WORDS:
+            return str(WORDS[word.lower()]).lower()
+        if _hint_of(action) is bool:
+            self.error(f"{flag} must be True or False, got {word!r}")
+        return word
+
+
+def about(target: Callable[..., Any]) -> str:
+    """What a function or a dataclass says of itself, without its arguments."""
+    docs = docstring_parser.parse(target.__doc__ or "")
+    return "\n\n".join(filter(None, (docs.short_description, docs.long_description)))
 
 
 def value_of(flag: str, args: list[str]) -> str | None:
@@ -57,3 +173,27 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             dotted[prefix + key] = value
     return dotted
+
+
+def _helps(target: Callable[..., Any]) -> dict[str, str]:
+    params = docstring_parser.parse(target.__doc__ or "").params
+    return {param.arg_name: param.description or "" for param in params}
+
+
+def _hint_of(action: Any) -> Any:
+    return getattr(action, "_typehint", None)
+
+
+def _is_switch(action: Any) -> bool:
+    return bool in (_hint_of(action), *get_args(_hint_of(action)))
+
+
+def _is_tuple(action: Any) -> bool:
+    hint = _hint_of(action)
+    return tuple in (get_origin(hint), *map(get_origin, get_args(hint)))
+
+
+def _listed(value: str) -> str:
+    """`0.0,0.3` as the list that TOML writes."""
+    plain = value[:1] not in ("[", '"', "'") and value != "null" and value != ""
+    return f"[{value}]" if plain else value

@@ -7,13 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from wm_agents.cli import verbs
+from wm_agents.cli.printing import say, table
 from wm_agents.errors import ConfigurationError, did_you_mean
-
-
-def main(args: list[str], prog: str = "wm models") -> int:
-    """Run a verb; 0 is success."""
-    return verbs.run({"list": list_all, "info": info, "pull": pull, "push": push}, args, prog)
 
 
 def list_all(as_json: bool = False) -> None:
@@ -34,10 +29,10 @@ def list_all(as_json: bool = False) -> None:
         (name, f"{a['parameters']:,}", "x".join(map(str, a["obs_shape"])), f"{a['action_dim']}", scores[name] or "")
         for name, a in found.items()
     )
-    verbs.table(("model", "parameters", "observations", "actions", "real score"), rows)
+    table(("model", "parameters", "observations", "actions", "real score"), rows)
     for name, family in FAMILIES.items():
-        verbs.say(f"{name}: {family.about}")
-    verbs.say(
+        say(f"{name}: {family.about}")
+    say(
         "Parameters are counted for these observations and actions. create_world_model(name, env=...) builds a preset, "
         "and loads a model that ships, as those with a score do."
     )
@@ -56,8 +51,8 @@ def info(name: str, as_json: bool = False) -> None:
         return
     card = found.pop("card", "")
     rows = ((k, v if isinstance(v, str) else json.dumps(v)) for k, v in found.items() if k != "versions")
-    verbs.table(("what", "value"), rows)
-    verbs.say(card)
+    table(("what", "value"), rows)
+    say(card)
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -154,3 +149,6 @@ def _score(name: str) -> str | None:
     card = STORE / name / "README.md"
     found = SCORE.search(card.read_text()) if card.is_file() else None
     return None if found is None else f"{float(found[1]):.1f} ± {float(found[2]):.1f}"
+
+
+VERBS = {"list": list_all, "info": info, "pull": pull, "push": push}

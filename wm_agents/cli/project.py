@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
-from wm_agents.cli import verbs
-from wm_agents.cli.flags import Parser
-from wm_agents.cli.project_flags import add_project_flags, said
+from wm_agents.cli.project_flags import TrainParser as TrainParser
 from wm_agents.project.schema import VerifySection
 from wm_agents.project.settings import load_project
 from wm_agents.system.files import PROJECT_FILE
@@ -24,16 +21,6 @@ if TYPE_CHECKING:
 VERIFIED, NOT_VERIFIED = 0, 1
 """Exit codes of `wm verify`; interruptions and wrong flags are 2, and what kept it from a verdict 3."""
 ASKED = {"environment": "CartPole-v1", "model": "the usual one for it"}
-
-
-def main(args: list[str], prog: str) -> int:
-    """Run the command that `prog` ends with; its exit code."""
-    # Names with dashes and with underscores are the same.
-    args = [re.sub(r"(?<=\w)-(?=\w)", "_", flag) + eq + value for flag, eq, value in map(_split, args)]
-    name = prog.rpartition(" ")[2]
-    if name == "train":
-        return _train(args, prog)
-    return verbs.call(init if name == "init" else verify, args, prog)
 
 
 def init(path: str, env: str | None = None, model: str | None = None, yes: bool = False, force: bool = False) -> int:
@@ -71,24 +58,11 @@ def ask(what: str, usual: str) -> str:
     return sys.stdin.readline().strip() or usual
 
 
-def _train(args: list[str], prog: str) -> int:
-    parser = Parser(
-        prog=prog,
-        description="Train the model of a project, as its wm.toml says; the same command goes on where it was stopped. "
-        "Flags win over the file; those of [architecture] are the fields of the model's own config.",
-    )
-    parser.add_argument(
-        "--allow_degraded",
-        action="store_true",
-        help="learn from random numbers where there is nothing real; the run never counts as meaningful",
-    )
-    add_project_flags(parser, args)
-    values = parser.parse_args(args, defaults=False).as_dict()
-    from wm_agents.project.run import train
+def train(settings: dict[str, Any], config: str, allow_degraded: bool) -> None:
+    """Train the model of the project in `config`, `settings` by dotted name in place of the file's."""
+    from wm_agents.project.run import train as train_project
 
-    project = load_project(values.get("config", PROJECT_FILE), said(values))
-    train(project, allow_degraded=values.get("allow_degraded", False))
-    return 0
+    train_project(load_project(config, settings), allow_degraded=allow_degraded)
 
 
 def verify(
@@ -154,9 +128,3 @@ def _project(config: str, needed: bool) -> Project | None:
     """The project in `config`; none where none is needed and the usual file is not there."""
     there = (Path(config) / PROJECT_FILE if Path(config).is_dir() else Path(config)).is_file()
     return load_project(config) if there or needed or config != PROJECT_FILE else None
-
-
-def _split(arg: str) -> tuple[str, str, str]:
-    """A flag apart from its value, whose dashes are its own."""
-    flag, eq, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
-    return flag, eq, value

@@ -31,6 +31,9 @@ READ = ("data", "online_collection", "controller", "gameplay", "visualization")
 """Sections that a training reads, beside [training] and [architecture]."""
 
 
+ALLOW_DEGRADED = "train on random numbers if no real data are available; the run is marked as degraded"
+
+
 def keys_of(family: str | None) -> Iterator[Key]:
     """All keys that a training reads, those of [architecture] being the family's."""
     kinds: dict[str, type] = {"training": TrainingConfig, **{name: SECTIONS[name] for name in READ}}
@@ -44,14 +47,28 @@ def keys_of(family: str | None) -> Iterator[Key]:
             yield Key(f"{section}.{field.name}", hints[field.name], about)
 
 
-def add_project_flags(parser: Parser, args: list[str]) -> None:
-    """Add --config, --model, --environment and a flag for each key."""
-    parser.add_argument("--config", default=PROJECT_FILE, help="the project's wm.toml, or the folder that holds it")
-    parser.add_argument("--model", default=argparse.SUPPRESS, help="a preset, family:size")
-    parser.add_argument("--environment", default=argparse.SUPPRESS, help="a Gymnasium id, or module:Id-v0")
-    for key in keys_of(_family(args)):
-        about = key.about.replace("%", "%%")
-        parser.add_argument(f"--{key.name}", type=key.hint, default=argparse.SUPPRESS, help=about, metavar="VALUE")
+class TrainParser(Parser):
+    """The flags of `wm train`: --config, --model, --environment and one for each key of the file."""
+
+    def __init__(self, args: list[str], prog: str) -> None:
+        super().__init__(
+            prog=prog,
+            description="Train the model of a project, as its wm.toml says; the same command resumes. Flags win over "
+            "the file; those of [architecture] are the fields of the model's own config.",
+        )
+        self.add_argument("--config", default=PROJECT_FILE, help="the project's wm.toml, or the folder that holds it")
+        self.add_argument("--model", default=argparse.SUPPRESS, help="a preset, family:size")
+        self.add_argument("--environment", default=argparse.SUPPRESS, help="a Gymnasium id, or module:Id-v0")
+        self.add_argument("--allow_degraded", type=bool, default=False, help=ALLOW_DEGRADED)
+        for key in keys_of(_family(args)):
+            about = key.about.replace("%", "%%")
+            self.add_argument(f"--{key.name}", type=key.hint, default=argparse.SUPPRESS, help=about, metavar="VALUE")
+
+    def arguments(self, args: list[str]) -> dict[str, Any]:
+        """The settings that flags give, by dotted name, and what else `train` takes."""
+        values = self.parse_args(args, defaults=False).as_dict()
+        config, allowed = values.get("config", PROJECT_FILE), values.get("allow_degraded", False)
+        return {"settings": said(values), "config": config, "allow_degraded": allowed}
 
 
 def said(values: dict[str, Any]) -> dict[str, Any]:

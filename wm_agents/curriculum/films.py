@@ -51,16 +51,3 @@ def triad(max_generations: int) -> list[int]:
         return list(range(1, max_generations + 1))
     near = min(NEAR_END, max_generations // 4)
     return [near, max_generations // 2, max_generations - near]
-
-
-def parse_generations(text: str) -> tuple[int, ...]:
-    """`"25, 500,975"` as numbers.
-
-    Raises:
-        ValueError: something in it is no whole number.
-    """
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    wrong = [part for part in parts if not part.isascii() or not part.isdigit()]
-    if wrong or not parts:
-        raise ValueError(f"generations must be whole numbers with commas between, like 25,500,975, got {text!r}")
-    return tuple(map(int, parts))

@@ -103,7 +103,7 @@ import gymnasium as gym
 
 import wm_envs  # Registers Dream-v0.
 from wm_agents.pretrained import load_policy
-from wm_agents.models.saved import load_model
+from wm_agents.pretrained import load_model
 from wm_agents.project import script
 from wm_agents.project.settings import load_project
 from wm_agents.video import write_video
