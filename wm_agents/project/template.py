@@ -102,8 +102,7 @@ from pathlib import Path
 import gymnasium as gym
 
 import wm_envs  # Registers Dream-v0.
-from wm_agents.pretrained import load_policy
-from wm_agents.pretrained import load_model
+from wm_agents.pretrained import load_model, load_policy
 from wm_agents.project import script
 from wm_agents.project.settings import load_project
 from wm_agents.video import write_video
