@@ -320,7 +320,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run(args, Console(stderr=True))
     except KeyboardInterrupt:
-        print("train_sb3_in_dream.py: interrupted; the same command starts afresh", file=sys.stderr)
+        print("train_sb3_in_dream.py: interrupted; run the same command to start over", file=sys.stderr)
         return 2
     except (ValueError, OSError, RuntimeError, AssertionError) as error:
         print(f"train_sb3_in_dream.py: {error}", file=sys.stderr)

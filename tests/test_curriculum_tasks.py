@@ -78,7 +78,7 @@ def test_a_file_lists_tasks_in_order(tmp_path: Path) -> None:
         ('[[task]]\nname = "Pong"\nmax_generations = 1.5', "max_generations must be a whole number from 1 up, got 1.5"),
         ("[[task]]\nname = 3", "name must be a text, got 3"),
         ('[[task]]\nname = "Pong"\n[[task]]\nenv = "ALE/Pong-v5"\nthreshold = 1', "ALE/Pong-v5 more than once"),
-        ("[[task", "is not TOML"),
+        ("[[task", "is not valid TOML"),
     ],
 )
 def test_files_are_read_strictly(tmp_path: Path, text: str, message: str) -> None:

@@ -137,7 +137,7 @@ def test_a_finished_evolution_takes_more_generations_and_nothing_else(tiny: str,
     straight = evolve(tiny, tmp_path / "straight", longer)
     evolve(tiny, tmp_path / "out")
     np.testing.assert_array_equal(evolve(tiny, tmp_path / "out", longer).weights, straight.weights)
-    with pytest.raises(ValueError, match=r"out\.run holds another run: config\.horizon was 5, is 6"):
+    with pytest.raises(ValueError, match=r"out\.run contains a run with other settings: config\.horizon was 5, now 6"):
         evolve(tiny, tmp_path / "out", horizon=6)
     other = save_tiny(tmp_path / "other", horizon=9)
     evolve(other, tmp_path / "out", longer)  # The same weights and starts, whatever their directory is called.
@@ -148,7 +148,7 @@ def test_another_model_does_not_inherit_an_evolution(tiny: str, tmp_path: Path) 
     source = load_artifact(tiny)
     moved = {name: leaf + 1 for name, leaf in source.starts.items()}
     save_artifact(tmp_path / "other", source.config, source.tensors, moved, "", source.policies)
-    with pytest.raises(ValueError, match=r"holds another run: config\.starts\.safetensors was"):
+    with pytest.raises(ValueError, match=r"contains a run with other settings: config\.starts\.safetensors was"):
         evolve(str(tmp_path / "other"), tmp_path / "out")
 
 

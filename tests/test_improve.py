@@ -228,7 +228,7 @@ def test_a_run_killed_between_any_two_things_ends_as_one_that_was_not(tmp_path: 
 def test_a_finished_run_takes_more_rounds_and_other_settings_but_not_another_problem(tmp_path: Path) -> None:
     run(replace(POLE, rounds=1), tmp_path)
     first = learned(tmp_path)
-    with pytest.raises(ValueError, match=r"holds another run: config.random_steps was 300, is 400"):
+    with pytest.raises(ValueError, match=r"contains a run with other settings: config.random_steps was 300, now 400"):
         run(replace(POLE, random_steps=400), tmp_path)
     with pytest.raises(ValueError, match=r"model must stay VMCConfig\(.*hidden=16.*got VMCConfig\(.*hidden=8"):
         run(replace(POLE, model=replace(POLE.model, hidden=8)), tmp_path)

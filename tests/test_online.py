@@ -411,7 +411,7 @@ def test_a_finished_run_is_only_delivered_again(tmp_path: Path) -> None:
     again = run(tmp_path)
     assert Watched.steps == steps and again["s"].real_steps == first["s"].real_steps
     assert torch.equal(again["c"].policy.weight, first["c"].policy.weight)
-    with pytest.raises(ValueError, match="holds another run: config.size was 'ci', is '1m'"):
+    with pytest.raises(ValueError, match="contains a run with other settings: config.size was 'ci', now '1m'"):
         run(tmp_path, replace(CFG, size="1m"))
 
 

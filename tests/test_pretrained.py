@@ -248,7 +248,7 @@ def test_a_project_in_place_of_a_model_says_where_that_is(
     assert told(f"my/{out}").endswith(f"holds none; give my/{out}/model")
     assert model_path(f"my/{out}/model") == Path("my", out, "model")
     toml.write_text("colour =\n")
-    assert "my/wm.toml is not TOML" in told("my")
+    assert "my/wm.toml is not valid TOML" in told("my")
 
 
 def test_a_dream_of_no_model_says_what_to_give() -> None:

@@ -313,12 +313,12 @@ def test_another_run_does_not_take_the_folder_over(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(running, "_learn", lambda *args: {})
     monkeypatch.setattr(running, "finish", lambda *args: None)
     trained(project(tmp_path))
-    with pytest.raises(ValueError, match=r"holds another run: seeds.collect was 1, is 5"):
+    with pytest.raises(ValueError, match=r"contains a run with other settings: seeds.collect was 1, now 5"):
         trained(project(tmp_path, training__seed=5))
     for changes in ({"architecture__hidden": 7}, {"online_collection__warmup_transitions": 41}):
         ((name, value),) = changes.items()
         with pytest.raises(
-            ValueError, match=rf"holds another run: config.{name.replace('__', '.')} was .*, is {value}"
+            ValueError, match=rf"contains a run with other settings: config.{name.replace('__', '.')} was .*, now {value}"
         ):
             trained(project(tmp_path, **changes))
     trained(project(tmp_path, training__total_steps=13, controller__iterations=2, verify__episodes=3))
@@ -355,7 +355,7 @@ def test_random_data_are_an_error_unless_allowed(tmp_path: Path) -> None:
     values, said = trained(asked, allow_degraded=True)
     assert values["degraded_modes"] == [RANDOM_DATA] and values["run_classification"] == SMOKE
     assert values["status"] == "done" and values["scores"] is None and values["data"]["mode"] == "random"
-    assert said.count("DEGRADED: random_data: the model has learned from random numbers") == 2
+    assert said.count("DEGRADED: random_data: the model was trained on random data") == 2
     assert MEANINGFUL not in said and MEANINGFUL not in (asked.out / "run_manifest.json").read_text()
     _, artifact = load_model(asked.out / "model")
     assert artifact.config["degraded_modes"] == [RANDOM_DATA]
@@ -376,7 +376,7 @@ def test_no_environment_is_an_error_unless_allowed(tmp_path: Path) -> None:
     asked = project(tmp_path, text, architecture__obs_shape=(4,), architecture__action_dim=2)
     values, said = trained(asked, allow_degraded=True)
     assert values["degraded_modes"] == [NO_ENV, RANDOM_DATA] and values["run_classification"] == SMOKE
-    assert "DEGRADED: no_environment: the real environment could not be made here" in said
+    assert "DEGRADED: no_environment: the real environment could not be created" in said
     assert load_model(asked.out / "model")[0].obs_space.shape == (4,)
     online = project(tmp_path, text, online_collection__enabled=True, data__num_steps=600)
     with pytest.raises(Degraded, match="nothing can be collected online: no environment 'Nowhere-v0'"):

@@ -152,11 +152,11 @@ def test_environment_and_model_must_be_there(text: str, message: str | None, tmp
 
 
 def test_what_is_no_toml_says_where(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"wm.toml is not TOML: .*line 3"):
+    with pytest.raises(ConfigurationError, match=r"wm.toml is not valid TOML: .*line 3"):
         load(tmp_path, LEAST + "x = = 3\n")
-    with pytest.raises(ConfigurationError, match=r"not TOML: .*\n  line 4: num_steps = 20 00$"):
+    with pytest.raises(ConfigurationError, match=r"not valid TOML: .*\n  line 4: num_steps = 20 00$"):
         load(tmp_path, LEAST + "[data]\n  num_steps = 20 00\n")
-    with pytest.raises(ConfigurationError, match=r"not TOML: [^\n]*$"):
+    with pytest.raises(ConfigurationError, match=r"not valid TOML: [^\n]*$"):
         load(tmp_path, LEAST + 'x = """\n')  # Only at the end does it lack something.
 
 

@@ -40,7 +40,7 @@ def test_a_run_started_again_goes_on_from_its_state(tmp_path: Path) -> None:
 
 def test_other_settings_are_refused_and_the_folder_given_back(tmp_path: Path) -> None:
     start_run(tmp_path, {"a": 1}, {"train": 0}).close()
-    with pytest.raises(ValueError, match=r"holds another run: config.a was 1, is 2; seeds.train was 0, is 9"):
+    with pytest.raises(ValueError, match=r"contains a run with other settings: config.a was 1, now 2; seeds.train was 0, now 9"):
         start_run(tmp_path, {"a": 2}, {"train": 9})
     start_run(tmp_path, {"a": 1}, {"train": 0}).close()
 
@@ -115,5 +115,5 @@ def test_hardware_and_versions_are_json() -> None:
 def test_a_run_of_before_a_setting_existed_goes_on(tmp_path: Path) -> None:
     start_run(tmp_path, {"spec": {"id": "A-v0"}, "rounds": 2}, {}).close()
     start_run(tmp_path, {"spec": {"id": "A-v0", "crop": None}, "rounds": 2, "family": "auto"}, {}).close()
-    with pytest.raises(ValueError, match="config.spec was .*is .*crop"):
+    with pytest.raises(ValueError, match="config.spec was .*now .*crop"):
         start_run(tmp_path, {"spec": {"id": "A-v0", "crop": [1, 2]}, "rounds": 2, "family": "auto"}, {})

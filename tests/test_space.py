@@ -49,7 +49,7 @@ def test_other_spaces_are_refused() -> None:
 
 @pytest.mark.parametrize("values", [{"n": 3}, {"type": "Box", "dtype": "float32"}, {"type": "Box", "dtype": "?!"}])
 def test_what_is_no_space_is_named(values: dict) -> None:
-    with pytest.raises(ValueError, match="not a space"):
+    with pytest.raises(ValueError, match="does not describe a space"):
         space_from_dict(values)
 
 

@@ -200,7 +200,7 @@ def test_an_interruption_says_so(script, car: str, tmp_path: Path, capsys, monke
 
     monkeypatch.setattr(script, "train", stop)
     assert script.main(["--dream", car, "--out", str(tmp_path)]) == 2
-    assert "interrupted; the same command starts afresh" in capsys.readouterr().err
+    assert "interrupted; run the same command to start over" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -142,7 +142,7 @@ def test_an_unknown_field_of_the_constructor_names_the_nearest_too() -> None:
     assert pickle.loads(pickle.dumps(FAST)) == FAST == TrainingConfig(*vars(FAST).values())
 
 
-@pytest.mark.parametrize(("text", "message"), [("[1]", "it holds a list"), ('{"a": ', "is not JSON")])
+@pytest.mark.parametrize(("text", "message"), [("[1]", "got a list"), ('{"a": ', "is not valid JSON")])
 def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "c.json").write_text(text)
     with pytest.raises(ConfigurationError, match=f"c.json .*{message}.*; give what TrainingConfig.save wrote"):

@@ -265,7 +265,7 @@ def test_an_ffmpeg_that_dies_at_the_end_is_an_error_too(tmp_path: Path, monkeypa
             super().close()
 
     monkeypatch.setattr(video, "FFMPEG_VideoWriter", Dying)
-    with pytest.raises(OSError, match=r"film\.mp4: ffmpeg ended with status -9; is the disk full"):
+    with pytest.raises(OSError, match=r"film\.mp4: ffmpeg exited with status -9; check whether the disk is full"):
         write_video(tmp_path / "film.mp4", gray(3), 30)
     assert list(tmp_path.iterdir()) == []
 
@@ -359,6 +359,6 @@ def test_a_renderer_that_lacks_something_is_named_and_done_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Shown, "broken", True)
-    with pytest.warns(UserWarning, match="Shown-v0 cannot render itself here, its film is drawn instead: no such lib"):
+    with pytest.warns(UserWarning, match="cannot render Shown-v0, so the video shows drawings instead: no such lib"):
         record_real(tmp_path / "film.mp4", SHOWN, RandomPolicy(EchoModel.act_space), seed=0)
     assert read(tmp_path / "film.mp4")[2][0].shape == (428, 400, 3)

@@ -1,4 +1,4 @@
-"""World models, the data they learn from, and the parts joined: learn, dream, judge."""
+"""World models: data, training, dreams and evaluation."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Public names are imported when they are first used: torch is not waited for before that."""
+    """Import a public name on first use, so that importing the package does not import torch."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""What a run did without, in words that follow its model wherever it goes."""
+"""Degraded modes of a training run, which are stored with its model."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from wm_agents.checkpoint import Artifact
 from wm_agents.system.files import write_json
 
 RANDOM_DATA = "random_data"
-"""It learned from random numbers."""
+"""The model was trained on random data."""
 NO_ENV = "no_environment"
-"""The real environment could not be made."""
+"""The real environment could not be created."""
 MEANING = {
-    RANDOM_DATA: "the model has learned from random numbers and knows nothing of any environment",
-    NO_ENV: "the real environment could not be made here",
+    RANDOM_DATA: "the model was trained on random data and describes no environment",
+    NO_ENV: "the real environment could not be created",
 }
 FIELD = "degraded_modes"
 
 
 def mark_degraded(model: Path, modes: Sequence[str]) -> None:
-    """Note in a saved model's config.json what its training did without."""
+    """Record the degraded modes of its training in a saved model's config.json."""
     if modes:
         file = model / "config.json"
         write_json(file, {**json.loads(file.read_text()), FIELD: list(modes)})
 
 
 def degraded_of(artifact: Artifact) -> list[str]:
-    """What the training of a saved model did without, by its own config.json and the manifest of the run it lies in."""
+    """The degraded modes of a saved model, from its config.json and from the manifest of its run folder."""
     beside = artifact.path.parent / "run_manifest.json"
     found = [*artifact.config.get(FIELD, []), *(_manifest(beside).get(FIELD, []))]
     return sorted(set(map(str, found)))

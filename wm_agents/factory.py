@@ -1,4 +1,4 @@
-"""World models by name: `create_world_model` makes or loads any of them, the others tell what there is."""
+"""World models by name: `create_world_model` creates or loads a model, the other functions describe them."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ __all__ = ["ALIASES", "FAMILIES", "Model", "build", "create_world_model", "get_c
 
 
 class ModelInfo(TypedDict):
-    """What `get_model_info` tells."""
+    """The result of `get_model_info`."""
 
     name: str
     family: str
     size: str
-    """A preset's size; `stored` for a saved model."""
+    """Size of the preset; `stored` for a saved model."""
     description: str
     parameters: int
-    """Counted in a model of these observations and actions, not taken from the name."""
+    """Counted for these observations and actions."""
     obs_shape: tuple[int, ...]
     action_dim: int
 
@@ -45,21 +45,23 @@ def create_world_model(
     device: str | torch.device = "cpu",
     **overrides: Any,
 ) -> Model:
-    """A new model of a preset, or a saved one with its weights.
+    """Create a new model from a preset, or load a saved one.
 
     Args:
-        model: a preset `family:size` or its alias, a saved model's directory, the name of a shipped one, or
-            `org/name[@revision]` on the Hub.
-        obs_shape: (D,) for vectors; (H, W, C) or (C, H, W) for uint8 frames of 1 or 3 channels, kept in that order.
-        action_dim: numbers of a continuous action, in [-1, 1], or choices of a discrete one.
+        model: a preset `family:size` or its alias, the directory of a saved model, the name of a shipped one,
+            or `org/name[@revision]` on the Hub.
+        obs_shape: (D,) for vectors; (H, W, C) or (C, H, W) for uint8 frames with 1 or 3 channels, in that
+            order.
+        action_dim: dimensions of a continuous action in [-1, 1], or number of discrete actions.
         action_type: "continuous" (default) or "discrete".
-        env: an environment or its id, whose spaces are taken instead of the three above. By id, pixels are seen as
-            `make_real` shows them: resized to 64x64.
-        device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best there is.
-        overrides: fields of the family's config, for presets; a saved model keeps its own.
+        env: an environment or its id, which defines the spaces instead of the three arguments above. With an
+            id, images are resized to 64x64 as by `make_real`.
+        device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best available.
+        overrides: fields of the family's config; only for presets.
 
     Raises:
-        ConfigurationError: a name, size, shape or field that does not exist or does not fit; the nearest one is named.
+        ConfigurationError: a name, size, shape or field is unknown or does not fit; the message suggests the
+            nearest.
     """
     place = find_device(device)
     asked = _Asked(obs_shape, action_dim, action_type, env)
@@ -80,10 +82,10 @@ def get_config(
     env: Env | None = None,
     **overrides: Any,
 ) -> WorldModelConfig:
-    """The config that `create_world_model` would build with, of its family's own class.
+    """The config that `create_world_model` would use, as an instance of the family's config class.
 
     Raises:
-        ConfigurationError: as `create_world_model`.
+        ConfigurationError: as for `create_world_model`.
     """
     preset = resolve(model)
     if preset is None:
@@ -104,13 +106,13 @@ def list_models(verbose: Literal[False] = False) -> list[str]: ...
 @overload
 def list_models(verbose: Literal[True]) -> dict[str, ModelInfo]: ...
 def list_models(verbose: bool = False) -> list[str] | dict[str, ModelInfo]:
-    """Names of all presets and shipped models; with `verbose` what `get_model_info` says of each."""
+    """Names of all presets and shipped models; with `verbose`, the `get_model_info` of each."""
     names = [f"{family}:{size}" for family in FAMILIES for size in config_class(family).SIZES] + _stored()
     return {name: get_model_info(name) for name in names} if verbose else names
 
 
 def get_model_info(model: str) -> ModelInfo:
-    """What a preset, an alias or a saved model is; its parameters are counted without making any.
+    """Describe a preset, an alias or a saved model. Parameters are counted without allocating weights.
 
     Raises:
         ConfigurationError: there is no such model.
@@ -140,14 +142,14 @@ def get_model_info(model: str) -> ModelInfo:
 
 
 def count_parameters(cfg: WorldModelConfig, obs_space: gym.Space[Any], act_space: gym.Space[Any]) -> int:
-    """Weights that are trained in a model, which is never filled with numbers for it."""
+    """Number of trained weights, counted without allocating them."""
     with torch.device("meta"):
         net = build(cfg.family, cfg, obs_space, act_space)
     return net.num_parameters
 
 
 class _Asked(NamedTuple):
-    """What a caller said of observations and actions."""
+    """The arguments about observations and actions."""
 
     obs_shape: tuple[int, ...] | None
     action_dim: int | None
@@ -157,15 +159,15 @@ class _Asked(NamedTuple):
     def spaces(self, model: str) -> tuple[gym.Space[Any], gym.Space[Any]]:
         if self.env is not None:
             if twice := [name for name in self._fields[:3] if getattr(self, name) is not None]:
-                raise ConfigurationError(f"env says what {' and '.join(twice)} would; give the one or the other")
+                raise ConfigurationError(f"pass either env or {' and '.join(twice)}, not both")
             return spaces_of(self.env)
         if self.obs_shape is None or self.action_dim is None:
             lacking = [name for name in self._fields[:2] if getattr(self, name) is None]
-            raise ConfigurationError(f"{model} needs {' and '.join(lacking)}, as (8,) and 2, or env=")
+            raise ConfigurationError(f"{model} needs {' and '.join(lacking)}, such as (8,) and 2, or env=")
         return space_of(self.obs_shape), action_space_of(self.action_dim, self.action_type)
 
     def limit(self) -> int | None:
-        """Steps of an episode at most, where it is known."""
+        """Maximum steps of an episode, if known."""
         return None if self.env is None else limit_of(self.env)
 
 
@@ -177,7 +179,7 @@ def _config(
     overrides: Mapping[str, Any],
     limit: int | None = None,
 ) -> WorldModelConfig:
-    """The config of a preset that fits what is seen and done, in episodes of `limit` steps."""
+    """The config of a preset for the given spaces and episodes of `limit` steps."""
     cfg = config_class(family).from_size(size).fitting(obs_space)
     if limit is not None and hasattr(cfg, "episode_length"):
         overrides = {"episode_length": limit, **overrides}
@@ -188,7 +190,7 @@ def _config(
 
 
 def _load(model: str | Path, asked: _Asked, overrides: Mapping[str, Any], device: torch.device) -> Model:
-    """A saved model; what the caller says of it must be true of it."""
+    """Load a saved model, and check that it matches the arguments."""
     from wm_agents.models.saved import load_model, model_path
 
     path = _found(model_path, model)
@@ -207,29 +209,29 @@ def _load(model: str | Path, asked: _Asked, overrides: Mapping[str, Any], device
     for name, value in said.items():
         value = tuple(value) if isinstance(value, list) else value
         if value is not None and value != has[name]:
-            raise ConfigurationError(f"{model} has {name} {has[name]}, got {value}; leave it out to load the model")
+            raise ConfigurationError(f"{model} has {name} {has[name]}, got {value}; omit it to load the model")
     return net
 
 
 def _keeps_its_own(model: str | Path, overrides: Mapping[str, Any]) -> str:
-    return f"{model} is a saved model and keeps its config; leave out {', '.join(overrides)}, or start from a preset"
+    return f"{model} is a saved model and keeps its config; remove {', '.join(overrides)}, or start from a preset"
 
 
 def _found(model_path: Any, model: str | Path) -> Path:
-    """The directory of a saved model, or an error that names the nearest of all names."""
+    """The directory of a saved model, or an error that suggests the nearest name."""
     try:
         path: Path = model_path(str(model))
     except FileNotFoundError as error:
         names = [*ALIASES, *(f"{family}:{size}" for family in FAMILIES for size in config_class(family).SIZES)]
         hint = did_you_mean(str(model), [*names, *_stored()])
         if not hint:
-            hint = f"; presets are {', '.join(FAMILIES)}, each as family:size, and list_models() has them all"
+            hint = f"; families are {', '.join(FAMILIES)}, presets have the form family:size, see list_models()"
         raise ConfigurationError(f"no model {str(model)!r}: {error}{hint}") from None
     return path
 
 
 def _stored() -> list[str]:
-    """Shipped models by name."""
+    """Names of shipped models."""
     from wm_agents.models.saved import STORE
 
     return sorted(path.parent.name for path in STORE.glob("*/config.json"))

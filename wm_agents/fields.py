@@ -1,4 +1,4 @@
-"""Fields of config dataclasses: their types in words, and what their docstrings say."""
+"""Fields of config dataclasses: type checks, descriptions of types, and docstrings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ WORDS = {
 
 
 def is_kind(value: Any, hint: Any) -> bool:
-    """Whether `value`, as TOML and JSON have it too, may stand in a field of type `hint`; lists stand for tuples."""
+    """Whether a field of type `hint` accepts `value`, which may come from TOML or JSON; a list counts as a
+    tuple."""
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return True
@@ -31,11 +32,11 @@ def is_kind(value: Any, hint: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint in WORDS or hint is type(None):
         return type(value) is hint
-    return not isinstance(hint, type) or isinstance(value, hint)  # Of others no more is known.
+    return not isinstance(hint, type) or isinstance(value, hint)  # Other types are not checked further.
 
 
 def in_words(hint: Any) -> str:
-    """The type for a reader."""
+    """A description of a type."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(f"{arg!r}" for arg in args)
@@ -54,7 +55,7 @@ def _each_fits(values: Any, args: tuple[Any, ...]) -> bool:
 
 
 def field_docs(kind: type) -> dict[str, str]:
-    """The docstring below each field of a config, inherited fields included, by name."""
+    """The docstring below each field of a config, by name, including inherited fields."""
     docs: dict[str, str] = {}
     for part in reversed(kind.__mro__[:-1]):
         docs |= {p.arg_name: p.description or "" for p in docstring_parser.parse_from_object(part).params}

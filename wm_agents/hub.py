@@ -1,12 +1,12 @@
 """Models and policies on the Hugging Face Hub, by `org/name` or `org/name@revision`.
 
-push_to_hub("runs/mine/model", "org/name")          a saved model, with its card
-resolve("org/name@v1")                              the directory in the Hub's cache that holds it
-push_sb3("policy.zip", "org/ppo-CartPole-v1", ...)  a policy of Stable-Baselines3, laid out as huggingface_sb3 does
-fetch_sb3("org/ppo-CartPole-v1")                    its zip, for `policies.sb3.load_sb3`
+push_to_hub("runs/mine/model", "org/name")          upload a saved model with its card
+resolve("org/name@v1")                              download a model; returns its directory in the cache
+push_sb3("policy.zip", "org/ppo-CartPole-v1", ...)  upload an SB3 policy in the layout of huggingface_sb3
+fetch_sb3("org/ppo-CartPole-v1")                    download its zip, for `policies.sb3.load_sb3`
 
-JSON, safetensors and the card are all that is fetched of a model, and it is checked as any saved model is. Nothing is
-ever unpickled. What was fetched once is found without a network.
+Only JSON, safetensors and the card of a model are downloaded, and checked as for any saved model. Nothing is
+unpickled. Cached models work offline.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 FILES = ["config.json", "*.safetensors", "README.md"]
 EXTRA = "pip install huggingface-hub (the extra `hub` of this package)"
 SCORE = re.compile(r"\| real score \| (-?[\d.]+) ± ([\d.]+)")
-"""As the cards of trained models have it."""
+"""The score in the card of a trained model."""
 
 
 class HubError(FileNotFoundError):
-    """A repository that cannot be had; the message says why and what to do."""
+    """A repository is not accessible; the message gives the reason and what to do."""
 
 
 def is_repo_id(name: str) -> bool:
-    """Whether `name` can be a repository: `org/name`, unless there is a directory `org` here, or `hf://org/name`."""
+    """Whether `name` can be a repository: `hf://org/name`, or `org/name` without a local directory `org`."""
     if name.startswith(PREFIX):
         return True
     return REPO.fullmatch(name) is not None and not Path(name).parent.exists()
 
 
 def resolve(name: str, token: str | None = None) -> Path:
-    """The local directory of the model `org/name` or `org/name@revision`, fetched unless it is in the cache.
+    """The local directory of the model `org/name` or `org/name@revision`, downloaded unless it is cached.
 
     Args:
-        token: of the Hub, for what is private; by default the one of `hf auth login` or HF_TOKEN.
+        token: access token for private models; default: that of `hf auth login` or HF_TOKEN.
 
     Raises:
-        HubError: there is no such model, or it cannot be reached and was never fetched.
+        HubError: there is no such model, or the Hub is not reachable and the model is not cached.
     """
     repo, revision = _parts(name)
     hub = _hub(name)
@@ -57,8 +57,8 @@ def resolve(name: str, token: str | None = None) -> Path:
         path = Path(hub.snapshot_download(repo, revision=revision, allow_patterns=FILES, token=token))
     if missing := [file for file in ("config.json", "model.safetensors") if not (path / file).is_file()]:
         raise HubError(
-            f"{name} on the Hub holds no model of this project: {', '.join(missing)} missing; "
-            "zips of Stable-Baselines3 are read with wm_agents.hub.fetch_sb3 and policies.sb3.load_sb3"
+            f"{name} on the Hub is not a model of this package: {', '.join(missing)} missing; "
+            "for a Stable-Baselines3 policy use wm_agents.hub.fetch_sb3 and policies.sb3.load_sb3"
         )
     return path
 
@@ -71,17 +71,18 @@ def push_to_hub(
     private: bool = False,
     commit_message: str | None = None,
 ) -> str:
-    """Upload a saved model as the repository `repo_id`, made if need be; the URL of its page comes back.
+    """Upload a saved model to the repository `repo_id` and return the URL of its page.
 
-    The card gets the front matter that the Hub reads: the environment, the family and the real score, if the card has
-    one. Weights of an earlier upload that this model lacks are deleted there.
+    The repository is created if necessary. The card gets the metadata that the Hub expects: the environment,
+    the family and the real score, if the card has one. Weights of an earlier upload that this model lacks are
+    deleted.
 
     Args:
-        private: seen by its owners alone, where the repository is new.
+        private: create a new repository as private.
 
     Raises:
-        ArtifactError: `folder` holds no model, or a damaged one.
-        HubError: the Hub refused.
+        ArtifactError: `folder` does not contain a valid model.
+        HubError: the Hub rejected the upload.
     """
     artifact = load_artifact(folder)
     facts = artifact.config
@@ -110,24 +111,24 @@ def push_sb3(
     private: bool = False,
     commit_message: str | None = None,
 ) -> str:
-    """Upload the zip that `model.save(path)` of SB3 wrote; the URL of its page comes back.
+    """Upload a zip file of `model.save(path)` of SB3 and return the URL of its page.
 
     The layout is that of huggingface_sb3: `<algo>-<env>.zip`, README.md and, with a score, results.json.
 
     Args:
-        algo: as "ppo".
+        algo: the algorithm, such as "ppo".
         mean, std, episodes: the real score; all three or none.
 
     Raises:
-        ValueError: no zip of SB3, or half a score.
-        HubError: the Hub refused.
+        ValueError: the file is not a zip of SB3, or the score is incomplete.
+        HubError: the Hub rejected the upload.
     """
     from policies.sb3 import read_weights
 
     read_weights(Path(path))
     score = [mean, std, episodes]
     if None in score and score != [None] * 3:
-        raise ValueError(f"give mean, std and episodes or none of them, got {mean}, {std}, {episodes}")
+        raise ValueError(f"mean, std and episodes must be given together, got {mean}, {std}, {episodes}")
     name = sb3_name(algo, env_id)
     usage = (
         "```python\nfrom stable_baselines3 import " + algo.upper() + "\n"
@@ -148,14 +149,14 @@ def push_sb3(
 
 
 def fetch_sb3(name: str, filename: str | None = None, token: str | None = None) -> Path:
-    """The zip of a Stable-Baselines3 policy on the Hub; `policies.sb3.load_sb3` reads it without unpickling.
+    """Download the zip of an SB3 policy; `policies.sb3.load_sb3` reads it without unpickling.
 
     Args:
         name: `org/name` or `org/name@revision`.
-        filename: in the repository; by default `<name>.zip`, as huggingface_sb3 names it.
+        filename: name in the repository; default: `<name>.zip`, as in huggingface_sb3.
 
     Raises:
-        HubError: there is no such repository or file, or it cannot be reached and was never fetched.
+        HubError: there is no such repository or file, or the Hub is not reachable and the file is not cached.
     """
     repo, revision = _parts(name)
     filename = filename or f"{repo.split('/')[-1]}.zip"
@@ -166,7 +167,7 @@ def fetch_sb3(name: str, filename: str | None = None, token: str | None = None) 
 
 
 def sb3_name(algo: str, env_id: str) -> str:
-    """How huggingface_sb3 names a policy: `ppo-CartPole-v1`, slashes of the environment as dashes."""
+    """The name of a policy in huggingface_sb3, such as `ppo-CartPole-v1`, with dashes for slashes."""
     return f"{algo}-{env_id.replace('/', '-')}"
 
 
@@ -174,7 +175,7 @@ def _parts(name: str) -> tuple[str, str | None]:
     """Repository and revision."""
     repo, _, revision = name.removeprefix(PREFIX).partition("@")
     if not REPO.fullmatch(repo):
-        raise HubError(f"a model on the Hub is org/name or org/name@revision, got {name!r}")
+        raise HubError(f"the name of a model on the Hub must be org/name or org/name@revision, got {name!r}")
     return repo, revision or None
 
 
@@ -182,47 +183,49 @@ def _hub(name: str) -> ModuleType:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise HubError(f"{name} is no directory here; to look for it on the Hugging Face Hub: {EXTRA}") from error
+        raise HubError(f"there is no directory {name}; to search the Hugging Face Hub: {EXTRA}") from error
     assert isinstance(huggingface_hub, ModuleType)
     return huggingface_hub
 
 
 @contextmanager
 def _explained(repo: str, revision: str | None, filename: str | None = None) -> Iterator[None]:
-    """Turn what the Hub's client raises into one line that says what to do."""
+    """Convert errors of the Hub client to a HubError with one line that says what to do."""
     from huggingface_hub import constants, errors
 
     at = f"{repo}@{revision}" if revision else repo
-    signed_in = "`hf auth login` or HF_TOKEN signs you in"
+    signed_in = "sign in with `hf auth login` or HF_TOKEN"
     try:
         yield
     except errors.GatedRepoError as error:
-        raise HubError(f"{repo} must be asked for on {constants.ENDPOINT}/{repo}; {signed_in}") from error
+        raise HubError(
+            f"{repo} requires access; request it on {constants.ENDPOINT}/{repo}, then {signed_in}"
+        ) from error
     except errors.RepositoryNotFoundError as error:
         raise HubError(
-            f"no {repo} on {constants.ENDPOINT}, nor a directory of that name here; if it is private, {signed_in}"
+            f"there is no {repo} on {constants.ENDPOINT} and no such directory; if it is private, {signed_in}"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise HubError(f"{repo} has no revision {revision!r} on {constants.ENDPOINT}") from error
     except errors.LocalEntryNotFoundError as error:
         raise HubError(
-            f"{constants.ENDPOINT} cannot be reached, and {at} is not in {constants.HF_HUB_CACHE}; fetch it once with "
-            "a network, or give the directory of a copy"
+            f"{constants.ENDPOINT} is not reachable, and {at} is not in {constants.HF_HUB_CACHE}; download it "
+            "online first, or give the directory of a copy"
         ) from error
     except errors.EntryNotFoundError as error:
         raise HubError(f"{at} on {constants.ENDPOINT} has no file {filename}") from error
     except errors.HFValidationError as error:
-        raise HubError(f"{at} can be no repository: {error}") from error
+        raise HubError(f"{at} is not a valid repository name: {error}") from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         hint = f"; {signed_in}" if status in (401, 403) else ""
         raise HubError(f"{constants.ENDPOINT} answered {status} for {at}{hint}: {_one_line(error)}") from error
     except HubError:
         raise
-    except Exception as error:  # What its HTTP client raises differs from version to version.
+    except Exception as error:  # The errors of its HTTP client differ between versions.
         if not isinstance(error, OSError) and "http" not in type(error).__module__:
             raise
-        raise HubError(f"{constants.ENDPOINT} cannot be reached for {at}: {_one_line(error)}") from error
+        raise HubError(f"{constants.ENDPOINT} is not reachable for {at}: {_one_line(error)}") from error
 
 
 def _one_line(error: Exception) -> str:
@@ -234,7 +237,7 @@ def _upload(
 ) -> str:
     repo, revision = _parts(repo_id)
     if revision:
-        raise HubError(f"a model is pushed to org/name, got {repo_id!r}")
+        raise HubError(f"the name of the repository must be org/name, got {repo_id!r}")
     hub = _hub(repo)
     with _explained(repo, None):
         api = hub.HfApi(token=token)
@@ -253,7 +256,7 @@ def _front_matter(facts: dict[str, Any], card: str, name: str) -> str:
 
 
 def _model_index(name: str, env_id: str, value: str) -> list[dict[str, Any]]:
-    """A score as the Hub shows it."""
+    """A score in the metadata format of the Hub."""
     task = {"type": "reinforcement-learning", "name": "reinforcement-learning"}
     metric = {"type": "mean_reward", "name": "mean_reward", "value": value, "verified": False}
     return [

@@ -1,4 +1,4 @@
-"""Gymnasium spaces as JSON, so that an artifact can say what it sees and does; and spaces of shapes, and of an env."""
+"""Gymnasium spaces as JSON for saved models, and the spaces of shapes and of an env."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from wm_envs.real import episode_limit, make_real, own_limit, spec_for
 from wm_envs.registry import TASKS, RealSpec
 
 Env = gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | str
-SHAPE = "a tuple of whole numbers above 0, as (8,) or (64, 64, 3)"
+SHAPE = "a tuple of positive integers, such as (8,) or (64, 64, 3)"
 
 
 def space_to_dict(space: gym.Space[Any]) -> dict[str, Any]:
-    """A JSON object that `space_from_dict` turns back into an equal space.
+    """Convert a space to a JSON object; `space_from_dict` is the inverse.
 
     Raises:
-        ValueError: another kind of space.
+        ValueError: unsupported type of space.
     """
     if isinstance(space, spaces.Box):
         bounds = {name: _bound(getattr(space, name)) for name in ("low", "high")}
@@ -38,10 +38,10 @@ def space_to_dict(space: gym.Space[Any]) -> dict[str, Any]:
 
 
 def space_from_dict(values: dict[str, Any]) -> gym.Space[Any]:
-    """The space that `space_to_dict` described.
+    """Convert a JSON object of `space_to_dict` to a space.
 
     Raises:
-        ValueError: not a space of ours.
+        ValueError: the object does not describe a supported space.
     """
     try:
         kind, dtype = values["type"], np.dtype(values.get("dtype", "int64")).type
@@ -56,12 +56,12 @@ def space_from_dict(values: dict[str, Any]) -> gym.Space[Any]:
         if kind == "MultiBinary":
             return spaces.MultiBinary(values["n"])
     except (KeyError, TypeError) as error:
-        raise ValueError(f"not a space: {values}; {error!r}") from error
-    raise ValueError(f"unknown space type {kind!r}; this artifact is newer or not ours")
+        raise ValueError(f"{values} does not describe a space: {error!r}; save the model again") from error
+    raise ValueError(f"unknown space type {kind!r}; the model was saved by a newer version or another package")
 
 
 def is_shape(value: Any) -> bool:
-    """Whether `value` is the shape of observations."""
+    """Whether `value` is a valid observation shape."""
     kinds = int | np.integer
     return (
         isinstance(value, tuple | list)
@@ -71,10 +71,10 @@ def is_shape(value: Any) -> bool:
 
 
 def space_of(obs_shape: tuple[int, ...]) -> spaces.Box:
-    """The space of observations of a shape: float32 vectors, or uint8 frames with their channels where they are.
+    """The observation space of a shape: float32 vectors, or uint8 frames with the given axis order.
 
     Raises:
-        ConfigurationError: neither.
+        ConfigurationError: the shape is neither.
     """
     if not is_shape(obs_shape):
         raise ConfigurationError(f"obs_shape must be {SHAPE}, got {obs_shape!r}")
@@ -86,30 +86,30 @@ def space_of(obs_shape: tuple[int, ...]) -> spaces.Box:
         channels = " or ".join(map(str, CHANNELS))
         raise ConfigurationError(
             f"obs_shape must be (D,) for vectors, or (H, W, C) or (C, H, W) for frames with C = {channels} channels, "
-            f"got {shape}; give grey frames an axis of 1, or pass env="
+            f"got {shape}; add a channel axis to grey frames, or pass env="
         )
     return space
 
 
 def action_space_of(action_dim: int, action_type: str | None = None) -> gym.Space[Any]:
-    """The space of actions of a width: `Box(-1, 1, (A,))`, or `Discrete(A)` for "discrete".
+    """The action space of `action_dim`: `Box(-1, 1, (A,))`, or `Discrete(A)` for "discrete".
 
     Raises:
-        ConfigurationError: another type, or no width.
+        ConfigurationError: unknown type, or invalid `action_dim`.
     """
     action_type = "continuous" if action_type is None else action_type
     if action_type not in ("continuous", "discrete"):
         hint = did_you_mean(str(action_type), ("continuous", "discrete"))
         raise ConfigurationError(f"action_type must be 'continuous' or 'discrete', got {action_type!r}{hint}")
     if not isinstance(action_dim, int | np.integer) or isinstance(action_dim, bool) or action_dim < 1:
-        raise ConfigurationError(f"action_dim must be a whole number above 0, got {action_dim!r}")
+        raise ConfigurationError(f"action_dim must be a positive integer, got {action_dim!r}")
     if action_type == "discrete":
         return spaces.Discrete(int(action_dim))
     return spaces.Box(-1, 1, (int(action_dim),), np.float32)
 
 
 def spaces_of(env: Env) -> tuple[gym.Space[Any], gym.Space[Any]]:
-    """What a model of `env` sees and does."""
+    """The observation and action space of a model of `env`."""
     if isinstance(env, VectorEnv):
         return env.single_observation_space, env.single_action_space
     if not isinstance(env, str):
@@ -117,13 +117,13 @@ def spaces_of(env: Env) -> tuple[gym.Space[Any], gym.Space[Any]]:
     try:
         made = make_real(_spec_of(env))
     except (gym.error.Error, ImportError) as error:
-        raise ConfigurationError(f"env {env!r} cannot be made: {error}") from error
+        raise ConfigurationError(f"cannot create env {env!r}: {error}") from error
     made.close()
     return made.observation_space, made.action_space
 
 
 def limit_of(env: Env) -> int | None:
-    """Steps after which `env` cuts an episode; None if it never does."""
+    """Steps after which `env` truncates an episode, or None."""
     if isinstance(env, str):
         return episode_limit(_spec_of(env))
     return own_limit(env.spec)
@@ -135,12 +135,13 @@ def _spec_of(env_id: str) -> RealSpec:
 
 
 def action_type_of(space: gym.Space[Any]) -> Literal["continuous", "discrete"]:
-    """Numbers, or choices."""
+    """The action type of a space."""
     return "continuous" if isinstance(space, spaces.Box) else "discrete"
 
 
 def _bound(bound: np.ndarray[Any, Any]) -> Any:
-    """One number where all entries agree; infinities as JSON strings that numpy reads."""
+    """A single number if all entries are equal; infinities as strings, which JSON supports and numpy
+    reads."""
     if bound.size and (bound == bound.flat[0]).all():
         return _number(bound.flat[0])
     return np.vectorize(_number, otypes=[object])(bound).tolist()

@@ -1,4 +1,4 @@
-"""Video of a real episode, beside the dream of it or alone, streamed to mp4."""
+"""Videos of a real episode, beside its dream or alone, streamed to mp4."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ from wm_envs.world_model import Latent, WorldModel
 
 Frame = NDArray[np.uint8]
 SIDE = 384
-"""Frames are enlarged by a whole number to about this many pixels; larger ones stay as they are."""
+"""Frames are enlarged by an integer factor to about this many pixels; larger ones are not resized."""
 BAR = 28
 
 
 class Pair(NamedTuple):
-    """A real frame, what was dreamed for the same moment, and what each has earned so far."""
+    """A real frame, the dreamed frame of the same step, and the returns so far."""
 
     real: Frame
     dream: Frame
     real_return: float
     dream_return: float
     age: int
-    """Steps since the dream last saw a real frame."""
+    """Steps since the dream was synchronised with a real frame."""
     over: bool
-    """The dream has come to an end of its own; it is dreamed on, but earns nothing."""
+    """The dream has terminated; it still runs, but its return does not change."""
     drawn: bool = False
-    """The dream is of vectors: its frame is a drawing and not decoded pixels."""
+    """The dream has vector observations, and its frame is a drawing."""
 
 
 def real_and_dream(
@@ -60,13 +60,14 @@ def real_and_dream(
     cut_off: float = 0.5,
     drawing: str | None = None,
 ) -> Iterator[Pair]:
-    """Play a real episode, and dream it: from the same frame, fed the same actions. T steps give T + 1 pairs.
+    """Play a real episode and its dream, from the same frame and with the same actions. T steps give T + 1
+    pairs.
 
     Args:
-        envs: the real environment, as a vector of one row. Its own rendering is shown if it has `render_mode`
-            "rgb_array", else what it lets the policy see.
+        envs: the real environment, as a vector environment of one row. With `render_mode` "rgb_array" its
+            rendering is shown, else its observations.
         controller: a policy on the model's latents.
-        resync_every: steps after which the dream starts again from the real moment; None dreams the whole episode.
+        resync_every: synchronise the dream with the real frame every N steps; None: never.
         drawing: id of the real environment, for dreams of vectors (`wm_envs.drawing`).
     """
     policy = LatentPolicy(model, controller)
@@ -77,7 +78,7 @@ def real_and_dream(
     earned, dreamed, age, over = 0.0, 0.0, 0, False
     for step in rollout(envs, watched, seed=seed, policy_seed=seed):
         if dream is None or age == resync_every:
-            # The policy has just acted on step.obs, so its latent and watched.frame are of that very moment.
+            # The policy has just acted on step.obs, so its latent and watched.frame belong to that step.
             assert policy.observer.latent is not None
             dream, dreamed, age, over = policy.observer.latent, earned, 0, False
         yield Pair(watched.frame, _dreamed(model, dream, drawing), earned, dreamed, age, over, drawn)
@@ -95,7 +96,7 @@ def real_and_dream(
 def real_alone(
     envs: VectorEnv[Any, Any, Any], policy: Policy, *, seed: int, drawing: str | None = None
 ) -> Iterator[tuple[Frame, float]]:
-    """Play a real episode: T steps give T + 1 frames, each with what was earned so far. `envs` as above."""
+    """Play a real episode: T steps give T + 1 frames, each with the return so far. `envs` as above."""
     watched = Watched(envs, policy, drawing)
     earned = 0.0
     for step in rollout(envs, watched, seed=seed, policy_seed=seed):
@@ -105,7 +106,7 @@ def real_alone(
 
 
 class Watched:
-    """A policy, and the picture of the real moment that it last acted on."""
+    """A policy, and the frame on which it last acted."""
 
     def __init__(self, envs: VectorEnv[Any, Any, Any], policy: Policy, drawing: str | None) -> None:
         self.envs, self.policy, self.drawing = envs, policy, drawing
@@ -118,11 +119,11 @@ class Watched:
         return self.policy.act(obs)
 
     def look(self, obs: NDArray[Any]) -> Frame:
-        """The environment as it is now, which is when it gives `obs` (1, ...)."""
+        """The current frame of the environment, whose observation is `obs` (1, ...)."""
         if self.envs.render_mode != "rgb_array":
             return draw(self.drawing, self.envs.single_observation_space, obs[0])
         frames: Any = self.envs.render()
-        return np.array(frames[0])  # Some renderers draw over their last frame.
+        return np.array(frames[0])  # Some renderers reuse the array of the last frame.
 
 
 @torch.inference_mode()
@@ -131,7 +132,7 @@ def _dreamed(model: WorldModel, latent: Latent, drawing: str | None) -> Frame:
 
 
 def compose(pair: Pair) -> Frame:
-    """Both frames, enlarged, side by side over a line of text; the real one is made as high as the dream."""
+    """Both frames side by side over a line of text, enlarged to the same height."""
     real, (height, width, _) = pair.real, pair.dream.shape
     if real.shape[0] != height:
         width = max(2 * round(real.shape[1] * height / real.shape[0] / 2), 2)
@@ -143,7 +144,7 @@ def compose(pair: Pair) -> Frame:
 
 
 def _panel(frame: Frame, text: str) -> Frame:
-    """A frame, enlarged, over a line of text; even sides, as mp4 wants them."""
+    """An enlarged frame over a line of text, with even side lengths for mp4."""
     height, width = frame.shape[:2]
     scale = SIDE // max(height, width) // 2 * 2
     if scale == 0:
@@ -156,17 +157,17 @@ def _panel(frame: Frame, text: str) -> Frame:
 
 
 def write_video(path: Path, frames: Iterator[Frame], fps: float) -> int:
-    """Write frames (H, W, 3) to an mp4 as they come, one in memory at a time; returns how many.
+    """Stream frames (H, W, 3) to an mp4, with one frame in memory at a time, and return their number.
 
-    The file appears whole under its name, or not at all. Sides should be even, or not every player shows it.
+    The file appears completely or not at all. Side lengths should be even, because some players need it.
 
     Raises:
-        ValueError: there is no frame, or one of another shape.
+        ValueError: there is no frame, or the shape changes.
         OSError: ffmpeg failed.
     """
     first = next(frames, None)
     if first is None:
-        raise ValueError(f"{path}: there must be at least one frame to write, got none")
+        raise ValueError(f"{path}: a video needs at least one frame, got none")
     height, width, _ = first.shape
     count = 0
     with replacing(path) as temporary:
@@ -183,11 +184,11 @@ def write_video(path: Path, frames: Iterator[Frame], fps: float) -> int:
                     count += 1
         except OSError as error:
             ffmpeg.stderr.close()
-            if ffmpeg.wait() == 0:  # Not its fault.
+            if ffmpeg.wait() == 0:  # Not an error of ffmpeg.
                 raise
             raise OSError(f"{path}: ffmpeg failed at frame {count}: {' '.join(str(error).split())}") from error
-        if ffmpeg.returncode != 0:  # Closing does not look at it.
-            raise OSError(f"{path}: ffmpeg ended with status {ffmpeg.returncode}; is the disk full?")
+        if ffmpeg.returncode != 0:  # close() does not check it.
+            raise OSError(f"{path}: ffmpeg exited with status {ffmpeg.returncode}; check whether the disk is full")
     return count
 
 
@@ -204,12 +205,13 @@ def record(
     max_frames: int | None = None,
     fps: float | None = None,
 ) -> int:
-    """Write `real | dream` of one episode; returns the number of frames.
+    """Write a video of one real episode beside its dream and return the number of frames.
 
-    `max_frames` are filmed at most, and shown at the real environment's speed unless `fps` are given.
+    The video has at most `max_frames` frames, and plays at the speed of the real environment unless `fps` is
+    given.
 
-    A model of pixels is shown beside the frames that it sees; a drawing of a dream of vectors beside the environment's
-    own rendering, or a drawing of the real vectors if it has none.
+    A dream of pixels is shown beside the preprocessed frames. A drawing of a dream of vectors is shown beside
+    the rendering of the environment, or beside a drawing of the real vectors.
     """
     if resync_every is not None and resync_every < 1:
         raise ValueError(f"resync_every must be at least 1 step, or None, got {resync_every}")
@@ -221,10 +223,10 @@ def record(
 
 
 def record_real(path: Path, spec: RealSpec, policy: Policy, *, seed: int) -> int:
-    """Write one real episode as the environment renders it, or else as a drawing; returns the number of frames.
+    """Write a video of one real episode, rendered or drawn, and return the number of frames.
 
     Args:
-        policy: on real observations, such as `pretrained.frame_policy` gives.
+        policy: a policy on real observations, such as that of `pretrained.frame_policy`.
     """
     with closing(one_env(spec, rendered=True)) as envs:
         moments = real_alone(envs, policy, seed=seed, drawing=spec.id)
@@ -233,7 +235,7 @@ def record_real(path: Path, spec: RealSpec, policy: Policy, *, seed: int) -> int
 
 
 def one_env(spec: RealSpec, rendered: bool) -> SyncVectorEnv:
-    """The real environment as a vector of one row, with its own rendering where that is asked for and can be had."""
+    """The real environment as a vector environment of one row, with rendering if `rendered` and possible."""
     mode = "rgb_array" if rendered and _can_render(spec) else None
     return SyncVectorEnv([partial(make_real, spec, mode)], autoreset_mode=AutoresetMode.DISABLED)
 
@@ -247,6 +249,6 @@ def _can_render(spec: RealSpec) -> bool:
             env.reset(seed=0)
             frame: Any = env.render()
             return np.shape(frame)[2:] == (3,) and bool(frame.dtype == np.uint8)
-    except Exception as error:  # A library or a display may be missing; every renderer says so in its own way.
-        warnings.warn(f"{spec.id} cannot render itself here, its film is drawn instead: {error}", stacklevel=2)
+    except Exception as error:  # A library or a display may be missing; each renderer raises its own error.
+        warnings.warn(f"cannot render {spec.id}, so the video shows drawings instead: {error}", stacklevel=2)
         return False

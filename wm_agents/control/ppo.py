@@ -24,28 +24,39 @@ from wm_envs.world_model import Latent, WorldModel
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
 LEAST_STD = 1e-3
-"""What hardly moves is not blown up."""
+"""Minimum standard deviation for whitening."""
 
 
 @dataclass(frozen=True)
 class PPOConfig:
-    """An iteration is `envs` x `steps` dreamed steps and `epochs` passes over them."""
+    """Settings of PPO. An iteration is `envs` x `steps` dreamed steps and `epochs` passes over them."""
 
     iterations: int = 60
+    """Iterations of PPO."""
     envs: int = 256
+    """Dreams in parallel."""
     steps: int = 64
+    """Steps per dream and iteration."""
     batch_size: int = 2048
+    """Dreamed steps per gradient step."""
     epochs: int = 4
+    """Passes over the steps of an iteration."""
     lr: float = 5e-4
+    """Learning rate."""
     gamma: float = 0.99
+    """Discount."""
     gae_lambda: float = 0.95
+    """λ of generalised advantage estimation."""
     ent_coef: float = 0.01
+    """Weight of the entropy bonus."""
     net: tuple[int, ...] = (64, 64)
     """Hidden units of actor and critic."""
     activation: Literal["tanh", "relu", "silu"] = "tanh"
+    """Activation of actor and critic."""
     whiten: bool = False
-    """Networks see feat in units of its spread over the starts of the first dreams."""
+    """Normalise feat by its mean and standard deviation over the first initial latents."""
     seed: int = 0
+    """Random seed."""
 
     def __post_init__(self) -> None:
         for name, low in (("iterations", 1), ("envs", 1), ("steps", 1), ("batch_size", 2), ("epochs", 1)):
@@ -61,11 +72,11 @@ class PPOConfig:
 
 
 class Iteration(NamedTuple):
-    """What one iteration reports."""
+    """The progress after an iteration."""
 
     number: int
     mean: float
-    """Mean return of the dreams that ended last, twice as many as there are envs."""
+    """Mean return of the last 2 x `envs` finished dreams."""
     wall_s: float
     policy: MLPPolicy
 
@@ -80,13 +91,12 @@ def ppo_in_dream(
     on_iteration: Callable[[Iteration], bool | None] | None = None,
     **dream: Any,
 ) -> Iteration:
-    """Train an MLP on latents until `cfg.iterations` are done; the last one comes back.
+    """Train an MLP on latents for `cfg.iterations` and return it.
 
     Args:
-        state: file that a killed run goes on from: networks, and how many iterations they have seen. The optimizer's
-            moments are not in it.
-        before: the state of an earlier run whose networks this one begins with.
-        on_iteration: may return True to stop.
+        state: file for resuming: networks and the number of iterations, without the optimizer state.
+        before: the state file of an earlier run, whose networks are the initial ones.
+        on_iteration: returns True to stop.
         dream: further arguments of `DreamVectorEnv`: horizon, start, temperature, pessimism and so on.
     """
     dream |= {"obs": "latent", "precision": "bf16" if has_bf16(model.device) else "fp32"}
@@ -101,7 +111,7 @@ def ppo_in_dream(
     resumed = state.exists()
     number, mean = (int(about["iterations"]), float(about["mean"])) if resumed else (0, np.nan)
     iteration = Iteration(number, mean, 0.0, to_mlp(learner))
-    # A run that was killed before this iteration was looked at looks at it now.
+    # A run that was killed before the callback of this iteration calls it now.
     stopped = resumed and on_iteration is not None and bool(on_iteration(iteration))
     while iteration.number < cfg.iterations and not stopped:
         began = time.perf_counter()
@@ -124,10 +134,11 @@ def _make(cfg: PPOConfig, envs: DreamVectorEnv, feats: Tensor) -> PPO:
         scale = {"mean": feats.mean(0), "std": feats.std(0) + LEAST_STD}
         net |= {"features_extractor_class": Whitened, "features_extractor_kwargs": scale}
     kwargs = {names.get(name, name): value for name, value in values.items()}
-    # The mean return is of as many dreams as end together at their horizon: those that end last are no fair sample.
+    # Average over as many dreams as reach the horizon together, because the last ones to end are a biased
+    # sample.
     kwargs["stats_window_size"] = 2 * cfg.envs
     learner = PPO("MlpPolicy", VecMonitor(DreamVecEnv(envs)), policy_kwargs=net, device="cpu", **kwargs)
-    learner.set_logger(Logger(folder=None, output_formats=[]))  # Else each learn() leaves a folder in /tmp.
+    learner.set_logger(Logger(folder=None, output_formats=[]))  # Otherwise each learn() creates a folder in /tmp.
     return learner
 
 

@@ -1,1 +1,1 @@
-"""The machine and the disk; nothing here knows of learning."""
+"""The machine and the disk, independent of models and training."""

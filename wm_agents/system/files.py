@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: a temporary name, fsync, rename; JSON and TOML read back."""
+"""All-or-nothing writes (temporary name, fsync, rename), and reading of JSON and TOML."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from wm_agents.errors import ConfigurationError
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import toml as tomllib  # Comes with jsonargparse[toml].
+    import toml as tomllib  # A dependency of jsonargparse[toml].
 
 PROJECT_FILE = "wm.toml"
-"""What makes a folder a project."""
+"""The file that makes a folder a project."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder, which takes the place of `path` when the block ends without an error."""
+    """A temporary path in the same folder, which replaces `path` if the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -41,31 +41,31 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` in one move."""
+    """Write `text` to `path` atomically."""
     with replacing(path) as tmp:
         tmp.write_text(text)
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write `values` as indented JSON to `path` in one move."""
+    """Write `values` as indented JSON to `path` atomically."""
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 
 def read_json(path: Path, wanted: str) -> dict[str, Any]:
-    """The JSON object at `path`, which is to be what is `wanted`.
+    """Read the JSON object at `path`; `wanted` describes it in error messages.
 
     Raises:
-        FileNotFoundError: there is none.
-        ConfigurationError: it is no JSON, or no object.
+        FileNotFoundError: the file does not exist.
+        ConfigurationError: it is not valid JSON, or not an object.
     """
     try:
         values: Any = json.loads(path.read_text())
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist; give {wanted}") from None
     except ValueError as error:
-        raise ConfigurationError(f"{path} is not JSON ({error}); give {wanted}") from error
+        raise ConfigurationError(f"{path} is not valid JSON ({error}); give {wanted}") from error
     if not isinstance(values, dict):
-        raise ConfigurationError(f"{path} must hold an object, it holds a {type(values).__name__}; give {wanted}")
+        raise ConfigurationError(f"{path} must contain a JSON object, got a {type(values).__name__}; give {wanted}")
     return values
 
 
@@ -78,13 +78,13 @@ def read_toml(path: Path) -> dict[str, Any]:
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     try:
         values: dict[str, Any] = tomllib.loads(text)
-    except (ValueError, IndexError) as error:  # `toml`, which reads it on Python 3.10, raises both.
-        raise ConfigurationError(f"{path} is not TOML: {error}{_quoted_line(str(error), text)}") from error
+    except (ValueError, IndexError) as error:  # `toml`, used on Python 3.10, raises both.
+        raise ConfigurationError(f"{path} is not valid TOML: {error}{_quoted_line(str(error), text)}") from error
     return values
 
 
 def _quoted_line(error: str, text: str) -> str:
-    """The line that the parser's error names, if it names one."""
+    """The line that the error of the parser names, if any."""
     found, lines = re.search(r"\bline (\d+)", error), text.splitlines()
     if found is None or not 0 < int(found[1]) <= len(lines):
         return ""
@@ -92,8 +92,8 @@ def _quoted_line(error: str, text: str) -> str:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors to `path` in one move; tied ones are stored once for each name."""
+    """Write tensors as safetensors to `path` atomically; tied tensors are stored once per name."""
     whole = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
     with replacing(path) as tmp:
-        # Not save_file, which lets the owner alone read what it writes.
+        # save_file would create a file that only the owner can read.
         tmp.write_bytes(save(whole, metadata=dict(metadata or {})))

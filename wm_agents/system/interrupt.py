@@ -1,4 +1,4 @@
-"""Ctrl-C between two steps and not within one, so that what is saved then is whole."""
+"""Handles Ctrl-C between two steps, so that the saved state is consistent."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from types import FrameType
 
 @contextmanager
 def deferred_interrupt(says: str = "stopping after this step") -> Iterator[Callable[[], bool]]:
-    """Gives a function that tells whether SIGINT or SIGTERM has come: they wait to be asked for, a second one does not.
+    """Defer SIGINT and SIGTERM: yields a function that returns whether one arrived. A second signal is not
+    deferred.
 
-    Handlers of the user's own stay in place, and outside of the main thread there are none.
+    User-defined handlers stay in place. Outside the main thread, nothing is deferred.
     """
     came: list[int] = []
 
@@ -22,7 +23,7 @@ def deferred_interrupt(says: str = "stopping after this step") -> Iterator[Calla
         if came:
             raise KeyboardInterrupt
         came.append(number)
-        os.write(2, f"\n{says}; once more stops at once\n".encode())  # print() must not be met within itself.
+        os.write(2, f"\n{says}; press again to stop at once\n".encode())  # print() is not reentrant.
 
     main = threading.current_thread() is threading.main_thread()
     usual = (signal.default_int_handler, signal.SIG_DFL)

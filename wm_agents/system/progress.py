@@ -1,4 +1,4 @@
-"""A bar while something long runs, or a line now and then where stderr is no terminal."""
+"""A progress bar, or periodic lines if stderr is not a terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Bar:
-    """Shows how many of `total` are done and a text; use it in a `with`. Without a console it is silent."""
+    """Shows how many of `total` are done, and a text; use it in a `with` statement. Silent without a
+    console."""
 
     def __init__(self, title: str, total: int, console: Console | None, line_every_s: float = 10.0) -> None:
         self.title, self.total, self.console, self.line_every_s = title, total, console, line_every_s

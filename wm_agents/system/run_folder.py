@@ -1,10 +1,10 @@
-"""The run folder: what was run on what, its metrics and its state; one process at a time.
+"""The run folder: settings, versions, metrics and state of a run; used by one process at a time.
 
 runs/<env>/<family>/<time>/
   run.json        configuration, command, git commit, versions, seeds, hardware
-  metrics.jsonl   one JSON object a line: {"step": ..., "train/loss": ...}
+  metrics.jsonl   one JSON object per line: {"step": ..., "train/loss": ...}
   events.*        the same for TensorBoard
-  state.json      how far the run is: what a restart continues from
+  state.json      the progress of the run, for resuming
   lock            held by the process that is using the folder
 """
 
@@ -38,10 +38,10 @@ class FolderInUse(RuntimeError):
 
 
 class MetricsLog:
-    """Scalars by step into `metrics.jsonl` and TensorBoard."""
+    """Writes scalars by step to `metrics.jsonl` and TensorBoard."""
 
     def __init__(self, path: Path, keep_until: int | None = None) -> None:
-        """Open the log in folder `path`. `keep_until` forgets what lies after that step, which will be logged again."""
+        """Open the log in folder `path`. Rows after step `keep_until` are removed, to be logged again."""
         from torch.utils.tensorboard import SummaryWriter
 
         path.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`; a last line that a kill cut short is left out."""
+    """The rows of a `metrics.jsonl`, without an incomplete last line."""
     rows = []
     for line in path.read_text().splitlines():
         try:
@@ -75,13 +75,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _trim(path: Path, keep_until: int | None) -> None:
-    """Drop a line cut short and, where asked, the steps after `keep_until`."""
+    """Remove an incomplete last line and the rows after step `keep_until`."""
     rows = [r for r in read_metrics(path) if keep_until is None or r["step"] <= keep_until]
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 class RunFolder:
-    """A locked run folder; close it, or use it in a `with`."""
+    """A locked run folder; close it, or use it in a `with` statement."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -97,13 +97,13 @@ class RunFolder:
         self._log.write(step, values)
 
     def update(self, **values: Any) -> None:
-        """Put `values` (JSON) into `state` and on disk, all or nothing."""
+        """Add `values` (JSON) to `state` and write it atomically."""
         state = {**self.state, **values}
         write_json(self.path / "state.json", state)
         self.state = state
 
     def close(self) -> None:
-        """Give the folder back; a second call does nothing."""
+        """Release the folder; a second call does nothing."""
         if self._log is not None:
             self._log.close()
             self._log = None
@@ -121,10 +121,10 @@ class RunFolder:
 def start_run(
     path: str | Path, config: Mapping[str, Any], seeds: Mapping[str, Any], may_change: Collection[str] = ()
 ) -> RunFolder:
-    """Open or reopen the run folder `path`, and write in run.json what is run.
+    """Open the run folder `path` and write run.json.
 
-    A folder that has a run.json is continued: its `state` is there, and this start joins the list of starts.
-    Other seeds are refused, and another configuration except in its fields `may_change`.
+    A folder with a run.json is resumed: its `state` is loaded, and this start is added to its list of starts.
+    Other seeds raise an error, as does another configuration except in the fields `may_change`.
     """
     run = RunFolder(Path(path))
     try:
@@ -144,19 +144,20 @@ def start_run(
 
 def _check_same_run(path: Path, old: dict[str, Any], new: dict[str, Any], may_change: Collection[str]) -> None:
     differing = [
-        f"{part}.{name} was {old[part].get(name)!r}, is {new[part].get(name)!r}"
+        f"{part}.{name} was {old[part].get(name)!r}, now {new[part].get(name)!r}"
         for part in ("config", "seeds")
-        for name in old[part]  # What it does not name came later, and was at its default.
+        for name in old[part]  # Newer fields are missing and had their default.
         if _said(old[part].get(name)) != _said(new[part].get(name)) and not (part == "config" and name in may_change)
     ]
     if differing:
         raise ValueError(
-            f"{path} holds another run: {'; '.join(differing)}. Continue it as it was, or use another folder"
+            f"{path} contains a run with other settings: {'; '.join(differing)}; restore them to resume, or use "
+            "another folder"
         )
 
 
 def _said(value: Any) -> Any:
-    """`value` without what it leaves open: a field that came later is at its default, and says nothing."""
+    """`value` without empty entries, because newer fields are missing in older files."""
     if not isinstance(value, dict):
         return value
     return {name: _said(part) for name, part in value.items() if part is not None and part is not False}
@@ -174,13 +175,13 @@ def provenance() -> dict[str, Any]:
 
 
 def command() -> str:
-    """What was typed, wherever the program lies."""
+    """The command line, with the name of the program without its folder."""
     name = Path(sys.argv[0]).name
     return shlex.join(["wm" if name == "cli.py" else name, *sys.argv[1:]])
 
 
 def versions() -> dict[str, str | None]:
-    """Versions that a score depends on; None where a package is not installed."""
+    """Versions that a score depends on; None for packages that are not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -191,14 +192,14 @@ def versions() -> dict[str, str | None]:
 
 
 def git_state(folder: Path = Path(__file__).parent) -> dict[str, Any] | None:
-    """Commit and whether files differ from it; None outside a checkout."""
+    """The commit, and whether files differ from it; None outside a checkout."""
 
     def git(*args: str) -> str:
         done = subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     try:
-        # An installed package inside some other project's checkout is not ours to report.
+        # The package may be installed inside the checkout of another project.
         git("ls-files", "--error-unmatch", "runlog.py")
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
@@ -206,7 +207,7 @@ def git_state(folder: Path = Path(__file__).parent) -> dict[str, Any] | None:
 
 
 def _lock(path: Path) -> int:
-    """Hold `path` until closed. The system lets go when the process dies, so no lock is ever stale."""
+    """Lock `path` until it is closed. The system releases the lock when the process dies."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
