@@ -137,7 +137,7 @@ def test_an_environment_or_its_id_gives_the_spaces() -> None:
     [
         ({"obs_shape": (64, 64), "action_dim": 2}, r"\(H, W, C\) or \(C, H, W\).* got \(64, 64\); add a channel axis"),
         ({"obs_shape": (4, 84, 84), "action_dim": 2}, r"C = 1 or 3 channels, got \(4, 84, 84\)"),
-        ({"obs_shape": 4, "action_dim": 2}, r"obs_shape must be a tuple of positive integers, such as \(8,\) .*, got 4"),
+        ({"obs_shape": 4, "action_dim": 2}, r"must be a tuple of positive integers, such as \(8,\) .*, got 4"),
         ({"obs_shape": (0,), "action_dim": 2}, r"positive integers, such as \(8,\) or \(64, 64, 3\), got \(0,\)"),
         ({"obs_shape": (8,)}, r"dreamerv3:ci needs action_dim, such as \(8,\) and 2, or env="),
         ({}, "needs obs_shape and action_dim"),

@@ -119,9 +119,7 @@ def test_offline_the_cache_serves_and_else_the_error_says_what_to_do(
     kept = hub.resolve("org/pole")
     ask("http://127.0.0.1:9", monkeypatch)  # Nothing listens there.
     assert hub.resolve("org/pole") == kept
-    with pytest.raises(
-        hub.HubError, match="is not reachable, and org/other is not in .*cache; download it online"
-    ):
+    with pytest.raises(hub.HubError, match="is not reachable, and org/other is not in .*cache; download it online"):
         load_model("org/other")
     with pytest.raises(ConfigurationError, match=r"no model 'org/other': .* is not reachable"):
         create_world_model("org/other")

@@ -318,7 +318,7 @@ def test_another_run_does_not_take_the_folder_over(tmp_path: Path, monkeypatch: 
     for changes in ({"architecture__hidden": 7}, {"online_collection__warmup_transitions": 41}):
         ((name, value),) = changes.items()
         with pytest.raises(
-            ValueError, match=rf"contains a run with other settings: config.{name.replace('__', '.')} was .*, now {value}"
+            ValueError, match=rf"with other settings: config.{name.replace('__', '.')} was .*, now {value}"
         ):
             trained(project(tmp_path, **changes))
     trained(project(tmp_path, training__total_steps=13, controller__iterations=2, verify__episodes=3))

@@ -40,7 +40,7 @@ def test_a_run_started_again_goes_on_from_its_state(tmp_path: Path) -> None:
 
 def test_other_settings_are_refused_and_the_folder_given_back(tmp_path: Path) -> None:
     start_run(tmp_path, {"a": 1}, {"train": 0}).close()
-    with pytest.raises(ValueError, match=r"contains a run with other settings: config.a was 1, now 2; seeds.train was 0, now 9"):
+    with pytest.raises(ValueError, match=r"with other settings: config.a was 1, now 2; seeds.train was 0, now 9"):
         start_run(tmp_path, {"a": 2}, {"train": 9})
     start_run(tmp_path, {"a": 1}, {"train": 0}).close()
 
