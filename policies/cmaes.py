@@ -19,7 +19,7 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from policies.linear import LinearPolicy
-from policies.play import Arena, Job
+from policies.play import EpisodePool, EpisodeTask
 from policies.rollout import check_seed, returns, rollout
 from wm_envs.action import act_dim
 
@@ -215,7 +215,7 @@ def score_in_dream(
 
 
 def score_in_real(
-    arena: Arena,
+    arena: EpisodePool,
     cfg: CMAConfig,
     space: gym.Space[Any],
     *,
@@ -230,10 +230,10 @@ def score_in_real(
     def score(candidates: Array, generation: int) -> Array:
         seeds = rollout_seeds(cfg, generation)
         weights = widen(unflatten(candidates, space)).astype(np.float32)
-        jobs = [Job(seed, (mine,)) for mine in weights for seed in seeds]
+        jobs = [EpisodeTask(seed, (mine,)) for mine in weights for seed in seeds]
         total = np.empty(len(jobs))
         for played in arena.play(jobs):
-            total[played.job] = played.ret
+            total[played.task] = played.ret
         per_candidate: Array = total.reshape(cfg.population, cfg.rollouts).mean(1)
         return per_candidate
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from policies.play import Job
+from policies.play import EpisodeTask
 from policies.policy import explorer
 from policies.rollout import EVAL_SEED
 from wm_agents import create_world_model
@@ -70,7 +70,7 @@ def collect(num_steps: int, seed: int, most: int | None = None) -> list[Episode]
         policy = explorer(env)
     episodes: list[Episode] = []
     while sum(ep.num_steps for ep in episodes) < num_steps and len(episodes) != most:
-        episodes.append(play_episode(SPEC, lambda: policy, Job(seed + len(episodes))))
+        episodes.append(play_episode(SPEC, lambda: policy, EpisodeTask(seed + len(episodes))))
     return episodes
 
 

@@ -8,7 +8,7 @@ import torch
 from toy import Toy
 from toy_line import END, LINE, playing
 
-from policies.play import Job
+from policies.play import EpisodeTask
 from wm_agents.data.episode import Episode
 from wm_agents.evaluation.posterior import foresee, walk
 from wm_agents.evaluation.termination import best_cut_off, calibrate_cut_off
@@ -19,7 +19,7 @@ EXACT = Toy(end=END)
 
 
 def random_episodes(num: int, spec: RealSpec = LINE) -> list[Episode]:
-    return list(playing(EXACT, None, spec)([Job(1_000_000 + i, (Contender(RANDOM),)) for i in range(num)]))
+    return list(playing(EXACT, None, spec)([EpisodeTask(1_000_000 + i, (Contender(RANDOM),)) for i in range(num)]))
 
 
 @pytest.fixture(scope="module")

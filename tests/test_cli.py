@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from gymnasium.envs.registration import register, registry
-from tiny import SQUASH, play_here, save_tiny
+from tiny import SQUASH, save_tiny, work_here
 from waiting import HANG_S, wait_until
 
 from policies.cmaes import CMAConfig
@@ -398,7 +398,7 @@ def test_evaluate_prints_one_json_object_and_the_same_score_every_time(
     result = json.loads(out)
     assert out.count("\n") == 1
     assert "real CarRacing-v3 2/2" in err
-    monkeypatch.setattr(evaluating, "play", play_here)
+    work_here(monkeypatch)
     assert {**result, "wall_s": 0} == {**evaluating.evaluate(tiny, episodes=2), "wall_s": 0}
 
 

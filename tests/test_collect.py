@@ -26,7 +26,7 @@ from wm_agents.data import shard
 from wm_agents.data.collect import CollectConfig, CollectSummary, collect
 from wm_agents.data.dataset import Dataset
 from wm_agents.data.shard import ShardInfo
-from wm_agents.data.worker import ShardTask, Shared, collect_shard
+from wm_agents.data.worker import Counters, ShardTask, collect_shard
 from wm_envs.registry import TASKS, RealSpec
 
 ECHO = RealSpec("toy_env:Echo-v0")
@@ -42,7 +42,11 @@ def run(out: Path, steps: int = 60, make: Callable = make_random, **changes: obj
 def run_here(out: Path, seed: int = 0, num: int = 3, stall: int | None = None, spec: RealSpec = ECHO) -> ShardInfo:
     """One shard in this process."""
     task = ShardTask(spec, str(out), make_random, seed, num, stall, None, 0.0)
-    return collect_shard(task, Shared(mp.Event(), mp.Value("q", 0), mp.Value("q", 10**9)))
+    return collect_shard(counters(), mp.Event(), task)
+
+
+def counters() -> Counters:
+    return Counters(mp.Value("q", 0), mp.Value("q", 10**9))
 
 
 def names(out: Path) -> list[str]:
@@ -100,10 +104,8 @@ def test_each_life_of_a_game_is_an_episode_and_the_next_seeds_follow(tmp_path: P
     assert info.seeds == (3,) * 5 and info.term.all()
     lives = list(Dataset(tmp_path).iter_episodes())
     assert all(np.array_equal(a.obs[-1], b.obs[0]) for a, b in pairwise(lives))
-    whole = collect_shard(
-        ShardTask(replace(spec, lives_end=False), str(tmp_path / "whole"), make_random, 3, 1, None, None, 0.0),
-        Shared(mp.Event(), mp.Value("q", 0), mp.Value("q", 10**9)),
-    )
+    task = ShardTask(replace(spec, lives_end=False), str(tmp_path / "whole"), make_random, 3, 1, None, None, 0.0)
+    whole = collect_shard(counters(), mp.Event(), task)
     assert isinstance(whole, ShardInfo) and whole.lengths.sum() == info.lengths.sum() and len(whole.lengths) == 1
     again = run(tmp_path, steps=1, seed=3, spec=spec, shard_episodes=1)
     assert again.new_steps == 0 and again.episodes == 5
@@ -124,9 +126,16 @@ def test_seeds_kept_for_evaluation_are_refused(tmp_path: Path) -> None:
 
 
 def test_senseless_settings_are_refused(tmp_path: Path) -> None:
-    for name in ("steps", "procs", "shard_episodes", "stall"):
+    for name in ("steps", "shard_episodes", "stall"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1"):
             run(tmp_path, **{name: 0})
+    with pytest.raises(ValueError, match="procs must be at least 0, got -1"):
+        run(tmp_path, procs=-1)
+
+
+def test_without_processes_this_one_collects_the_same(tmp_path: Path) -> None:
+    here, there = run(tmp_path / "here", procs=0), run(tmp_path / "there", procs=1)
+    assert here.returns == there.returns and (here.steps, here.bytes) == (there.steps, there.bytes)
 
 
 def test_data_of_another_environment_is_not_mixed_in(tmp_path: Path) -> None:
@@ -153,14 +162,15 @@ def test_max_gb_is_never_passed(tmp_path: Path) -> None:
 def test_too_little_free_disk_stops_before_it_begins_and_before_a_shard_lands(tmp_path: Path) -> None:
     assert run(tmp_path, min_free_gb=1e9).stopped == "free_disk"
     task = ShardTask(ECHO, str(tmp_path), make_random, 0, 3, None, None, 1e9)
-    assert collect_shard(task, Shared(mp.Event(), mp.Value("q", 0), mp.Value("q", 10**9))) == "free_disk"
+    assert collect_shard(counters(), mp.Event(), task) == "free_disk"
     assert names(tmp_path) == ["manifest.json"]
 
 
 def test_a_halted_worker_drops_its_shard_at_once(tmp_path: Path) -> None:
-    shared = Shared(mp.Event(), mp.Value("q", 0), mp.Value("q", 10**9))
-    shared.halt.set()
-    assert collect_shard(ShardTask(ENDLESS, str(tmp_path), make_random, 0, 1, None, None, 0.0), shared) == "interrupted"
+    halt = mp.Event()
+    halt.set()
+    task = ShardTask(ENDLESS, str(tmp_path), make_random, 0, 1, None, None, 0.0)
+    assert collect_shard(counters(), halt, task) == "interrupted"
     assert names(tmp_path) == []
 
 
@@ -196,7 +206,7 @@ def make_dies(env: gym.Env) -> Dies:
 
 
 def test_a_dead_worker_raises_in_the_parent(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"a collecting process died .* on toy_env:Echo-v0, seeds 0 to 3; .* resume"):
+    with pytest.raises(RuntimeError, match=r"toy_env:Echo-v0, seeds 0 to 3: a worker process died .* resume"):
         run(tmp_path, make=make_dies)
     assert names(tmp_path) == ["manifest.json"]
 

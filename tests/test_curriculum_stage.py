@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import SPEC, ArenaHere, save_tiny
+from tiny import SPEC, save_tiny
 
-from policies.play import Job, Played
+from policies.play import EpisodePool, EpisodeResult, EpisodeTask
 from wm_agents.curriculum import player as stage
 from wm_agents.curriculum import show as watch
 from wm_agents.curriculum import warm_start
@@ -36,15 +36,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(save_tiny(tmp_path_factory.mktemp("models") / "tiny"))
 
 
-class Arena(ArenaHere):
+class Pool(EpisodePool):
     opened: list[Any] = []  # noqa: RUF012
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, spec: RealSpec, make_policy: Any, procs: int) -> None:
+        super().__init__(spec, make_policy, 0)
         self.opened.append(self)
         self.closed = False
 
-    def play(self, jobs: Iterable[Job]) -> Iterator[Played]:
+    def play(self, jobs: Iterable[EpisodeTask]) -> Iterator[EpisodeResult]:
         yield from reversed([*super().play(jobs)])  # As they end, not as they were asked for.
 
     def close(self) -> None:
@@ -67,8 +67,8 @@ class Window:
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    Arena.opened, Window.opened = [], []
-    monkeypatch.setattr(stage, "Arena", Arena)
+    Pool.opened, Window.opened = [], []
+    monkeypatch.setattr(stage, "EpisodePool", Pool)
     monkeypatch.setattr(stage, "Window", Window)
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
 
@@ -84,11 +84,11 @@ def test_an_evaluation_plays_one_episode_a_seed_with_the_model_at_hand(tiny: Pat
     assert first == again and len(first.returns) == 3 and first.steps == 18
     assert first.returns[0] == on.play(SPEC, tiny, range(910_000, 910_001)).returns[0]
     assert on.play(SPEC, still, range(910_000, 910_003)).returns != first.returns
-    assert len(Arena.opened) == 1  # The processes stay from one evaluation to the next.
+    assert len(Pool.opened) == 1  # The processes stay from one evaluation to the next.
     on.play(RealSpec("CarRacing-v3", size=32, action_repeat=4, max_episode_steps=5), tiny, range(910_000, 910_001))
-    assert [arena.closed for arena in Arena.opened] == [True, False]
+    assert [arena.closed for arena in Pool.opened] == [True, False]
     on.close()
-    assert [arena.closed for arena in Arena.opened] == [True, True]
+    assert [arena.closed for arena in Pool.opened] == [True, True]
 
 
 def film_facts(path: Path) -> tuple[int, float]:

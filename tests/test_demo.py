@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import pytest
 from rich.console import Console
-from tiny import SPEC, play_here, save_tiny
+from tiny import SPEC, save_tiny, work_here
 
 from policies.cmaes import CMAConfig
 from wm_agents.cli import demo
@@ -28,7 +28,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     recipe = replace(demo.RECIPES["CarRacing"], horizon=7, cma=CMAConfig(population=4, rollouts=3, seed=5))
     monkeypatch.setattr(demo, "DREAM", model)
     monkeypatch.setattr(demo, "RECIPES", {"CarRacing": recipe})
-    monkeypatch.setattr(evaluate, "play", play_here)
+    work_here(monkeypatch)
     return model
 
 
@@ -47,7 +47,7 @@ def test_the_demo_leaves_a_film_and_its_figures(
         evolved.append(evolve_in_dream(*args, **kwargs))
         return evolved[0]
 
-    monkeypatch.setattr("wm_agents.control.evolve.evolve_in_dream", keep)
+    monkeypatch.setattr("wm_agents.loops.evolve_saved.evolve_in_dream", keep)
     out = tmp_path / "outputs" / "demo"
     summary = run(out)
     assert json.loads((out / "summary.json").read_text()) == summary

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
-from tiny import play_here, save_tiny
+from tiny import save_tiny, work_here
 from toy import Toy, toy_starts
 from toy_policy import Always, refuse
 
@@ -31,7 +31,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def at_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluating, "play", play_here)
+    work_here(monkeypatch)
 
 
 def test_a_score_is_the_mean_with_its_spread_and_interval() -> None:
@@ -74,7 +74,7 @@ def test_returns_stand_in_the_order_of_the_seeds_whatever_process_played_them() 
 
 def evaluate_real_here(seeds: list[int]) -> Score:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluating, "play", play_here)
+        work_here(patch)
         return evaluate_real(ECHO, partial(Always, 0.5), seeds)
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import SQUASH, ArenaHere, save_tiny
+from tiny import SQUASH, save_tiny, work_here
 
 from policies.cmaes import CMAConfig
 from policies.linear import LinearPolicy
-from policies.play import Job, Played
+from policies.play import EpisodePool, EpisodeResult, EpisodeTask
 from wm_agents.checkpoint import load_artifact, save_artifact, sha256
 from wm_agents.control import evolve as evolving
 from wm_agents.control.evolve import evolve_in_dream, evolve_in_real
@@ -118,7 +118,7 @@ def test_the_model_is_kept_to_the_byte_and_the_policy_is_new(tiny: str, tmp_path
 def test_a_stopped_evolution_goes_on_to_the_same_end(
     where: str, echo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evolving, "Arena", ArenaHere)
+    work_here(monkeypatch)
     straight = evolve(echo, tmp_path / "straight", where=where, squash=None)
     with monkeypatch.context() as patch:
         interrupt_at(2, patch)
@@ -172,15 +172,18 @@ def test_what_is_no_model_is_not_overwritten_and_no_work_is_done_first(tiny: str
 
 
 def test_real_evolution_plays_whole_episodes_on_seeds_for_training(echo: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    played: list[Played] = []
+    played: list[EpisodeResult] = []
 
-    class Watched(ArenaHere):
-        def play(self, jobs: Iterable[Job]) -> Iterator[Played]:
+    class Watched(EpisodePool):
+        def __init__(self, spec: RealSpec, make_policy: Any, procs: int) -> None:
+            super().__init__(spec, make_policy, 0)
+
+        def play(self, jobs: Iterable[EpisodeTask]) -> Iterator[EpisodeResult]:
             for episode in super().play(jobs):
                 played.append(episode)
                 yield episode
 
-    monkeypatch.setattr(evolving, "Arena", Watched)
+    monkeypatch.setattr(evolving, "EpisodePool", Watched)
     cfg = CMAConfig(population=4, rollouts=2, generations=2, sigma=0.01, seed=100)
     policy = evolve_in_real(echo, cfg, squash=("clip",))
     assert [p.seed for p in played] == [100, 101] * 4 + [102, 103] * 4
@@ -192,7 +195,7 @@ def test_real_evolution_plays_whole_episodes_on_seeds_for_training(echo: str, mo
 
 
 def test_real_evolution_climbs_the_real_return(echo: str, monkeypatch: pytest.MonkeyPatch, learning_seed: int) -> None:
-    monkeypatch.setattr(evolving, "Arena", ArenaHere)
+    work_here(monkeypatch)
     means: list[float] = []
     cfg = CMAConfig(population=8, rollouts=1, generations=12, sigma=0.5, seed=learning_seed)
     evolve_in_real(echo, cfg, on_generation=lambda generation: means.append(generation.mean))

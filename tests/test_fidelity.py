@@ -15,7 +15,7 @@ from toy_policy import Always, Raises
 
 from policies.cmaes import CMAConfig
 from policies.linear import LinearPolicy
-from policies.play import Job
+from policies.play import EpisodeTask
 from wm_agents.control.evolve import evolve_in_dream
 from wm_agents.data.episode import Episode
 from wm_agents.evaluation.determinism import check_seeds
@@ -66,7 +66,9 @@ def exact() -> Fidelity:
 
 @pytest.fixture(scope="module")
 def episodes() -> list[Episode]:
-    jobs = [Job(1_000_000 + i, (who,)) for i in range(8) for who in (Contender(SAVED, noise=0.5), Contender(RANDOM))]
+    jobs = [
+        EpisodeTask(1_000_000 + i, (who,)) for i in range(8) for who in (Contender(SAVED, noise=0.5), Contender(RANDOM))
+    ]
     return list(playing(EXACT, constant(0.45))(jobs))
 
 
@@ -142,7 +144,7 @@ def test_a_model_that_pays_the_opposite_is_found_out(episodes: list[Episode]) ->
 
 
 def test_ends_a_few_steps_off_count_only_within_the_tolerance() -> None:
-    jobs = [Job(1_000_000, (Contender(SAVED),))]
+    jobs = [EpisodeTask(1_000_000, (Contender(SAVED),))]
     walks = list(playing(EXACT, constant(0.45))(jobs))  # 9 steps of 0.45: x = 4.05.
     for late in (-3, -2, 2, 3):
         loop = looked_ahead(Toy(end=END + 0.45 * late), walks, horizons=(9,), tolerance=2)
@@ -167,7 +169,7 @@ def test_matching_of_ends() -> None:
 
 
 def test_a_copied_frame_is_off_by_what_was_walked() -> None:
-    (walked,) = playing(EXACT, constant(0.45))([Job(1_000_000, (Contender(SAVED),))])
+    (walked,) = playing(EXACT, constant(0.45))([EpisodeTask(1_000_000, (Contender(SAVED),))])
     windows = draw_windows(EXACT, [walked], 100, 4, np.random.default_rng(0))
     assert list(windows.start) == list(range(9)) and list(windows.left) == list(range(9, 0, -1))
     error = copy_error(windows, [walked], 3, 2.0)
@@ -244,7 +246,7 @@ def test_horizons_longer_than_any_episode_are_left_out(episodes: list[Episode]) 
 
 
 def test_a_dream_on_from_real_moments_stops_earning_at_its_end() -> None:
-    (walked,) = playing(EXACT, constant(0.45))([Job(1_000_000, (Contender(SAVED),))])
+    (walked,) = playing(EXACT, constant(0.45))([EpisodeTask(1_000_000, (Contender(SAVED),))])
     (row,) = closed_loop(subject(EXACT), [walked], horizons=(9,), windows=100)
     assert row.windows == 9  # All are known to the end, as the episode ended by itself.
     assert row.real == row.dream == pytest.approx(0.45 * np.mean(range(1, 10)), abs=1e-5)
@@ -395,7 +397,7 @@ def test_seeds_that_training_may_have_used_are_refused() -> None:
     with pytest.raises(ValueError, match="seed must be at least 1,000,000: .* got 999,999"):
         FidelityConfig(seed=999_999)
     with pytest.raises(ValueError, match="seeds must be at least 1,000,000: .* got 5"):
-        list(record(LINE, lambda: None, [Job(1_000_000), Job(5)], procs=1))
+        list(record(LINE, lambda: None, [EpisodeTask(1_000_000), EpisodeTask(5)], procs=0))
     for wrong in ({"episodes": 0}, {"windows": 0}):
         with pytest.raises(ValueError, match="must be at least 1, got 0"):
             FidelityConfig(**wrong)
@@ -405,7 +407,7 @@ def test_seeds_that_training_may_have_used_are_refused() -> None:
 
 def test_processes_give_the_same_episodes_in_the_order_of_the_jobs() -> None:
     spec = RealSpec("toy_env:Echo-v0")
-    jobs = [Job(1_000_000 + i, (0.1 * i,)) for i in range(6)]
+    jobs = [EpisodeTask(1_000_000 + i, (0.1 * i,)) for i in range(6)]
     here, there = (list(record(spec, Always, jobs, procs)) for procs in (1, 2))
     assert [ep.seed for ep in there] == [job.seed for job in jobs]
     for a, b in zip(here, there, strict=True):
@@ -415,7 +417,9 @@ def test_processes_give_the_same_episodes_in_the_order_of_the_jobs() -> None:
 @pytest.mark.slow
 def test_a_worker_s_error_arrives_and_ends_the_recording() -> None:
     with pytest.raises(ArithmeticError, match="the policy broke at step 2"):
-        list(record(RealSpec("toy_env:Echo-v0"), Raises, [Job(1_000_000 + i, (0.0,)) for i in range(4)], procs=2))
+        list(
+            record(RealSpec("toy_env:Echo-v0"), Raises, [EpisodeTask(1_000_000 + i, (0.0,)) for i in range(4)], procs=2)
+        )
 
 
 def stages(collected: int, dream: float, *, control: str = STAGES[2], **judged: float) -> dict[str, dict[str, float]]:

@@ -217,7 +217,7 @@ def test_a_saved_model_is_measured_from_end_to_end(
 ) -> None:
     monkeypatch.setattr(report, "QUICK", FidelityConfig(1, 8, 4, 40, (1, 5), temperatures=(1.0,)))
     console = Console(stderr=True, width=200)
-    result = fidelity_report(pole, tmp_path / "out", procs=1, quick=True, console=console)
+    result = fidelity_report(pole, tmp_path / "out", procs=0, quick=True, console=console)
     assert strict((tmp_path / "out" / DATA).read_text()) == result
     assert (tmp_path / "out" / PAGE).is_file()
     assert (result["env"], result["real_episodes"], len(result["ranking"]["policies"])) == ("CartPole-v1", 8, 8)

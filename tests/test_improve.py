@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,14 @@ from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 from odd_env import ACT
 from rich.console import Console
 from safetensors.torch import load_file
-from tiny import ArenaHere, save_tiny
+from tiny import save_tiny, work_here
 from toy import Toy, toy_starts
 from waiting import HANG_S, wait_until
 
 from policies.cmaes import CMAConfig
 from policies.latent import LatentPolicy
 from wm_agents.control.ppo import Iteration, PPOConfig, ppo_in_dream
-from wm_agents.data import worker
 from wm_agents.data.dataset import Dataset
-from wm_agents.data.worker import Shared
 from wm_agents.evaluation.evaluate import Score
 from wm_agents.evaluation.fidelity.history import read_history, told_history
 from wm_agents.loops import finish as verdict
@@ -94,26 +91,10 @@ CAR = replace(
 )
 
 
-class PoolHere:
-    """`ProcessPoolExecutor` without its processes."""
-
-    def __init__(self, procs: int, initargs: tuple[Shared], **more: Any) -> None:
-        worker._shared = initargs[0]
-
-    def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_result(function(*args))
-        return future
-
-    def shutdown(self, **more: Any) -> None:
-        worker._shared = None
-
-
 @pytest.fixture
 def at_home(monkeypatch: pytest.MonkeyPatch) -> None:
     """All episodes are played in this process: workers take seconds to start."""
-    monkeypatch.setattr("policies.play.Arena", ArenaHere)
-    monkeypatch.setattr("wm_agents.data.collect.ProcessPoolExecutor", PoolHere)
+    work_here(monkeypatch)
     judge = verdict.evaluate
     # The report has tests of its own.
     monkeypatch.setattr("wm_agents.loops.finish.fidelity_report", lambda model, out, **more: {})

@@ -15,8 +15,9 @@ import pytest
 from toy_policy import Always, Dies, Raises, refuse
 from waiting import HANG_S, wait_until, wait_until_gone
 
-from policies.play import WORKERS, Arena, Job, play
+from policies.play import EpisodePool, EpisodeTask, play
 from policies.policy import RandomPolicy
+from policies.pool import WORKERS, WorkerPool
 from policies.rollout import returns, rollout
 from wm_envs.registry import RealSpec
 
@@ -25,38 +26,38 @@ TESTS = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def arena() -> Iterator[Arena]:
-    with Arena(RealSpec("toy_env:Echo-v0"), Always, procs=2) as arena:
+def arena() -> Iterator[EpisodePool]:
+    with EpisodePool(RealSpec("toy_env:Echo-v0"), Always, procs=2) as arena:
         yield arena
 
 
-def test_every_job_is_played_and_named(arena: Arena) -> None:
+def test_every_job_is_played_and_named(arena: EpisodePool) -> None:
     before = arena.steps
-    jobs = [Job(seed, (action,)) for seed in range(4) for action in (0.5, -1.0)]
+    jobs = [EpisodeTask(seed, (action,)) for seed in range(4) for action in (0.5, -1.0)]
     played = sorted(arena.play(jobs))
-    assert [(p.job, p.seed) for p in played] == [(i, job.seed) for i, job in enumerate(jobs)]
+    assert [(p.task, p.seed) for p in played] == [(i, job.seed) for i, job in enumerate(jobs)]
     for p, job in zip(played, jobs):
         assert 3 <= p.steps <= 12 and p.term and p.ret == pytest.approx(job.args[0] * p.steps)
     assert {(p.seed, p.steps) for p in played} == {(p.seed, p.steps) for p in played[::2]}  # The seed decides.
     assert arena.steps - before == sum(p.steps for p in played)
 
 
-def test_a_pool_is_kept_between_calls(arena: Arena) -> None:
-    list(arena.play([Job(0, (0.0,))]))
-    processes = set(arena._pool._processes or {})
-    first, second = (sorted(arena.play([Job(s, (1.0,)) for s in range(6)])) for _ in range(2))
-    assert first == second and set(arena._pool._processes or {}) >= processes
+def test_a_pool_is_kept_between_calls(arena: EpisodePool) -> None:
+    list(arena.play([EpisodeTask(0, (0.0,))]))
+    processes = set(arena._pool._executor._processes or {})
+    first, second = (sorted(arena.play([EpisodeTask(s, (1.0,)) for s in range(6)])) for _ in range(2))
+    assert first == second and set(arena._pool._executor._processes or {}) >= processes
 
 
-def test_no_jobs_no_episodes(arena: Arena) -> None:
+def test_no_jobs_no_episodes(arena: EpisodePool) -> None:
     assert list(arena.play([])) == []
 
 
-def test_giving_up_midway_leaves_the_pool_usable(arena: Arena) -> None:
-    episodes = arena.play([Job(s, (1.0,)) for s in range(50)])
+def test_giving_up_midway_leaves_the_pool_usable(arena: EpisodePool) -> None:
+    episodes = arena.play([EpisodeTask(s, (1.0,)) for s in range(50)])
     next(episodes)
     episodes.close()  # type: ignore[attr-defined]
-    assert len(list(arena.play([Job(0, (1.0,))]))) == 1
+    assert len(list(arena.play([EpisodeTask(0, (1.0,))]))) == 1
 
 
 def test_processes_play_what_one_process_would() -> None:
@@ -65,7 +66,7 @@ def test_processes_play_what_one_process_would() -> None:
 
     spec = RealSpec("CartPole-v1")
     space = gym.spaces.Discrete(2)
-    played = sorted(play(spec, partial(RandomPolicy, space), [Job(seed) for seed in range(5)], procs=1))
+    played = sorted(play(spec, partial(RandomPolicy, space), [EpisodeTask(seed) for seed in range(5)], procs=1))
     envs = SyncVectorEnv([lambda: gym.make(spec.id)], autoreset_mode=AutoresetMode.DISABLED)
     at_home = [float(returns(rollout(envs, RandomPolicy(space), seed=[s], policy_seed=s))[0]) for s in range(5)]
     assert [p.ret for p in played] == at_home == [p.steps for p in played]
@@ -74,41 +75,62 @@ def test_processes_play_what_one_process_would() -> None:
 
 def test_an_error_of_a_policy_reaches_the_parent_as_it_is() -> None:
     with pytest.raises(ArithmeticError, match="the policy broke at step 2"):
-        list(play(ECHO, Raises, [Job(s, (0.0,)) for s in range(20)], procs=2))
+        list(play(ECHO, Raises, [EpisodeTask(s, (0.0,)) for s in range(20)], procs=2))
 
 
 def test_errors_of_makers_and_environments_reach_the_parent_as_they_are() -> None:
     with pytest.raises(LookupError, match="no such policy"):
-        list(play(ECHO, refuse, [Job(0)], procs=1))
+        list(play(ECHO, refuse, [EpisodeTask(0)], procs=1))
     spec = RealSpec("toy_env:Echo-v0", kwargs={"length": 5, "fail_at": 3})
     with pytest.raises(ArithmeticError, match="the environment broke"):
-        list(play(spec, Always, [Job(0, (0.0,))], procs=1))
+        list(play(spec, Always, [EpisodeTask(0, (0.0,))], procs=1))
 
 
 def test_a_worker_that_dies_raises_in_the_parent_without_a_hang() -> None:
-    jobs = [Job(s, (-1.0 if s == 7 else 1.0,)) for s in range(30)]
-    with pytest.raises(RuntimeError, match=r"a worker process for toy_env:Echo-v0 died .*unfinished seeds.*7"):
+    jobs = [EpisodeTask(s, (-1.0 if s == 7 else 1.0,)) for s in range(30)]
+    with pytest.raises(RuntimeError, match=r"toy_env:Echo-v0: a worker process died .*unfinished seeds.*7"):
         list(play(ECHO, Dies, jobs, procs=2))
 
 
 def test_a_worker_that_cannot_start_raises_in_the_parent(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises((AttributeError, TypeError), match="pickle|local object"):
-        list(play(ECHO, lambda: Always(0.0), [Job(0)], procs=1))  # type: ignore[arg-type, return-value]
+        list(play(ECHO, lambda: Always(0.0), [EpisodeTask(0)], procs=1))  # type: ignore[arg-type, return-value]
 
 
 def test_no_processes_are_refused() -> None:
-    with pytest.raises(ValueError, match="procs must be at least 1, got 0"):
-        Arena(ECHO, Always, procs=0)
+    with pytest.raises(ValueError, match="procs must be at least 0, got -1; 0 runs everything in this process"):
+        EpisodePool(ECHO, Always, procs=-1)
+
+
+def test_without_processes_this_one_plays_the_same(arena: EpisodePool) -> None:
+    tasks = [EpisodeTask(seed, (0.5,)) for seed in range(4)]
+    with EpisodePool(RealSpec("toy_env:Echo-v0"), Always, procs=0) as here:
+        assert list(here.play(tasks)) == sorted(arena.play(tasks)) and here.steps > 0
+    with pytest.raises(ArithmeticError, match="the policy broke at step 2"):
+        list(play(ECHO, Raises, [EpisodeTask(0, (0.0,))], procs=0))
+
+
+def add(shared: int, halt: object, item: int) -> int:
+    return shared + item
+
+
+@pytest.mark.parametrize("procs", [0, 1])
+def test_tasks_get_what_is_shared_and_results_carry_their_index(procs: int) -> None:
+    with WorkerPool(10, procs) as pool:
+        assert sorted(pool.run(add, [1, 2, 3])) == [(0, 11), (1, 12), (2, 13)]
+        assert pool.submit(add, 5).result() == 15
+    assert pool.halt.is_set()
 
 
 SCRIPT = """
-from policies.play import Job, play
+from policies.play import EpisodeTask, play
 from toy_policy import Slow
 from wm_envs.registry import RealSpec
 
 if __name__ == "__main__":
     try:
-        list(play(RealSpec("toy_env:Echo-v0", kwargs={"length": 100_000}), Slow, [Job(s, (PATH,)) for s in range(4)]))
+        tasks = [EpisodeTask(seed, (PATH,)) for seed in range(4)]
+        list(play(RealSpec("toy_env:Echo-v0", kwargs={"length": 100_000}), Slow, tasks))
     except KeyboardInterrupt:
         print("interrupted", flush=True)
 """
@@ -147,7 +169,7 @@ def test_importing_brings_no_torch() -> None:
 
 def test_workers_have_one_thread_and_no_display(tmp_path: Path) -> None:
     code = (
-        "import os, policies.play as p; p._die_with_parent = lambda: None; p.prepare_worker();"
+        "import os, policies.pool as p; p._die_with_parent = lambda: None; p.prepare_worker();"
         "print(os.environ['OMP_NUM_THREADS'], os.environ['SDL_VIDEODRIVER'], end=' ');"
         "import torch; print(torch.get_num_threads())"
     )

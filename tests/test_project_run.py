@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
-from test_improve import PoolHere
-from tiny import ArenaHere
+from tiny import work_here
 from toy_env import Echo
 
 import wm_envs
@@ -88,8 +87,7 @@ max_episode_steps = 12
 @pytest.fixture(autouse=True)
 def at_home(monkeypatch: pytest.MonkeyPatch) -> None:
     """All episodes are played in this process, few of them; the fidelity report has tests of its own."""
-    monkeypatch.setattr("policies.play.Arena", ArenaHere)
-    monkeypatch.setattr("wm_agents.data.collect.ProcessPoolExecutor", PoolHere)
+    work_here(monkeypatch)
     monkeypatch.setattr("wm_agents.loops.finish.fidelity_report", lambda model, out, **more: {})
     monkeypatch.setattr("wm_agents.project.translate.FINAL_EPISODES", 3)
     monkeypatch.setattr("wm_agents.project.offline.FINAL_EPISODES", 3)
@@ -114,8 +112,7 @@ def trained(asked: Project, **kwargs: Any) -> tuple[dict[str, Any], str]:
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, dict[str, Any], str]:
     """A small training that went well."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("policies.play.Arena", ArenaHere)
-        patch.setattr("wm_agents.data.collect.ProcessPoolExecutor", PoolHere)
+        work_here(patch)
         patch.setattr("wm_agents.loops.finish.fidelity_report", lambda model, out, **more: {})
         patch.setattr("wm_agents.project.translate.FINAL_EPISODES", 3)
         asked = project(tmp_path_factory.mktemp("runs") / "my", gameplay__enabled=True, gameplay__fps=7.0)

@@ -17,7 +17,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from rich.console import Console
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.save_util import load_from_zip_file
-from tiny import SPEC, play_here, save_tiny
+from tiny import SPEC, save_tiny, work_here
 from toy import Toy
 from toy_env import Echo
 
@@ -49,7 +49,7 @@ def script() -> ModuleType:
 @pytest.fixture(autouse=True)
 def here(monkeypatch) -> None:
     """Real episodes are played without processes, which take seconds to start."""
-    monkeypatch.setattr(evaluate, "play", play_here)
+    work_here(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def out(script, car: str, tmp_path_factory) -> Path:
     """What the script leaves of a short run in the latents of a car's dream."""
     out = tmp_path_factory.mktemp("run") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "play", play_here)
+        work_here(patch)
         assert script.main(["--dream", car, "--out", str(out), *SHORT]) == 0
     return out
 

@@ -9,15 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import play_here
+from tiny import work_here
 from toy import Toy
 from toy_line import END, LINE, Backwards, constant, playing, subject
 
-from policies.play import Job
+from policies.play import EpisodeTask
 from wm_agents.checkpoint import sha256
 from wm_agents.data.episode import Episode
 from wm_agents.degraded import NO_ENV, RANDOM_DATA, mark_degraded
-from wm_agents.evaluation import evaluate as evaluating
 from wm_agents.evaluation.evaluate import Score
 from wm_agents.evaluation.variants import contenders
 from wm_agents.evaluation.verify import verify as verifying
@@ -101,7 +100,7 @@ class Forgetful(Toy):
 @pytest.fixture(scope="module")
 def held_out() -> list[Episode]:
     among = contenders(constant(0.45), EXACT.act_space, 4)
-    return list(playing(EXACT, constant(0.45))([Job(1_000_000 + i, (who,)) for i in range(8) for who in among]))
+    return list(playing(EXACT, constant(0.45))([EpisodeTask(1_000_000 + i, (who,)) for i in range(8) for who in among]))
 
 
 def failed(model: Toy, held_out: list[Episode]) -> list[str]:
@@ -258,7 +257,7 @@ def learned(model: Ensemble) -> Ensemble:
 
 
 def verified(model: Path, **kwargs) -> Verification:
-    return verify(str(model), procs=1, **kwargs)
+    return verify(str(model), procs=0, **kwargs)
 
 
 def test_a_model_that_was_learned_is_verified(line: Path) -> None:
@@ -342,13 +341,13 @@ def test_held_out_seeds_only(line: Path) -> None:
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Real episodes without processes of their own."""
-    monkeypatch.setattr(evaluating, "play", play_here)
+    work_here(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def proof(line: Path) -> Verification:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluating, "play", play_here)
+        work_here(patch)
         return verified(line, mode="proof", proof_episodes=10, episodes=1)
 
 

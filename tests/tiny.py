@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
+import pytest
 import torch
 
-from policies import play
 from policies.linear import LinearPolicy
+from policies.pool import WorkerPool
 from wm_agents.models.vmc import VMC, VMCConfig
 from wm_agents.pretrained import save_model
 from wm_envs.real import make_real
@@ -42,31 +41,7 @@ def save_tiny(path: Path, spec: RealSpec = SPEC, *, horizon: int | None = 6, con
     return str(path)
 
 
-class ArenaHere:
-    """`policies.play.Arena` without its processes, which take seconds to start."""
-
-    def __init__(self, spec: RealSpec, make_policy: play.MakePolicy, procs: int = 2) -> None:
-        self.spec, self.make_policy = spec, make_policy
-
-    def play(self, jobs: Iterable[play.Job]) -> Iterator[play.Played]:
-        for i, job in enumerate(jobs):
-            play._stage = play.Stage(self.spec, self.make_policy, _Never())  # type: ignore[arg-type]
-            yield play.play_job(i, job)
-
-    def __enter__(self) -> ArenaHere:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        play._stage = None
-
-
-class _Never:
-    def is_set(self) -> bool:
-        return False
-
-
-def play_here(
-    spec: RealSpec, make_policy: play.MakePolicy, jobs: Iterable[play.Job], procs: int = 2
-) -> Iterator[play.Played]:
-    with ArenaHere(spec, make_policy, procs) as arena:
-        yield from arena.play(jobs)
+def work_here(patch: pytest.MonkeyPatch) -> None:
+    """Run the tasks of every pool in this process: workers take seconds to start."""
+    plain = WorkerPool.__init__
+    patch.setattr(WorkerPool, "__init__", lambda self, shared, procs: plain(self, shared, 0))

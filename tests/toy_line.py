@@ -14,7 +14,7 @@ from toy import BOX, Toy
 
 from policies.latent import LatentPolicy
 from policies.linear import LinearPolicy
-from policies.play import Job
+from policies.play import EpisodeTask
 from policies.policy import Array
 from wm_agents.data.episode import Episode
 from wm_agents.evaluation.held_out import record
@@ -106,7 +106,7 @@ def playing(model: Toy, policy: LinearPolicy | None, spec: RealSpec = LINE) -> A
     def make(who: Contender) -> LatentPolicy:
         return LatentPolicy(model, controller(policy, BOX, who))
 
-    def play(jobs: Sequence[Job]) -> Iterator[Episode]:
-        return record(spec, make, jobs, procs=1)
+    def play(jobs: Sequence[EpisodeTask]) -> Iterator[Episode]:
+        return record(spec, make, jobs, procs=0)
 
     return play

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from policies.cmaes import CMAConfig, Generation, evolve, score_in_dream, score_in_real, unflatten
 from policies.linear import LinearPolicy, num_params
-from policies.play import Arena
+from policies.play import EpisodePool
 from wm_agents.models.saved import load_model
 from wm_agents.pretrained import frame_policy, real_spec
 from wm_agents.system.hardware import has_bf16
@@ -99,7 +99,7 @@ def evolve_in_real(
     """
     net, artifact = load_model(model)
     x0 = np.zeros(num_params(net.act_space, net.feat_dim))
-    with Arena(real_spec(artifact), partial(frame_policy, model, squash=squash), procs) as arena:
+    with EpisodePool(real_spec(artifact), partial(frame_policy, model, squash=squash), procs) as arena:
         score = score_in_real(arena, cfg, net.act_space)
         evolution = evolve(score, x0, cfg, state=state, on_generation=on_generation)
     return LinearPolicy(net.act_space, unflatten(evolution.mean, net.act_space), squash)

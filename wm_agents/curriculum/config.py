@@ -96,7 +96,7 @@ class CurriculumConfig:
     """Batches a gradient step, of whose gradients the mean is taken."""
 
     def __post_init__(self) -> None:
-        for name, low in (("episodes_per_eval", 1), ("patience", 1), ("min_delta", 0), ("procs", 1), ("eval_fps", 1),
+        for name, low in (("episodes_per_eval", 1), ("patience", 1), ("min_delta", 0), ("procs", 0), ("eval_fps", 1),
                           ("grad_accum", 1)):  # fmt: skip
             self._at_least(name, low)
         for name in ("max_generations", "eval_every", "video_every_n_gens", "fps", "vae_batch"):

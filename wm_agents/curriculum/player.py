@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from policies.play import Arena, Job
+from policies.play import EpisodePool, EpisodeTask
 from wm_agents.curriculum.config import CurriculumConfig
 from wm_agents.curriculum.show import film, watch
 from wm_agents.curriculum.task_run import Played
@@ -19,15 +19,15 @@ class Stage:
 
     def __init__(self, cfg: CurriculumConfig) -> None:
         self.cfg = cfg
-        self.arena: Arena | None = None
+        self.arena: EpisodePool | None = None
         self.window: Window | None = None
 
     def play(self, spec: RealSpec, model: Path, seeds: range) -> Played:
         """One real episode a seed, in the order of the seeds. `model` must not be another one under the same path."""
         if self.arena is None or self.arena.spec != spec:
             self.leave_arena()
-            self.arena = Arena(spec, frame_policy, self.cfg.procs)
-        played = sorted(self.arena.play([Job(seed, (str(model),)) for seed in seeds]))
+            self.arena = EpisodePool(spec, frame_policy, self.cfg.procs)
+        played = sorted(self.arena.play([EpisodeTask(seed, (str(model),)) for seed in seeds]))
         return Played([round(p.ret, 3) for p in played], sum(p.steps for p in played))
 
     def film(self, model: Path, path: Path, seed: int) -> int:

@@ -9,8 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,11 @@ from typing import NamedTuple, cast
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from policies.play import WORKERS
+from policies.pool import WORKERS, WorkerDied, WorkerPool, finished, result_of
 from policies.rollout import check_seed
 from wm_agents.data.dataset import write_manifest
 from wm_agents.data.shard import SUFFIX, TEMPORARY, ShardError, ShardInfo, read_info
-from wm_agents.data.worker import MakePolicy, ShardTask, Shared, run_task, shard_name, start_worker
+from wm_agents.data.worker import Counters, MakePolicy, ShardTask, collect_shard, shard_name
 from wm_agents.system.interrupt import deferred_interrupt
 from wm_envs.registry import RealSpec
 
@@ -46,6 +45,7 @@ class CollectConfig:
     seed: int
     """Environment seed of the first episode; the others follow it, all below 1,000,000"""
     procs: int = 2
+    """Worker processes; 0 collects in this one"""
     shard_episodes: int = 8
     stall: int | None = None
     """Cut an episode, as a truncation, after this many agent steps without a positive reward"""
@@ -57,9 +57,9 @@ class CollectConfig:
     """The disk always keeps this much free"""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "procs", "shard_episodes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, low in (("steps", 1), ("procs", 0), ("shard_episodes", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
         for name in ("stall", "max_steps"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1 step, or None, got {getattr(self, name)}")
@@ -121,39 +121,37 @@ def collect(cfg: CollectConfig, make_policy: MakePolicy, *, console: Console | N
 def _work(cfg: CollectConfig, make_policy: MakePolicy, plan: _Plan, stopping: Callable[[], bool], show: _Show) -> str:
     """Keep every process busy with a shard until `plan` has enough; the reason for stopping comes back."""
     room = int(cfg.max_gb * 1e9) - _used(Path(cfg.out))
-    shared = Shared(WORKERS.Event(), WORKERS.Value("q", 0), WORKERS.Value("q", room))
+    counters = Counters(WORKERS.Value("q", 0), WORKERS.Value("q", room))
     running: dict[Future[ShardInfo | str], ShardTask] = {}
     stopped, old = "", plan.steps
-    pool = ProcessPoolExecutor(cfg.procs, mp_context=WORKERS, initializer=start_worker, initargs=(shared,))
+    pool = WorkerPool(counters, cfg.procs)
     try:
         while True:
-            while not stopped and len(running) < cfg.procs and plan.wants_more(len(running)):
+            while not stopped and len(running) < max(cfg.procs, 1) and plan.wants_more(len(running)):
                 task = plan.next_task(make_policy)
-                running[pool.submit(run_task, task)] = task
+                running[pool.submit(collect_shard, task)] = task
             if not running:
                 return stopped or "done"
-            finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+            done = finished(running, timeout=0.2)
             if stopping():
                 return "interrupted"
-            for future in finished:
-                got = future.result()
+            for future in done:
+                got = result_of(future)
                 del running[future]
                 if isinstance(got, str):
                     stopped = stopped or got  # No room for this one: finish what runs, start nothing.
                 else:
                     plan.add(got)
-            show(plan, old, shared.steps.value)
-    except BrokenProcessPool as error:
+            show(plan, old, counters.steps.value)
+    except WorkerDied as error:
         if stopping():  # The signal reached the workers as well.
             return "interrupted"
         seeds = ", ".join(f"{task.seed} to {task.seed + task.num - 1}" for task in running.values())
         raise RuntimeError(
-            f"a collecting process died (killed or crashed; out of memory?) on {cfg.spec.id}, seeds {seeds}; "
-            f"finished shards in {cfg.out} are safe, collect again to resume"
+            f"{cfg.spec.id}, seeds {seeds}: {error}; finished shards in {cfg.out} are safe, collect again to resume"
         ) from error
     finally:
-        shared.halt.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.close()
         for future in running:  # A shard that was being written as the stop came has landed.
             if not future.cancelled() and not future.exception() and not isinstance(future.result(), str):
                 plan.add(cast(ShardInfo, future.result()))

@@ -12,8 +12,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from policies.play import prepare_worker
 from policies.policy import Policy
+from policies.pool import Halt
 from policies.rollout import Transition, check_seed, rollout
 from wm_agents.data.episode import Episode, collect_episode, split_episode
 from wm_agents.data.shard import ShardInfo, write_shard
@@ -22,7 +22,6 @@ from wm_envs.registry import RealSpec
 
 if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
-    from multiprocessing.synchronize import Event
 
 MakePolicy = Callable[[gym.Env], Policy]
 
@@ -45,11 +44,9 @@ class ShardTask(NamedTuple):
     min_free_gb: float
 
 
-class Shared(NamedTuple):
-    """What all workers and their parent look at."""
+class Counters(NamedTuple):
+    """What all workers and their parent count together."""
 
-    halt: Event
-    """Set: drop what you are doing"""
     steps: Synchronized[int]
     """Steps taken by all workers"""
     room: Synchronized[int]
@@ -64,31 +61,15 @@ class NoRoom(Exception):
     """A limit would be passed; the argument is its name."""
 
 
-_shared: Shared | None = None  # A pool can hand these to its workers only once, as they start.
-
-
-def start_worker(shared: Shared) -> None:
-    """Set up a process of the pool."""
-    global _shared
-    _shared = shared
-    prepare_worker()
-
-
-def run_task(task: ShardTask) -> ShardInfo | str:
-    """`collect_shard` in a process of the pool."""
-    assert _shared is not None, "start_worker() first"
-    return collect_shard(task, _shared)
-
-
-def collect_shard(task: ShardTask, shared: Shared) -> ShardInfo | str:
+def collect_shard(counters: Counters, halt: Halt, task: ShardTask) -> ShardInfo | str:
     """Play and write one shard; where it cannot land, the reason comes back and nothing is left behind."""
     try:
         return write_shard(
             task.out,
             shard_name(task.seed),
-            play(task, shared),
+            play(task, counters, halt),
             task.spec.to_dict(),
-            admit=partial(_admit, task, shared),
+            admit=partial(_admit, task, counters),
         )
     except Halted:
         return "interrupted"
@@ -100,14 +81,14 @@ def collect_shard(task: ShardTask, shared: Shared) -> ShardInfo | str:
         raise
 
 
-def play(task: ShardTask, shared: Shared) -> Iterator[Episode]:
+def play(task: ShardTask, counters: Counters, halt: Halt) -> Iterator[Episode]:
     """Play the task's episodes one after another; where lives end them, one for each life."""
     envs = SyncVectorEnv([partial(make_real, task.spec)], autoreset_mode=AutoresetMode.DISABLED)
     try:
         policy = task.make_policy(envs.envs[0])
         for seed in range(task.seed, task.seed + task.num):
             check_seed(seed)
-            steps = _counted(rollout(envs, policy, seed=[seed], policy_seed=seed), shared)
+            steps = _counted(rollout(envs, policy, seed=[seed], policy_seed=seed), counters, halt)
             lives: list[int] = []
             if task.spec.lives_end:
                 steps = _counting_lives(steps, envs.envs[0], lives)
@@ -117,12 +98,12 @@ def play(task: ShardTask, shared: Shared) -> Iterator[Episode]:
         envs.close()
 
 
-def _counted(transitions: Iterator[Transition], shared: Shared) -> Iterator[Transition]:
+def _counted(transitions: Iterator[Transition], counters: Counters, halt: Halt) -> Iterator[Transition]:
     for transition in transitions:
-        if shared.halt.is_set():
+        if halt.is_set():
             raise Halted
-        with shared.steps.get_lock():
-            shared.steps.value += 1
+        with counters.steps.get_lock():
+            counters.steps.value += 1
         yield transition
 
 
@@ -134,11 +115,11 @@ def _counting_lives(
         yield transition
 
 
-def _admit(task: ShardTask, shared: Shared, size: int) -> None:
+def _admit(task: ShardTask, counters: Counters, size: int) -> None:
     """Raise unless a shard of `size` bytes keeps within every limit."""
     if shutil.disk_usage(task.out).free - size < task.min_free_gb * 1e9:
         raise NoRoom("free_disk")
-    with shared.room.get_lock():
-        if shared.room.value < size:
+    with counters.room.get_lock():
+        if counters.room.value < size:
             raise NoRoom("max_gb")
-        shared.room.value -= size
+        counters.room.value -= size

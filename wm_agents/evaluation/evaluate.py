@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
 
-from policies.play import Job, Played, play
+from policies.play import EpisodeResult, EpisodeTask, play
 from policies.policy import Policy
 from policies.rollout import EVAL_SEED, returns, rollout
 from wm_agents.checkpoint import Artifact
@@ -78,9 +78,9 @@ def evaluate_real(
     console: Console | None = None,
 ) -> Score:
     """Play one real episode a seed; returns are in the order of `seeds`."""
-    played: list[Played] = []
+    played: list[EpisodeResult] = []
     with Bar(f"real {spec.id}", len(seeds), console) as bar:
-        for episode in play(spec, make_policy, [Job(seed) for seed in seeds], procs):
+        for episode in play(spec, make_policy, [EpisodeTask(seed) for seed in seeds], procs):
             played.append(episode)
             bar.update(len(played), f"mean return {np.mean([p.ret for p in played]):.1f}")
     steps = sum(p.steps for p in played)

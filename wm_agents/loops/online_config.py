@@ -134,7 +134,7 @@ class OnlineConfig:
     def __post_init__(self) -> None:
         least = {"real_steps": 1, "num_envs": 1, "prefill": 1, "batch_size": 1, "length": 1, "capacity": 1,
                  "eval_episodes": 0, "save_every": 1, "log_every": 1, "final_episodes": 1, "starts": 1, "seed": 0,
-                 "procs": 1}  # fmt: skip
+                 "procs": 0}  # fmt: skip
         for name, low in least.items():
             if getattr(self, name) < low:
                 self._fail(name, f"at least {low}")

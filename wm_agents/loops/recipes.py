@@ -116,7 +116,7 @@ class ImproveConfig:
     def __post_init__(self) -> None:
         least = {"rounds": 1, "random_steps": 1, "round_steps": 1, "shard_episodes": 1, "vision_rounds": 0, "window": 1,
                  "horizon": 1, "temperature": 0, "pessimism": 0, "judge_episodes": 0, "final_episodes": 1, "starts": 1,
-                 "start_rounds": 1, "procs": 1}  # fmt: skip
+                 "start_rounds": 1, "procs": 0}  # fmt: skip
         for name, low in least.items():
             if not low <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")

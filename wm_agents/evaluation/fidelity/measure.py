@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from policies.cmaes import CMAConfig
-from policies.play import Job
+from policies.play import EpisodeTask
 from policies.rollout import EVAL_SEED
 from wm_agents.data.episode import Episode
 from wm_agents.evaluation.determinism import Determinism, check_seeds
@@ -26,7 +26,7 @@ from wm_agents.evaluation.subject import Subject
 from wm_agents.evaluation.variants import SAVED, Contender, contenders
 from wm_agents.system.progress import Bar
 
-Play = Callable[[Sequence[Job]], Iterator[Episode]]
+Play = Callable[[Sequence[EpisodeTask]], Iterator[Episode]]
 """Real episodes of jobs (seed, (contender,)), in their order."""
 
 
@@ -169,7 +169,7 @@ class _Drives(NamedTuple):
 
 def _drive(play: Play, among: Sequence[Contender], cfg: FidelityConfig, console: Console | None) -> _Drives:
     # Seed by seed, so that a full memory leaves out seeds and no policy.
-    jobs = [Job(cfg.seed + i, (who,)) for i in range(cfg.episodes) for who in among]
+    jobs = [EpisodeTask(cfg.seed + i, (who,)) for i in range(cfg.episodes) for who in among]
     found = _Drives({who.name: Score([]) for who in among}, [], [], [])
     room = cfg.max_gb * 1e9
     with Bar("real episodes", len(jobs), console) as bar:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
-from policies.play import Job
+from policies.play import EpisodeTask
 from policies.rollout import EVAL_SEED
 from wm_agents.checkpoint import Artifact, ArtifactError, sha256
 from wm_agents.data.episode import Episode
@@ -194,7 +194,7 @@ def _play(
 ) -> Iterator[Episode]:
     """Held-out episodes, seed by seed, so that a full memory leaves out seeds and no policy."""
     among = contenders(subject.policy, subject.model.act_space, POLICIES)
-    jobs = [Job(seed + i, (who,)) for i in range(num * POLICIES // len(among)) for who in among]
+    jobs = [EpisodeTask(seed + i, (who,)) for i in range(num * POLICIES // len(among)) for who in among]
     room = MAX_GB * 1e9
     with Bar("real episodes", len(jobs), console) as bar:
         for i, ep in enumerate(record(spec, partial(drive, target), jobs, procs), 1):
