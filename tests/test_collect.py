@@ -145,7 +145,7 @@ def test_data_of_another_environment_is_not_mixed_in(tmp_path: Path) -> None:
 
 
 def test_two_collectors_do_not_share_a_directory(tmp_path: Path) -> None:
-    with collecting._locked(tmp_path), pytest.raises(RuntimeError, match="another collector is at work"):
+    with collecting._locked(tmp_path), pytest.raises(RuntimeError, match="another process is collecting into"):
         run(tmp_path)
 
 

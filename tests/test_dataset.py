@@ -113,7 +113,7 @@ def test_a_window_as_long_as_the_episode_is_the_episode(tmp_path: Path) -> None:
 def test_windows_longer_than_every_episode_are_refused(tmp_path: Path) -> None:
     fill(tmp_path, [[5, 8]])
     data = Dataset(tmp_path)
-    with pytest.raises(ValueError, match="no window of 9 steps .* 2 episodes, the longest of 8 steps"):
+    with pytest.raises(ValueError, match="no window of 9 steps .* 2 episodes, the longest has 8 steps"):
         data.windows(1, 9, RNG(0))
     with pytest.raises(ValueError, match="0 episodes"):
         data.windows(1, 2, RNG(0), np.arange(0))
@@ -207,7 +207,7 @@ def test_the_manifest_says_what_is_there_and_what_went_missing(tmp_path: Path) -
     assert manifest == json.loads((tmp_path / "manifest.json").read_text())
     assert (manifest["episodes"], manifest["steps"]) == (3, 16) and len(manifest["shards"]) == 2
     (tmp_path / "seed-0000001.h5").unlink()
-    assert Dataset(tmp_path).skipped == {"seed-0000001.h5": "missing: manifest.json lists it"}
+    assert Dataset(tmp_path).skipped == {"seed-0000001.h5": "missing, but listed in manifest.json"}
     assert write_manifest(tmp_path)["skipped"] == {} and not Dataset(tmp_path).skipped
     (tmp_path / "manifest.json").write_text("{broken")
     assert Dataset(tmp_path).num_episodes == 2

@@ -97,7 +97,7 @@ def test_more_than_one_row_is_refused() -> None:
     [
         ({"obs": np.zeros((4, 2))}, "4 rewards needs 5 obs and 4 act, got 4 and 4"),
         ({"act": np.zeros((5, 1))}, "got 5 and 5"),
-        ({"term": False}, "must end: term or trunc, got neither"),
+        ({"term": False}, "must end with term or trunc, got neither"),
         ({"rew": np.array([0, 0, np.nan, 0])}, "rew must be finite, got nan"),
         ({"rew": np.zeros((4, 1))}, r"rew must be floats \(T,\), got float64 \(4, 1\)"),
         ({"rew": np.zeros(0, np.float32)}, "at least one step, got none"),

@@ -89,7 +89,7 @@ def test_an_id_that_is_taken_and_spaces_that_are_not_known_are_refused(tmp_path:
     with pytest.raises(ValueError, match="pass observation_space and action_space"):
         export_minari(tmp_path / "ours", "toy-v0")
     export_minari(tmp_path / "ours", "toy-v0", observation_space=PIXELS, action_space=BOX)
-    with pytest.raises(ValueError, match="toy-v0 exists already"):
+    with pytest.raises(ValueError, match="toy-v0 already exists"):
         export_minari(tmp_path / "ours", "toy-v0", observation_space=PIXELS, action_space=BOX)
 
 

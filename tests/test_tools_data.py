@@ -71,7 +71,7 @@ def test_shards_become_minari_and_shards_again(shards: Path, tmp_path: Path, mon
         (["data", "there.npz"], "there.npz exists; give another place"),
         (
             ["a.npz", "x", "--env", "Acrobot-v1"],
-            "a.npz holds observations (4,) and actions of width 2, Acrobot-v1 has (6,)",
+            "a.npz contains observations (4,) and actions of width 2, but Acrobot-v1 has (6,)",
         ),
     ],
 )
@@ -92,7 +92,7 @@ def test_what_cannot_be_converted_is_said_in_one_line(
 def test_shards_that_name_no_environment_need_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_shard(tmp_path / "data", "a", [make_episode(0, 5, True)])
     assert wm("convert", tmp_path / "data", tmp_path / "a.npz") == 1
-    assert "name no environment; say whose actions they hold with --env ID" in capsys.readouterr().err
+    assert "do not name their environment; give it with --env ID" in capsys.readouterr().err
     assert wm("convert", tmp_path / "data", tmp_path / "a.npz", "--env", "CartPole-v1") == 0
 
 
@@ -147,7 +147,7 @@ def say_it_again(path: Path) -> None:
         (flip_a_byte, ["seed-0000001.h5"], "corrupt"),
         (cut, ["seed-0000001.h5"], "corrupt"),
         (put_nan, ["seed-0000001.h5"], "episode 0: obs must be finite (seed 3)"),
-        (Path.unlink, ["seed-0000001.h5"], "missing: manifest.json lists it"),
+        (Path.unlink, ["seed-0000001.h5"], "missing, but listed in manifest.json"),
         (say_it_again, ["seed-0000001.h5", "seed-0000007.h5"], "seed 3 is in the data more than once"),
         (lambda path: (path.parent / ".x.h5.1.part").touch(), [".x.h5.1.part"], "left behind"),
     ],

@@ -1,4 +1,5 @@
-"""Collect episodes of a real environment over processes, into shards that outlive any stop."""
+"""Collects episodes of a real environment in parallel processes, into shards that survive any
+interruption."""
 
 from __future__ import annotations
 
@@ -35,26 +36,26 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CollectConfig:
-    """What to collect, where to, and when to stop."""
+    """What to collect, where to write it, and when to stop."""
 
     spec: RealSpec
     out: str
-    """Directory of the dataset; shards that are there already count, so calling again resumes"""
+    """Directory of the dataset; existing shards count, so a second call resumes"""
     steps: int
-    """Agent steps wanted"""
+    """Number of agent steps"""
     seed: int
-    """Environment seed of the first episode; the others follow it, all below 1,000,000"""
+    """Environment seed of the first episode; the others are consecutive, all below 1,000,000"""
     procs: int = 2
     """Worker processes; 0 collects in this one"""
     shard_episodes: int = 8
     stall: int | None = None
-    """Cut an episode, as a truncation, after this many agent steps without a positive reward"""
+    """Truncate an episode after N agent steps without a positive reward"""
     max_steps: int | None = None
-    """Cut an episode, as a truncation, when it is so many agent steps long"""
+    """Truncate an episode after N agent steps"""
     max_gb: float = 5.0
-    """The shards in `out` never take more than this"""
+    """Maximum size of the shards in `out`"""
     min_free_gb: float = 1.0
-    """The disk always keeps this much free"""
+    """Minimum free disk space"""
 
     def __post_init__(self) -> None:
         for name, low in (("steps", 1), ("procs", 0), ("shard_episodes", 1)):
@@ -67,12 +68,12 @@ class CollectConfig:
 
 
 class CollectSummary(NamedTuple):
-    """What the seeds from `cfg.seed` on amount to now; `new_steps` and `wall_s` are of this call alone."""
+    """Totals over all seeds from `cfg.seed` up; `new_steps` and `wall_s` count only this call."""
 
     episodes: int
     steps: int
     frames: int
-    """Frames of the environment: steps * action_repeat"""
+    """Environment frames: steps * action_repeat"""
     bytes: int
     wall_s: float
     stopped: str
@@ -82,17 +83,19 @@ class CollectSummary(NamedTuple):
 
 
 def collect(cfg: CollectConfig, make_policy: MakePolicy, *, console: Console | None = None) -> CollectSummary:
-    """Collect `cfg.steps` agent steps with processes that write a shard at a time.
+    """Collect `cfg.steps` agent steps in worker processes, each of which writes one shard at a time.
 
-    However it stops (done, a limit, a full disk, SIGINT, SIGTERM, SIGKILL), `out` holds whole shards only.
+    However it stops (done, a limit, a full disk, SIGINT, SIGTERM, SIGKILL), `out` contains only complete
+    shards.
 
     Args:
-        make_policy: called in each worker with its environment; picklable, so a `functools.partial` of a
-            module's function.
+        make_policy: called in each worker with its environment. It must be picklable, such as a
+            `functools.partial` of a function of a module.
 
     Raises:
-        ValueError: a seed kept for evaluation is reached, or `out` holds data of another environment.
-        RuntimeError: a worker died, or another collector works in `out`. A worker's own error comes as it is.
+        ValueError: a seed reserved for evaluation is reached, or `out` contains data of another environment.
+        RuntimeError: a worker died, or another collection uses `out`. Errors in a worker are raised
+            unchanged.
     """
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -119,7 +122,7 @@ def collect(cfg: CollectConfig, make_policy: MakePolicy, *, console: Console | N
 
 
 def _work(cfg: CollectConfig, make_policy: MakePolicy, plan: _Plan, stopping: Callable[[], bool], show: _Show) -> str:
-    """Keep every process busy with a shard until `plan` has enough; the reason for stopping comes back."""
+    """Keep all processes busy until `plan` has enough steps, and return the reason for stopping."""
     room = int(cfg.max_gb * 1e9) - _used(Path(cfg.out))
     counters = Counters(WORKERS.Value("q", 0), WORKERS.Value("q", room))
     running: dict[Future[ShardInfo | str], ShardTask] = {}
@@ -139,26 +142,27 @@ def _work(cfg: CollectConfig, make_policy: MakePolicy, plan: _Plan, stopping: Ca
                 got = result_of(future)
                 del running[future]
                 if isinstance(got, str):
-                    stopped = stopped or got  # No room for this one: finish what runs, start nothing.
+                    stopped = stopped or got  # No room for this shard: finish the running ones, start no more.
                 else:
                     plan.add(got)
             show(plan, old, counters.steps.value)
     except WorkerDied as error:
-        if stopping():  # The signal reached the workers as well.
+        if stopping():  # The workers received the signal too.
             return "interrupted"
         seeds = ", ".join(f"{task.seed} to {task.seed + task.num - 1}" for task in running.values())
         raise RuntimeError(
-            f"{cfg.spec.id}, seeds {seeds}: {error}; finished shards in {cfg.out} are safe, collect again to resume"
+            f"{cfg.spec.id}, seeds {seeds}: {error}; finished shards in {cfg.out} are complete, "
+            "collect again to resume"
         ) from error
     finally:
         pool.close()
-        for future in running:  # A shard that was being written as the stop came has landed.
+        for future in running:  # Count shards that were completed during the stop.
             if not future.cancelled() and not future.exception() and not isinstance(future.result(), str):
                 plan.add(cast(ShardInfo, future.result()))
 
 
 class _Plan:
-    """Which seeds are in shards already, which come next, and how much that is."""
+    """The seeds that are already in shards, the next seeds, and the totals."""
 
     def __init__(self, cfg: CollectConfig) -> None:
         self.cfg = cfg
@@ -173,7 +177,7 @@ class _Plan:
         self.steps += shard.num_steps
 
     def wants_more(self, running: int) -> bool:
-        """Whether another shard is needed on top of those that run, going by the mean of those that are done."""
+        """Whether another shard is needed, if the running ones have the mean size of the finished ones."""
         longest = self.cfg.shard_episodes * (self.cfg.spec.max_episode_steps or 0)
         expect = self.steps / len(self.shards) if self.shards else longest / 2
         return self.steps < self.cfg.steps and self.steps + running * expect < self.cfg.steps
@@ -192,7 +196,7 @@ class _Plan:
         while self.cursor in self.found and self.steps < self.cfg.steps:
             shard = self.found.pop(self.cursor)
             self.add(shard)
-            self.cursor = shard.seeds[-1] + 1  # A seed may have become several episodes.
+            self.cursor = shard.seeds[-1] + 1  # A seed may give several episodes.
 
 
 def _find_shards(cfg: CollectConfig) -> Iterator[tuple[int, ShardInfo]]:
@@ -200,11 +204,11 @@ def _find_shards(cfg: CollectConfig) -> Iterator[tuple[int, ShardInfo]]:
         try:
             info = read_info(path)
         except ShardError as error:
-            log.warning("%s: %s; its seeds are collected again when their turn comes", path, error)
+            log.warning("%s: %s; its seeds will be collected again", path, error)
             continue
         want = json.loads(json.dumps(cfg.spec.to_dict()))
         if info.spec != want:
-            raise ValueError(f"{path} holds data of {info.spec}, this collector makes {want}; choose another directory")
+            raise ValueError(f"{path} contains data of {info.spec}, expected {want}; choose another directory")
         yield info.seeds[0], info
 
 
@@ -213,7 +217,7 @@ def _used(out: Path) -> int:
 
 
 def _full(cfg: CollectConfig) -> str:
-    """Why nothing can be collected at all, or the empty string."""
+    """The reason why nothing can be collected, or an empty string."""
     if _used(Path(cfg.out)) >= cfg.max_gb * 1e9:
         return "max_gb"
     if shutil.disk_usage(cfg.out).free < cfg.min_free_gb * 1e9:
@@ -222,7 +226,7 @@ def _full(cfg: CollectConfig) -> str:
 
 
 def _sweep(out: Path) -> None:
-    """Remove half-written files; the lock says that nobody is at them."""
+    """Remove incomplete files; the lock ensures that no other process writes them."""
     for path in out.glob(f".*{TEMPORARY}"):
         path.unlink(missing_ok=True)
 
@@ -230,26 +234,26 @@ def _sweep(out: Path) -> None:
 def _note(out: Path) -> None:
     try:
         write_manifest(out)
-    except OSError as error:  # A full disk must not hide how the collection itself ended.
+    except OSError as error:  # A full disk must not hide the result of the collection.
         log.warning("%s: manifest not written: %s", out, error)
 
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """One collector a directory; the lock goes with the process, however that ends."""
+    """Allow one collection per directory; the system releases the lock when the process ends."""
     with open(out / LOCK, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RuntimeError(
-                f"another collector is at work in {out}; wait for it, or choose another directory"
+                f"another process is collecting into {out}; wait for it, or choose another directory"
             ) from error
         yield
 
 
 @contextmanager
 def _worker_environment() -> Iterator[None]:
-    """What spawned workers inherit: one thread each, no display, no sound."""
+    """Environment variables for worker processes: one thread each, no display, no sound."""
     names = {"OMP_NUM_THREADS": "1", "SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"}
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(names)
@@ -264,14 +268,14 @@ def _worker_environment() -> Iterator[None]:
 
 
 class _Show:
-    """Moves the progress bar."""
+    """Updates the progress bar."""
 
     def __init__(self, bar: Progress, task: TaskID, repeat: int) -> None:
         self.bar, self.task, self.repeat = bar, task, repeat
         self.began = time.monotonic()
 
     def __call__(self, plan: _Plan, old_steps: int, new_steps: int) -> None:
-        """Show `new_steps` taken by this call, those in unfinished shards included."""
+        """Show `new_steps` of this call, including unfinished shards."""
         speed = new_steps * self.repeat / (time.monotonic() - self.began)
         mb = sum(s.bytes for s in plan.shards) / 1e6
         self.bar.update(self.task, completed=old_steps + new_steps, fps=f"{speed:,.0f}", mb=f"{mb:,.1f}")

@@ -1,8 +1,8 @@
-"""A directory of shards as one collection of episodes: windows, frames and whole episodes at random.
+"""A directory of shards as one dataset of episodes, with random windows, frames and episodes.
 
 root/
-  seed-0000000.h5     whole episodes (see shard.py); files that are not shards are skipped and named
-  manifest.json       what was there when it was last written; a scan rebuilds it
+  seed-0000000.h5     whole episodes (see shard.py); other files are skipped and listed
+  manifest.json       the list of shards; it can be rebuilt by a scan
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 MAX_OPEN = 128
-"""Shards held open at once."""
+"""Maximum number of open shards."""
 RUN = 8
-"""Frames that `Dataset.frames` takes side by side, to decode a chunk for more than one of them."""
+"""Adjacent frames that `Dataset.frames` reads together, because they share a chunk."""
 
 
 class Windows(NamedTuple):
@@ -47,7 +47,7 @@ class Windows(NamedTuple):
     term: NDArray[np.bool_]
     """(B, L): obs[:, t+1] is terminal"""
     first: NDArray[np.bool_]
-    """(B, L): obs[:, t] opens the episode"""
+    """(B, L): obs[:, t] is the first frame of its episode"""
 
 
 class _Open(NamedTuple):
@@ -58,26 +58,26 @@ class _Open(NamedTuple):
 
 
 class Dataset:
-    """Episodes in the shards of a directory. Not for two threads at once; it can be pickled to another process.
+    """The episodes in the shards of a directory. Not thread-safe, but picklable.
 
-    Episodes keep their number while the object lives: `refresh` appends what is new, and an episode whose shard
-    turns out corrupt is no longer drawn.
+    The number of an episode never changes: `refresh` appends new episodes, and episodes of a corrupt shard
+    are no longer sampled.
 
     Raises:
-        FileNotFoundError: no such directory.
+        FileNotFoundError: the directory does not exist.
     """
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
         self.skipped: dict[str, str] = {}
-        """File name -> why it is not used."""
+        """File name -> reason why it is skipped."""
         self.shards: list[ShardInfo] = []
         self._open: OrderedDict[int, _Open] = OrderedDict()
         self._bad: set[int] = set()
         self.refresh()
 
     def refresh(self) -> int:
-        """Take in shards that appeared since; return how many. Known episodes keep their number."""
+        """Add new shards and return their number. Existing episodes keep their numbers."""
         if not self.root.is_dir():
             raise FileNotFoundError(f"no dataset at {self.root}: expected a directory of *{SUFFIX} shards")
         known = {shard.name for shard in self.shards}
@@ -94,7 +94,7 @@ class Dataset:
             except ShardError as error:
                 skipped[path.name] = str(error)
         for name in _listed(self.root) - {path.name for path in self.root.glob(f"*{SUFFIX}")}:
-            skipped[name] = f"missing: {MANIFEST} lists it"
+            skipped[name] = f"missing, but listed in {MANIFEST}"
         fresh = {name: why for name, why in skipped.items() if name not in self.skipped}
         if fresh:
             log.warning("%s: skipped %d file(s): %s", self.root, len(fresh), fresh)
@@ -110,7 +110,7 @@ class Dataset:
                 raise ShardError(f"foreign: {what} {getattr(got, what)}, but {want.name} has {getattr(want, what)}")
 
     def _index(self) -> None:
-        """Lay out every episode: its shard, and where its frames and steps begin in it."""
+        """Index the shard of every episode, and its first frame and step there."""
         counts = [shard.num_episodes for shard in self.shards]
         empty = np.zeros(0, np.int64)
         self.lengths: Ints = np.concatenate([empty, *(s.lengths for s in self.shards)])
@@ -133,7 +133,7 @@ class Dataset:
 
     @property
     def num_frames(self) -> int:
-        """Stored frames: one more than steps in each episode."""
+        """Number of stored frames, one more than the steps of each episode."""
         return self.num_steps + self.num_episodes
 
     @property
@@ -150,7 +150,7 @@ class Dataset:
 
     @property
     def spec(self) -> dict[str, Any]:
-        """How the environment was made (`RealSpec.to_dict`), as the first shard says; empty if unknown."""
+        """The environment (`RealSpec.to_dict`) of the first shard; empty if unknown."""
         return self._some_shard().spec
 
     def _some_shard(self) -> ShardInfo:
@@ -159,7 +159,7 @@ class Dataset:
         return self.shards[0]
 
     def episode(self, i: int) -> Episode:
-        """Read episode `i` whole."""
+        """Read the complete episode `i`."""
         shard, frames, steps = self._where(i, 0, int(self.lengths[i]))
         held = self._opened(shard)
         info = json.loads(held.file["info"][int(self._number[i])])
@@ -180,53 +180,53 @@ class Dataset:
         return held.act[steps].copy(), held.rew[steps].copy()
 
     def iter_episodes(self, episodes: Ints | None = None) -> Iterator[Episode]:
-        """Read episodes one after another; those of a shard that turns out corrupt are left out."""
+        """Read episodes one after another and skip those of corrupt shards."""
         for i in self._among(episodes):
             if not self._usable[i]:
                 continue
             try:
                 yield self.episode(int(i))
             except ShardError:
-                continue  # Noted in `skipped` already.
+                continue  # Already in `skipped`.
 
     def windows(self, num: int, length: int, rng: np.random.Generator, episodes: Ints | None = None) -> Windows:
-        """Draw `num` windows of `length` steps, every place of the data as likely as every other.
+        """Sample `num` windows of `length` steps uniformly over all positions.
 
         Raises:
-            ValueError: no episode is as long as `length`.
+            ValueError: no episode has `length` steps.
         """
         while True:
             i, start = self.draw_windows(num, length, rng, episodes)
             try:
                 return self.read_windows(i, start, length)
             except ShardError:
-                continue  # Its episodes are out of the draw now; in the end the draw itself complains.
+                continue  # Its episodes are excluded now; if none is left, draw_windows raises an error.
 
     def draw_windows(
         self, num: int, length: int, rng: np.random.Generator, episodes: Ints | None = None
     ) -> tuple[Ints, Ints]:
-        """Draw (episode, first step) of `num` windows without reading them."""
+        """Sample (episode, first step) of `num` windows without reading them."""
         among = self._among(episodes)
         places = np.maximum(self.lengths[among] - length + 1, 0) * self._usable[among]
         ends = np.cumsum(places)
         if length < 1 or len(ends) == 0 or ends[-1] == 0:
             longest = int(self.lengths[among].max(initial=0))
             raise ValueError(
-                f"no window of {length} steps in {self.root}: {len(among)} episodes, the longest of {longest} steps, "
-                f"{int((~self._usable[among]).sum())} in corrupt shards; ask for a shorter window or collect more"
+                f"no window of {length} steps in {self.root}: {len(among)} episodes, the longest has {longest} steps, "
+                f"{int((~self._usable[among]).sum())} in corrupt shards; use a shorter window or collect more"
             )
         place = rng.integers(0, ends[-1], num)
         pick = np.searchsorted(ends, place, side="right")
         return among[pick], place - (ends[pick] - places[pick])
 
     def read_windows(self, episode: Ints, start: Ints, length: int) -> Windows:
-        """Read the windows that begin at step `start[b]` of `episode[b]`."""
+        """Read the windows that start at step `start[b]` of `episode[b]`."""
         shard = self._some_shard()
         num = len(episode)
         obs = np.empty((num, length + 1, *shard.obs_shape), shard.obs_dtype)
         act = np.empty((num, length, *shard.act_shape), shard.act_dtype)
         rew = np.empty((num, length), np.float32)
-        for b in np.lexsort((start, episode)):  # One shard after another, in the order on disk.
+        for b in np.lexsort((start, episode)):  # In the order on disk.
             where, frames, steps = self._where(int(episode[b]), int(start[b]), length)
             held = self._opened(where)
             obs[b] = self._frames(where, frames)
@@ -236,12 +236,12 @@ class Dataset:
         return Windows(obs, act, rew, term, at == 0)
 
     def frames(self, num: int, rng: np.random.Generator, episodes: Ints | None = None) -> Array:
-        """Draw `num` frames (num, ...) in random order, taken as short runs so that it is cheap."""
+        """Sample `num` frames (num, ...) in random order; reads short runs of frames for speed."""
         while True:
             among = self._among(episodes)
             ends = np.cumsum((self.lengths[among] + 1) * self._usable[among])
             if len(ends) == 0 or ends[-1] == 0:
-                raise ValueError(f"no frames to draw in {self.root}: {len(among)} episodes, none usable")
+                raise ValueError(f"no frames in {self.root}: none of {len(among)} episodes is usable; collect more")
             try:
                 return self._draw_frames(num, rng, among, ends)
             except ShardError:
@@ -262,7 +262,7 @@ class Dataset:
         return np.concatenate(runs)[rng.permutation(got)[:num]]
 
     def _run(self, i: int, t: int) -> Array:
-        """The aligned run of up to RUN frames around frame `t` of episode `i`; it never straddles a chunk."""
+        """The aligned run of up to RUN frames around frame `t` of episode `i`, inside one chunk."""
         shard, frames, _ = self._where(i, 0, int(self.lengths[i]))
         begin = (frames.start + t) // RUN * RUN
         return self._frames(shard, slice(max(begin, frames.start), min(begin + RUN, frames.stop)))
@@ -273,11 +273,11 @@ class Dataset:
         return np.asarray(episodes, np.int64)
 
     def _where(self, i: int, start: int, length: int) -> tuple[int, slice, slice]:
-        """Shard of episode `i`, and the rows of its frames and of its steps for the window at `start`."""
+        """The shard of episode `i`, and the rows of frames and steps of the window at `start`."""
         if not 0 <= start <= start + length <= self.lengths[i]:
             raise ValueError(f"steps {start} to {start + length} are not in episode {i} of {self.lengths[i]} steps")
         step = int(self._row[i]) + start
-        frame = step + int(self._number[i])  # Each episode before it has one frame more than steps.
+        frame = step + int(self._number[i])  # Each previous episode has one more frame than steps.
         return int(self._shard_of[i]), slice(frame, frame + length + 1), slice(step, step + length)
 
     def _frames(self, shard: int, rows: slice) -> Array:
@@ -292,7 +292,7 @@ class Dataset:
             return self._open[shard]
         path = self.root / self.shards[shard].name
         try:
-            # Windows are random, so a chunk cache would only cost memory.
+            # Windows are random, so a chunk cache would only use memory.
             file = h5py.File(path, "r", rdcc_nbytes=0)
             held = _Open(file, file["obs"], file["act"][:], file["rew"][:])
         except (OSError, KeyError, RuntimeError) as error:
@@ -307,22 +307,22 @@ class Dataset:
         self._bad.add(shard)
         self._usable = ~np.isin(self._shard_of, list(self._bad))
         self.skipped[name] = f"corrupt: {error}"
-        log.warning("%s: skipped from now on: %s", self.root / name, error)
+        log.warning("%s: corrupt and skipped: %s", self.root / name, error)
         return ShardError(f"{name} is corrupt: {error}; its {self.shards[shard].num_episodes} episodes are skipped")
 
     def close(self) -> None:
-        """Close the files; reading opens them again."""
+        """Close all files; reading opens them again."""
         while self._open:
             self._open.popitem()[1].file.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}  # Handles do not travel.
+        return {**self.__dict__, "_open": OrderedDict()}  # File handles cannot be pickled.
 
 
 def split_episodes(num: int, val_fraction: float, seed: int = 0) -> tuple[Ints, Ints]:
-    """Split episode numbers into training and validation, at least one of each when there are two.
+    """Split episode numbers into training and validation, with at least one of each if there are two.
 
-    Each episode draws its side by itself, so one that is in training stays there as the dataset grows.
+    The side of an episode does not depend on the others, so it does not change when the dataset grows.
     """
     if not 0 <= val_fraction < 1:
         raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction}")
@@ -336,13 +336,13 @@ def split_episodes(num: int, val_fraction: float, seed: int = 0) -> tuple[Ints, 
 
 
 def hold_out(num: int, seed: int) -> tuple[Ints, Ints]:
-    """Episodes to train and to validate on, one in twenty; a lone one does both."""
+    """Episodes for training and for validation (5 %); a single episode is used for both."""
     train, val = split_episodes(num, 0.05, seed)
     return train, val if len(val) else train
 
 
 def write_manifest(root: Path | str) -> dict[str, Any]:
-    """Scan `root` and write what is there to manifest.json."""
+    """Scan `root` and write manifest.json."""
     root = Path(root)
     data = Dataset(root)
     manifest = {
@@ -366,4 +366,4 @@ def _listed(root: Path) -> set[str]:
     try:
         return set(json.loads((root / MANIFEST).read_text())["shards"])
     except (OSError, ValueError, KeyError, TypeError):
-        return set()  # A manifest is a convenience: no manifest, nothing to compare with.
+        return set()  # The manifest is optional.

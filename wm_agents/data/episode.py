@@ -14,18 +14,18 @@ Array = NDArray[Any]
 Scalar = str | int | float | bool | None
 
 UNKNOWN_SEED = -1
-"""The seed of an episode that was recorded without one."""
+"""The seed of an episode without a known seed."""
 
 
 class Episode(NamedTuple):
-    """T steps from a reset to an end. `obs[t], act[t] -> rew[t], obs[t+1]`; the last frame is kept."""
+    """T steps from a reset to termination or truncation: `obs[t], act[t] -> rew[t], obs[t+1]`."""
 
     obs: Array
-    """(T+1, ...)"""
+    """(T+1, ...), including the last frame"""
     act: Array
     """(T, *action shape), the environment's own actions"""
     rew: NDArray[np.floating]
-    """(T,), float32 unless it was imported with more"""
+    """(T,), float32, or the dtype of imported data"""
     term: bool
     trunc: bool
     seed: int
@@ -37,14 +37,14 @@ class Episode(NamedTuple):
 
 
 def check_episode(ep: Episode) -> None:
-    """Raise ValueError unless the parts of `ep` fit together."""
+    """Raise ValueError if the shapes, dtypes or values of `ep` are inconsistent."""
     steps = len(ep.rew)
     if steps == 0:
         raise ValueError(f"an episode needs at least one step, got none (seed {ep.seed})")
     if len(ep.obs) != steps + 1 or len(ep.act) != steps:
         raise ValueError(
             f"an episode of {steps} rewards needs {steps + 1} obs and {steps} act, "
-            f"got {len(ep.obs)} and {len(ep.act)} (seed {ep.seed}); keep the last frame"
+            f"got {len(ep.obs)} and {len(ep.act)} (seed {ep.seed}); include the last frame"
         )
     if ep.rew.ndim != 1 or not np.issubdtype(ep.rew.dtype, np.floating):
         raise ValueError(f"rew must be floats (T,), got {ep.rew.dtype} {ep.rew.shape} (seed {ep.seed})")
@@ -56,7 +56,7 @@ def check_episode(ep: Episode) -> None:
     if not np.isfinite(ep.rew).all():
         raise ValueError(f"rew must be finite, got {ep.rew[~np.isfinite(ep.rew)][0]} (seed {ep.seed})")
     if not (ep.term or ep.trunc):
-        raise ValueError(f"an episode must end: term or trunc, got neither (seed {ep.seed})")
+        raise ValueError(f"an episode must end with term or trunc, got neither (seed {ep.seed})")
 
 
 def collect_episode(
@@ -67,11 +67,11 @@ def collect_episode(
     max_steps: int | None = None,
     info: dict[str, Scalar] | None = None,
 ) -> Episode:
-    """Gather one episode from a rollout of one row.
+    """Record one episode from a rollout of one row.
 
     Args:
-        stall: cut the episode (as a truncation) after this many steps without a positive reward.
-        max_steps: cut it (as a truncation) when it is this long.
+        stall: truncate the episode after N steps without a positive reward.
+        max_steps: truncate the episode after N steps.
     """
     obs: list[Array] = []
     act: list[Array] = []
@@ -80,7 +80,7 @@ def collect_episode(
     idle = 0
     for t in transitions:
         if len(t.rew) != 1:
-            raise ValueError(f"an episode is gathered from a rollout of 1 row, got {len(t.rew)} rows")
+            raise ValueError(f"an episode is recorded from a rollout of 1 row, got {len(t.rew)} rows")
         if not obs:
             obs.append(np.array(t.obs[0]))
         obs.append(np.array(t.next_obs[0]))  # Copies: the env may reuse its buffers.
@@ -95,14 +95,17 @@ def collect_episode(
     if isinstance(transitions, Generator):
         transitions.close()
     if not obs:
-        raise ValueError(f"the rollout gave no transition (seed {seed})")
+        raise ValueError(f"the rollout has no transitions (seed {seed})")
     ep = Episode(np.stack(obs), np.stack(act), np.array(rew, np.float32), term, trunc, seed, dict(info or {}))
     check_episode(ep)
     return ep
 
 
 def split_episode(ep: Episode, ends: NDArray[np.int64]) -> list[Episode]:
-    """Cut an episode behind the steps `ends`, as terminations; what follows begins with the frame that each led to."""
+    """Split an episode after each of the steps `ends`, which become terminations.
+
+    The next episode starts with the frame to which the step led.
+    """
     stops = sorted({*(int(t) + 1 for t in ends), ep.num_steps})
     parts = []
     for start, stop in zip([0, *stops], stops):
@@ -117,20 +120,20 @@ def split_episode(ep: Episode, ends: NDArray[np.int64]) -> list[Episode]:
 def drop_autoreset_rows(
     obs: Array, act: Array, rew: Array, term: Array, trunc: Array, *, seed: int = UNKNOWN_SEED
 ) -> list[Episode]:
-    """Cut one environment's stream, recorded under NEXT_STEP autoreset, into episodes.
+    """Split the stream of one environment, recorded with NEXT_STEP autoreset, into episodes.
 
-    Under NEXT_STEP the step after an end ignores its action and returns the next episode's first frame with
-    reward 0. That row is no transition (it would teach a teleport) and is dropped. A last episode that was still
-    going is kept as truncated, with `info["cut"]`. Only the first episode can have `seed`.
+    With NEXT_STEP, the step after an end ignores its action and returns the first frame of the next episode
+    with reward 0. That row is not a transition and is dropped. An unfinished last episode counts as
+    truncated, with `info["cut"]`. Only the first episode can have `seed`.
 
     Args:
-        obs: (T+1, ...), from the reset on; act (T, ...), rew, term and trunc (T,) as `step` gave them.
+        obs: (T+1, ...), from the reset on; act (T, ...), rew, term and trunc (T,) as returned by `step`.
     """
     done = np.asarray(term, bool) | np.asarray(trunc, bool)
     if len(obs) != len(done) + 1:
         raise ValueError(f"a stream of {len(done)} steps needs {len(done) + 1} obs, got {len(obs)}")
     stops = [int(i) + 1 for i in np.flatnonzero(done)]
-    starts = [0] + [stop + 1 for stop in stops]  # Skips the fake row at index `stop`.
+    starts = [0] + [stop + 1 for stop in stops]  # Skips the autoreset row at index `stop`.
     episodes = []
     for start, stop in zip(starts, [*stops, len(done)], strict=True):
         if stop <= start:

@@ -1,7 +1,7 @@
-"""Exchange episodes with Minari: every frame, action, reward, end and seed comes through exactly.
+"""Minari import and export: frames, actions, rewards, termination and seeds are preserved exactly.
 
-Minari's infos of single steps are left behind (an `Episode` has one info). Minari by itself stores pictures as
-JPEG; what is exported here is not.
+The infos of single steps are not imported (an `Episode` has one info). Images are exported without JPEG
+compression, which is Minari's default.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ SPEC_KEY, INFO_KEY = "wm_spec", "wm_info"
 
 
 def import_minari(source: str, root: Path | str, *, shard_episodes: int = 8, download: bool = False) -> Dataset:
-    """Copy a Minari dataset into shards under `root`; a second import writes the same shards again.
+    """Copy a Minari dataset into shards under `root`; a second import overwrites the same shards.
 
     Args:
-        source: a dataset id, or the directory that holds its `data`.
-        download: fetch the dataset when it is not on this machine.
+        source: a dataset id, or the directory that contains its `data`.
+        download: download the dataset if it is not available locally.
     """
     minari = _minari()
     path = Path(source) / "data"
@@ -59,8 +59,8 @@ def export_minari(
     """Write all episodes under `root` as the new Minari dataset `dataset_id`, uncompressed, and return it.
 
     Args:
-        observation_space, action_space: needed when the shards do not say which environment they are of.
-        metadata: passed on to Minari: author, description, algorithm_name, ...
+        observation_space, action_space: required if the shards do not name their environment.
+        metadata: passed to Minari: author, description, algorithm_name, ...
     """
     minari = _minari()
     data = Dataset(root)
@@ -69,16 +69,14 @@ def export_minari(
         observation_space, action_space = env.observation_space, env.action_space
         env.close()
     if observation_space is None or action_space is None:
-        raise ValueError(
-            f"the shards in {root} name no environment: pass observation_space and action_space to export them"
-        )
+        raise ValueError(f"the shards in {root} do not name an environment; pass observation_space and action_space")
     if dataset_id in minari.list_local_datasets():
-        raise ValueError(f"Minari dataset {dataset_id} exists already; choose a new id, such as the next -v")
+        raise ValueError(f"Minari dataset {dataset_id} already exists; choose a new id, such as the next version")
     infos: list[dict[str, str]] = []
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # It urges to fill in what is optional.
-            # No `env`: an EnvSpec cannot say "this many steps, each of this many frames"; wm_spec below can.
+            warnings.simplefilter("ignore", UserWarning)  # It warns about missing optional fields.
+            # Without `env`, because an EnvSpec cannot describe an action repeat; wm_spec below can.
             theirs = minari.create_dataset_from_buffers(
                 dataset_id,
                 _buffers(minari, data, infos),
@@ -102,7 +100,7 @@ def _minari() -> ModuleType:
         import minari
     except ImportError as error:
         raise ImportError(
-            "Minari is needed to import or export its datasets: pip install 'minari[hdf5]' pillow "
+            "importing and exporting Minari datasets requires Minari: pip install 'minari[hdf5]' pillow "
             "(the extra `minari` of this package)"
         ) from error
     assert isinstance(minari, ModuleType)
@@ -115,11 +113,11 @@ def _episodes(theirs: Any, indices: Any) -> Iterator[Episode]:
         if not (isinstance(ep.observations, np.ndarray) and isinstance(ep.actions, np.ndarray)):
             raise ValueError(
                 f"{theirs.id} has observations {theirs.observation_space} and actions {theirs.action_space}; "
-                "only plain arrays can be imported"
+                "only plain arrays are supported"
             )
         ends = ep.terminations | ep.truncations
         if ends[:-1].any():
-            raise ValueError(f"{theirs.id}: episode {ep.id} goes on after its end at step {int(ends.argmax())}")
+            raise ValueError(f"{theirs.id}: episode {ep.id} continues after its end at step {int(ends.argmax())}")
         info = json.loads(meta.get(INFO_KEY, "{}"))
         yield Episode(
             ep.observations,

@@ -1,4 +1,4 @@
-"""Episodes between shards and the npz of a replay buffer."""
+"""Converts between shards and the npz file of a replay buffer."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ SHARD_EPISODES = 32
 
 
 def shards_to_npz(root: Path, path: Path, env_id: str | None = None) -> ReplayBuffer:
-    """Write all episodes under `root` as one npz that `ReplayBuffer.load` reads, actions encoded.
+    """Write all episodes under `root` to one npz for `ReplayBuffer.load`, with encoded actions.
 
     Raises:
-        ValueError: the shards do not say whose actions they hold, and no `env_id` does.
+        ValueError: the shards do not name their environment, and `env_id` is not given.
     """
     data = Dataset(root)
     act_space = action_space(data.spec, env_id, root)
@@ -39,19 +39,19 @@ def shards_to_npz(root: Path, path: Path, env_id: str | None = None) -> ReplayBu
 
 
 def npz_to_shards(path: Path, root: Path, env_id: str) -> Dataset:
-    """Write the episodes of a replay buffer's npz as shards under `root`, actions decoded to those of `env_id`.
+    """Write the episodes of a replay buffer's npz to shards under `root`, with actions decoded for `env_id`.
 
-    What a buffer does not keep is not there: seeds, infos. An episode that it does not call terminated was truncated.
+    A buffer stores no seeds and no infos. An episode that is not terminated counts as truncated.
 
     Raises:
-        ValueError: the environment does not see or do what the npz holds.
+        ValueError: the spaces of the environment do not match the npz.
     """
     obs_space, act_space = spaces_of(env_id)
     buffer = ReplayBuffer.load(path)
     if buffer.obs_shape != obs_space.shape or buffer.action_dim != act_dim(act_space):
         raise ValueError(
-            f"{path} holds observations {buffer.obs_shape} and actions of width {buffer.action_dim}, "
-            f"{env_id} has {obs_space.shape} and {act_dim(act_space)}"
+            f"{path} contains observations {buffer.obs_shape} and actions of width {buffer.action_dim}, but "
+            f"{env_id} has {obs_space.shape} and {act_dim(act_space)}; give the environment of the data"
         )
     episodes = _episodes(buffer, act_space)
     spec: dict[str, Any] = {} if len(obs_space.shape or ()) > 1 else RealSpec(env_id).to_dict()
@@ -64,22 +64,22 @@ def npz_to_shards(path: Path, root: Path, env_id: str) -> Dataset:
 
 
 def action_space(spec: dict[str, Any], env_id: str | None, root: Path) -> gym.Space[Any]:
-    """Whose actions the shards under `root` hold: those of `env_id`, or of the environment that they name.
+    """The action space of the shards under `root`: that of `env_id`, or of the environment that they name.
 
     Raises:
-        ValueError: neither says.
+        ValueError: neither is known.
     """
     if env_id is not None:
         return spaces_of(env_id)[1]
     if not spec:
-        raise ValueError(f"the shards in {root} name no environment; say whose actions they hold with --env ID")
+        raise ValueError(f"the shards in {root} do not name their environment; give it with --env ID")
     env = make_real(RealSpec.from_dict(spec))
     env.close()
     return env.action_space
 
 
 def _episodes(buffer: ReplayBuffer, act_space: gym.Space[Any]) -> Iterator[Episode]:
-    """The buffer's episodes, by the arrays that it saves: a row a frame, a step beside the frame that it leaves."""
+    """The episodes of the buffer, from its saved arrays, which have one row per frame."""
     with tempfile.TemporaryDirectory() as tmp:
         buffer.save(Path(tmp) / "all.npz")
         with np.load(Path(tmp) / "all.npz", allow_pickle=False) as file:

@@ -1,7 +1,8 @@
-"""Replay: the last episodes in memory as one ring of frames, and windows of them at random.
+"""A replay buffer: recent episodes in one ring of frames, with random windows.
 
-Frames lie end to end, a step beside the frame that it leaves; the last frame of an episode has no step. A window is a
-run of frames, so that drawing a batch is one gather. What is in the ring is whole: the oldest episode leaves at once.
+Frames are stored consecutively, each with the step that starts at it; the last frame of an episode has no
+step. A window is a run of frames, so sampling a batch is one gather. The ring contains whole episodes; the
+oldest is dropped as a whole.
 """
 
 from __future__ import annotations
@@ -36,27 +37,27 @@ LATENT = "latent/"
 
 @dataclass(frozen=True)
 class Batch:
-    """B windows of T steps and T+1 frames: obs[t], act[t] -> rew[t], obs[t+1]. `batch["obs"]` works too."""
+    """B windows of T steps and T+1 frames: obs[t], act[t] -> rew[t], obs[t+1]. Supports `batch["obs"]`."""
 
     obs: Tensor
-    """(B, T+1, *obs_shape) in the env's own dtype."""
+    """(B, T+1, *obs_shape) in the dtype of the env."""
     act: Tensor
     """(B, T, A) float32, encoded."""
     rew: Tensor
     """(B, T) float32."""
     term: Tensor
-    """(B, T) bool: the step ended its episode by termination."""
+    """(B, T) bool: the step terminated its episode."""
     first: Tensor
-    """(B, T+1) bool: the frame opens an episode. Where first[t+1], step t belongs to nobody: all of it is zero."""
+    """(B, T+1) bool: the frame is the first of an episode. If first[t+1], step t is padding and all zeros."""
     last: Tensor
     """(B, T+1) bool: the frame is the last of its episode, terminated or truncated."""
     latent: Latent | None = None
-    """Stored latents of frame 0, leaves (B, ...); zeros where none was written, None if none ever was."""
+    """Stored latents of frame 0, leaves (B, ...); zeros if not written, None if the buffer has no latents."""
     index: Tensor | None = None
-    """(B, T+1) int64: where the frames are in the buffer, for `write_latents`."""
+    """(B, T+1) int64: positions of the frames in the buffer, for `write_latents`."""
 
     def __getitem__(self, name: str) -> Any:
-        """A field by its name, or by the longer one: actions, rewards, terminations."""
+        """A field by its name, or by its long name: actions, rewards, terminations."""
         known = [f.name for f in fields(self)]
         if ALIASES.get(name, name) not in known:
             near = get_close_matches(name, [*known, *ALIASES], n=1, cutoff=0.0)[0]
@@ -64,14 +65,14 @@ class Batch:
         return getattr(self, ALIASES.get(name, name))
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same on another device."""
+        """Copy to another device."""
         moved = {f.name: value.to(device) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
         latent = None if self.latent is None else {key: leaf.to(device) for key, leaf in self.latent.items()}
         return replace(self, latent=latent, **moved)
 
 
 class _Owned(NamedTuple):
-    """One episode in the ring."""
+    """An episode in the ring."""
 
     begin: int
     """Position of its first frame; positions count every frame ever added."""
@@ -79,9 +80,9 @@ class _Owned(NamedTuple):
 
 
 class ReplayBuffer:
-    """Up to `capacity` steps in whole episodes; the oldest make room. Not for two threads at once.
+    """Up to `capacity` steps in whole episodes; the oldest are dropped. Not thread-safe.
 
-    A position p that counts all frames ever added lies in slot p % slots; the ring grows as it fills.
+    Positions count all frames ever added; position p is in slot p % slots. The ring grows as it fills.
     """
 
     def __init__(
@@ -94,13 +95,13 @@ class ReplayBuffer:
         max_gb: float | None = None,
         latent_dtype: DTypeLike = np.float16,
     ) -> None:
-        """Make an empty buffer.
+        """Create an empty buffer.
 
         Args:
-            capacity: steps, at most.
-            action_dim: width of an encoded action: the dimensions of a Box, the choices of a Discrete.
-            max_gb: the arrays never take more memory than this.
-            latent_dtype: in which `write_latents` keeps what it is given.
+            capacity: maximum number of steps.
+            action_dim: width of an encoded action: dimensions of a Box, or number of Discrete actions.
+            max_gb: maximum memory of the arrays.
+            latent_dtype: dtype in which `write_latents` stores latents.
         """
         for name, value in (("capacity", capacity), ("action_dim", action_dim)):
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
@@ -113,7 +114,7 @@ class ReplayBuffer:
         self.latent_dtype = np.dtype(latent_dtype)
         self._owned: deque[_Owned] = deque()
         self._steps = 0
-        self._head = 0  # Where the next frame goes.
+        self._head = 0  # Position of the next frame.
         self._slots = 0
         self._frames: dict[str, Array] = {
             "obs": np.zeros((0, *self.obs_shape), obs_dtype),
@@ -147,7 +148,7 @@ class ReplayBuffer:
 
     @property
     def nbytes(self) -> int:
-        """What the arrays take, free slots included."""
+        """Memory of the arrays, including free slots."""
         return sum(array.nbytes for array in self._arrays().values())
 
     @property
@@ -157,13 +158,13 @@ class ReplayBuffer:
     def add(
         self, episode: Episode, act_space: gym.Space[Any], latents: Mapping[str, Array | Tensor] | None = None
     ) -> None:
-        """Take in an episode with the env's own actions.
+        """Add an episode with the env's own actions.
 
         Args:
-            latents: of its T+1 frames, leaves (T+1, ...).
+            latents: latents of its T+1 frames, leaves (T+1, ...).
 
         Raises:
-            ValueError: its parts do not fit together, or not this buffer.
+            ValueError: the episode is inconsistent, or does not fit this buffer.
         """
         check_episode(episode)
         if act_dim(act_space) != self.action_dim:
@@ -181,24 +182,25 @@ class ReplayBuffer:
         *,
         terminated: bool | None = None,
     ) -> None:
-        """Take in an episode of T steps.
+        """Add an episode of T steps.
 
-        Give T+1 obs and say whether it `terminated` (if not, it was cut off). T obs with T `dones` are taken as well:
-        a last True counts as a termination, and the last frame, which is not there, as a repeat of the one before.
+        Give T+1 obs, and `terminated` (False: truncated). T obs with T `dones` are also accepted: a final
+        True counts as a termination, and the missing last frame is a copy of the one before.
 
         Args:
             obs: (T+1, *obs_shape), or (T, *obs_shape).
-            actions: (T, A) encoded, or whole numbers (T,) or (T, 1), which become one-hots.
+            actions: (T, A) encoded, or integers (T,) or (T, 1), which become one-hot vectors.
             rewards: (T,)
-            dones: (T,), True at the last step or nowhere.
+            terminated: whether the last step terminated the episode.
+            dones: (T,), True only at the last step, or nowhere.
         """
         obs, rewards = np.asarray(obs), np.asarray(rewards)
         steps = len(rewards) if rewards.ndim else 0
         self._check_obs(obs)
         if steps == 0 or rewards.shape != (steps,):
-            raise ValueError(f"rewards must be (T,) with T from 1 up, got {rewards.shape}")
+            raise ValueError(f"rewards must be (T,) with T of at least 1, got {rewards.shape}")
         if len(obs) not in (steps, steps + 1):
-            raise ValueError(f"obs must be {steps + 1} frames for {steps} rewards, the last one too, got {len(obs)}")
+            raise ValueError(f"obs must be {steps + 1} frames for {steps} rewards, got {len(obs)}; add the last frame")
         if terminated is None:
             terminated = self._ends(dones, steps)
         elif dones is not None:
@@ -218,14 +220,15 @@ class ReplayBuffer:
         pack: bool = False,
         generator: torch.Generator | None = None,
     ) -> Batch:
-        """Draw windows of `seq_len` steps, from all places alike: no step is met more seldom for being a first or last.
+        """Sample windows of `seq_len` steps. All steps are sampled equally often, including first and last
+        ones.
 
         Args:
-            pack: windows run on from one episode into the next; without, each is inside one episode.
-            generator: on the CPU; torch's own unless given.
+            pack: a window may continue into the next episode; otherwise it lies inside one episode.
+            generator: a CPU generator; default: the global generator of torch.
 
         Raises:
-            ValueError: there is no such window, or no such device.
+            ValueError: no episode is long enough, or the device does not exist.
         """
         place = find_device(device)
         if batch_size < 1 or seq_len < 1:
@@ -248,19 +251,19 @@ class ReplayBuffer:
         return batch if place.type == "cpu" else batch.to(place)
 
     def has_window(self, seq_len: int, pack: bool = False) -> bool:
-        """Whether there is any window of `seq_len` steps to be drawn."""
+        """Whether there is a window of `seq_len` steps."""
         return self.num_frames > seq_len if pack else any(ep.steps >= seq_len for ep in self._owned)
 
     def episodes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The position of every episode's first frame, and its steps; the oldest comes first."""
+        """The position of the first frame of every episode, and its number of steps, oldest first."""
         owned = np.array(self._owned, np.int64).reshape(-1, 2)
         return owned[:, 0], owned[:, 1]
 
     def frames(self, index: NDArray[np.int64]) -> tuple[Array, NDArray[np.float32]]:
-        """The frames at positions `index` of any shape, and the actions that left them: zeros where one was the last.
+        """The frames at positions `index` (any shape), and the actions taken there; zeros for last frames.
 
         Raises:
-            IndexError: one of them is not in the buffer.
+            IndexError: a position is not in the buffer.
         """
         if index.size and not (self._tail <= index.min() and index.max() < self._head):
             raise IndexError(f"index must be from {self._tail} to {self._head - 1}, got {index.min()} to {index.max()}")
@@ -268,7 +271,7 @@ class ReplayBuffer:
         return self._frames["obs"][at], self._frames["act"][at]
 
     def write_latents(self, index: Tensor | Array, latent: Mapping[str, Tensor | Array]) -> None:
-        """Keep latents of the frames at `index` (any shape); what has left the ring since is passed over.
+        """Store latents of the frames at `index` (any shape); frames that were dropped are ignored.
 
         Args:
             latent: leaves (*index.shape, ...).
@@ -284,7 +287,7 @@ class ReplayBuffer:
             self._latents[key][where[there] % self._slots] = leaf[there]
 
     def save(self, path: str | Path) -> None:
-        """Write everything as one npz, in one move; each array has a row a frame."""
+        """Write the buffer to one npz atomically; each array has one row per frame."""
         live = np.arange(self._tail, self._head) % max(self._slots, 1)
         parts = {name: array[live] for name, array in self._arrays().items()}
         ends = np.zeros(len(live), bool)
@@ -309,10 +312,10 @@ class ReplayBuffer:
 
     @classmethod
     def load(cls, path: str | Path) -> ReplayBuffer:
-        """Read what `save` wrote, to the bit, or an npz with its first seven keys alone, cut at `dones`.
+        """Read a file of `save` exactly, or an npz with only its first seven keys, split at `dones`.
 
         Raises:
-            ValueError: it is broken or no npz, a key is missing, or arrays do not fit together.
+            ValueError: the file is not a valid npz, a key is missing, or the arrays are inconsistent.
         """
         stored = _read(path)
         _check_stored(stored, path)
@@ -333,7 +336,7 @@ class ReplayBuffer:
         return buffer
 
     def _take_stored(self, stored: dict[str, Array]) -> None:
-        """Episodes end where frames say so; positions go on from where they were."""
+        """Split the arrays at the stored episode ends; positions continue from the stored ones."""
         self._check_obs(stored["obs"])
         latents = {name.removeprefix(LATENT): leaf for name, leaf in stored.items() if name.startswith(LATENT)}
         self._head = int(stored["tail"])
@@ -365,18 +368,18 @@ class ReplayBuffer:
         term: bool,
         latents: Mapping[str, Array | Tensor] | None,
     ) -> None:
-        """Write one episode at the head; every part was checked."""
+        """Write one checked episode at the head."""
         steps, frames = len(rew), len(rew) + 1
         leaves = {key: _numpy(leaf) for key, leaf in (latents or {}).items()}
         for key, leaf in leaves.items():
             if len(leaf) != frames:
-                raise ValueError(f"latents must be of all {frames} frames, got {len(leaf)} of {key!r}")
+                raise ValueError(f"latents must cover all {frames} frames, got {len(leaf)} of {key!r}")
         if leaves:
             self._know_latents({key: leaf.shape[1:] for key, leaf in leaves.items()})
         if steps > self.capacity or frames > self._most_slots():
             raise ValueError(
-                f"an episode of {steps} steps does not fit a buffer of {self.capacity} steps, {self._most_slots()} "
-                "frames; raise capacity or max_gb, or cut episodes shorter"
+                f"an episode of {steps} steps does not fit into a buffer of {self.capacity} steps, "
+                f"{self._most_slots()} frames; raise capacity or max_gb, or truncate episodes"
             )
         while self._steps + steps > self.capacity:
             self._evict()
@@ -400,7 +403,7 @@ class ReplayBuffer:
         self._places = None
 
     def _make_room(self, frames: int) -> None:
-        """Have `frames` free slots: in a ring of twice the size while that may be, then by dropping the oldest."""
+        """Free `frames` slots: double the ring while allowed, then drop the oldest episodes."""
         most = self._most_slots()
         need = self.num_frames + frames
         if need > self._slots and self._slots < most:
@@ -409,14 +412,14 @@ class ReplayBuffer:
             self._evict()
 
     def _most_slots(self) -> int:
-        """Each step has a frame and each episode one more; no more than the memory allows."""
+        """Maximum number of slots: one per step and one more per episode, within the memory limit."""
         if self.max_gb is None:
             return 2 * self.capacity
         frame = sum(_row_bytes(array) for array in self._arrays().values())
         return min(2 * self.capacity, int(self.max_gb * 1e9) // frame)
 
     def _resize(self, slots: int) -> None:
-        """Lay the live frames out in a ring of `slots`, one array at a time."""
+        """Move the stored frames to a ring of `slots`, one array at a time."""
         live = np.arange(self._tail, self._head)
         for kind in (self._frames, self._latents):
             for name, old in kind.items():
@@ -428,10 +431,10 @@ class ReplayBuffer:
         self._slots = slots
 
     def _know_latents(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        """Make room for latents beside the frames, once; later ones must be alike."""
+        """Allocate latents for the frames on first use; later ones must have the same shapes."""
         known = {key: leaf.shape[1:] for key, leaf in self._latents.items()}
         if known and known != shapes:
-            raise ValueError(f"latents must be {known} as those before, got {shapes}")
+            raise ValueError(f"latents must have the shapes of earlier ones, {known}, got {shapes}")
         if known:
             return
         self._latents = {key: np.zeros((self._slots, *shape), self.latent_dtype) for key, shape in shapes.items()}
@@ -451,9 +454,9 @@ class ReplayBuffer:
         return self._tail + torch.randint(places, (num,), generator=generator).numpy()
 
     def _inside(self, num: int, seq_len: int, generator: torch.Generator | None) -> NDArray[np.int64]:
-        """Pick among all places at once; windows that stick out of their episode at either end are pushed back inside.
+        """Sample positions uniformly; windows beyond either end of their episode are shifted inside.
 
-        Else the step that ends an episode is met once where one in its middle is met `seq_len` times.
+        Otherwise the last step of an episode would be sampled `seq_len` times less often than a middle one.
         """
         if self._places is None or self._places[0] != seq_len:
             steps = np.array([ep.steps for ep in self._owned], np.int64)
@@ -465,7 +468,7 @@ class ReplayBuffer:
         if not len(upto) or upto[-1] == 0:
             raise ValueError(
                 f"no episode has {seq_len} steps, the longest of {self.num_episodes} has {longest}; "
-                "lower seq_len, or let windows run over several episodes with pack=True"
+                "lower seq_len, or allow windows over several episodes with pack=True"
             )
         pick = torch.randint(int(upto[-1]), (num,), generator=generator).numpy()
         episode = np.searchsorted(upto, pick, side="right")
@@ -482,13 +485,13 @@ class ReplayBuffer:
             raise ValueError(f"obs must be (T+1, {', '.join(map(str, self.obs_shape))}), got {obs.shape}")
         if obs.dtype == np.uint8 and self.obs_dtype != np.uint8:
             raise ValueError(
-                f"obs are uint8, the buffer keeps {self.obs_dtype}; make it with obs_dtype=np.uint8, which is smaller"
+                f"obs are uint8, but the buffer stores {self.obs_dtype}; create it with obs_dtype=np.uint8"
             )
         if not np.can_cast(obs.dtype, self.obs_dtype, "same_kind"):
-            raise ValueError(f"obs must be {self.obs_dtype}, got {obs.dtype}; see ReplayBuffer's obs_dtype")
+            raise ValueError(f"obs must be {self.obs_dtype}, got {obs.dtype}; set obs_dtype of the ReplayBuffer")
         if obs.dtype.kind == "f" and not np.isfinite(obs).all():
             frame = int((~np.isfinite(obs.reshape(len(obs), -1)).all(1)).argmax())
-            raise ValueError(f"obs must be finite, got NaN or infinity in frame {frame}; cut the episode before it")
+            raise ValueError(f"obs must be finite, got NaN or infinity in frame {frame}; end the episode before it")
 
     def _encoded(self, actions: Array, steps: int) -> NDArray[np.float32]:
         choices = actions.dtype.kind in "iu" and self.action_dim > 1 and actions.shape in ((steps,), (steps, 1))
@@ -497,7 +500,7 @@ class ReplayBuffer:
         if actions.shape != (steps, self.action_dim):
             raise ValueError(
                 f"actions must be ({steps}, {self.action_dim}) for {steps} rewards, got {actions.shape}; "
-                "choices may be whole numbers (T,)"
+                "discrete actions may be integers (T,)"
             )
         if actions.dtype.kind not in "fiub" or not np.isfinite(actions).all():
             raise ValueError(f"actions must be finite numbers, got {actions.dtype} with NaN, infinity or objects")
@@ -511,7 +514,10 @@ class ReplayBuffer:
         if flags.shape != (steps,):
             raise ValueError(f"dones must be ({steps},) for {steps} rewards, got {flags.shape}")
         if flags[:-1].any():
-            raise ValueError(f"an episode ends once, dones is True at step {int(flags.argmax())} of {steps}; split it")
+            raise ValueError(
+                f"dones may be True only at the last step, got True at step {int(flags.argmax())} of {steps}; "
+                "split the episode"
+            )
         return bool(flags[-1])
 
 
@@ -524,27 +530,30 @@ def _numpy(values: Tensor | Array) -> Array:
 
 
 def _read(path: str | Path) -> dict[str, Array]:
-    """The arrays of an npz."""
+    """Read the arrays of an npz."""
     try:
-        with zipfile.ZipFile(path):  # What is none is taken for a pickle by numpy, which says how to trust it.
+        with zipfile.ZipFile(path):  # numpy would report other files as pickles.
             pass
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
         objects = "Object arrays" in str(error)
-        what = "holds Python objects, which are never loaded" if objects else "is no npz, or a broken one"
-        raise ValueError(f"{path} {what} ({error}); give what ReplayBuffer.save or np.savez wrote") from error
+        what = "contains Python objects, which are never loaded" if objects else "is not a valid npz"
+        raise ValueError(f"{path} {what} ({error}); give a file of ReplayBuffer.save or np.savez") from error
 
 
 def _check_stored(stored: dict[str, Array], path: str | Path) -> None:
-    """Foreign files enter here."""
+    """Check keys, versions and shapes of a foreign file."""
     wanted = ["obs", "actions", "rewards", "dones", "obs_shape", "action_dim", "capacity"]
     if "format_version" in stored:
         if int(stored["format_version"]) > FORMAT_VERSION:
-            raise ValueError(f"{path} has format {int(stored['format_version'])}, newer than {FORMAT_VERSION}; update")
+            raise ValueError(
+                f"{path} has format version {int(stored['format_version'])}, but this installation reads up to "
+                f"{FORMAT_VERSION}; upgrade the package"
+            )
         wanted += ["terminated", "first", "last", "tail", "max_gb", "latent_dtype"]
     if missing := [name for name in wanted if name not in stored]:
-        raise ValueError(f"{path} is no replay buffer: it lacks {', '.join(missing)}; it has {', '.join(stored)}")
+        raise ValueError(f"{path} is not a replay buffer: {', '.join(missing)} missing; it has {', '.join(stored)}")
     num, shape, width = len(stored["obs"]), tuple(stored["obs_shape"].tolist()), int(stored["action_dim"])
     rows = {"obs": (num, *shape), "actions": (num, width)}
     flat = {name: (num,) for name in ("rewards", "dones", "terminated", "first", "last") if name in wanted}
@@ -555,4 +564,4 @@ def _check_stored(stored: dict[str, Array], path: str | Path) -> None:
         first, last = stored["first"], stored["last"]
         alternate = first[0] and last[-1] and (first[1:] == last[:-1]).all() and not (first & last).any()
         if not alternate:
-            raise ValueError(f"{path} holds half an episode: every first frame must follow a last one; save it again")
+            raise ValueError(f"{path} contains an incomplete episode; save the buffer again")

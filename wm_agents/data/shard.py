@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from wm_agents.data.episode import Episode, check_episode
 
 try:
-    import hdf5plugin  # Registers zstd with HDF5, for reading as well.
-except ImportError:  # gzip then, a little larger and slower.
+    import hdf5plugin  # Registers zstd with HDF5, also for reading.
+except ImportError:  # Use gzip, which is a little larger and slower.
     hdf5plugin = None  # type: ignore[assignment]
 
 Array = NDArray[Any]
@@ -28,29 +28,29 @@ CHUNK_FRAMES = 32
 SUFFIX = ".h5"
 TEMPORARY = ".part"
 LEVEL = 12
-"""Of zstd: 5 % smaller than 6, and still a few per cent of the time that drawing a frame takes."""
+"""Level of zstd: 5 % smaller files than level 6, and still negligible beside rendering."""
 ZSTD_ID = 32015
 
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """What a scan learns from a shard without touching its frames."""
+    """Metadata of a shard, read without its frames."""
 
     name: str
     bytes: int
     lengths: NDArray[np.int64]
-    """(E,) steps of each episode; it has one frame more"""
+    """(E,) steps of each episode, which has one more frame"""
     term: NDArray[np.bool_]
     trunc: NDArray[np.bool_]
     seeds: tuple[int, ...]
-    """-1 where unknown; any size, so no array"""
+    """-1 if unknown; a list, because seeds may exceed int64"""
     returns: NDArray[np.float64]
     obs_shape: tuple[int, ...]
     obs_dtype: str
     act_shape: tuple[int, ...]
     act_dtype: str
     spec: dict[str, Any]
-    """How the environment was made (`RealSpec.to_dict`), or empty"""
+    """The environment (`RealSpec.to_dict`), or empty"""
 
     @property
     def num_episodes(self) -> int:
@@ -62,7 +62,7 @@ class ShardInfo:
 
 
 class ShardError(ValueError):
-    """A file that is no shard we can read; the message says why."""
+    """A file that is not a readable shard; the message gives the reason."""
 
 
 def write_shard(
@@ -73,13 +73,13 @@ def write_shard(
     *,
     admit: Callable[[int], None] | None = None,
 ) -> ShardInfo:
-    """Write `root/name.h5` from a stream of episodes, all or nothing.
+    """Write `root/name.h5` from a stream of episodes, completely or not at all.
 
-    The file is built compressed in memory and lands in one write, so a full disk is a plain OSError and never a
-    half shard.
+    The file is compressed in memory and written at once, so a full disk raises an OSError and leaves no
+    partial shard.
 
     Args:
-        admit: called with the size in bytes before anything is written; what it raises, this raises.
+        admit: called with the size in bytes before writing; its errors are passed on.
     """
     path = Path(root) / f"{name}{SUFFIX}"
     image = _build(episodes, dict(spec or {}), path)
@@ -112,7 +112,7 @@ def _build(episodes: Iterable[Episode], spec: dict[str, Any], path: Path) -> byt
             end = len(frames)
             frames.resize(end + len(ep.obs), axis=0)
             frames[end:] = ep.obs
-            kept.append(ep._replace(obs=ep.obs[:0]))  # The frames are in the file now.
+            kept.append(ep._replace(obs=ep.obs[:0]))  # The file contains the frames.
         if not kept:
             raise ValueError(f"{path.name}: a shard needs at least one episode, got none")
         file["act"] = np.concatenate([ep.act for ep in kept])
@@ -132,14 +132,14 @@ def _build(episodes: Iterable[Episode], spec: dict[str, Any], path: Path) -> byt
 def _create_frames(file: h5py.File, ep: Episode) -> h5py.Dataset:
     shape = ep.obs.shape[1:]
     frame_bytes = max(1, ep.obs[0].nbytes)
-    chunk = max(CHUNK_FRAMES, min(1024, 65536 // frame_bytes))  # Small vectors need more rows to compress.
+    chunk = max(CHUNK_FRAMES, min(1024, 65536 // frame_bytes))  # Small vectors need longer chunks.
     return file.create_dataset(
         "obs",
         (0, *shape),
         maxshape=(None, *shape),
         dtype=ep.obs.dtype,
         chunks=(chunk, *shape),
-        fletcher32=True,  # A flipped bit is an error, not a strange frame.
+        fletcher32=True,  # Detects flipped bits.
         **_compression(),
     )
 
@@ -162,11 +162,11 @@ def _check_alike(ep: Episode, frames: h5py.Dataset, kept: list[Episode]) -> None
 
 
 def read_info(path: Path) -> ShardInfo:
-    """Read all of a shard but its frames.
+    """Read a shard without its frames.
 
     Raises:
-        ShardError: truncated, corrupt, foreign or newer than this program.
-        ImportError: compressed with zstd, and hdf5plugin is not installed.
+        ShardError: the file is truncated, corrupt, not a shard, or of a newer version.
+        ImportError: the file is compressed with zstd, and hdf5plugin is not installed.
     """
     try:
         with h5py.File(path, "r") as file:
@@ -212,7 +212,7 @@ def _uses_zstd(obs: h5py.Dataset) -> bool:
 
 
 def sync_dir(path: Path) -> None:
-    """Make a rename in `path` last through a power cut (a no-op where directories cannot be opened)."""
+    """Make a rename in `path` survive a power cut (no effect if directories cannot be opened)."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:

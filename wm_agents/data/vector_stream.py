@@ -1,4 +1,4 @@
-"""Real environments that play on: one batch of actions a step, whole episodes out."""
+"""Real environments in lockstep: takes one batch of actions per step and returns whole episodes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Array = NDArray[Any]
 
 
 class Stream:
-    """`num` environments side by side; a row whose episode ends begins the next one with the next seed.
+    """`num` environments in lockstep; a row whose episode ends starts the next one with the next seed.
 
-    Rows with no seed left stop: `going` says which still play. Use it in a `with`, or close it.
+    Rows without a seed stop; `going` marks the active rows. Use it in a `with` statement, or close it.
     """
 
     def __init__(self, spec: RealSpec, num: int, seeds: Iterator[int]) -> None:
@@ -29,16 +29,16 @@ class Stream:
         self.seeds = seeds
         self.obs_space, self.act_space = self.envs[0].observation_space, self.envs[0].action_space
         self.obs: Array = np.zeros((num, *(self.obs_space.shape or ())), self.obs_space.dtype)
-        """(N, *obs_shape): what each row sees now."""
+        """(N, *obs_shape): the current observation of each row."""
         self.first = np.ones(num, bool)
-        """(N,): it opens an episode."""
+        """(N,): it is the first of an episode."""
         self.going = np.ones(num, bool)
         self._played: list[_Played] = [_Played() for _ in range(num)]
         for row in range(num):
             self._open(row)
 
     def step(self, act: Array) -> list[tuple[int, Episode]]:
-        """Take one step in every row that is going; the episodes that ended come back, each with its row."""
+        """Take one step in every active row and return the finished episodes, each with its row."""
         ended = []
         for row in map(int, np.flatnonzero(self.going)):
             obs, rew, term, trunc, _ = self.envs[row].step(act[row])
@@ -73,7 +73,7 @@ class Stream:
 
 
 class _Played:
-    """An episode so far."""
+    """An unfinished episode."""
 
     def __init__(self, seed: int = 0, obs: Array | None = None) -> None:
         self.seed = seed

@@ -1,4 +1,4 @@
-"""What a collecting process does: play a shard's worth of episodes and write them."""
+"""The worker process of collection: plays the episodes of a shard and writes them."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ MakePolicy = Callable[[gym.Env], Policy]
 
 
 def shard_name(seed: int | str) -> str:
-    """Name of the shard whose first episode has `seed`."""
+    """The name of the shard whose first episode has `seed`."""
     return f"seed-{seed:07d}" if isinstance(seed, int) else f"seed-{seed}"
 
 
 class ShardTask(NamedTuple):
-    """`num` episodes of consecutive seeds, to become one shard."""
+    """`num` episodes with consecutive seeds for one shard."""
 
     spec: RealSpec
     out: str
@@ -45,24 +45,24 @@ class ShardTask(NamedTuple):
 
 
 class Counters(NamedTuple):
-    """What all workers and their parent count together."""
+    """Counters shared by all workers and their parent."""
 
     steps: Synchronized[int]
     """Steps taken by all workers"""
     room: Synchronized[int]
-    """Bytes that may still be written"""
+    """Bytes that may still be written to disk"""
 
 
 class Halted(Exception):
-    """The parent wants no more."""
+    """The parent has stopped the collection."""
 
 
 class NoRoom(Exception):
-    """A limit would be passed; the argument is its name."""
+    """A limit would be exceeded; the argument is its name."""
 
 
 def collect_shard(counters: Counters, halt: Halt, task: ShardTask) -> ShardInfo | str:
-    """Play and write one shard; where it cannot land, the reason comes back and nothing is left behind."""
+    """Play and write one shard. If it cannot be written, return the reason and leave no file."""
     try:
         return write_shard(
             task.out,
@@ -82,7 +82,7 @@ def collect_shard(counters: Counters, halt: Halt, task: ShardTask) -> ShardInfo 
 
 
 def play(task: ShardTask, counters: Counters, halt: Halt) -> Iterator[Episode]:
-    """Play the task's episodes one after another; where lives end them, one for each life."""
+    """Play the episodes of the task; with `lives_end`, each life is one episode."""
     envs = SyncVectorEnv([partial(make_real, task.spec)], autoreset_mode=AutoresetMode.DISABLED)
     try:
         policy = task.make_policy(envs.envs[0])
@@ -116,7 +116,7 @@ def _counting_lives(
 
 
 def _admit(task: ShardTask, counters: Counters, size: int) -> None:
-    """Raise unless a shard of `size` bytes keeps within every limit."""
+    """Raise NoRoom if a shard of `size` bytes would exceed a limit."""
     if shutil.disk_usage(task.out).free - size < task.min_free_gb * 1e9:
         raise NoRoom("free_disk")
     with counters.room.get_lock():
