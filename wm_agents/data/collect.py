@@ -151,8 +151,7 @@ def _work(cfg: CollectConfig, make_policy: MakePolicy, plan: _Plan, stopping: Ca
             return "interrupted"
         seeds = ", ".join(f"{task.seed} to {task.seed + task.num - 1}" for task in running.values())
         raise RuntimeError(
-            f"{cfg.spec.id}, seeds {seeds}: {error}; finished shards in {cfg.out} are complete, "
-            "collect again to resume"
+            f"{cfg.spec.id}, seeds {seeds}: {error}; finished shards in {cfg.out} are complete, collect again to resume"
         ) from error
     finally:
         pool.close()
