@@ -1,0 +1,178 @@
+"""The structure of the packages in numbers: rooms, layers, imports against the layers, public names, density, lengths.
+
+python scripts/structure.py                    of this checkout
+python scripts/structure.py --against FOLDER   of another checkout beside it, such as an older one
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import io
+import json
+import tokenize
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("wm_envs", "policies", "wm_agents")
+SHELL = ("curriculum", "project", "cli", "tools", "web")
+"""Folders of wm_agents that only serve users; the rest is the core."""
+DENSE_LINE = 110
+
+Imports = dict[str, set[str]]
+"""By room, the rooms that it imports."""
+
+
+class File(NamedTuple):
+    """A Python file of the packages."""
+
+    name: str
+    """Dotted."""
+    room: str
+    text: str
+    tree: ast.Module
+
+
+def read(root: Path) -> list[File]:
+    """Every file of the packages; its room is its folder, or itself where it lies in a package's root."""
+    files = []
+    for package in PACKAGES:
+        for path in sorted((root / package).rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            text = path.read_text()
+            files.append(File(".".join(parts), _room(parts), text, ast.parse(text)))
+    return files
+
+
+def _room(parts: tuple[str, ...]) -> str:
+    return ".".join(parts[:2]) if parts[0] == "wm_agents" else parts[0]
+
+
+def imports(files: list[File]) -> Imports:
+    """Which room imports which, inside functions too."""
+    known = {file.room for file in files}
+    found: Imports = defaultdict(set)
+    for file in files:
+        for node in ast.walk(file.tree):
+            for name in _imported(node):
+                parts = tuple(name.split("."))
+                room = _room(parts)
+                if parts[0] in PACKAGES and room in known and room != file.room:
+                    found[file.room].add(room)
+    return found
+
+
+def _imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.module:
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return []
+
+
+def cycles(graph: Imports) -> list[list[str]]:
+    """Groups of rooms that import each other, directly or through others."""
+    reach = {room: _reachable(graph, room) for room in graph}
+    groups = {
+        tuple(sorted(o for o in reach[room] if room in reach.get(o, ()))) for room in graph if room in reach[room]
+    }
+    return [list(group) for group in sorted(groups)]
+
+
+def _reachable(graph: Imports, room: str) -> set[str]:
+    seen: set[str] = set()
+    ahead = list(graph.get(room, ()))
+    while ahead:
+        other = ahead.pop()
+        if other not in seen:
+            seen.add(other)
+            ahead.extend(graph.get(other, ()))
+    return seen
+
+
+def layers(graph: Imports, rooms: set[str]) -> int:
+    """The longest chain of imports, in rooms; rooms of a cycle count once."""
+    depth: dict[str, int] = {}
+    together = {room: tuple(group) for group in cycles(graph) for room in group}
+
+    def down(room: str, above: frozenset[str]) -> int:
+        if room not in depth:
+            group = together.get(room, (room,))
+            below = {other for member in group for other in graph.get(member, ())} - set(group) - above
+            depth[room] = 1 + max((down(other, above | set(group)) for other in below), default=0)
+        return depth[room]
+
+    return max(down(room, frozenset()) for room in rooms)
+
+
+def measure(root: Path) -> dict[str, float]:
+    """The numbers of a checkout, by name."""
+    files = read(root)
+    graph, rooms = imports(files), {file.room for file in files}
+    lines = {file.name: len(file.text.splitlines()) for file in files}
+    conditionals = sum(isinstance(node, ast.IfExp) for file in files for node in ast.walk(file.tree))
+    code = sum(_code_lines(file.text) for file in files)
+    names = Counter(name for file in files for name in _public(file))
+    return {
+        "files": len(files),
+        "lines": sum(lines.values()),
+        "rooms": len(rooms),
+        "layers": layers(graph, rooms),
+        "arrows between rooms": sum(map(len, graph.values())),
+        "rooms in import cycles": sum(map(len, cycles(graph))),
+        "public classes and functions": names.total(),
+        "public names with two meanings": sum(count > 1 for count in names.values()),
+        "conditional expressions per 100 code lines": round(100 * conditionals / code, 2),
+        f"lines over {DENSE_LINE} characters": sum(len(x) > DENSE_LINE for f in files for x in f.text.splitlines()),
+        "longest file": max(lines.values()),
+        "files in the core": sum(not _in_shell(file) for file in files),
+    }
+
+
+def _in_shell(file: File) -> bool:
+    parts = file.name.split(".")
+    return parts[0] == "wm_agents" and len(parts) > 1 and parts[1] in SHELL
+
+
+def _public(file: File) -> list[str]:
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return [node.name for node in file.tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
+
+
+def _code_lines(text: str) -> int:
+    """Lines that hold more than a comment or a docstring."""
+    skipped = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
+    held: set[int] = set()
+    previous = tokenize.NEWLINE
+    for token in tokens:
+        is_docstring = token.type == tokenize.STRING and previous in (
+            tokenize.NEWLINE,
+            tokenize.INDENT,
+            tokenize.DEDENT,
+        )
+        if token.type not in skipped and not is_docstring:
+            held.update(range(token.start[0], token.end[0] + 1))
+        if token.type not in (tokenize.COMMENT, tokenize.NL):
+            previous = token.type
+    return len(held)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--against", type=Path, help="another checkout, whose numbers stand first")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    args = parser.parse_args()
+    roots = [root for root in (args.against, ROOT) if root is not None]
+    columns = [measure(root) for root in roots]
+    if args.json:
+        print(json.dumps(columns[-1]))
+        return
+    for name in columns[0]:
+        print(f"{name:<44}" + "".join(f"{column[name]:>10,}" for column in columns))
+
+
+if __name__ == "__main__":
+    main()
