@@ -14,6 +14,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from policies.policy import Policy
 from wm_envs.action import act_dim
 
 Array = NDArray[Any]
@@ -62,11 +63,15 @@ class MLPPolicy:
         """Map feat (N, F) to the env's own actions (N, *space.shape)."""
         if obs.ndim != 2 or obs.shape[1] != self.feat_dim:
             raise ValueError(f"obs must be (N, {self.feat_dim}), got {obs.shape}")
+        return _to_actions(self.space, self.outputs(obs), self.squash)
+
+    def outputs(self, obs: Array) -> Tensor:
+        """The last layer's outputs (N, A) for feat (N, F), before they become actions."""
         x = torch.from_numpy(np.ascontiguousarray(obs, np.float32))
         *hidden, (weight, bias) = self.layers
         for w, b in hidden:
             x = ACTIVATIONS[self.activation](F.linear(x, w, b))
-        return _to_actions(self.space, F.linear(x, weight, bias), self.squash)
+        return F.linear(x, weight, bias)
 
     def tensors(self) -> dict[str, Tensor]:
         """The layers by name, for a safetensors file."""
@@ -94,6 +99,31 @@ class MLPPolicy:
             raise ValueError(f"tensors must be '0.weight', '0.bias' and so on, got {sorted(tensors)}")
         layers = [(tensors[weight], tensors[bias]) for weight, bias in zip(names[::2], names[1::2])]
         return cls(act_space, layers, about["activation"], about["squash"])
+
+
+class DrawnPolicy:
+    """Draws discrete actions by the chances that a network's outputs are logits of: how it acted as it learned.
+
+    Args:
+        policy: one of Discrete actions, as PPO leaves it.
+
+    Raises:
+        ValueError: it has other actions.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        if not isinstance(policy, MLPPolicy) or not isinstance(policy.space, spaces.Discrete):
+            raise ValueError(f"actions can be drawn by an MLPPolicy of Discrete ones only, got {policy!r}")
+        self.policy, self.space = policy, policy.space
+
+    def reset(self, num: int, seed: int) -> None:
+        self.policy.reset(num, seed)
+        self.rng = np.random.default_rng([seed, 3])  # No other policy's stream.
+
+    def act(self, obs: Array) -> Array:
+        shares = self.policy.outputs(obs).double().softmax(1).cumsum(1).numpy()
+        drawn = (shares[:, :-1] < self.rng.random((len(obs), 1))).sum(1)
+        return np.asarray(drawn + self.space.start, self.space.dtype)
 
 
 def _check_shapes(layers: Sequence[tuple[Tensor, ...]], outs: int, space: gym.Space[Any]) -> None:

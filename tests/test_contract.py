@@ -22,6 +22,7 @@ from wm_agents.data.replay import Batch
 from wm_agents.factory import create_world_model
 from wm_agents.models.dreamerv3 import DreamerV3
 from wm_agents.models.model import Model
+from wm_agents.models.objects import Objects
 from wm_agents.pretrained import make_real_env, save_model
 from wm_agents.training.dreamer_agent import DreamerLearner
 from wm_envs.checker import check_vector_env
@@ -45,7 +46,10 @@ class Case(NamedTuple):
     def make(self) -> Model:
         torch.manual_seed(0)
         shapes = {"obs_shape": self.obs_shape, "action_dim": self.action_dim, "action_type": self.action_type}
-        return create_world_model(self.preset, **shapes, **self.overrides)  # type: ignore[arg-type]
+        model = create_world_model(self.preset, **shapes, **self.overrides)  # type: ignore[arg-type]
+        if isinstance(model, Objects):
+            model.eye.fit(model.pixels(frames(model.obs_space, 4)))
+        return model
 
 
 MODELS = {
@@ -55,6 +59,8 @@ MODELS = {
     "vmc vectors": Case("vmc:ci", (5,), 2),
     "ensemble": Case("ensemble:ci", (5,), 2),
     "ensemble choices": Case("ensemble:ci", (5,), 3, "discrete"),
+    "objects": Case("objects:ci", (16, 16, 1), 3, "discrete"),
+    "objects channels first": Case("objects:ci", (1, 16, 16), 2),
     "dreamerv3 pixels": Case("dreamerv3:ci", (64, 64, 3), 2),
     "dreamerv3 channels first": Case("dreamerv3:ci", (3, 64, 64), 3, "discrete"),
     "dreamerv3 vectors": Case("dreamerv3:ci", (5,), 2),

@@ -158,6 +158,16 @@ def test_each_round_goes_on_from_the_last(tmp_path: Path) -> None:
     assert seeds[0] == 1 and any(20_001 <= seed < 20_100 for seed in seeds) and max(seeds) < 900_000
 
 
+@pytest.mark.usefixtures("at_home")
+def test_rounds_between_judgings_are_not_judged_and_the_last_one_is(tmp_path: Path) -> None:
+    cfg = replace(MEMBERS, rounds=4, judge_every=3, round_seeds=500, draw_actions=True)
+    run(cfg, tmp_path)
+    rounds = json.loads((tmp_path / "summary.json").read_text())["rounds"]
+    assert [round for round, stages in rounds.items() if "real" in stages["judge"]] == ["2", "3"]
+    seeds = [int(path.stem.split("-")[1]) for path in (tmp_path / "data").glob("seed-*.h5")]
+    assert {seed // 500 for seed in seeds} == {0, 1, 2, 3}
+
+
 class Killed(BaseException):
     """Not an Exception: nothing on the way may swallow it."""
 

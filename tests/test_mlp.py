@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
-from policies.mlp import MLPPolicy
+from policies.mlp import DrawnPolicy, MLPPolicy
 from wm_agents.checkpoint import read_tensors
 from wm_agents.system.files import write_tensors
 from wm_envs.action import act_dim
@@ -144,3 +144,20 @@ def test_foreign_tensors_are_refused() -> None:
         MLPPolicy.from_tensors(BOX, lacking, policy.about())
     with pytest.raises(ValueError, match="the last layer must have 3 outputs for Discrete"):
         MLPPolicy.from_tensors(spaces.Discrete(3), policy.tensors(), {**policy.about(), "squash": "argmax"})
+
+
+def test_drawn_actions_come_as_often_as_the_outputs_say_and_follow_the_seed() -> None:
+    policy = DrawnPolicy(identity(spaces.Discrete(3, start=5), "argmax"))
+    feat = np.log(np.tile(np.array([[0.2, 0.7, 0.1]], np.float32), (20_000, 1)))
+    drawn = []
+    for seed in (0, 0, 1):
+        policy.reset(len(feat), seed)
+        drawn.append(policy.act(feat))
+    assert np.bincount(drawn[0] - 5) / len(feat) == pytest.approx([0.2, 0.7, 0.1], abs=0.015)
+    assert np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
+    assert not np.array_equal(drawn[0], policy.act(feat)), "the next step draws anew"
+
+
+def test_only_discrete_actions_can_be_drawn() -> None:
+    with pytest.raises(ValueError, match="drawn by an MLPPolicy of Discrete ones only"):
+        DrawnPolicy(identity(BOX, "clip"))

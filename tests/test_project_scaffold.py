@@ -15,7 +15,7 @@ import toy_line
 
 from wm_agents.cli import app as cli
 from wm_agents.errors import ConfigurationError
-from wm_agents.loops.recipes import RECIPES
+from wm_agents.loops.recipes import PROJECT_RECIPES
 from wm_agents.project import scaffold
 from wm_agents.project.defaults import usual
 from wm_agents.project.scaffold import write_project
@@ -63,7 +63,8 @@ def test_a_known_environment_begins_with_what_worked_for_it() -> None:
     values = usual("ALE/Pong-v5", None, "my")
     assert values["data"]["crop"] == [34, 194, 0, 160] and values["data"]["actions"] == [0, 2, 3]
     assert values["architecture"]["rew_head"] == "classes" and values["architecture"]["obs_shape"] == [64, 64, 1]
-    assert values["controller"]["kind"] == "ppo" and values["online_collection"]["rounds"] == RECIPES["Pong"].rounds
+    assert values["controller"]["kind"] == "ppo"
+    assert values["online_collection"]["rounds"] == PROJECT_RECIPES["Pong"].rounds
     values = usual("ALE/Breakout-v5", "tdmpc2:ci", "my")  # Whole games, in threes.
     assert values["data"]["stack"] is True and "lives_end" not in values["data"]
     assert values["architecture"]["obs_shape"] == [64, 64, 3]

@@ -15,6 +15,7 @@ from wm_agents.factory import get_config
 from wm_agents.fields import field_docs
 from wm_agents.loops.online_config import LEARNERS
 from wm_agents.loops.recipes import DYNAMICS, RECIPES
+from wm_agents.loops.recipes import PONG_IN_PICTURES as PONG
 from wm_agents.models.families import config_class
 from wm_agents.project.json_schema import project_schema, section_schema, type_schema
 from wm_agents.project.schema import SECTIONS
@@ -67,7 +68,7 @@ def test_a_project_is_shown_with_its_defaults(
     ("environment", "model", "own"),
     [
         ("CartPole-v1", "ensemble:ci", RECIPES["CartPole"].dynamics),
-        ("ALE/Pong-v5", "vmc:ci", RECIPES["Pong"].memory.replace(sequence_length=RECIPES["Pong"].window)),
+        ("ALE/Pong-v5", "vmc:ci", PONG.memory.replace(sequence_length=PONG.window)),
         ("nowhere:Nothing-v0", "ensemble:ci", DYNAMICS),
     ],
 )
@@ -152,7 +153,13 @@ def test_the_schema_has_every_key_and_no_other(capsys: pytest.CaptureFixture[str
     assert schema["properties"].keys() == {"project_name", "environment", "model", *kinds}
     assert wm("schema") == 0
     families = json.loads(capsys.readouterr().out)["properties"]["architecture"]["anyOf"]
-    assert [kind["title"] for kind in families] == ["VMCConfig", "EnsembleConfig", "DreamerV3Config", "TDMPC2Config"]
+    assert [kind["title"] for kind in families] == [
+        "VMCConfig",
+        "EnsembleConfig",
+        "ObjectsConfig",
+        "DreamerV3Config",
+        "TDMPC2Config",
+    ]
     assert wm("schema", "--model", "wm.toml") == 1
     assert "must be a preset such as vmc:small, got 'wm.toml'" in capsys.readouterr().err
 

@@ -158,6 +158,10 @@ class Dataset:
             raise ValueError(f"no episodes in {self.root} ({len(self.skipped)} file(s) skipped: {self.skipped})")
         return self.shards[0]
 
+    def shard_name(self, i: int) -> str:
+        """Name of the file that holds episode `i`; episodes of one file have numbers side by side."""
+        return self.shards[int(self._shard_of[i])].name
+
     def episode(self, i: int) -> Episode:
         """Read the complete episode `i`."""
         shard, frames, steps = self._where(i, 0, int(self.lengths[i]))

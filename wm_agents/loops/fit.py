@@ -17,15 +17,19 @@ from wm_agents.checkpoint import load_weights
 from wm_agents.data.dataset import Dataset, hold_out
 from wm_agents.evaluation.termination import CALIBRATED, CUT_OFF, FEW_ENDS, calibrate_cut_off
 from wm_agents.factory import Model
-from wm_agents.loops.recipes import SEEDS_A_ROUND, ImproveConfig
-from wm_agents.models import ensemble, vmc
+from wm_agents.loops.recipes import ImproveConfig
+from wm_agents.models import ensemble, objects, vmc
 from wm_agents.models.saved import load_model
 from wm_agents.training import fit_ensemble as fit_members
+from wm_agents.training import fit_objects as fit_things
 from wm_agents.training.callbacks import Callback
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.fit_vmc import encode_dataset, fit_memory, fit_vision, make_starts, set_reward_scale
 from wm_envs.frames import is_image
 from wm_envs.world_model import Latent
+
+FIRST_FIT = 4
+"""The first round of an object model takes this multiple of its updates: it starts from scratch."""
 
 
 class Learned(NamedTuple):
@@ -51,7 +55,7 @@ class Lesson(NamedTuple):
     @property
     def recent(self) -> NDArray[np.int64]:
         """Episodes of the last rounds, which dreams start in."""
-        since = self.cfg.seed + (self.round - self.cfg.start_rounds + 1) * SEEDS_A_ROUND
+        since = self.cfg.seed + (self.round - self.cfg.start_rounds + 1) * self.cfg.round_seeds
         return np.flatnonzero(np.array(self.dataset.seeds) >= since)
 
     @property
@@ -65,6 +69,8 @@ def new_model(cfg: ImproveConfig, obs_space: gym.Space[Any], act_space: gym.Spac
     family = cfg.family if cfg.family != "auto" else ("vmc" if is_image(obs_space) else "ensemble")
     if family == "ensemble":
         return ensemble.Ensemble(cfg.ensemble, obs_space, act_space)
+    if family == "objects":
+        return objects.Objects(cfg.objects, obs_space, act_space)
     model = vmc.VMC(cfg.model if is_image(obs_space) else _for_vectors(cfg.model), obs_space, act_space)
     if cfg.warm_start is not None:
         take_vision(model, cfg.warm_start)
@@ -89,6 +95,8 @@ def learn(model: Model, lesson: Lesson) -> Learned:
     """Fit `model` to the data; a training that was stopped goes on from where it was."""
     if isinstance(model, ensemble.Ensemble):
         return _learn_ensemble(model, lesson)
+    if isinstance(model, objects.Objects):
+        return _learn_objects(model, lesson)
     assert isinstance(model, vmc.VMC), model.family
     return _learn_vmc(model, lesson)
 
@@ -126,6 +134,20 @@ def _learn_ensemble(model: ensemble.Ensemble, lesson: Lesson) -> Learned:
     run_dir = lesson.run_dir / "dynamics"
     result = fit_members.fit_ensemble(model, data, cfg.dynamics, run_dir, first=first, callbacks=callbacks)
     starts = fit_members.make_starts(data, cfg.starts, lesson.rng, lesson.recent)
+    return Learned(starts, {"dynamics": result.best_val or 0.0})
+
+
+def _learn_objects(model: objects.Objects, lesson: Lesson) -> Learned:
+    """V once, on the first data; M in each round from where it was, so that small rounds take few updates."""
+    cfg, dataset, first = lesson.cfg, lesson.dataset, lesson.round == 0
+    if first:
+        fit_things.fit_eye(model, dataset, lesson.rng)
+    data = fit_things.read_slots(model, dataset, dataset.root.with_name("slots"))
+    data = fit_things.fit_limits(model, data)
+    training = cfg.dynamics.replace(total_steps=cfg.dynamics.total_steps * (FIRST_FIT if first else 1))
+    run_dir = lesson.run_dir / "dynamics"
+    result = fit_things.fit_objects(model, data, training, run_dir, lesson.callbacks("dynamics"))
+    starts = fit_things.make_starts(data, model.cfg.history, cfg.starts, lesson.rng, lesson.recent)
     return Learned(starts, {"dynamics": result.best_val or 0.0})
 
 

@@ -13,6 +13,7 @@ from policies.cmaes import CMAConfig
 from policies.sb3 import check_actions
 from wm_agents.control.ppo import PPOConfig
 from wm_agents.models.ensemble import EnsembleConfig
+from wm_agents.models.objects import ObjectsConfig
 from wm_agents.models.vmc import VMCConfig
 from wm_agents.training.config import TrainingConfig
 from wm_envs.real import check_spec, make_real, spec_for
@@ -45,6 +46,8 @@ class ImproveConfig:
     """Agent steps of exploration before the first round."""
     round_steps: int = 30_000
     """Agent steps with the current controller before each further round."""
+    round_seeds: int = SEEDS_A_ROUND
+    """Environment seeds reserved for each round; all lie below 900,000, so many rounds need a smaller number."""
     shard_episodes: int = 8
     """Episodes per data file; collection completes whole files, so use few if real steps are expensive."""
     stall: int | None = None
@@ -55,9 +58,11 @@ class ImproveConfig:
     """Levels of exploration noise on the controller; one is drawn per episode."""
     leave: float = 0.0
     """Share of episodes in which random actions take over until the end, from a step within `horizon`."""
-    family: Literal["auto", "vmc", "ensemble"] = "auto"
-    """`vmc` for pixels and partially observed tasks, `ensemble` for fully observed vectors; `auto` chooses by
-    the observation space."""
+    draw_actions: bool = False
+    """Collect with discrete actions drawn from PPO's probabilities instead of the most likely ones."""
+    family: Literal["auto", "vmc", "ensemble", "objects"] = "auto"
+    """`vmc` for pixels and partially observed tasks, `ensemble` for fully observed vectors, `objects` for pixels
+    of things on a still background; `auto` chooses `vmc` or `ensemble` by the observation space."""
     model: VMCConfig = field(default_factory=VMCConfig)
     """Settings of V-M-C."""
     vision: TrainingConfig = VISION
@@ -73,8 +78,10 @@ class ImproveConfig:
     """Steps of the windows that M is trained on."""
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     """Settings of an ensemble."""
+    objects: ObjectsConfig = field(default_factory=ObjectsConfig)
+    """Settings of an object model."""
     dynamics: TrainingConfig = DYNAMICS
-    """Training of an ensemble, from scratch in every round."""
+    """Training of an ensemble, from scratch in every round, or of an object model, which continues each round."""
     controller: Literal["linear", "ppo"] = "linear"
     """`linear`: a linear controller trained by CMA-ES, as in the paper; `ppo`: a small network trained by
     Stable-Baselines3's PPO."""
@@ -97,6 +104,8 @@ class ImproveConfig:
     left the track."""
     judge_episodes: int = 24
     """Real episodes for the evaluation of each round, which selects the best round; 0 keeps the last round."""
+    judge_every: int = 1
+    """Rounds between these evaluations; the last round always has one."""
     final_episodes: int = 100
     """Held-out episodes for the final score."""
     check_every: int | None = None
@@ -114,9 +123,10 @@ class ImproveConfig:
     """Maximum size of the collected data on disk."""
 
     def __post_init__(self) -> None:
-        least = {"rounds": 1, "random_steps": 1, "round_steps": 1, "shard_episodes": 1, "vision_rounds": 0, "window": 1,
-                 "horizon": 1, "temperature": 0, "pessimism": 0, "judge_episodes": 0, "final_episodes": 1, "starts": 1,
-                 "start_rounds": 1, "procs": 0}  # fmt: skip
+        least = {"rounds": 1, "random_steps": 1, "round_steps": 1, "round_seeds": 1, "shard_episodes": 1,
+                 "vision_rounds": 0, "window": 1, "horizon": 1, "temperature": 0, "pessimism": 0,
+                 "judge_episodes": 0, "judge_every": 1, "final_episodes": 1, "starts": 1, "start_rounds": 1,
+                 "procs": 0}  # fmt: skip
         for name, low in least.items():
             if not low <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
@@ -130,7 +140,7 @@ class ImproveConfig:
         for name in ("max_disagreement", "max_gb"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        end = self.seed + self.rounds * SEEDS_A_ROUND
+        end = self.seed + self.rounds * self.round_seeds
         if self.seed < 0 or end > JUDGE_SEED:
             raise ValueError(
                 f"{self.rounds} rounds from seed {self.seed:,} collect up to seed {end:,}, but seeds from "
@@ -152,6 +162,28 @@ class ImproveConfig:
 # For games with a ball of two pixels and sparse points.
 SMALL_THINGS = VMCConfig(motion_weight=31.0, kl_weight=0.005, rew_head="classes")
 
+PONG_IN_PICTURES = ImproveConfig(
+    TASKS["Pong"].real,
+    out="runs/pong",
+    rounds=8,
+    random_steps=60_000,
+    round_steps=25_000,
+    shard_episodes=2,
+    max_steps=2000,
+    noise=(0.0, 0.1, 0.3),
+    model=replace(SMALL_THINGS, hidden=384),
+    vision=replace(VISION, total_steps=6000, learning_rate=1e-3),
+    vision_rounds=2,
+    memory=replace(MEMORY, total_steps=5000),
+    controller="ppo",
+    ppo=PPOConfig(iterations=150, envs=256, steps=64, batch_size=1024, net=(256, 256), activation="relu", whiten=True),
+    horizon=100,
+    temperature=0.5,
+    judge_episodes=2,
+    starts=4096,
+)
+"""Pong by V-M-C."""
+
 RECIPES = {
     "CarRacing": ImproveConfig(
         TASKS["CarRacing"].real,
@@ -168,26 +200,44 @@ RECIPES = {
         starts=4096,
     ),
     "Pong": ImproveConfig(
-        TASKS["Pong"].real,
+        # Whole pixels and single frames: things are found by their exact colours.
+        replace(TASKS["Pong"].real, size=160, max_frames=False),
         out="runs/pong",
-        rounds=8,
-        random_steps=60_000,
-        round_steps=25_000,
-        shard_episodes=2,
-        max_steps=2000,
-        noise=(0.0, 0.1, 0.3),
-        model=replace(SMALL_THINGS, hidden=384),
-        vision=replace(VISION, total_steps=6000, learning_rate=1e-3),
-        vision_rounds=2,
-        memory=replace(MEMORY, total_steps=5000),
+        rounds=70,
+        random_steps=10_000,
+        round_steps=2_000,
+        round_seeds=4_000,
+        shard_episodes=1,
+        max_steps=2_000,
+        noise=(0.08,),
+        draw_actions=True,
+        family="objects",
+        dynamics=FIT.replace(
+            optimizer="adamw",
+            total_steps=250,
+            batch_size=768,
+            learning_rate=1e-3,
+            weight_decay=1e-3,
+            grad_clip=10.0,
+        ),
         controller="ppo",
         ppo=PPOConfig(
-            iterations=150, envs=256, steps=64, batch_size=1024, net=(256, 256), activation="relu", whiten=True
+            iterations=30,
+            envs=512,
+            steps=32,
+            batch_size=1024,
+            epochs=3,
+            lr=3e-4,
+            ent_coef=0.002,
+            net=(192, 192),
+            activation="silu",
         ),
-        horizon=100,
-        temperature=0.5,
+        horizon=64,
         judge_episodes=2,
+        judge_every=10,
         starts=4096,
+        start_rounds=2,
+        procs=0,
     ),
     "CartPole": ImproveConfig(
         TASKS["CartPole"].real,
@@ -234,7 +284,7 @@ RECIPES = {
     ),
 }
 RECIPES["Breakout"] = replace(
-    RECIPES["Pong"],
+    PONG_IN_PICTURES,
     spec=TASKS["Breakout"].real,
     out="runs/breakout",
     rounds=4,
@@ -244,6 +294,8 @@ RECIPES["Breakout"] = replace(
 )
 """Training settings of each task, as in the last rounds of the shipped dreams. scripts/reference/ has the
 complete history."""
+PROJECT_RECIPES = {**RECIPES, "Pong": PONG_IN_PICTURES}
+"""The same by the families that a wm.toml supports."""
 
 
 def seeded(cfg: ImproveConfig, seed: int) -> ImproveConfig:

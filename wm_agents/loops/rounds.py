@@ -21,6 +21,7 @@ from rich.console import Console
 from policies.cmaes import Generation
 from policies.latent import LatentPolicy
 from policies.linear import LinearPolicy
+from policies.mlp import DrawnPolicy
 from policies.policy import NoisyPolicy, Policy, explorer
 from policies.sb3 import check_actions
 from wm_agents.control.evolve import controller_at, evolve_in_dream
@@ -31,7 +32,7 @@ from wm_agents.evaluation.evaluate import evaluate_real
 from wm_agents.factory import Model
 from wm_agents.loops.finish import Candidate, Story, deliver
 from wm_agents.loops.fit import Lesson, learn, new_model
-from wm_agents.loops.recipes import JUDGE_SEED, SEEDS_A_ROUND, ImproveConfig
+from wm_agents.loops.recipes import JUDGE_SEED, ImproveConfig
 from wm_agents.models.ensemble import Ensemble
 from wm_agents.models.saved import load_model
 from wm_agents.models.vmc import VMC, sizes
@@ -101,19 +102,20 @@ class Improvement:
         """Drive for real: explore at first, then the last controller with noise."""
         cfg = self.cfg
         first, last = self.round == 0, str(self._dir(self.round - 1) / "model")
+        driver = partial(explore_with, last, cfg.noise, cfg.leave, cfg.horizon, draw_actions=cfg.draw_actions)
         summary = collect(
             CollectConfig(
                 cfg.spec,
                 str(self.data_dir),
                 steps=cfg.random_steps if first else cfg.round_steps,
-                seed=cfg.seed + self.round * SEEDS_A_ROUND,
+                seed=cfg.seed + self.round * cfg.round_seeds,
                 procs=cfg.procs,
                 shard_episodes=cfg.shard_episodes,
                 stall=cfg.stall,
                 max_steps=cfg.max_steps,
                 max_gb=cfg.max_gb,
             ),
-            explorer if first else partial(explore_with, last, cfg.noise, cfg.leave, cfg.horizon),
+            explorer if first else driver,
             console=self.console,
         )
         if summary.stopped == "interrupted":
@@ -180,7 +182,8 @@ class Improvement:
 
     def judge(self) -> dict[str, float]:
         """Drive for real without noise, on seeds kept for choosing between rounds."""
-        if self.cfg.judge_episodes == 0:
+        last = self.round == self.cfg.rounds - 1
+        if self.cfg.judge_episodes == 0 or ((self.round + 1) % self.cfg.judge_every and not last):
             return {}
         seeds = range(JUDGE_SEED, JUDGE_SEED + self.cfg.judge_episodes)
         score = evaluate_real(
@@ -360,6 +363,11 @@ def check_training(cfg: ImproveConfig) -> None:
                 f"{cfg.spec.id}: {error}, or let CMA-ES learn, which takes any: `wm improve --controller linear`, or "
                 'kind = "linear" in [controller] of a wm.toml'
             ) from error
+    if cfg.draw_actions and not (cfg.controller == "ppo" and isinstance(env.action_space, gym.spaces.Discrete)):
+        raise ValueError(
+            f"draw_actions needs controller='ppo' and Discrete actions, got {cfg.controller!r} and {env.action_space}; "
+            "leave it out"
+        )
     if episode_limit(cfg.spec) is None:
         raise ValueError(
             f"{cfg.spec.id} sets no limit to its episodes; give one: --spec.max_episode_steps N, or max_episode_steps "
@@ -373,7 +381,21 @@ def check_training(cfg: ImproveConfig) -> None:
         )
 
 
-def explore_with(model: str, noise: tuple[float, ...], leave: float, leave_by: int, env: gym.Env[Any, Any]) -> Policy:
-    """The policy of later rounds' data: a controller, shaken; the latent takes in what was done, noise and all."""
+def explore_with(
+    model: str,
+    noise: tuple[float, ...],
+    leave: float,
+    leave_by: int,
+    env: gym.Env[Any, Any],
+    draw_actions: bool = False,
+) -> Policy:
+    """The policy of later rounds' data: a controller, shaken; the latent takes in what was done, noise and all.
+
+    Args:
+        draw_actions: see `ImproveConfig`.
+    """
     net, artifact = cached_model(model)
-    return LatentPolicy(net, NoisyPolicy(load_policy(net, artifact), env.action_space, noise, leave, leave_by))
+    policy: Policy = load_policy(net, artifact)
+    if draw_actions:
+        policy = DrawnPolicy(policy)
+    return LatentPolicy(net, NoisyPolicy(policy, env.action_space, noise, leave, leave_by))

@@ -36,6 +36,9 @@ FAMILIES = {
     "ensemble": Family(
         "ensemble", "Ensemble", "EnsembleConfig", "probabilistic ensemble on vectors, after PETS and MBPO", (8,), 2
     ),
+    "objects": Family(
+        "objects", "Objects", "ObjectsConfig", "things on a still background, moved by discrete draws", (160, 160, 1), 3
+    ),
     "dreamerv3": Family(
         "dreamerv3", "DreamerV3", "DreamerV3Config", "DreamerV3 of Hafner et al.: a recurrent state-space model",
         (64, 64, 3), 6,
@@ -48,6 +51,7 @@ FAMILIES = {
 ALIASES = {
     "vmc": "vmc:small",
     "ensemble": "ensemble:default",
+    "objects": "objects:default",
     "dreamer": "dreamerv3:size12m",
     "dreamerv3": "dreamerv3:size12m",
     "dreamer-ci": "dreamerv3:ci",

@@ -10,7 +10,7 @@ import torch
 
 from wm_agents.errors import ConfigurationError
 from wm_agents.loops.online_config import online_recipe, seen_by
-from wm_agents.loops.recipes import RECIPES, ImproveConfig, recipe_for
+from wm_agents.loops.recipes import PROJECT_RECIPES, ImproveConfig, recipe_for
 from wm_agents.models.families import build, config_class, resolve
 from wm_agents.project.schema import ACTS
 from wm_agents.spaces import action_type_of
@@ -80,7 +80,7 @@ def limited(spec: RealSpec) -> RealSpec:
 
 def recipe_of(environment: str) -> ImproveConfig:
     """What is known to work for an environment, or what to begin with."""
-    known = (recipe for recipe in RECIPES.values() if recipe.spec.id == environment)
+    known = (recipe for recipe in PROJECT_RECIPES.values() if recipe.spec.id == environment)
     return next(known, None) or recipe_for(environment)
 
 

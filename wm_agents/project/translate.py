@@ -10,7 +10,7 @@ import gymnasium as gym
 
 from wm_agents.errors import ConfigurationError
 from wm_agents.loops.online_config import LEARNERS, OnlineConfig, online_recipe
-from wm_agents.loops.recipes import RECIPES, ImproveConfig, recipe_for, seeded
+from wm_agents.loops.recipes import PROJECT_RECIPES, ImproveConfig, recipe_for, seeded
 from wm_agents.models.config import WorldModelConfig
 from wm_agents.models.ensemble import EnsembleConfig
 from wm_agents.models.families import build, config_class
@@ -203,5 +203,5 @@ def seed_of(project: Project) -> int:
 
 def _recipe(project: Project) -> ImproveConfig:
     """What is known to work for the environment, or settings to begin with."""
-    known = (recipe for recipe in RECIPES.values() if recipe.spec.id == project.environment)
+    known = (recipe for recipe in PROJECT_RECIPES.values() if recipe.spec.id == project.environment)
     return next(known, None) or recipe_for(project.environment)

@@ -1,0 +1,392 @@
+"""Objects: a world model whose latent is where things are, in whole pixels, and whose every guess is discrete.
+
+V (`Slots`) finds things by colour. M sees the slots of the last frames and actions, and draws the next frame's slots
+one after another, the largest thing first, each knowing where those before it went: whether it is seen, how many rows
+and then how many columns it moves, or at which row and column it appears; then the reward and the end. Positions never
+blur, so a dream of ten thousand steps is as sharp as its first frame.
+
+An episode may end by a count of rewards, as a game to 21 points does: the counts are part of the latent, and the limits
+are read off the episodes that ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import gymnasium as gym
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wm_agents.errors import strict
+from wm_agents.models.config import ELSEWHERE, WorldModelConfig
+from wm_agents.models.loss import LossOutput
+from wm_agents.models.model import Model
+from wm_agents.models.slots import Slots
+from wm_agents.models.vmc import MAX_CLASSES, RewardClasses
+from wm_envs.frames import frame_shape
+from wm_envs.world_model import Generator, Latent, Step, draw_normal
+
+if TYPE_CHECKING:
+    from wm_agents.data.replay import Batch
+
+LONGEST = 32
+"""Steps since a thing came or went, counted so far."""
+
+
+@strict(ELSEWHERE)
+@dataclass(frozen=True)
+class ObjectsConfig(WorldModelConfig):
+    """Sizes of an object model."""
+
+    family: ClassVar[str] = "objects"
+    SIZES: ClassVar[Mapping[str, Mapping[str, Any]]] = {"ci": {"slots": 2, "hidden": 32, "head": 16}, "default": {}}
+
+    slots: int = 4
+    """Things at most, one a colour."""
+    history: int = 4
+    """Frames that the next one depends on."""
+    reach: int = 32
+    """Pixels that a thing moves in a step at most, along each axis; what goes further appears anew."""
+    hidden: int = 256
+    """Units of the two layers that all heads share."""
+    head: int = 128
+    """Units of the one layer of each head."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_least(1, "slots", "reach", "hidden", "head")
+        self.check_least(2, "history")
+
+
+class Transitions(NamedTuple):
+    """Steps of real episodes: latent, act -> rew and what is seen next."""
+
+    latent: Latent
+    act: Tensor
+    """(B, A), encoded"""
+    rew: Tensor
+    """(B,)"""
+    term: Tensor
+    """(B,), 1 where the step ended the episode other than by a limit of rewards"""
+    place: Tensor
+    """(B, K, 2), the last known one where the thing is not seen"""
+    here: Tensor
+    """(B, K)"""
+
+
+class Objects(Model):
+    """The world model. Its latent: `place` (B, T, K, 2) in pixels and `here` (B, T, K), the newest frame last, `acts`
+    (B, T-1, A) between them, `age` (B, K) steps since each thing came or went, `score` (B, 2) rewards below and above
+    0 since the episode began, where that is known."""
+
+    family: ClassVar[str] = "objects"
+    cfg: ObjectsConfig
+
+    def __init__(self, cfg: ObjectsConfig, obs_space: gym.Space[Any], act_space: gym.Space[Any]) -> None:
+        super().__init__(cfg, obs_space, act_space)
+        frame = frame_shape(obs_space)
+        if frame is None:
+            raise ValueError(
+                f"the family 'objects' needs (H, W, C) uint8 pixels, got {obs_space}; use 'ensemble' for vectors"
+            )
+        channels, height, width = frame
+        self.channels_first = tuple(obs_space.shape or ()) == frame
+        self.eye = Slots(cfg.slots, height, width, channels)
+        self.limit: Tensor
+        # Counts of rewards below and above 0 that end an episode; infinite where none was seen to.
+        self.register_buffer("limit", torch.full((2,), torch.inf))
+        later, earlier = torch.tril_indices(cfg.slots, cfg.slots, -1)
+        self.register_buffer("later", later, persistent=False)
+        self.register_buffer("earlier", earlier, persistent=False)
+        self.feat_dim = self.feat(self.initial(1)).shape[1]
+        self.heads = Heads(cfg, self.feat_dim + self.actions, (height, width))
+        self.rewards = RewardClasses()
+
+    def initial(self, num: int) -> Latent:
+        cfg, zeros = self.cfg, torch.zeros
+        return {
+            "place": zeros(num, cfg.history, cfg.slots, 2, device=self.device),
+            "here": zeros(num, cfg.history, cfg.slots, device=self.device),
+            "acts": zeros(num, cfg.history - 1, self.actions, device=self.device),
+            "age": zeros(num, cfg.slots, device=self.device),
+            "score": zeros(num, 2, device=self.device),
+        }
+
+    def encode(
+        self, obs: Tensor, latent: Latent | None = None, act: Tensor | None = None, first: Tensor | None = None
+    ) -> Latent:
+        """Take in a frame. Before an episode's first one the world stood still; the score stays what it was."""
+        place, here = self.eye.see(self.pixels(obs))
+        opening = {
+            **self.initial(len(obs)),
+            "place": place[:, None].repeat(1, self.cfg.history, 1, 1),
+            "here": here[:, None].repeat(1, self.cfg.history, 1),
+        }
+        if latent is None or act is None:
+            return opening
+        after = self.advance(latent, act, place, here)
+        if first is None:
+            return after
+        return {key: torch.where(_like(first, leaf), opening[key], leaf) for key, leaf in after.items()}
+
+    def advance(self, latent: Latent, act: Tensor, place: Tensor, here: Tensor) -> Latent:
+        """The latent once `act` was taken and things are at `place` (B, K, 2) where `here` (B, K); score as it was."""
+        place = torch.where(here[..., None] > 0, place, latent["place"][:, -1])
+        same = (here == latent["here"][:, -1]).float()
+        return {
+            "place": torch.cat([latent["place"][:, 1:], place[:, None]], 1),
+            "here": torch.cat([latent["here"][:, 1:], here[:, None]], 1),
+            "acts": torch.cat([latent["acts"][:, 1:], act[:, None].to(latent["acts"].dtype)], 1),
+            "age": ((latent["age"] + 1) * same).clamp(max=LONGEST),
+            "score": latent["score"],
+        }
+
+    def step(self, latent: Latent, act: Tensor, *, temperature: float = 1.0, generator: Generator = None) -> Step:
+        """Dream one step; tau divides every head's logits, and 0 takes the likeliest of each in turn."""
+        num = len(latent["age"])
+        self.check_act(act, num)
+        chance = None
+        if temperature > 0:
+            # A normal's own quantile is uniform.
+            chance = torch.special.ndtr(draw_normal(num, 3 * self.cfg.slots + 2, generator, self.device))
+        drawn = self.heads.draw(self.feat(latent), act, latent, self.eye.count, self._odds, Dice(chance, temperature))
+        after = self.advance(latent, act, drawn.place, drawn.here)
+        rew = self.rewards.values[drawn.rew]
+        counts = torch.stack([rew < 0, rew > 0], 1).float()
+        after["score"] = latent["score"] + counts
+        # A score that is not known may pass a limit in its first step: only the step that reaches it ends.
+        over = ((after["score"] >= self.limit) & (counts > 0)).any(1)
+        return Step(after, rew, torch.where(over, 0.0, 1 - drawn.end_chance), over | drawn.end)
+
+    def decode(self, latent: Latent) -> Tensor:
+        frames = self.eye.paint(latent["place"][:, -1], latent["here"][:, -1])
+        return frames.movedim(-1, 1).contiguous() if self.channels_first else frames
+
+    def feat(self, latent: Latent) -> Tensor:
+        """Where things are, how they moved, how far each is from each other and from the borders, what was done."""
+        place, here = latent["place"], latent["here"]
+        now, seen = place[:, -1], here[:, -1, :, None]
+        centre = now + self.eye.size / 2
+        frame = centre.new_tensor([self.eye.height, self.eye.width])
+        both = (here[:, 1:] * here[:, :-1])[..., None]
+        moved = (place[:, 1:] - place[:, :-1]) * both
+        pair = seen[:, self.later] * seen[:, self.earlier]  # type: ignore[index]
+        apart = _scaled(centre[:, self.later] - centre[:, self.earlier]) * pair  # type: ignore[index]
+        room = frame - self.eye.size - now
+        age = latent["age"]
+        parts = [
+            here,
+            (2 * centre / frame - 1) * seen,
+            torch.tanh(now / 6) * seen,
+            torch.tanh(room / 6) * seen,
+            moved / 8,
+            torch.tanh(moved / 2),
+            apart,
+            age / LONGEST,
+            torch.tanh(age / 4),
+            latent["acts"],
+        ]
+        return torch.cat([part.flatten(1) for part in parts], 1)
+
+    def loss(self, batch: Batch) -> LossOutput:
+        """`transitions_loss` of every step in the windows. First frames have no past; reward counts end no episode.
+
+        In training mode the first batch finds the things and, as each later one, the rewards that occur.
+        """
+        if self.training:
+            if not self.eye.count:
+                self.eye.fit(self.pixels(batch.obs.flatten(0, 1)))
+            self.rewards.learn(batch.rew)
+        latents = [self.encode(batch.obs[:, 0])]
+        for t in range(batch.act.shape[1]):
+            latents.append(self.encode(batch.obs[:, t + 1], latents[-1], batch.act[:, t], batch.first[:, t + 1]))
+        mine = ~batch.first[:, 1:]
+        before, after = (
+            {key: torch.stack([latent[key] for latent in part], 1)[mine] for key in latents[0]}
+            for part in (latents[:-1], latents[1:])
+        )
+        seen = after["place"][:, -1], after["here"][:, -1]
+        outcome = batch.act[mine], batch.rew[mine], batch.term[mine].float()
+        return self.transitions_loss(Transitions(before, *outcome, *seen))
+
+    def transitions_loss(self, transitions: Transitions) -> LossOutput:
+        """Cross-entropy of all that is drawn in a step, each guess given those before it, summed."""
+        latent, seen = transitions.latent, (transitions.place, transitions.here)
+        taught = self.heads.teach(self.feat(latent), transitions.act, latent, self.eye.count, *seen)
+        parts = {
+            **taught.parts,
+            "rew": self.rewards.loss(taught.rew, transitions.rew).mean(),
+            "end": F.binary_cross_entropy_with_logits(taught.end, transitions.term),
+        }
+        return LossOutput(torch.stack(list(parts.values())).sum(), parts, {})
+
+    def _odds(self, logits: Tensor) -> Tensor:
+        """Logits of the rewards that occur, the weights that they were learned with taken out again."""
+        weights = self.rewards.weights
+        return (logits - weights.log()).where(weights > 0, -torch.inf)
+
+    def pixels(self, obs: Tensor) -> Tensor:
+        """Observations as uint8 frames (B, H, W, C)."""
+        obs = self.take_obs(obs)
+        frames = (obs * 255).round().to(torch.uint8) if obs.is_floating_point() else obs
+        return frames.movedim(1, -1) if self.channels_first else frames
+
+
+class Dice(NamedTuple):
+    """What is drawn with: uniform numbers (B, N), one a guess, and tau; None takes the likeliest."""
+
+    chance: Tensor | None
+    temperature: float
+
+    def pick(self, logits: Tensor, guess: int, rows: Tensor | None = None) -> Tensor:
+        """A class (B,) of logits (B, C) by the number of `guess`; of those of `rows` alone if given."""
+        if self.chance is None:
+            return logits.argmax(-1)
+        chance = self.chance[:, guess] if rows is None else self.chance[rows, guess]
+        shares = (logits.float() / self.temperature).softmax(-1).cumsum(-1)
+        return torch.searchsorted(shares, chance[:, None].contiguous())[:, 0].clamp(max=logits.shape[-1] - 1)
+
+    def flip(self, logit: Tensor, guess: int) -> Tensor:
+        """1.0 or 0.0 (B,) of a logit (B,)."""
+        if self.chance is None:
+            return (logit > 0).float()
+        return (self.chance[:, guess] < torch.sigmoid(logit.float() / self.temperature)).float()
+
+
+class Drawn(NamedTuple):
+    """The next frame as it was drawn."""
+
+    place: Tensor
+    """(B, K, 2)"""
+    here: Tensor
+    """(B, K)"""
+    rew: Tensor
+    """(B,) class of the reward"""
+    end: Tensor
+    """(B,) bool"""
+    end_chance: Tensor
+
+
+class Taught(NamedTuple):
+    """What the heads lose on things, and what they say of reward and end."""
+
+    parts: dict[str, Tensor]
+    rew: Tensor
+    """(B, 16) logits"""
+    end: Tensor
+    """(B,) logit"""
+
+
+class Heads(nn.Module):
+    """M: two layers shared by all heads; a head adds to its share of them what was drawn before it.
+
+    Guess 3k is whether thing k is seen, 3k + 1 its row, 3k + 2 its column; the last two are the reward and the end.
+    """
+
+    def __init__(self, cfg: ObjectsConfig, in_dim: int, frame: tuple[int, int]) -> None:
+        super().__init__()
+        self.slots, self.reach, self.head = cfg.slots, cfg.reach, cfg.head
+        moves = 2 * cfg.reach + 1
+        self.body = nn.Sequential(
+            nn.Linear(in_dim, cfg.hidden), nn.SiLU(), nn.Linear(cfg.hidden, cfg.hidden), nn.SiLU()
+        )
+        self.shares = nn.Linear(cfg.hidden, (2 * cfg.slots + 1) * cfg.head)
+        things = range(cfg.slots)
+        self.row_given = nn.ModuleList(nn.Linear(TOLD * k, cfg.head, bias=False) for k in things[1:])
+        self.column_given = nn.ModuleList(nn.Linear(TOLD * k + 3, cfg.head, bias=False) for k in things)
+        self.end_given = nn.Linear(TOLD * cfg.slots, cfg.head, bias=False)
+        self.here = nn.ModuleList(nn.Linear(cfg.head, 1) for _ in things)
+        self.move_row = nn.ModuleList(nn.Linear(cfg.head, moves) for _ in things)
+        self.move_column = nn.ModuleList(nn.Linear(cfg.head, moves) for _ in things)
+        self.new_row = nn.ModuleList(nn.Linear(cfg.head, frame[0] + cfg.reach) for _ in things)
+        self.new_column = nn.ModuleList(nn.Linear(cfg.head, frame[1] + cfg.reach) for _ in things)
+        self.outcome = nn.Linear(cfg.head, MAX_CLASSES + 1)
+
+    def draw(
+        self, feat: Tensor, act: Tensor, latent: Latent, used: int, odds: Callable[[Tensor], Tensor], dice: Dice
+    ) -> Drawn:
+        """The next frame of every row; `used` slots hold things."""
+        shares = self._shares(feat, act)
+        now, was = latent["place"][:, -1], latent["here"][:, -1]
+        place, here = now.clone(), torch.zeros_like(was)
+        for k in range(used):
+            given = _told(place[:, :k], here[:, :k], now[:, k])
+            x = self._row(shares, k, given)
+            here[:, k] = dice.flip(self.here[k](x)[:, 0], 3 * k)
+            new = torch.nonzero(here[:, k] > was[:, k])[:, 0]
+            down = (dice.pick(self.move_row[k](x), 3 * k + 1) - self.reach).to(now.dtype)
+            if len(new):
+                down[new] = dice.pick(self.new_row[k](x[new]), 3 * k + 1, new) - self.reach - now[new, k, 0]
+            x = self._column(shares, k, given, down)
+            right = (dice.pick(self.move_column[k](x), 3 * k + 2) - self.reach).to(now.dtype)
+            if len(new):
+                right[new] = dice.pick(self.new_column[k](x[new]), 3 * k + 2, new) - self.reach - now[new, k, 1]
+            place[:, k] = now[:, k] + torch.stack([down, right], 1) * here[:, k, None]
+        rew, end = self._outcome(shares, place, here, now)
+        last = 3 * self.slots
+        return Drawn(place, here, dice.pick(odds(rew), last), dice.flip(end, last + 1) > 0, torch.sigmoid(end.float()))
+
+    def teach(self, feat: Tensor, act: Tensor, latent: Latent, used: int, place: Tensor, here: Tensor) -> Taught:
+        """What the heads lose on the next frame's `place` and `here`, each given the truth of those before it."""
+        shares = self._shares(feat, act)
+        now, was = latent["place"][:, -1], latent["here"][:, -1]
+        parts = {name: feat.new_zeros(()) for name in ("here", "move", "new")}
+        for k in range(used):
+            given = _told(place[:, :k], here[:, :k], now[:, k])
+            x = self._row(shares, k, given)
+            step = place[:, k] - now[:, k]
+            y = self._column(shares, k, given, step[:, 0])
+            flag = self.here[k](x)[:, 0].float()
+            parts["here"] = parts["here"] + F.binary_cross_entropy_with_logits(flag, here[:, k])
+            moves = (step.clamp(-self.reach, self.reach) + self.reach).long()
+            lost = _lost(self.move_row[k](x), moves[:, 0]) + _lost(self.move_column[k](y), moves[:, 1])
+            parts["move"] = parts["move"] + (lost * here[:, k] * was[:, k]).mean()
+            new = torch.nonzero(here[:, k] > was[:, k])[:, 0]
+            if len(new):
+                at = (place[new, k] + self.reach).long().clamp(min=0)
+                lost = _lost(self.new_row[k](x[new]), at[:, 0]) + _lost(self.new_column[k](y[new]), at[:, 1])
+                parts["new"] = parts["new"] + lost.sum() / len(feat)
+        return Taught(parts, *self._outcome(shares, place, here, now))
+
+    def _shares(self, feat: Tensor, act: Tensor) -> tuple[Tensor, ...]:
+        return self.shares(self.body(torch.cat([feat, act], 1))).split(self.head, 1)  # type: ignore[no-any-return]
+
+    def _row(self, shares: tuple[Tensor, ...], k: int, given: Tensor) -> Tensor:
+        return F.silu(shares[k] + self.row_given[k - 1](given) if k else shares[k])
+
+    def _column(self, shares: tuple[Tensor, ...], k: int, given: Tensor, down: Tensor) -> Tensor:
+        told = torch.cat([given, _scaled(down[:, None])], 1) if k else _scaled(down[:, None])
+        return F.silu(shares[self.slots + k] + self.column_given[k](told))
+
+    def _outcome(self, shares: tuple[Tensor, ...], place: Tensor, here: Tensor, now: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the reward (B, 16) and of the end (B,)."""
+        given = torch.cat([_told(place[:, k : k + 1], here[:, k : k + 1], now[:, k]) for k in range(self.slots)], 1)
+        out = self.outcome(F.silu(shares[-1] + self.end_given(given)))
+        return out[:, :-1].float(), out[:, -1].float()
+
+
+TOLD = 7
+"""Numbers that tell a head of another thing."""
+
+
+def _told(place: Tensor, here: Tensor, origin: Tensor) -> Tensor:
+    """Where things (B, K, 2) that are `here` (B, K) lie from `origin` (B, 2), at three scales: (B, 7 K)."""
+    seen = here[..., None]
+    return torch.cat([_scaled(place - origin[:, None]) * seen, seen], -1).flatten(1)
+
+
+def _scaled(pixels: Tensor) -> Tensor:
+    """A distance at three scales, last axis tripled: pixels tell apart what is close, none is lost that is far."""
+    return torch.cat([pixels / 80, torch.tanh(pixels / 16), torch.tanh(pixels / 4)], -1)
+
+
+def _lost(logits: Tensor, want: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float(), want, reduction="none")
+
+
+def _like(mask: Tensor, leaf: Tensor) -> Tensor:
+    """(B,) bool with as many axes as `leaf`."""
+    return mask.bool().view(-1, *[1] * (leaf.ndim - 1))

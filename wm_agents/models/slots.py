@@ -1,0 +1,134 @@
+"""V of the object family: things that differ from the background, one slot a colour, found without any label.
+
+The background is each pixel's median. What differs from it by an exact colour is one thing; a slot says whether it is
+seen, and where its upper left corner is, in whole pixels. A thing that the frame cuts off keeps its size, so that its
+corner may lie outside. Pictures are painted back from the slots and stay sharp however long a dream lasts.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+MIN_SHARE = 0.02
+"""A colour seen in fewer of the frames is no thing."""
+MAX_COLOURS = 64
+"""Of all that moves, so many colours with the most pixels are looked at."""
+
+
+class Seen(NamedTuple):
+    """What the slots hold."""
+
+    place: Tensor
+    """(B, K, 2) float: row and column of the upper left corner, in pixels; 0 where it is not seen."""
+    here: Tensor
+    """(B, K) float: 1 where the thing is seen, else 0."""
+
+
+class Slots(nn.Module):
+    """K slots on frames (H, W, C), the largest thing first; unfitted, it sees nothing.
+
+    Args:
+        num: K, slots at most; colours beyond it, the rarest, are left to the background.
+    """
+
+    def __init__(self, num: int, height: int, width: int, channels: int) -> None:
+        super().__init__()
+        self.num, self.height, self.width, self.channels = num, height, width, channels
+        self.background: Tensor
+        self.colour: Tensor
+        self.size: Tensor
+        self.sprite: Tensor
+        self.used: Tensor
+        self.register_buffer("background", torch.zeros(height, width, channels, dtype=torch.uint8))
+        self.register_buffer("colour", torch.zeros(num, channels, dtype=torch.uint8))
+        self.register_buffer("size", torch.ones(num, 2))
+        self.register_buffer("sprite", torch.zeros(num, height, width, dtype=torch.bool))
+        self.register_buffer("used", torch.zeros(num))
+
+    @property
+    def count(self) -> int:
+        """Slots that hold a thing; they are the first ones."""
+        return int(self.used.sum())
+
+    @torch.no_grad()
+    def fit(self, frames: Tensor) -> None:
+        """Find background and things in uint8 frames (N, H, W, C) of all that may be met."""
+        self.background.copy_(frames.median(0).values)
+        codes, still = _codes(frames), _codes(self.background[None])
+        moving = codes != still
+        colours, pixels = codes[moving].unique(return_counts=True)
+        colours = colours[pixels.argsort(descending=True)[:MAX_COLOURS]]
+        things = [_thing(codes, moving, code) for code in colours.tolist()]
+        often = [thing for thing in things if thing.share >= MIN_SHARE]
+        kept = sorted(sorted(often, key=lambda t: -t.share)[: self.num], key=lambda t: (-t.height * t.width, t.code))
+        for buffer in (self.colour, self.sprite, self.used):
+            buffer.zero_()
+        self.size.fill_(1)
+        for k, thing in enumerate(kept):
+            self.colour[k] = torch.tensor([thing.code >> (8 * c) & 255 for c in range(self.channels)])
+            self.size[k] = torch.tensor([thing.height, thing.width])
+            self.sprite[k, : thing.height, : thing.width] = thing.mask
+            self.used[k] = 1
+
+    def see(self, frames: Tensor) -> Seen:
+        """The things in uint8 frames (B, H, W, C)."""
+        codes = _codes(frames)
+        moving = codes != _codes(self.background[None])
+        mask = (codes[:, None] == _codes(self.colour)[None, :, None, None]) & moving[:, None]  # (B, K, H, W)
+        row, tall, here = _extent(mask.any(3))
+        column, wide, _ = _extent(mask.any(2))
+        here = here * self.used
+        row = torch.where((row == 0) & (tall < self.size[:, 0]), tall - self.size[:, 0], row)
+        column = torch.where((column == 0) & (wide < self.size[:, 1]), wide - self.size[:, 1], column)
+        return Seen(torch.stack([row, column], -1) * here[..., None], here)
+
+    def paint(self, place: Tensor, here: Tensor) -> Tensor:
+        """Frames (B, H, W, C) uint8 of things at (B, K, 2), larger ones first; those not `here` (B, K) are left out."""
+        frames = self.background.expand(len(place), -1, -1, -1).clone()
+        corner = place.round().long()
+        for k in range(self.num):
+            row = torch.arange(self.height, device=place.device) - corner[:, k, :1]
+            column = torch.arange(self.width, device=place.device) - corner[:, k, 1:]
+            inside = ((row >= 0) & (row < self.height))[:, :, None] & ((column >= 0) & (column < self.width))[:, None]
+            part = self.sprite[k][row.clamp(0, self.height - 1)[:, :, None], column.clamp(0, self.width - 1)[:, None]]
+            shown = part & inside & (here[:, k] > 0.5)[:, None, None]
+            frames = torch.where(shown[..., None], self.colour[k], frames)
+        return frames
+
+
+class _Thing(NamedTuple):
+    """A colour that moves: in which share of the frames, and its commonest shape."""
+
+    code: int
+    share: float
+    height: int
+    width: int
+    mask: Tensor
+    """(height, width) bool."""
+
+
+def _thing(codes: Tensor, moving: Tensor, code: int) -> _Thing:
+    mask = moving & (codes == code)
+    mask = mask[mask.flatten(1).any(1)]
+    row, tall, _ = _extent(mask.any(2))
+    column, wide, _ = _extent(mask.any(1))
+    sizes, counts = torch.stack([tall, wide], 1).long().unique(dim=0, return_counts=True)
+    height, width = sizes[counts.argmax()].tolist()
+    whole = torch.nonzero((tall == height) & (wide == width))[:, 0].tolist()
+    shapes = [mask[i, int(row[i]) : int(row[i]) + height, int(column[i]) : int(column[i]) + width] for i in whole]
+    return _Thing(code, len(mask) / len(codes), height, width, torch.stack(shapes).float().mean(0) > 0.5)
+
+
+def _codes(frames: Tensor) -> Tensor:
+    """Each pixel's colour (..., C) as one number."""
+    return sum((frames[..., c].int() << (8 * c) for c in range(frames.shape[-1])), torch.zeros((), dtype=torch.int32))
+
+
+def _extent(line: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """First set place, length up to the last one, and whether there is any, (...) float each, of (..., L) bool."""
+    first, last = line.int().argmax(-1), line.shape[-1] - line.flip(-1).int().argmax(-1)
+    any_set = line.any(-1).float()
+    return first * any_set, (last - first) * any_set, any_set
