@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -24,6 +25,7 @@ from policies.rollout import check_seed, returns, rollout
 from wm_envs.action import act_dim
 
 Array = NDArray[Any]
+EMPTY: Mapping[str, str] = MappingProxyType({})
 Score = Callable[[Array, int], Array]
 """(P, D) candidates and the generation's number to their (P,) returns."""
 
@@ -68,11 +70,13 @@ class Evolution:
     and compared, for another machine's linear algebra may turn the candidates another way.
     """
 
-    def __init__(self, x0: Array, cfg: CMAConfig, told: Array | None = None) -> None:
+    def __init__(self, x0: Array, cfg: CMAConfig, told: Array | None = None, about: Mapping[str, str] = EMPTY) -> None:
         import cma  # Brings Matplotlib along; workers and `--help` do without.
 
         self.cfg = cfg
         self.x0 = np.asarray(x0, np.float64)
+        self.about = dict(about)
+        """What the scores are to be made by again, in the words of whoever makes them."""
         self.told: list[Array] = []
         rng = np.random.default_rng(cfg.seed)
         options = {
@@ -126,6 +130,7 @@ class Evolution:
             "x0": self.x0.tolist(),
             "told": [t.tolist() for t in self.told],
             "mean": self.mean.tolist(),
+            "about": self.about,
         }
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(state))
@@ -143,7 +148,7 @@ class Evolution:
         cfg = cfg or saved
         if asdict(cfg) | {"generations": 0} != asdict(saved) | {"generations": 0}:
             raise ValueError(f"{path} was made with {saved}, got {cfg}; resume with the same or start afresh")
-        evolution = cls(np.array(state["x0"]), cfg, np.array(state["told"]))
+        evolution = cls(np.array(state["x0"]), cfg, np.array(state["told"]), state.get("about", {}))
         if not np.allclose(evolution.mean, state["mean"], rtol=1e-6, atol=1e-9):
             raise ValueError(
                 f"{path} does not replay here: another machine, library or number of threads made it. "
@@ -152,19 +157,28 @@ class Evolution:
         return evolution
 
 
+def read_about(state: Path | None) -> dict[str, str]:
+    """What an evolution kept about its scores when it began; nothing where it did not begin yet."""
+    if state is None or not state.exists():
+        return {}
+    about: dict[str, str] = json.loads(state.read_text()).get("about", {})
+    return about
+
+
 def evolve(
     score: Score,
     x0: Array,
     cfg: CMAConfig,
     *,
     state: Path | None = None,
+    about: Mapping[str, str] = EMPTY,
     on_generation: Callable[[Generation], bool | None] | None = None,
 ) -> Evolution:
     """Run the generations that are left; with `state` the run goes on where it was stopped, to the generation.
 
-    `on_generation` may return True to stop.
+    `about` is kept in the state of a run that begins, for `read_about`; `on_generation` may return True to stop.
     """
-    evolution = Evolution.load(state, cfg) if state is not None and state.exists() else Evolution(x0, cfg)
+    evolution = Evolution.load(state, cfg) if state is not None and state.exists() else Evolution(x0, cfg, about=about)
 
     def told(began: float) -> bool:
         if on_generation is None or not evolution.told:

@@ -20,10 +20,12 @@ from gymnasium.vector import AutoresetMode
 from rich.console import Console
 from rich.table import Table
 
+from wm_agents.errors import ConfigurationError
 from wm_agents.models.vmc import VMC, VMCConfig
 from wm_agents.pretrained import load_model, load_starts
-from wm_agents.system.hardware import describe, has_bf16
+from wm_agents.system.hardware import check_threads, describe
 from wm_envs.dream import DreamVectorEnv
+from wm_envs.precision import PRODUCTS, use_bf16
 from wm_envs.world_model import Latent
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -113,15 +115,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=None, help="torch threads; all cores by default")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
     args = parser.parse_args()
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    try:
+        torch.set_num_threads(torch.get_num_threads() if args.threads is None else check_threads(args.threads))
+    except ConfigurationError as error:
+        parser.error(str(error))
     console = Console(stderr=args.json)
     name, model, starts = load(args.model)
     machine = {**describe(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     console.print(machine)
     console.print(f"{name}: feat {model.feat_dim}, obs='latent', seed 0, {args.seconds:g} s each")
 
-    precisions = [p for p in DTYPES if p == "fp32" or has_bf16(model.device)]
+    precisions = [p for p in DTYPES if p == "fp32" or use_bf16("auto", PRODUCTS, model.device)]
     table = Table("rows", "type", "dream steps/s", "bare products/s", "ratio", "bar (two free cores)")
     results = []
     for num in args.rows:

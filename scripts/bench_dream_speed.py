@@ -35,8 +35,9 @@ import wm_agents
 from wm_agents.checkpoint import load_artifact
 from wm_agents.cli.bench import SPELLS, dream_doors, real_doors
 from wm_agents.cli.doors import Door, by_turns
+from wm_agents.errors import ConfigurationError
 from wm_agents.models.saved import STORE, model_path
-from wm_agents.system.hardware import describe
+from wm_agents.system.hardware import check_threads, describe
 from wm_envs.registry import TASKS
 
 HERE = Path(wm_agents.__file__).parents[1]
@@ -197,6 +198,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="of torch, and processes of the real environment; all cores")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
     args = parser.parse_args()
+    try:
+        if args.threads is not None:
+            check_threads(args.threads)
+    except ConfigurationError as error:
+        parser.error(str(error))
     args.seconds = args.seconds or (0.15 if args.quick else 1.0)
     return args
 

@@ -29,7 +29,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 import wm_envs  # noqa: F401  Registers the ids.
 from policies.sb3 import DreamVecEnv
-from wm_agents.system.hardware import describe, has_bf16
+from wm_agents.errors import ConfigurationError
+from wm_agents.system.hardware import check_threads, describe, num_cores
 
 BAR = 10_000  # Agent steps a second in the dream, on two free cores.
 STEPS = 64  # A rollout, times the number of dreams.
@@ -94,10 +95,7 @@ class Speed(NamedTuple):
 
 
 def dream(env_id: str, num: int) -> VecEnv:
-    precision = "bf16" if has_bf16(torch.device("cpu")) else "fp32"
-    return VecMonitor(
-        DreamVecEnv(gym.make_vec(env_id, num_envs=num, obs="latent", start="anywhere", precision=precision))
-    )
+    return VecMonitor(DreamVecEnv(gym.make_vec(env_id, num_envs=num, obs="latent", start="anywhere", precision="auto")))
 
 
 def real(env_id: str, num: int, obs: str) -> VecEnv:
@@ -159,14 +157,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", default="CarRacing", help="a task with a dream that ships")
     parser.add_argument("--num-envs", type=int, default=512, help="dreams side by side")
-    parser.add_argument("--real-envs", type=int, default=describe()["cores"], help="real ones, each in a process")
+    parser.add_argument("--real-envs", type=int, default=num_cores(), help="real ones, each in a process")
     parser.add_argument("--seconds", type=float, default=20.0, help="time for each learn()")
     parser.add_argument("--threads", type=int, default=None, help="torch threads; all cores by default")
     parser.add_argument("--pixels", action="store_true", help="the real env with pixels and CnnPolicy as well")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
     args = parser.parse_args()
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    try:
+        torch.set_num_threads(torch.get_num_threads() if args.threads is None else check_threads(args.threads))
+    except ConfigurationError as error:
+        parser.error(str(error))
     console = Console(stderr=args.json)
     load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
     machine = {**describe(), "threads": torch.get_num_threads(), "torch": torch.__version__, "load": load}

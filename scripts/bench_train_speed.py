@@ -52,11 +52,12 @@ from wm_agents.models.loss import LossOutput
 from wm_agents.models.tdmpc2 import TDMPC2
 from wm_agents.models.vmc import VMC
 from wm_agents.spaces import space_of
-from wm_agents.system.hardware import describe, find_device, has_bf16
+from wm_agents.system.hardware import check_threads, describe, find_device, num_cores
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.fit_vmc import LatentSet, Windows, sample_windows
 from wm_agents.training.trainer import Trainer
 from wm_envs.action import act_dim
+from wm_envs.precision import Kind, use_bf16
 
 WINDOW = 64
 """Steps that M sees at a time."""
@@ -236,12 +237,12 @@ def prepare_plan(job: Job) -> Timed:
 
 def make_contenders(args: argparse.Namespace) -> Iterator[list[Contender]]:
     """Those that are compared with each other, together."""
-    ways = [("fp32", False)] + [("bf16", False)] * has_bf16(find_device(args.device))
-    ways += [(precision, True) for precision, _ in ways] if args.compiled else []
     for name in names_of(args.family):
         plain = name.removesuffix(PLAN)
         if args.preset and not {plain, plain.rpartition(":")[2], plain.rpartition(" ")[2]} & set(args.preset):
             continue
+        ways = [("fp32", False)] + [("bf16", False)] * use_bf16("auto", kinds_in(name), find_device(args.device))
+        ways += [(precision, True) for precision, _ in ways] if args.compiled else []
         job, frames = describe_job(name, args.device, args.threads)
         own = (sys.executable, __file__, "--worker")
         # The planner has no compiled way of its own.
@@ -267,6 +268,13 @@ def names_of(families: list[str]) -> Iterator[str]:
         yield from (f"{family}:{size}" for size in sizes)
         if family == "tdmpc2":
             yield from (f"{family}:{size}{PLAN}" for size in sizes)
+
+
+def kinds_in(name: str) -> set[Kind]:
+    """The layers of what is timed."""
+    if name.startswith("M"):
+        return {"product", "lstm"}
+    return {"product", "convolution"} if name.startswith(("V", "dreamerv3")) else {"product"}
 
 
 def describe_job(name: str, device: str, threads: int) -> tuple[Job, int]:
@@ -340,7 +348,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each measurement")
     parser.add_argument("--repeats", type=int, default=5, help="spells that they are cut into")
-    parser.add_argument("--threads", type=int, default=describe()["cores"])
+    parser.add_argument("--threads", type=int, default=num_cores())
     parser.add_argument("--compiled", action="store_true", help="time torch.compile of the losses too")
     parser.add_argument("--port", type=port_of, nargs="+", action="extend", default=[], metavar="NAME=PATH",
                         help=f"checkouts of {', '.join(PORTS)} to compare with")  # fmt: skip
@@ -349,6 +357,7 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     try:
         find_device(args.device)
+        check_threads(args.threads)
     except ConfigurationError as error:
         parser.error(str(error))
     return args

@@ -36,7 +36,7 @@ from wm_agents.cli.flags import Parser
 from wm_agents.evaluation.evaluate import Score, dream_horizon, evaluate_real
 from wm_agents.pretrained import frame_policy, load_model, load_starts, make_dream_vec_env, real_spec
 from wm_agents.system.files import write_json
-from wm_agents.system.hardware import describe, has_bf16
+from wm_agents.system.hardware import describe
 from wm_agents.system.progress import Bar
 from wm_agents.system.run_folder import provenance, versions
 from wm_agents.video import record, record_real
@@ -169,13 +169,13 @@ def train(args: Any, model: WorldModel, artifact: Artifact, console: Console) ->
     kwargs |= args.kwargs
     dream = dream_arguments(args, artifact)
     dream["start"] = "anywhere" if "anywhere" in load_starts(artifact) else "begin"
-    dream["precision"] = "bf16" if num >= 256 and has_bf16(model.device) else "fp32"
+    envs = make_dream_vec_env(args.dream, num, obs=args.obs, **dream, precision="auto")
+    dream["precision"] = envs.precision
     settings = {"num_envs": num, **dream, **{name: str(value) for name, value in kwargs.items()}}
     console.print(f"{args.algo} in {args.dream}, obs={args.obs}: {settings}", highlight=False)
-    envs = VecMonitor(DreamVecEnv(make_dream_vec_env(args.dream, num, obs=args.obs, **dream)))
     policy = "CnnPolicy" if pixels else "MlpPolicy"
     try:
-        learner = recipe.algo(policy, envs, seed=args.seed, device="cpu", **kwargs)
+        learner = recipe.algo(policy, VecMonitor(DreamVecEnv(envs)), seed=args.seed, device="cpu", **kwargs)
     except TypeError as error:
         if not args.kwargs:
             raise

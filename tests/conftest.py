@@ -11,6 +11,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # Of the processes that tests sta
 
 import torch
 
+from wm_envs import precision
+
 torch.set_num_threads(1)
 
 
@@ -26,3 +28,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         seeds = range(metafunc.config.getoption("learning_seeds"))
         marked = [pytest.param(seed, id=f"seed{seed}", marks=pytest.mark.learns) for seed in seeds]
         metafunc.parametrize("learning_seed", marked, scope="session")
+
+
+@pytest.fixture
+def native_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What asks for bfloat16 gets it, be it emulated here: all but LSTMs then run on any CPU."""
+    monkeypatch.setattr(precision, "bf16_speedup", lambda kind, device="cpu", training=False: 2.0)

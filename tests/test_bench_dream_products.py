@@ -26,8 +26,9 @@ def bench() -> ModuleType:
     return module
 
 
-def test_it_prints_speeds_ratio_and_drift(bench: ModuleType, tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(bench, "has_bf16", lambda device: True)
+def test_it_prints_speeds_ratio_and_drift(
+    bench: ModuleType, tmp_path: Path, native_bf16: None, monkeypatch, capsys
+) -> None:
     args = ["--model", save_tiny(tmp_path / "model"), "--rows", "3", "1024", "--seconds", "0.05", "--json"]
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *args])
     bench.main()

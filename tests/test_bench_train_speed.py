@@ -72,7 +72,7 @@ def test_a_plan_begins_from_the_one_before(monkeypatch: pytest.MonkeyPatch) -> N
     assert seen[0] is None and seen[1].shape == (1, 3, FAMILIES["tdmpc2"].action_dim)
 
 
-def test_bf16_is_the_same_update_in_another_precision(small: None) -> None:
+def test_bf16_is_the_same_update_in_another_precision(small: None, native_bf16: None) -> None:
     job, _ = bench.describe_job("dreamerv3:ci", "cpu", 1)
     fp32, bf16 = (float(bench.prepare(job._replace(precision=p)).call()) for p in ("fp32", "bf16"))
     assert fp32 != bf16 and fp32 == pytest.approx(bf16, rel=0.01)
@@ -154,7 +154,7 @@ def test_a_port_needs_a_known_name_and_a_folder(tmp_path: Path) -> None:
 def test_json_goes_to_a_file_or_to_stdout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
     speed = contest.Speed([20.0], [8.0], 20.0, 8.0, 3.0, 4.0, 5, 0.25)
     monkeypatch.setattr(bench, "compare", lambda group, *args: [speed] * len(group))
-    monkeypatch.setattr(bench, "has_bf16", lambda device: False)
+    monkeypatch.setattr(bench, "use_bf16", lambda asked, kinds, device: False)
     for extra in ([], ["--json", str(tmp_path / "out.json")]):
         monkeypatch.setattr(sys, "argv", ["bench", "--family", "vmc", "--preset", "small", "M", *extra])
         bench.main()

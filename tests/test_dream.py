@@ -372,7 +372,7 @@ def test_a_saved_dream_of_vectors_is_filmed_as_its_environment(tmp_path: Path) -
 # Precision
 
 
-def test_bf16_dreams_stay_close_to_fp32(model: str) -> None:
+def test_bf16_dreams_stay_close_to_fp32(model: str, native_bf16: None) -> None:
     net, artifact = load_model(model)
     runs = []
     for precision in ("fp32", "bf16"):
@@ -399,7 +399,7 @@ def test_bf16_dreams_stay_close_to_fp32(model: str) -> None:
         ({"temperature": float("nan")}, "temperature must be above 0 and finite, got nan"),
         ({"horizon": 0}, "horizon must be at least 1 step or None, got 0"),
         ({"start": "middle"}, r"start must be one of the model's banks \['anywhere', 'begin'\], got 'middle'"),
-        ({"precision": "fp16"}, "precision must be 'fp32' or 'bf16', got 'fp16'"),
+        ({"precision": "fp16"}, "precision must be 'fp32', 'bf16' or 'auto', got 'fp16'"),
         (
             {"autoreset_mode": "Never"},
             r"autoreset_mode must be one of \['NEXT_STEP', .*, got 'Never'",

@@ -17,6 +17,7 @@ from policies.latent import LatentPolicy
 from policies.linear import LinearPolicy, num_params
 from policies.rollout import returns, rollout
 from wm_agents.checkpoint import ArtifactError, read_tensors
+from wm_agents.errors import ConfigurationError
 from wm_agents.evaluation.evaluate import evaluate_dream
 from wm_agents.models.saved import model_path
 from wm_agents.models.vmc import VMC, VMCConfig
@@ -299,3 +300,12 @@ def test_a_pickle_offered_as_weights_is_refused(tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "m" / "model.safetensors")
     with pytest.raises(ArtifactError, match="file of torch.save, not safetensors. Loading it could run code"):
         load_model(path)
+
+
+def test_a_device_that_is_not_here_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ConfigurationError, match=r"device 'cuda' is not on this machine; use 'cpu', or 'auto'"):
+        make_dream_vec_env("Dream-CartPole-v0", 2, device="cuda")
+    for name in ("gpu", "xpu"):
+        with pytest.raises(ConfigurationError, match=f"device must be auto, cpu, cuda, cuda:1 or mps, got '{name}'"):
+            gym.make("Dream-CartPole-v0", device=name)

@@ -64,7 +64,9 @@ def same(a: Any, b: Any) -> bool:
 
 @pytest.mark.parametrize("precise", [True, False], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("family", CFGS)
-def test_a_resumed_learner_is_the_one_that_went_on(tmp_path: Path, family: str, precise: bool) -> None:
+def test_a_resumed_learner_is_the_one_that_went_on(
+    tmp_path: Path, native_bf16: None, family: str, precise: bool
+) -> None:
     buffer = create_random_buffer(1000, (4,), 2, num_episodes=20, episode_length=12, seed=0)
     whole = trainer_of(family, 1, precise, tmp_path / "whole")
     begun = {name: t.clone() for name, t in whole.model.state_dict().items()}

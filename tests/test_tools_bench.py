@@ -11,6 +11,7 @@ from tiny import save_tiny
 
 from wm_agents.cli import app as cli
 from wm_agents.cli import bench
+from wm_agents.system.hardware import num_cores
 from wm_envs.registry import RealSpec
 
 
@@ -93,6 +94,14 @@ def test_a_rate_is_calls_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_numbers_that_make_no_sense_are_refused(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert wm(*flags) == 1
     assert "seconds must be above 0 and rows at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("num", [0, -1, 9999])
+def test_threads_that_this_machine_does_not_have_are_refused(num: int, capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    assert wm("--threads", str(num)) == 1
+    line = f"threads must be from 1 to {num_cores()}, the cores of this process, got {num}"
+    assert line in capsys.readouterr().err and torch.get_num_threads() == threads
 
 
 def test_unknown_parts_and_devices_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

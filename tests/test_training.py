@@ -686,7 +686,7 @@ def refused(**settings: Any) -> str:
 
 
 @pytest.mark.parametrize("field", [f.name for f in fields(TrainingConfig) if f.name not in ("compile_model", "tf32")])
-def test_every_field_has_its_effect(tmp_path: Path, field: str) -> None:
+def test_every_field_has_its_effect(tmp_path: Path, native_bf16: None, field: str) -> None:
     assert EFFECTS[field](tmp_path)
 
 
@@ -1019,7 +1019,7 @@ def test_names_are_found_where_users_look_for_them() -> None:
 # Precision
 
 
-def test_bf16_autocast_learns_like_fp32(tmp_path: Path, learning_seed: int) -> None:
+def test_bf16_autocast_learns_like_fp32(tmp_path: Path, native_bf16: None, learning_seed: int) -> None:
     cfg = FAST.replace(total_steps=40, learning_rate=0.03, seed=learning_seed)
     low, low_result = train(tmp_path / "bf16", cfg.replace(mixed_precision=True))
     full, full_result = train(tmp_path / "fp32", cfg)

@@ -28,8 +28,8 @@ from wm_agents.models.vmc import (
     sizes,
     to_input,
 )
-from wm_agents.system.hardware import has_bf16
 from wm_envs.action import act_dim
+from wm_envs.precision import bf16_runs
 from wm_envs.real import make_real
 from wm_envs.registry import RealSpec
 from wm_envs.world_model import RowStreams, imagine
@@ -651,8 +651,9 @@ def test_windows_of_an_empty_mask_give_zero_not_nan() -> None:
     assert memory_loss(vector_model(), batch)[0] == 0
 
 
-@pytest.mark.skipif(not has_bf16(torch.device("cpu")), reason="the LSTM has no bfloat16 on this CPU")
 def test_memory_loss_in_bf16_is_close_to_fp32() -> None:
+    if not bf16_runs({"lstm"}, torch.device("cpu"), training=True):
+        pytest.skip("this CPU has no bfloat16 for LSTMs")
     torch.manual_seed(0)
     model = VMC(VMCConfig(), pixels(), ACT)
     batch = windows(8, 16, 32)

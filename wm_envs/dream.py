@@ -15,8 +15,9 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wm_envs.action import encode_action
+from wm_envs.action import act_dim, encode_action
 from wm_envs.drawing import draw, how_drawn
+from wm_envs.precision import PRODUCTS, faster_in_bf16, kinds_of, use_bf16
 from wm_envs.window import Window
 from wm_envs.world_model import EnsembleModel, Latent, RowStreams, Step, WorldModel, can_disagree, feat_space
 
@@ -47,8 +48,9 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
             Where rewards are negative an early end is a gain, and pessimism the better choice.
         disagreement: `info["disagreement"]` (N,) says how far the members of an ensemble are apart. It takes all
             members, where a step takes one, and is computed only for this, `pessimism` or `max_disagreement`.
-        precision: "fp32", or "bf16" for matrix products and convolutions in bfloat16: more than twice as fast from
-            some 256 rows on where the CPU has it (`scripts/bench_dream_speed.py`), slower for a single row.
+        precision: "fp32"; "bf16" for matrix products and convolutions in bfloat16, wherever the device has it; "auto"
+            for bf16 where a few steps are faster in it: many rows, on a device that has it. The attribute of this name
+            says which it became.
         fps: steps a second of the real environment, for films and windows.
         drawing: id of the real environment; vectors are drawn as it would show them (`wm_envs.drawing`), else as bars.
             `metadata["drawn"]` says what frames are: decoded pixels, a drawing or bars.
@@ -76,7 +78,7 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         pessimism: float = 0.0,
         max_disagreement: float | None = None,
         disagreement: bool = False,
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: Literal["fp32", "bf16", "auto"] = "fp32",
         fps: float = 30,
         drawing: str | None = None,
         render_mode: str | None = None,
@@ -94,7 +96,7 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         self.start = start
         self.cut_off = cut_off
         self.pessimism, self.max_disagreement, self.disagreement = pessimism, max_disagreement, disagreement
-        self.precision = precision
+        self.precision = self._choose_precision(precision)
         self.render_mode, self.drawing = render_mode, drawing
         self.autoreset = _autoreset_mode(autoreset_mode)
         drawn = how_drawn(drawing, model.obs_space)
@@ -206,10 +208,13 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
             bank, picks = start, rows
         for row in rows:
             self.streams.restart(row)
-        new = {key: leaf.float().to(self.model.device) for key, leaf in _take(bank, picks).items()}
+        new = self._move(_take(bank, picks))
         self.latent = new if len(rows) == self.num_envs else _put(self._live(), rows, new)
         self._age[rows] = 0
         self._term[rows] = self._trunc[rows] = False
+
+    def _move(self, latent: Latent) -> Latent:
+        return {key: leaf.float().to(self.model.device) for key, leaf in latent.items()}
 
     def _live(self) -> Latent:
         if self.latent is None:
@@ -248,6 +253,22 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         for row in done:
             final[row] = obs[row].copy()
         return {"final_obs": final, "_final_obs": mask, "final_info": {}, "_final_info": mask.copy()}
+
+    def _choose_precision(self, asked: str) -> Literal["fp32", "bf16"]:
+        # Single steps of an LSTM are products.
+        kinds = kinds_of(self.model) - {"lstm"} if self.obs == "pixels" else PRODUCTS
+        if asked == "bf16":
+            return "bf16" if use_bf16(True, kinds, self.model.device) else "fp32"
+        if asked == "fp32" or not use_bf16("auto", kinds, self.model.device):
+            return "fp32"
+        latent = self._move(_take(self.starts[self.start], np.zeros(self.num_envs, np.int64)))
+        act = torch.zeros(self.num_envs, act_dim(self.model.act_space), device=self.model.device)
+        see = self.model.decode if self.obs == "pixels" else self.model.feat
+
+        def run() -> Tensor:
+            return see(self.model.step(latent, act, temperature=self.temperature).latent)
+
+        return "bf16" if faster_in_bf16(self.model.device, run) else "fp32"
 
     def _casting(self) -> AbstractContextManager[Any]:
         if self.precision == "fp32":
@@ -317,8 +338,8 @@ def _check_arguments(
         )
     if horizon is not None and horizon < 1:
         raise ValueError(f"horizon must be at least 1 step or None, got {horizon}")
-    if precision not in ("fp32", "bf16"):
-        raise ValueError(f"precision must be 'fp32' or 'bf16', got {precision!r}")
+    if precision not in ("fp32", "bf16", "auto"):
+        raise ValueError(f"precision must be 'fp32', 'bf16' or 'auto', got {precision!r}")
 
 
 def _check_limits(cut_off: float, pessimism: float, max_disagreement: float | None) -> None:

@@ -24,7 +24,7 @@ from wm_agents.data.replay import ReplayBuffer
 from wm_agents.factory import create_world_model
 from wm_agents.models.saved import model_path
 from wm_agents.pretrained import real_spec
-from wm_agents.system.hardware import describe, find_device
+from wm_agents.system.hardware import check_threads, describe, find_device
 from wm_agents.training.callbacks import Callback
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.data import create_random_buffer
@@ -83,7 +83,7 @@ def bench(
     if seconds <= 0 or min(rows) < 1:
         raise ValueError(f"seconds must be above 0 and rows at least 1, got {seconds:g} and {list(rows)}")
     before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
+    torch.set_num_threads(before if threads is None else check_threads(threads))
     try:
         place = str(find_device(device))
         runs: dict[Part, Callable[[], Iterator[Speed]]] = {

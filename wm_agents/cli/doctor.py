@@ -22,7 +22,7 @@ PACKAGE = "dreams-as-envs"
 OLDEST = (3, 10)
 GB = 1e9
 ENOUGH_DISK, ENOUGH_MEMORY = 2 * GB, 1.5 * GB
-CPU_FLAGS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "bf16 by AVX-512", "amx_bf16": "bf16 by AMX"}
+CPU_FLAGS = {"avx2": "AVX2", "avx512f": "AVX-512"}
 FOUNDED_ON = {"classic": "CartPole-v1", "box2d": "LunarLander-v3", "atari": "ALE/Pong-v5", "mujoco": "HalfCheetah-v5"}
 """An environment of each extra of Gymnasium; those of the first three are required."""
 CLASHES = (("opencv-python", "opencv-python-headless"), ("pygame", "pygame-ce"))
@@ -133,6 +133,7 @@ def look_at_hardware() -> Iterator[Check]:
     name = cpu.get("model name") or platform.processor() or platform.machine()
     yield Check("CPU", "ok", f"{name}, {cores} core(s), {', '.join(good_at) or 'no AVX2'}")
     yield _looked("torch", _torch, f"pip install --force-reinstall torch=={_version('torch') or ''}")
+    yield _looked("bfloat16", _bf16, "see torch above")
     yield _looked("GPU", _gpu, "everything runs on the CPU; models above 50M parameters want a GPU", "absent")
     yield _looked("memory", _memory, "close other programs; collect and judge with --procs 1")
 
@@ -150,6 +151,15 @@ def _torch() -> str:
     from wm_agents.loops.preflight import check_device
 
     return f"adds up on {check_device('cpu')}"
+
+
+def _bf16() -> str:
+    from wm_envs.precision import GAIN, KINDS, bf16_speedup
+
+    speeds = {kind: bf16_speedup(kind, "cpu", training=True) for kind in KINDS}
+    found = ", ".join(f"{kind} {speed:.1f}" if speed else f"{kind} fails" for kind, speed in speeds.items())
+    used = [kind for kind, speed in speeds.items() if speed >= GAIN]
+    return f"trains {', '.join(used) or 'nothing'} faster on this CPU (speed relative to float32: {found})"
 
 
 def _gpu() -> str:

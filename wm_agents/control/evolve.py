@@ -11,12 +11,11 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from policies.cmaes import CMAConfig, Generation, evolve, score_in_dream, score_in_real, unflatten
+from policies.cmaes import CMAConfig, Generation, evolve, read_about, score_in_dream, score_in_real, unflatten
 from policies.linear import LinearPolicy, num_params
 from policies.play import EpisodePool
 from wm_agents.models.saved import load_model
 from wm_agents.pretrained import frame_policy, real_spec
-from wm_agents.system.hardware import has_bf16
 from wm_agents.system.progress import Bar
 from wm_envs.dream import DreamVectorEnv
 from wm_envs.world_model import Latent, WorldModel
@@ -68,13 +67,13 @@ def evolve_in_dream(
         pessimism=pessimism,
         max_disagreement=max_disagreement,
         autoreset_mode=AutoresetMode.DISABLED,
-        precision="bf16" if has_bf16(model.device) else "fp32",
+        precision=read_about(state).get("precision", "auto"),  # type: ignore[arg-type]
     )
     widen = partial(_widen, feat_dim=model.feat_dim, sees=sees)
     if x0 is None:
         x0 = np.zeros(num_params(model.act_space, len(range(model.feat_dim)[sees])))
     score = score_in_dream(envs, cfg, squash=squash, widen=widen, stall=stall)
-    evolution = evolve(score, x0, cfg, state=state, on_generation=on_generation)
+    evolution = evolve(score, x0, cfg, state=state, about={"precision": envs.precision}, on_generation=on_generation)
     weights = widen(unflatten(evolution.mean, model.act_space))
     return Evolved(LinearPolicy(model.act_space, weights, squash), float(evolution.told[-1].mean()))
 

@@ -18,7 +18,6 @@ from policies.mlp import MLPPolicy
 from policies.sb3 import DreamVecEnv, Whitened, to_mlp
 from wm_agents.checkpoint import load_weights, read_tensors
 from wm_agents.system.files import write_tensors
-from wm_agents.system.hardware import has_bf16
 from wm_envs.dream import DreamVectorEnv
 from wm_envs.world_model import Latent, WorldModel
 
@@ -99,8 +98,9 @@ def ppo_in_dream(
         on_iteration: returns True to stop.
         dream: further arguments of `DreamVectorEnv`: horizon, start, temperature, pessimism and so on.
     """
-    dream |= {"obs": "latent", "precision": "bf16" if has_bf16(model.device) else "fp32"}
-    envs = DreamVectorEnv(model, starts, cfg.envs, **dream)
+    resumed = state.exists()
+    precision = read_tensors(state)[1].get("precision", "auto") if resumed else "auto"
+    envs = DreamVectorEnv(model, starts, cfg.envs, **{**dream, "obs": "latent", "precision": precision})
     learner = _make(cfg, envs, model.feat(starts["anywhere"]).cpu())
     about: dict[str, str] = {}
     for file in (state, before):
@@ -108,7 +108,6 @@ def ppo_in_dream(
             tensors, about = read_tensors(file)
             load_weights(learner.policy, tensors)
             break
-    resumed = state.exists()
     number, mean = (int(about["iterations"]), float(about["mean"])) if resumed else (0, np.nan)
     iteration = Iteration(number, mean, 0.0, to_mlp(learner))
     # A run that was killed before the callback of this iteration calls it now.
@@ -118,7 +117,7 @@ def ppo_in_dream(
         learner.learn(cfg.envs * cfg.steps, reset_num_timesteps=False)  # One rollout and its update.
         wall_s, number = time.perf_counter() - began, iteration.number + 1
         iteration = Iteration(number, _mean_return(learner), wall_s, to_mlp(learner))
-        about = {"iterations": str(number), "mean": repr(iteration.mean)}
+        about = {"iterations": str(number), "mean": repr(iteration.mean), "precision": envs.precision}
         write_tensors(state, learner.policy.state_dict(), about)
         stopped = on_iteration is not None and bool(on_iteration(iteration))
     return iteration

@@ -33,8 +33,10 @@ from wm_agents.curriculum.tasks import Entry
 from wm_agents.curriculum.warm_start import compare, find_source
 from wm_agents.loops.rounds import improve
 from wm_agents.system.files import write_text
-from wm_agents.system.hardware import describe, find_device, has_bf16
+from wm_agents.system.hardware import describe, find_device
 from wm_agents.system.run_folder import start_run
+from wm_agents.training.config import TrainingConfig
+from wm_envs.precision import Kind, use_bf16
 
 FIXED = {"tasks", "quick", "eval_every", "episodes_per_eval", "vae_img_size", "artifact_root"}
 """What a run is; any other setting may be another one when it goes on."""
@@ -122,10 +124,10 @@ class Curriculum:
     def runtime(self, course: Course) -> Runtime:
         """What times are measured on."""
         device, about = find_device(self.cfg.device), describe()
-        parts = (course.cfg.vision, course.cfg.memory) if course.cfg.spec.size else (course.cfg.dynamics,)
-        half = any(
-            part.mixed_precision is True or (part.mixed_precision == "auto" and has_bf16(device)) for part in parts
-        )
+        parts: dict[Kind, TrainingConfig] = {"convolution": course.cfg.vision, "lstm": course.cfg.memory}
+        if not course.cfg.spec.size:
+            parts = {"product": course.cfg.dynamics}
+        half = any(use_bf16(part.mixed_precision, {kind}, device, training=True) for kind, part in parts.items())
         full = "tf32" if self.cfg.tf32 and device.type == "cuda" else "fp32"
         gpu = f", {about['gpu']}" if device.type == "cuda" else ""
         return Runtime(device.type, f"bf16/{full}" if half else full, f"{about['cpu']}, {about['cores']} cores{gpu}")

@@ -12,6 +12,7 @@ from wm_agents.models.families import build
 from wm_agents.models.model import Model
 from wm_agents.spaces import space_from_dict, space_to_dict
 from wm_agents.system.files import PROJECT_FILE, read_toml
+from wm_agents.system.hardware import find_device
 from wm_agents.system.run_folder import versions
 from wm_envs.registry import TASKS
 
@@ -95,7 +96,9 @@ def load_model(model: str | Path, device: str = "cpu") -> tuple[Model, Artifact]
 
     Raises:
         ArtifactError: it is corrupt, foreign or of a newer version.
+        ConfigurationError: there is no such device here.
     """
+    place = find_device(device)
     artifact = load_artifact(model_path(str(model)))
     cfg = artifact.config
     if lacking := [name for name in FIELDS if name not in cfg]:
@@ -108,7 +111,7 @@ def load_model(model: str | Path, device: str = "cpu") -> tuple[Model, Artifact]
             f"{artifact.path / 'config.json'} describes no model of this version: {error}; upgrade this package"
         ) from error
     load_weights(net, artifact.tensors)
-    return net.to(device).eval(), artifact
+    return net.to(place).eval(), artifact
 
 
 def save_bare(path: Path, model: Model) -> Path:

@@ -27,8 +27,8 @@ from wm_agents.models.frames import to_frames, to_network
 from wm_agents.models.loss import LossOutput
 from wm_agents.models.model import Model
 from wm_agents.models.tdmpc2_layers import QEnsemble, SimNorm, Small, mlp
-from wm_agents.system.hardware import has_bf16
 from wm_envs.frames import frame_shape
+from wm_envs.precision import PRODUCTS, use_bf16
 from wm_envs.world_model import Generator, Latent, Step, draw_normal
 
 if TYPE_CHECKING:
@@ -267,7 +267,8 @@ class TDMPC2(Model):
 
     def planner(self) -> MPPI:
         """MPPI through this model, from its own policy and towards its own values."""
-        return MPPI(self, self.cfg.planner(self.actions), self.propose, self.worth, has_bf16(self.device))
+        bf16 = use_bf16("auto", PRODUCTS, self.device)
+        return MPPI(self, self.cfg.planner(self.actions), self.propose, self.worth, bf16)
 
     def act(
         self,

@@ -1,4 +1,4 @@
-"""What this machine is, for run records and for the choice of precision."""
+"""What this machine is and can do: devices, threads, the facts of run records."""
 
 from __future__ import annotations
 
@@ -11,20 +11,7 @@ from typing import Any
 import torch
 
 from wm_agents.errors import ConfigurationError
-
-
-@cache
-def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 matrices natively, where autocast is 3 to 6 times as fast as fp32."""
-    flags = _proc_field("/proc/cpuinfo", "flags").split()
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 autocast gains on `device`."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    return device.type == "cpu" and cpu_has_bf16()
+from wm_envs.precision import KINDS, use_bf16
 
 
 def find_device(name: str | torch.device) -> torch.device:
@@ -35,14 +22,33 @@ def find_device(name: str | torch.device) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    here = {"cpu": 1, "meta": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     try:
         device = torch.device(name)
-    except RuntimeError:
-        raise ConfigurationError(f"device must be auto, cpu, cuda, cuda:1 or mps, got {name!r}") from None
-    here = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 1)
-    if (device.index or 0) >= here:
-        raise ConfigurationError(f"device {name!r} is not on this machine; use 'cpu', or 'auto' for the best there is")
+        num = here[device.type]
+    except (RuntimeError, KeyError):
+        raise ConfigurationError(f"device must be auto, cpu, cuda, cuda:1 or mps, got {str(name)!r}") from None
+    if (device.index or 0) >= num:
+        raise ConfigurationError(
+            f"device {str(name)!r} is not on this machine; use 'cpu', or 'auto' for the best there is"
+        )
     return device
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_threads(num: int) -> int:
+    """`num`, a number of threads for torch.
+
+    Raises:
+        ConfigurationError: this process has fewer cores, or it is below 1.
+    """
+    if not 1 <= num <= num_cores():
+        raise ConfigurationError(f"threads must be from 1 to {num_cores()}, the cores of this process, got {num}")
+    return num
 
 
 @cache
@@ -61,13 +67,13 @@ def keep_freed_memory() -> bool:
 
 
 def describe() -> dict[str, Any]:
-    """CPU model, cores this process may use, RAM, bf16, GPU: what stands beside every measured number."""
+    """CPU model, cores this process may use, RAM, what trains faster in bfloat16, GPU: the context of every number."""
     ram_kb = _proc_field("/proc/meminfo", "MemTotal").split()
     return {
         "cpu": _proc_field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": num_cores(),
         "ram_gb": round(int(ram_kb[0]) / 2**20, 1) if ram_kb else None,
-        "bf16": cpu_has_bf16(),
+        "bf16": [kind for kind in KINDS if use_bf16("auto", {kind}, torch.device("cpu"), training=True)],
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.platform(),
     }

@@ -56,7 +56,7 @@ class TrainingConfig:
     """A moving average of the weights, this much of it kept at each step, is what is validated and kept as best, and
     what a finished training leaves in the model."""
     mixed_precision: bool | Literal["auto"] = False
-    """Compute in `mixed_precision_dtype` where that is safe; `auto` does where the device multiplies it natively."""
+    """Compute in `mixed_precision_dtype` where that is safe; `auto` does where a short trial finds it faster."""
     mixed_precision_dtype: Literal["bfloat16", "float16"] = "bfloat16"
     """`float16` scales the loss, and needs CUDA."""
     tf32: bool = True

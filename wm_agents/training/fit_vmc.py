@@ -16,11 +16,11 @@ from wm_agents.data.dataset import Dataset, hold_out
 from wm_agents.models.loss import LossOutput
 from wm_agents.models.vmc import VMC, ConvVAE, Identity, to_input
 from wm_agents.system.files import replacing, write_tensors
-from wm_agents.system.hardware import has_bf16
 from wm_agents.training.callbacks import Callback
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.trainer import Trainer, TrainingResult
 from wm_envs.action import encode_action
+from wm_envs.precision import kinds_of, use_bf16
 from wm_envs.world_model import Latent
 
 WATCHED = 16_384
@@ -298,4 +298,5 @@ def _fit_normaliser(vision: Identity, dataset: Dataset, train: NDArray[np.int64]
 
 
 def _casting(model: VMC) -> torch.autocast:
-    return torch.autocast(model.device.type, torch.bfloat16, enabled=has_bf16(model.device))
+    bf16 = use_bf16("auto", kinds_of(model.vision), model.device)
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=bf16)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -27,13 +27,17 @@ from wm_agents.checkpoint import load_weights, plain_names
 from wm_agents.errors import ConfigurationError
 from wm_agents.models.loss import LossOutput
 from wm_agents.system.files import write_tensors
-from wm_agents.system.hardware import find_device, has_bf16
+from wm_agents.system.hardware import find_device
 from wm_agents.system.interrupt import deferred_interrupt
 from wm_agents.training.batches import Feed, checked, make_feed
 from wm_agents.training.callbacks import Callback, EarlyStoppingCallback
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.optim import Average, LearningRate, make_optimizer
+from wm_envs.precision import bf16_runs, kinds_of, use_bf16
 
+log = logging.getLogger(__name__)
+
+Precision = Literal["float32", "bfloat16", "float16"]
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
 
@@ -87,8 +91,7 @@ class Trainer:
         """Folder and optimizer are those of the config unless given; all that requires gradients is trained."""
         self.cfg = cfg = config or TrainingConfig()
         self.run_dir = Path(run_dir or cfg.output_dir)
-        self.scaler = torch.amp.GradScaler("cuda") if _dtype(cfg) == "float16" else None
-        self.fabric = make_fabric(cfg, self.scaler)
+        self._compute_in(choose_precision(cfg, model))
         self.model: nn.Module = self.fabric.to_device(model)
         self.loss: Callable[[Any], LossOutput] = loss or model.loss  # type: ignore[assignment]
         self._check: Callable[[Any], None] | None = getattr(model, "check_batch", None) if loss is None else None
@@ -112,6 +115,12 @@ class Trainer:
         self._since = time.perf_counter()
         self._window: list[tuple[LossOutput, dict[str, Tensor]]] = []
         self._heavy = _heavy(model) if cfg.use_gradient_checkpointing else []
+
+    def _compute_in(self, precision: Precision) -> None:
+        """Set the type that products, convolutions and LSTMs are computed in."""
+        self.precision = precision
+        self.scaler = torch.amp.GradScaler("cuda") if precision == "float16" else None
+        self.fabric = make_fabric(self.cfg, precision, self.scaler)
 
     def add_callback(self, callback: Callback) -> None:
         """Have one more called."""
@@ -367,6 +376,7 @@ class Trainer:
             "stopped": self.stopped,
             "wall_s": self._wall_s,
             "cfg": self.cfg.to_dict(),
+            "precision": self.precision,
             "optimizer": {"param_groups": optimizer["param_groups"], "numbers": numbers},
             "scheduler": self.rate.state(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
@@ -441,6 +451,7 @@ class Trainer:
         except (TypeError, KeyError) as error:
             raise ValueError(f"{path} holds no state of a training; give a checkpoint that a Trainer wrote") from error
         self._check_same_run(path, state["cfg"])
+        self._resume_precision(state.get("precision", self.precision))
         load_weights(self.model, _under(tensors, "module/"))
         if self.average is not None:
             self.average.load(_under(tensors, "average/"))
@@ -470,6 +481,20 @@ class Trainer:
             what = ", ".join(f"{k} was {saved.get(k)!r}, is {now[k]!r}" for k in changed)
             raise ValueError(f"cannot resume {path.parent} with other settings: {what}; use another folder")
 
+    def _resume_precision(self, began: Precision) -> None:
+        """Compute in what the run began with if this device can, and report it where a new run would not."""
+        if began == self.precision:
+            return
+        device = self.fabric.device
+        runs = {
+            "float32": True,
+            "bfloat16": bf16_runs(kinds_of(self.model), device, training=True),
+            "float16": device.type == "cuda",
+        }
+        if runs[began]:
+            self._compute_in(began)
+        log.warning(f"{self.run_dir} began in {began} and resumes in {self.precision}")
+
     def _params(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
@@ -495,7 +520,7 @@ def train(
     return model
 
 
-def make_fabric(cfg: TrainingConfig, scaler: torch.amp.GradScaler | None = None) -> Any:
+def make_fabric(cfg: TrainingConfig, precision: Precision, scaler: torch.amp.GradScaler | None = None) -> Any:
     """Device and precision. Fabric takes a second to import: only those who train wait for it."""
     from lightning_fabric import Fabric
     from lightning_fabric.plugins import MixedPrecision
@@ -504,28 +529,27 @@ def make_fabric(cfg: TrainingConfig, scaler: torch.amp.GradScaler | None = None)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     kind, _, index = cfg.device.partition(":")
     devices: Any = [int(index)] if index else 1
-    dtype = _dtype(cfg)
-    if dtype is None:
+    if precision == "float32":
         return Fabric(accelerator=kind, devices=devices)
-    name: Any = {"bfloat16": "bf16-mixed", "float16": "16-mixed"}[dtype]
+    name: Any = {"bfloat16": "bf16-mixed", "float16": "16-mixed"}[precision]
     device = find_device(cfg.device).type
     return Fabric(accelerator=kind, devices=devices, plugins=[MixedPrecision(name, device, scaler)])
 
 
-def _dtype(cfg: TrainingConfig) -> str | None:
-    """What `cfg` has the device compute in besides float32.
+def choose_precision(cfg: TrainingConfig, model: nn.Module) -> Precision:
+    """What `cfg` has the device compute in.
 
     Raises:
         ConfigurationError: there is no such device, or it has no float16.
     """
-    device = find_device(cfg.device)
-    if cfg.mixed_precision is False or (cfg.mixed_precision == "auto" and not has_bf16(device)):
-        return None
-    if cfg.mixed_precision_dtype == "float16" and device.type != "cuda":
-        if cfg.mixed_precision == "auto":
-            return None
-        raise ConfigurationError(f"mixed_precision_dtype float16 needs CUDA, the device is {device}; use bfloat16")
-    return cfg.mixed_precision_dtype
+    device, asked = find_device(cfg.device), cfg.mixed_precision
+    if cfg.mixed_precision_dtype == "float16" and asked is not False:
+        if device.type == "cuda":
+            return "float16"
+        if asked is True:
+            raise ConfigurationError(f"mixed_precision_dtype float16 needs CUDA, the device is {device}; use bfloat16")
+        return "float32"
+    return "bfloat16" if use_bf16(asked, kinds_of(model), device, training=True) else "float32"
 
 
 def _groups(model: nn.Module, lr: float) -> Any:
