@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 from pathlib import Path
@@ -130,11 +131,12 @@ def test_a_changed_file_is_found_by_its_hash(tmp_path: Path) -> None:
         load_artifact(tmp_path / "model")
 
 
-def test_a_truncated_file_without_hashes_is_called_corrupt(tmp_path: Path) -> None:
+def test_a_truncated_file_with_a_hash_of_its_own_is_called_corrupt(tmp_path: Path) -> None:
     path = save(tmp_path / "model")
-    edit(path, files={})
     weights = path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-3])
+    files = json.loads((path / "config.json").read_text())["files"]
+    edit(path, files={**files, weights.name: hashlib.sha256(weights.read_bytes()).hexdigest()})
     with pytest.raises(ArtifactError, match="is not a valid safetensors file"):
         load_artifact(path)
 

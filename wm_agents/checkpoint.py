@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from wm_agents.system.files import write_tensors, write_text
+from wm_agents.system.files import parse_json, write_tensors, write_text
 
 FORMAT_VERSION = 1
 
@@ -90,11 +90,13 @@ def load_artifact(path: str | Path) -> Artifact:
     """
     path = Path(path)
     config = _load_config(path)
-    for name, expected in config.get("files", {}).items():
-        _check_hash(path / name, expected)
-    tensors, _ = read_tensors(path / "model.safetensors")
-    starts = read_tensors(path / "starts.safetensors")[0] if (path / "starts.safetensors").is_file() else {}
     found = sorted(path.glob("policy_*.safetensors"))
+    starts_file = path / "starts.safetensors"
+    read = [path / "model.safetensors", *([starts_file] if starts_file.exists() else []), *found]
+    _check_files(path, config.get("files"), {file.name for file in read})
+    tensors, _ = read_tensors(path / "model.safetensors")
+    starts = read_tensors(starts_file)[0] if starts_file.exists() else {}
+    _check_finite(starts_file, starts)
     policies = {file.stem.removeprefix("policy_"): read_tensors(file) for file in found}
     return Artifact(path, config, tensors, starts, policies)
 
@@ -129,6 +131,10 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         raise ArtifactError(
             f"the weights do not fit {type(module).__name__}; build it with the sizes that were saved:\n  {shown}{more}"
         )
+    for name, tensor in own.items():
+        # A model may hold infinite bounds until it is trained; weights that are not finite dream NaN for ever.
+        if not given[name].isfinite().all() and tensor.isfinite().all():
+            raise ArtifactError(f"{name} of {type(module).__name__} has NaN or infinity; download or train it again")
     # Copying also works for compiled modules, whose names have a prefix.
     with torch.no_grad():
         for name, tensor in own.items():
@@ -163,13 +169,13 @@ def _load_config(path: Path) -> dict[str, Any]:
     if missing:
         raise ArtifactError(f"{path} is not a saved model: {', '.join(missing)} missing")
     try:
-        config: Any = json.loads((path / "config.json").read_text())
+        config: Any = parse_json(path / "config.json")
     except ValueError as error:
         raise ArtifactError(
             f"{path / 'config.json'} is not valid JSON ({error}); download or save the model again"
         ) from error
     version = config.get("format_version") if isinstance(config, dict) else None
-    if not isinstance(version, int) or version < 1:
+    if type(version) is not int or version < 1:
         raise ArtifactError(
             f"{path / 'config.json'} has no format_version; save_artifact of this package did not write it"
         )
@@ -181,7 +187,41 @@ def _load_config(path: Path) -> dict[str, Any]:
     return dict(config)
 
 
+def _check_files(path: Path, files: Any, read: set[str]) -> None:
+    """Check that `files` of config.json lists every tensor file that is read, by plain names, with its sha256.
+
+    Raises:
+        ArtifactError: it is not such a table, or a file does not match.
+    """
+    place = path / "config.json"
+    if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
+        raise ArtifactError(f"{place}: files must be an object of sha256 by file name; save the model again")
+    for name in files:
+        if name in ("", ".", "..") or Path(name).name != name or "\\" in name or "\0" in name:
+            raise ArtifactError(f"{place}: files must name files of {path} alone, got {name!r}; do not use this model")
+    if unlisted := sorted(read - files.keys()):
+        raise ArtifactError(f"{place}: files does not list {', '.join(unlisted)}; save or download the model again")
+    for name, expected in files.items():
+        _check_hash(path / name, expected)
+
+
+def _is_foreign_link(path: Path) -> bool:
+    """Whether a file is a link to anything but the blobs of its own repository in the Hub's cache."""
+    if not path.is_symlink():
+        return False
+    repository = path.resolve().parent.parent
+    return path.resolve().parent.name != "blobs" or repository != path.parent.resolve().parent.parent
+
+
+def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ArtifactError(f"{path}: {name} has NaN or infinity; save or download the model again")
+
+
 def _check_hash(path: Path, expected: str) -> None:
+    if _is_foreign_link(path):
+        raise ArtifactError(f"{path} is a link to {os.readlink(path)}; a saved model holds its own files")
     if not path.is_file():
         raise ArtifactError(f"{path} is listed in config.json but missing; download or save the model again")
     _refuse_pickle(path)
@@ -203,7 +243,12 @@ def _refuse_pickle(path: Path) -> None:
 
 
 def _halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
+    """Tensors in half precision, but for those whose values it cannot hold."""
+    return {name: t.half() if _fits_half(t) else t for name, t in tensors.items()}
+
+
+def _fits_half(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and bool((tensor.half().isfinite() == tensor.isfinite()).all())
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -15,6 +16,8 @@ from wm_envs.real import episode_limit, make_real, own_limit, spec_for
 from wm_envs.registry import TASKS, RealSpec
 
 Env = gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | str
+MAX_NUMBERS = 2**24
+"""The largest observation or action that a saved model may claim."""
 SHAPE = "a tuple of positive integers, such as (8,) or (64, 64, 3)"
 
 
@@ -47,6 +50,8 @@ def space_from_dict(values: dict[str, Any]) -> gym.Space[Any]:
         kind, dtype = values["type"], np.dtype(values.get("dtype", "int64")).type
         if kind == "Box":
             shape = tuple(values["shape"])
+            if (shape and not is_shape(shape)) or math.prod(shape) > MAX_NUMBERS:
+                raise ValueError(f"a Box must have {SHAPE}, of at most {MAX_NUMBERS:,} numbers, got {list(shape)}")
             low, high = (np.broadcast_to(np.array(values[name], dtype), shape) for name in ("low", "high"))
             return spaces.Box(low, high, shape, dtype)
         if kind == "Discrete":

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm_agents.data.episode import Episode
-from wm_agents.data.shard import SUFFIX, TEMPORARY, ShardError, ShardInfo, read_info, write_shard
+from wm_agents.data.shard import SUFFIX, TEMPORARY, ShardError, ShardInfo, check_self_contained, read_info, write_shard
 
 __all__ = ["Dataset", "ShardInfo", "Windows", "hold_out", "split_episodes", "write_manifest", "write_shard"]
 
@@ -298,8 +298,9 @@ class Dataset:
         try:
             # Windows are random, so a chunk cache would only use memory.
             file = h5py.File(path, "r", rdcc_nbytes=0)
+            check_self_contained(file)
             held = _Open(file, file["obs"], file["act"][:], file["rew"][:])
-        except (OSError, KeyError, RuntimeError) as error:
+        except (OSError, KeyError, RuntimeError, ShardError) as error:
             raise self._give_up(shard, error) from error
         self._open[shard] = held
         while len(self._open) > MAX_OPEN:

@@ -32,6 +32,8 @@ Array = NDArray[Any]
 
 FORMAT_VERSION = 1
 ALIASES = {"actions": "act", "rewards": "rew", "terminations": "term"}
+MAX_UNPACKED, MAX_RATIO = 10**9, 300
+"""Bytes of a foreign npz, and how many times its packed size."""
 LATENT = "latent/"
 
 
@@ -532,14 +534,26 @@ def _numpy(values: Tensor | Array) -> Array:
 def _read(path: str | Path) -> dict[str, Array]:
     """Read the arrays of an npz."""
     try:
-        with zipfile.ZipFile(path):  # numpy would report other files as pickles.
-            pass
+        with zipfile.ZipFile(path) as archive:  # numpy would report other files as pickles.
+            _check_unpacked(archive)
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
         objects = "Object arrays" in str(error)
         what = "contains Python objects, which are never loaded" if objects else "is not a valid npz"
         raise ValueError(f"{path} {what} ({error}); give a file of ReplayBuffer.save or np.savez") from error
+
+
+def _check_unpacked(archive: zipfile.ZipFile) -> None:
+    """Refuse a small file that unpacks to a huge one.
+
+    Raises:
+        ValueError: more than 1 GB, and more than 300 times the packed size.
+    """
+    packed = sum(part.compress_size for part in archive.infolist())
+    unpacked = sum(part.file_size for part in archive.infolist())
+    if unpacked > max(MAX_UNPACKED, MAX_RATIO * packed):
+        raise ValueError(f"{packed:,} bytes that unpack to {unpacked:,}")
 
 
 def _check_stored(stored: dict[str, Array], path: str | Path) -> None:

@@ -30,6 +30,8 @@ TEMPORARY = ".part"
 LEVEL = 12
 """Level of zstd: 5 % smaller files than level 6, and still negligible beside rendering."""
 ZSTD_ID = 32015
+MAX_ROWS = 10**8
+"""Frames of a shard, at most; a foreign file may claim any number without storing one."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,7 @@ def read_info(path: Path) -> ShardInfo:
 def _read_info(file: h5py.File, path: Path) -> ShardInfo:
     if file.attrs.get("format") != FORMAT:
         raise ShardError(f"not a shard: attribute format must be {FORMAT!r}, got {file.attrs.get('format')!r}")
+    check_self_contained(file)
     version = int(file.attrs["format_version"])
     if version > FORMAT_VERSION:
         raise ShardError(f"format version {version} is newer than {FORMAT_VERSION}; update this package")
@@ -204,6 +207,25 @@ def _read_info(file: h5py.File, path: Path) -> ShardInfo:
         act_dtype=str(act.dtype),
         spec=json.loads(file.attrs["spec"]),
     )
+
+
+def check_self_contained(file: h5py.File) -> None:
+    """Check, before any read, that a shard holds its own data: no links, no groups, no storage in other files.
+
+    Raises:
+        ShardError: a part of it is a window onto something else, or claims more rows than a shard may have.
+    """
+    for name in file:
+        link = file.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            raise ShardError(f"refused: {name} is a link to other data ({type(link).__name__})")
+        part = file[name]
+        if not isinstance(part, h5py.Dataset):
+            raise ShardError(f"refused: {name} must be a dataset, got {type(part).__name__}")
+        if part.external or part.is_virtual:
+            raise ShardError(f"refused: {name} is stored in another file")
+        if part.ndim == 0 or len(part) > MAX_ROWS:
+            raise ShardError(f"refused: {name} claims shape {part.shape}; a shard has at most {MAX_ROWS:,} rows")
 
 
 def _uses_zstd(obs: h5py.Dataset) -> bool:

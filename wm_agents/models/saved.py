@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
 from wm_agents.checkpoint import Artifact, ArtifactError, load_artifact, load_weights, model_card, save_artifact
 from wm_agents.errors import ConfigurationError, did_you_mean
 from wm_agents.hub import is_repo_id, resolve
@@ -105,13 +110,42 @@ def load_model(model: str | Path, device: str = "cpu") -> tuple[Model, Artifact]
         raise ArtifactError(f"{artifact.path / 'config.json'} lacks {', '.join(map(repr, lacking))}; it is no model's")
     try:
         obs_space, act_space = (space_from_dict(cfg["spaces"][name]) for name in ("obs", "act"))
+        _check_size(cfg, obs_space, act_space, artifact)
         net = build(cfg["family"], cfg["model"], obs_space, act_space)
-    except (TypeError, KeyError, ValueError) as error:
+    except ArtifactError:
+        raise
+    except (TypeError, KeyError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         raise ArtifactError(
             f"{artifact.path / 'config.json'} describes no model of this version: {error}; upgrade this package"
         ) from error
     load_weights(net, artifact.tensors)
     return net.to(place).eval(), artifact
+
+
+def _check_size(cfg: dict[str, Any], obs_space: gym.Space[Any], act_space: gym.Space[Any], artifact: Artifact) -> None:
+    """Build the model without memory, and stop as soon as it has more weights than the file holds.
+
+    Raises:
+        ArtifactError: config.json claims a larger model than the weights are of.
+    """
+    held = sum(tensor.numel() for tensor in artifact.tensors.values())
+    built = 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal built
+        built += 0 if parameter is None else max(parameter.numel(), 1)
+        if built > held:
+            raise ArtifactError(
+                f"{artifact.path / 'config.json'} claims a model of more than {built:,} weights, but "
+                f"model.safetensors holds {held:,}; download or save the model again"
+            )
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            build(cfg["family"], cfg["model"], obs_space, act_space)
+    finally:
+        hook.remove()
 
 
 def save_bare(path: Path, model: Model) -> Path:

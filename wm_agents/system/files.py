@@ -22,6 +22,8 @@ if sys.version_info >= (3, 11):
 else:
     import toml as tomllib  # A dependency of jsonargparse[toml].
 
+MAX_JSON = 16_000_000
+"""Bytes; the largest config.json that is read."""
 PROJECT_FILE = "wm.toml"
 """The file that makes a folder a project."""
 
@@ -89,6 +91,28 @@ def _quoted_line(error: str, text: str) -> str:
     if found is None or not 0 < int(found[1]) <= len(lines):
         return ""
     return f"\n  line {found[1]}: {lines[int(found[1]) - 1].strip()}"
+
+
+def parse_json(path: Path) -> Any:
+    """The JSON value in a file that may be foreign.
+
+    Raises:
+        ValueError: the file is larger than 16 MB, is not JSON, is nested too deeply, or repeats a key.
+    """
+    if (size := path.stat().st_size) > MAX_JSON:
+        raise ValueError(f"{size / 1e6:,.0f} MB, more than {MAX_JSON / 1e6:.0f} MB")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} stands there twice")
+    return values
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
