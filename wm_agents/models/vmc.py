@@ -20,6 +20,7 @@ from typing_extensions import Self  # Comes with torch; `typing` has it from Pyt
 
 from wm_agents.errors import strict
 from wm_agents.models.config import ELSEWHERE, WorldModelConfig
+from wm_agents.models.cpu_kernels import RowStep, draw_by_component, gains_by_component, is_dream
 from wm_agents.models.frames import to_network
 from wm_agents.models.loss import LossOutput
 from wm_agents.models.model import Model
@@ -137,12 +138,17 @@ class VMC(Model):
     def step(self, latent: Latent, act: Tensor, *, temperature: float = 1.0, generator: Generator = None) -> Step:
         """Dream one step; tau divides the logits and multiplies the variance (authors' doomrnn.py)."""
         self.check_act(act, len(latent["h"]))
-        h, c = self.memory.advance(latent["z"], act, latent["h"], latent["c"])
-        head = self.memory.gmm_linear(h).float()
-        rews, term = self.memory.ends(head)
+        if temperature < 0:
+            raise ValueError(f"temperature must be 0 (the likeliest future) or above, got {temperature}")
+        memory = RowStep.of(self.memory) if self._is_row(latent["h"]) else self.memory
+        h, c = memory.advance(latent["z"], act, latent["h"], latent["c"])
+        z, ends = memory.draw(h, temperature, generator)
+        rews, term = self.memory.ends(ends)
         rew = rews * self.rew_scale if self.classes is None else self.classes.expected(rews)
-        z = self.memory.sample(head, temperature, generator)
         return Step({"z": z, "h": h, "c": c}, rew, torch.sigmoid(-term))
+
+    def _is_row(self, h: Tensor) -> bool:
+        return len(h) == 1 and is_dream(h) and self.cfg.mixture == "joint"
 
     def decode(self, latent: Latent) -> Tensor:
         obs = self.vision.decode_obs(latent["z"])
@@ -466,6 +472,7 @@ class _MDRNNBase(nn.Module):
             raise ValueError(f"mixture must be 'joint' or 'per_dim', got {mixture!r}")
         self.latents, self.actions, self.hiddens, self.gaussians = latents, actions, hiddens, gaussians
         self.mixture, self.rewards = mixture, rewards
+        self.choices = 1 if mixture == "joint" else latents
         per_component = 2 * latents + 1 if mixture == "joint" else 3 * latents
         self.num_mixture = per_component * gaussians
         self.gmm_linear = nn.Linear(hiddens, self.num_mixture + rewards + 1)
@@ -482,35 +489,47 @@ class _MDRNNBase(nn.Module):
         if self.mixture == "per_dim":
             logits = logits.unflatten(-1, (k, z))
         logpi = logits.log_softmax(dim=-1 if self.mixture == "joint" else -2)
-        return mus, sigmas, logpi, *self.ends(head)
+        return mus, sigmas, logpi, *self.ends(head[..., self.num_mixture :])
 
-    def ends(self, head: Tensor) -> tuple[Tensor, Tensor]:
-        """Reward (...), or its logits (..., R), and the logit of the end (...)."""
-        rew = head[..., self.num_mixture : -1]
-        return rew[..., 0] if self.rewards == 1 else rew, head[..., -1]
+    def ends(self, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """The head's last R + 1 outputs (..., R + 1) as reward (...), or its logits (..., R), and the end's logit."""
+        rew = ends[..., :-1]
+        return rew[..., 0] if self.rewards == 1 else rew, ends[..., -1]
+
+    def draw(self, h: Tensor, temperature: float, generator: Generator) -> tuple[Tensor, Tensor]:
+        """From the memory (B, H): z' (B, Z) by `sample`, and what the head says of reward and end (B, R + 1)."""
+        if self.mixture == "joint" and gains_by_component(h):
+            return draw_by_component(self, h, temperature, generator)
+        head = self.gmm_linear(h).float()
+        return self.sample(head, temperature, generator), head[:, self.num_mixture :]
 
     def sample(self, head: Tensor, temperature: float, generator: Generator) -> Tensor:
         """Draw z' (B, Z) from the head's mixture at tau; 0 gives the mean of the likeliest component."""
-        if temperature < 0:
-            raise ValueError(f"temperature must be 0 (the likeliest future) or above, got {temperature}")
         b, k, z = len(head), self.gaussians, self.latents
-        logits = head[:, 2 * k * z : self.num_mixture]
-        choices = 1 if self.mixture == "joint" else z
-        logits = logits.view(b, k, choices)
-        if temperature == 0:
-            noise, pick = None, logits.argmax(1)  # (B, choices)
-        else:
-            noise = draw_normal(b, choices + z, generator, head.device)
-            edges = (logits / temperature).softmax(1).cumsum(1)
-            chance = torch.special.ndtr(noise[:, None, :choices])  # A normal's own quantile is uniform.
-            pick = (edges < chance).sum(1).clamp(max=k - 1)
-        index = pick[:, None, :].expand(b, 1, z)
-        mus = head[:, : k * z].view(b, k, z).gather(1, index)[:, 0]
+        logits = head[:, 2 * k * z : self.num_mixture].view(b, k, self.choices)
+        noise = self.noise(b, temperature, generator, head.device)
+        index = self.choose(logits, noise, temperature)[:, None].expand(b, 1, z)
+        mus, logsigmas = (part.view(b, k, z).gather(1, index)[:, 0] for part in head[:, : 2 * k * z].chunk(2, dim=1))
+        return self.spread(mus, logsigmas, noise, temperature)
+
+    def noise(self, num: int, temperature: float, generator: Generator, device: torch.device) -> Tensor | None:
+        """Standard normals (num, choices + Z): what picks the components, and z' around their means; None at tau 0."""
+        return draw_normal(num, self.choices + self.latents, generator, device) if temperature > 0 else None
+
+    def choose(self, logits: Tensor, noise: Tensor | None, temperature: float) -> Tensor:
+        """The component of each choice (B, choices) by its logits (B, K, choices); the likeliest without noise."""
+        if noise is None:
+            return logits.argmax(1)
+        edges = (logits / temperature).softmax(1).cumsum(1)
+        chance = torch.special.ndtr(noise[:, None, : self.choices])  # A normal's own quantile is uniform.
+        return cast(Tensor, (edges < chance).sum(1).clamp(max=self.gaussians - 1))
+
+    def spread(self, mus: Tensor, logsigmas: Tensor, noise: Tensor | None, temperature: float) -> Tensor:
+        """z' (B, Z) of components with these means and spreads (B, Z); the means without noise."""
         if noise is None:
             return mus
-        sigmas = head[:, k * z : 2 * k * z].view(b, k, z).gather(1, index)[:, 0].clamp(-7, 5).exp()
-        spread: float = temperature**0.5
-        return mus + sigmas * spread * noise[:, choices:]
+        wider: float = temperature**0.5
+        return mus + logsigmas.clamp(-7, 5).exp() * wider * noise[:, self.choices :]
 
 
 class MDRNN(_MDRNNBase):
@@ -541,13 +560,14 @@ class MDRNN(_MDRNNBase):
         gates = F.linear(torch.cat([act, z], dim=1), cast(Tensor, rnn.weight_ih_l0), bias)  # bfloat16 under autocast.
         gates.addmm_(h.to(gates.dtype), cast(Tensor, rnn.weight_hh_l0).t().to(gates.dtype))
         i, f, g, o = gates.to(c.dtype).chunk(4, dim=1)
-        c = torch.addcmul(f.sigmoid() * c, i.sigmoid(), _tanh(g))
-        return o.sigmoid() * _tanh(c), c
+        i, f, o = i.sigmoid(), f.sigmoid(), o.sigmoid()
+        c = torch.addcmul(_times_tanh(i, g), f, c)
+        return _times_tanh(o, c), c
 
 
-def _tanh(x: Tensor) -> Tensor:
-    """tanh by way of the sigmoid, which torch computes five times as fast on CPUs."""
-    return 2 * torch.sigmoid(2 * x) - 1
+def _times_tanh(a: Tensor, x: Tensor) -> Tensor:
+    """a * tanh(x), as a - 2 a sigmoid(-2 x): CPUs without AVX-512 compute tanh three times as slowly as the sigmoid."""
+    return torch.addcmul(a, a, torch.sigmoid(-2 * x), value=-2)
 
 
 class MDRNNCell(_MDRNNBase):
