@@ -203,7 +203,7 @@ RECIPES = {
         # Whole pixels and single frames: things are found by their exact colours.
         replace(TASKS["Pong"].real, size=160, max_frames=False),
         out="runs/pong",
-        rounds=70,
+        rounds=40,
         random_steps=10_000,
         round_steps=2_000,
         round_seeds=4_000,
@@ -234,7 +234,7 @@ RECIPES = {
         ),
         horizon=64,
         judge_episodes=2,
-        judge_every=10,
+        judge_every=20,  # A game between equals takes 15,000 steps.
         starts=4096,
         start_rounds=2,
         procs=0,
