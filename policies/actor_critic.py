@@ -51,11 +51,11 @@ class ActorCriticConfig:
         for name in ("units", "layers", "horizon"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise ValueError(
-                    f"ActorCriticConfig.{name} must be an integer of at least 1, got {getattr(self, name)!r}"
+                    f"ActorCriticConfig.{name} must be a whole number of at least 1, got {getattr(self, name)!r}"
                 )
         for name in ("discount", "lam", "slow_rate", "return_rate"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"ActorCriticConfig.{name} must be from 0 to 1, got {getattr(self, name)!r}")
+                raise ValueError(f"ActorCriticConfig.{name} must be between 0 and 1, got {getattr(self, name)!r}")
         for name in ("entropy", "slow_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(

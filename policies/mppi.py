@@ -55,7 +55,7 @@ class MPPIConfig:
         low = {"horizon": 1, "iterations": 0, "num_samples": 1, "num_elites": 1, "num_prior_plans": 0}
         for name, least in low.items():
             if type(getattr(self, name)) is not int or getattr(self, name) < least:
-                self._fail(name, f"an integer of at least {least}")
+                self._fail(name, f"a whole number of at least {least}")
         if self.num_prior_plans > self.num_samples:
             self._fail("num_prior_plans", f"at most num_samples ({self.num_samples})")
         if self.num_elites > self.num_samples:
@@ -64,7 +64,7 @@ class MPPIConfig:
             self._fail("min_std", f"above 0 and at most max_std ({self.max_std})")
         for name in ("smoothing", "discount", "cut_off"):
             if not 0 <= getattr(self, name) <= 1:
-                self._fail(name, "from 0 to 1")
+                self._fail(name, "between 0 and 1")
         if not self.temperature >= 0:
             self._fail("temperature", "at least 0")
 

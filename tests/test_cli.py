@@ -449,4 +449,4 @@ def test_a_model_saved_alone_is_told_what_it_lacks(tmp_path: Path, capsys: pytes
     create_world_model("ensemble:ci", obs_shape=(4,), action_dim=2).save_pretrained(tmp_path / "alone")
     for command in (("evaluate",), ("evolve", str(tmp_path / "out"))):
         assert wm(command[0], str(tmp_path / "alone"), *command[1:]) == 1
-        assert "holds a model alone and cannot be dreamed in" in capsys.readouterr().err
+        assert "contains weights only" in capsys.readouterr().err

@@ -74,8 +74,11 @@ def test_a_file_lists_tasks_in_order(tmp_path: Path) -> None:
         ('[[task]]\nname = "Pong"\nthreshold = "18"', "threshold must be a finite number, got '18'"),
         ('[[task]]\nname = "Pong"\nthreshold = true', "threshold must be a finite number, got True"),
         ('[[task]]\nname = "Pong"\nthreshold = nan', "threshold must be a finite number, got nan"),
-        ('[[task]]\nname = "Pong"\nmax_generations = 0', "max_generations must be a whole number from 1 up, got 0"),
-        ('[[task]]\nname = "Pong"\nmax_generations = 1.5', "max_generations must be a whole number from 1 up, got 1.5"),
+        ('[[task]]\nname = "Pong"\nmax_generations = 0', "max_generations must be a whole number of at least 1, got 0"),
+        (
+            '[[task]]\nname = "Pong"\nmax_generations = 1.5',
+            "max_generations must be a whole number of at least 1, got 1.5",
+        ),
         ("[[task]]\nname = 3", "name must be a text, got 3"),
         ('[[task]]\nname = "Pong"\n[[task]]\nenv = "ALE/Pong-v5"\nthreshold = 1', "ALE/Pong-v5 more than once"),
         ("[[task", "is not valid TOML"),

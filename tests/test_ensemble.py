@@ -349,7 +349,7 @@ def test_every_step_of_a_dataset_is_read_and_no_other(tmp_path: Path) -> None:
     ("make", "message"),
     [
         (lambda: Ensemble(SMALL, spaces.Box(0, 255, (8, 8, 3), np.uint8), ACT), "needs a Box of vectors"),
-        (lambda: EnsembleConfig(members=0), "EnsembleConfig.members must be a whole number from 1 up, got 0"),
+        (lambda: EnsembleConfig(members=0), "EnsembleConfig.members must be a whole number of at least 1, got 0"),
         (lambda: EnsembleConfig(members=1.5), "members must be a whole number, got 1.5"),
         (lambda: EnsembleConfig(hidden=1.5), "hidden must be a whole number, got 1.5"),
         (lambda: EnsembleConfig(layers=1.5), "layers must be a whole number, got 1.5"),

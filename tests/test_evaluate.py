@@ -178,7 +178,7 @@ def test_what_is_wrong_with_a_model_shows_before_an_episode_is_played(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluating, "play", lambda *args: pytest.fail("an episode was played"))
-    with pytest.raises(ValueError, match=r"bare carries no controller; `wm evolve` gives it one"):
+    with pytest.raises(ValueError, match=r"bare has no controller; train one with `wm evolve`"):
         evaluate(save_tiny(tmp_path / "bare", controller=False))
     endless = RealSpec("toy_env:Echo-v0")
     with pytest.raises(ValueError, match="horizon must be a number of steps, got None"):

@@ -100,7 +100,9 @@ def test_vectors_never_reach_a_convolution(family: str) -> None:
 
 def test_frames_in_another_order_are_explained() -> None:
     model = create_world_model("dreamerv3:ci", obs_shape=(3, 64, 64), action_dim=2)
-    with pytest.raises(ValueError, match=r"\(B, 3, 64, 64\) uint8.*got \(1, 64, 64, 3\).*the channels .* other side"):
+    with pytest.raises(
+        ValueError, match=r"\(B, 3, 64, 64\) uint8.*got \(1, 64, 64, 3\).*the channel axis .* other side"
+    ):
         model.encode(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"got \(3, 64, 64\).*one observation needs a batch axis, obs\[None\]"):
         model.encode(torch.zeros(3, 64, 64, dtype=torch.uint8))
@@ -150,12 +152,12 @@ def test_an_environment_or_its_id_gives_the_spaces() -> None:
         ({"obs_shape": (8,), "action_dim": 2, "hiden_dim": 64}, "of DreamerV3Config; did you mean 'hidden_dim'"),
         ({"obs_shape": (8,), "action_dim": 2, "batch_size": 4}, "DreamerV3Config; it is a field of TrainingConfig"),
         ({"obs_shape": (8,), "action_dim": 2, "lerning_rate": 1e-3},
-         r"of DreamerV3Config; did you mean 'learning_rate'\? \(it is a field of TrainingConfig, for the training\)"),
+         r"of DreamerV3Config; did you mean 'learning_rate'\? \(it is a field of TrainingConfig\)"),
         ({"obs_shape": (8,), "action_dim": 2, "encoder_type": "mlp"},
-         "'encoder_type' of DreamerV3Config; encoder and decoder follow from the observations' shape"),
+         "'encoder_type' of DreamerV3Config; the observation shape determines encoder and decoder"),
         ({"obs_shape": (8,), "action_dim": 2, "foo": 1}, "unknown field 'foo' of DreamerV3Config; it has action_dim, "),
         ({"obs_shape": (8,), "action_dim": 2, "unimix": 2.0}, r"DreamerV3Config.unimix must be .*, got 2.0"),
-        ({"obs_shape": (8,), "action_dim": 2, "unimix": 0.0}, r"DreamerV3Config.unimix must be above 0, .*, got 0.0"),
+        ({"obs_shape": (8,), "action_dim": 2, "unimix": 0.0}, r"DreamerV3Config.unimix must be above 0 and at most 1, got 0.0"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(kwargs: dict[str, Any], message: str) -> None:
@@ -240,7 +242,7 @@ def test_a_folder_that_is_no_model_hides_no_alias(tmp_path: Path, monkeypatch: p
 
 def test_a_dream_of_a_model_saved_alone_says_what_is_missing(saved: Path) -> None:
     with pytest.raises(
-        ArtifactError, match=r"a model alone .* lacks 'real' in config.json.*starts; save it with .*save_model"
+        ArtifactError, match=r"weights only; .* needs 'real' in config.json.*starts. Save it with .*save_model"
     ):
         gym.make("wm_envs:Dream-v0", model=str(saved))
 
@@ -251,7 +253,7 @@ def test_a_model_saved_alone_does_not_take_the_place_of_a_dream(tmp_path: Path) 
     from wm_agents.models.saved import STORE
 
     shutil.copytree(STORE / "ensemble-cartpole", tmp_path / "dream")
-    with pytest.raises(ArtifactError, match="would lose its starts and policies. Give another directory"):
+    with pytest.raises(ArtifactError, match="would lose its initial latents and policies. Give another directory"):
         create_world_model(tmp_path / "dream").save_pretrained(tmp_path / "dream")
     create_world_model(tmp_path / "dream").save_pretrained(tmp_path / "alone")
     create_world_model(tmp_path / "alone").save_pretrained(tmp_path / "alone")
@@ -265,7 +267,7 @@ def test_actions_of_another_shape_are_refused_before_any_step() -> None:
     state = model.encode(torch.zeros(3, 4))
     assert isinstance(model.rollout(state, torch.zeros(5, 3, 2)), Trajectory)
     for wrong in (torch.zeros(3, 2), torch.zeros(5, 1, 2), torch.zeros(5, 3, 1)):
-        with pytest.raises(ValueError, match=r"actions must be \(H, 3, 2\), time first, got"):
+        with pytest.raises(ValueError, match=r"actions must be \(H, 3, 2\), time-first, got"):
             model.imagine(state, wrong)
 
 
@@ -287,7 +289,7 @@ def test_a_config_survives_a_file_and_a_directory(kind: type[WorldModelConfig], 
 def test_the_config_of_a_saved_model_is_that_of_the_model(saved: Path) -> None:
     cfg = WorldModelConfig.load(saved)
     assert isinstance(cfg, VMCConfig) and cfg == create_world_model(saved).cfg == get_config(str(saved))
-    with pytest.raises(ConfigurationError, match="holds a VMCConfig, not a TDMPC2Config"):
+    with pytest.raises(ConfigurationError, match="is a VMCConfig, not a TDMPC2Config"):
         TDMPC2Config.load(saved)
     with pytest.raises(ConfigurationError, match="belongs to a saved model; give another directory"):
         cfg.save(saved)
@@ -311,10 +313,10 @@ def test_get_config_is_what_a_model_would_be_made_with() -> None:
         (lambda path: TDMPC2Config(plan=True), "'plan' of TDMPC2Config; did you mean 'planning'"),
         (lambda path: VMCConfig(obs_shape=(0,)), r"obs_shape must be a tuple of positive integers.*, got \(0,\)"),
         (lambda path: VMCConfig(obs_shape=4), r"VMCConfig.obs_shape must be a tuple of .*, got 4"),
-        (lambda path: VMCConfig(action_dim=-1), "VMCConfig.action_dim must be a whole number above 0, got -1"),
+        (lambda path: VMCConfig(action_dim=-1), "VMCConfig.action_dim must be a positive integer, got -1"),
         (lambda path: WorldModelConfig.load(path / "list.json"), "got a list"),
         (lambda path: WorldModelConfig.load(path / "text.json"), "is not valid JSON"),
-        (lambda path: WorldModelConfig.load(path / "other.json"), "needs 'family' and 'model'"),
+        (lambda path: WorldModelConfig.load(path / "other.json"), "must contain 'family' and 'model'"),
         (lambda path: WorldModelConfig.load(path / "newer.json"), "family must be one of .*, got 'jepa'"),
     ],
 )  # fmt: skip
@@ -335,7 +337,7 @@ def test_configs_show_their_fields_and_can_be_copied(kind: type[WorldModelConfig
 
 
 def test_a_config_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="config.json does not exist; give a saved model's directory"):
+    with pytest.raises(FileNotFoundError, match="config.json does not exist; give the directory of a saved model"):
         WorldModelConfig.load(tmp_path)
 
 
@@ -343,8 +345,8 @@ def test_a_config_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_config_must_agree_with_the_spaces(family: str) -> None:
     about = FAMILIES[family]
     see, do = spaces.Box(-1, 1, (4,), np.float32), spaces.Discrete(3)
-    said = [({"obs_shape": (5,)}, r"\(5,\) in the config, \(4,\)"), ({"action_dim": 2}, "2 in the config, 3"),
-            ({"action_type": "continuous"}, "'continuous' in the config, 'discrete'")]  # fmt: skip
+    said = [({"obs_shape": (5,)}, r"\(5,\) in the config, but \(4,\)"), ({"action_dim": 2}, "2 in the config, but 3"),
+            ({"action_type": "continuous"}, "'continuous' in the config, but 'discrete'")]  # fmt: skip
     for values, message in said:
         cfg = about.part(about.config).from_size("ci").fitting(see).replace(**values)
         with pytest.raises(ConfigurationError, match=message):

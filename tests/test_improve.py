@@ -246,9 +246,9 @@ def test_seeds_for_judging_are_never_collected(changes: dict[str, int]) -> None:
         ({"pessimism": math.nan}, "pessimism must be at least 0, got nan"),
         ({"start_rounds": 0}, "start_rounds must be at least 1, got 0"),
         ({"dream_stall": 0}, "dream_stall must be at least 1, or None, got 0"),
-        ({"leave": 2.0}, "leave must be from 0 to 1, got 2.0"),
-        ({"noise": ()}, r"noise must be one level from 0 up or several, got \(\)"),
-        ({"noise": (-2.0,)}, "noise must be one level from 0 up or several"),
+        ({"leave": 2.0}, "leave must be between 0 and 1, got 2.0"),
+        ({"noise": ()}, r"noise must be one or more levels of at least 0, got \(\)"),
+        ({"noise": (-2.0,)}, "noise must be one or more levels of at least 0"),
         ({"max_gb": 0.0}, "max_gb must be above 0, got 0.0"),
     ],
 )

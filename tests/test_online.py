@@ -493,7 +493,7 @@ def test_the_cut_off_is_calibrated_only_where_it_is_used_and_can_be(monkeypatch:
         ({"size": "5"}, "size of TDMPC2Config must be one of ci, 1m.*, got '5'"),
         ({"overrides": {"horizn": 3}}, "unknown field 'horizn' of TDMPC2Config; did you mean 'horizon'"),
         ({"seed": 899_900}, "300 steps from seed 899,900 might collect up to seed 900,200"),
-        ({"learning_rate": -1.0}, "learning_rate must be a number from 0 up"),
+        ({"learning_rate": -1.0}, "learning_rate must be a number of at least 0"),
     ],
 )
 def test_wrong_settings_are_named(change: Mapping[str, Any], message: str) -> None:

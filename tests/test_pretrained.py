@@ -216,12 +216,12 @@ def test_what_is_at_a_path_instead_of_a_model_is_told(tmp_path: Path, monkeypatc
         return str(error.value)
 
     monkeypatch.chdir(tmp_path)
-    assert told("/no/where") == "model must be a directory with a config.json, and /no/where does not exist"
+    assert told("/no/where") == "model must be a directory with a config.json, but /no/where does not exist"
     (tmp_path / "empty").mkdir()
-    assert told("empty") == "model must be a directory with a config.json, and empty holds none"
+    assert told("empty") == "model must be a directory with a config.json, but empty has none"
     save(tmp_path / "run" / "model")
-    assert told("run").endswith("and run holds none; give run/model")
-    assert told("run/model/README.md").endswith("and run/model/README.md is a file; give run/model")
+    assert told("run").endswith("but run has none; give run/model")
+    assert told("run/model/README.md").endswith("but run/model/README.md is a file; give run/model")
 
 
 @pytest.mark.parametrize("out", ["outputs", "other"])
@@ -237,7 +237,7 @@ def test_a_project_in_place_of_a_model_says_where_that_is(
     (tmp_path / "my").mkdir()
     toml = tmp_path / "my" / "wm.toml"
     toml.write_text(f'environment = "CartPole-v1"\nmodel = "vmc:ci"\n[training]\noutput_dir = "{out}"\n')
-    later = f"is a project that is not trained yet: run `wm train` in it; its model will be my/{out}/model"
+    later = f"is an untrained project: run `wm train` in it; its model will be my/{out}/model"
     for path in ("my", "my/wm.toml", f"my/{out}", f"my/{out}/model"):
         assert told(path) == f"my {later}"
     monkeypatch.chdir(tmp_path / "my")  # Where `outputs/model` could be a repository on the Hub.
@@ -245,8 +245,8 @@ def test_a_project_in_place_of_a_model_says_where_that_is(
         assert told(path) == f"this folder {later.replace('my/', '')}"
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "my" / out / "model")
-    assert told("my") == f"my is a project: its model is my/{out}/model; give that"
-    assert told(f"my/{out}").endswith(f"holds none; give my/{out}/model")
+    assert told("my") == f"my is a project; give its model, my/{out}/model"
+    assert told(f"my/{out}").endswith(f"has none; give my/{out}/model")
     assert model_path(f"my/{out}/model") == Path("my", out, "model")
     toml.write_text("colour =\n")
     assert "my/wm.toml is not valid TOML" in told("my")
@@ -254,7 +254,7 @@ def test_a_project_in_place_of_a_model_says_where_that_is(
 
 def test_a_dream_of_no_model_says_what_to_give() -> None:
     for make in (gym.make, gym.make_vec):
-        with pytest.raises(ValueError, match=r'give a directory, .* such as model="runs/my_model", model="Dream-'):
+        with pytest.raises(ValueError, match=r'a directory, .* such as model="runs/my_model", model="Dream-'):
             make("wm_envs:Dream-v0")
 
 
@@ -275,8 +275,8 @@ def test_a_missing_policy_is_named(tmp_path: Path) -> None:
     "changes, message",
     [
         ({"family": "tdmpc9"}, "family must be one of 'vmc', .*, got 'tdmpc9'; did you mean 'tdmpc2'"),
-        ({"family": None}, "lacks 'family'"),
-        ({"spaces": None}, "lacks 'spaces'"),
+        ({"family": None}, "has no 'family'"),
+        ({"spaces": None}, "has no 'spaces'"),
         ({"model": {"vision": "identity", "depth": 3}}, "unknown field 'depth' of VMCConfig; it has .*; upgrade"),
         ({"format_version": 99}, "format version 99, but this installation reads up to 1; upgrade"),
     ],

@@ -249,7 +249,7 @@ def test_the_projects_own_scripts_end_as_commands_do(
     (tmp_path / "wm.toml").write_text(TINY)
     assert script(tmp_path / "inference.py", monkeypatch) == 1
     assert capsys.readouterr().err == (
-        f"inference.py: {tmp_path} is a project that is not trained yet: run `wm train` in it; its model will be "
+        f"inference.py: {tmp_path} is an untrained project: run `wm train` in it; its model will be "
         f"{tmp_path}/outputs/model\n"
     )
     assert script(tmp_path / "dataset.py", monkeypatch) == 1

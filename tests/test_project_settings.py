@@ -101,14 +101,14 @@ mode = "quick"
     starts = [line.partition(":")[0] for line in lines]
     assert starts == ["--training.seed", *(f"line {n}" for n in (3, 6, 7, 8, 11, 12, 13, 14, 17, 18, 19, 20, 22))]
     expected = [
-        "training.seed must be a whole number from 0 up, got -1",
+        "training.seed must be a whole number of at least 0, got -1",
         "colour is unknown; there are architecture, controller,",
         "architecture.hiden is unknown; did you mean 'hidden'?",
-        "architecture.layers must be a whole number from 1 up, got 0",
+        "architecture.layers must be a whole number of at least 1, got 0",
         "architecture.members must be a whole number, got 'five'",
         "training.total_stepz is unknown; did you mean 'total_steps'?",
-        "training.batch_size must be a whole number from 1 up, got 0",
-        "training.learning_rate must be a number from 0 up, got -1.0",
+        "training.batch_size must be a whole number of at least 1, got 0",
+        "training.learning_rate must be a number of at least 0, got -1.0",
         "training.scheduler must be one of 'none', 'constant', 'linear', 'cosine', 'onecycle', 'plateau', got 'onecic",
         "data.num_episodes does not exist here: real steps are what data cost; say num_steps",
         "data.num_steps must be at least 1, got 0",

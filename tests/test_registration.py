@@ -133,7 +133,7 @@ def test_any_model_has_its_real_twin(model: str) -> None:
     real, dream = gym.make("Real-v0", model=model, obs="latent"), gym.make("Dream-v0", model=model, obs="latent")
     assert type(real.unwrapped).__name__ == "CarRacing" and real.observation_space == dream.observation_space
     assert gym.make("Real-v0", model=model).observation_space.shape == (32, 32, 3)
-    with pytest.raises(ValueError, match="Real-v0 needs `model`: give a directory"):
+    with pytest.raises(ValueError, match="Real-v0 needs `model=`: a directory"):
         gym.make("Real-v0")
 
 
@@ -151,7 +151,7 @@ def test_a_task_without_a_model_has_its_real_environment_and_says_what_trains_on
     obs, _ = real.reset(seed=0)
     assert obs in real.observation_space
     real.close()
-    message = f"Dream-{name}-v0 has no model yet: `wm improve --task {name}` trains one.*Real-{name}-v0 works"
+    message = f"Dream-{name}-v0 has no shipped model; train one with `wm improve --task {name}`.*Real-{name}-v0 needs"
     with pytest.raises(FileNotFoundError, match=message):
         gym.make(f"Dream-{name}-v0")
 

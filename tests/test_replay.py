@@ -357,7 +357,7 @@ def test_an_episode_that_cannot_fit_is_refused():
 
 
 def test_bad_settings_of_a_buffer_are_refused():
-    with pytest.raises(ValueError, match="capacity must be a whole number from 1 up, got 0"):
+    with pytest.raises(ValueError, match="capacity must be a whole number of at least 1, got 0"):
         ReplayBuffer(0, (2,), 1)
     with pytest.raises(ValueError, match="max_gb must be above 0, or None, got 0"):
         ReplayBuffer(5, (2,), 1, max_gb=0)

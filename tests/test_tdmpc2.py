@@ -721,19 +721,22 @@ def test_every_field_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (
             lambda: tiny(spaces.MultiDiscrete([2, 3])),
-            "needs Box or Discrete actions, got MultiDiscrete.*flatten choices",
+            "needs Box or Discrete actions, got MultiDiscrete.*flatten them",
         ),
         (lambda: tiny(spaces.MultiBinary(4)), r"needs Box or Discrete actions, got MultiBinary\(4\)"),
-        (lambda: tiny(obs_space=spaces.Box(0, 1, (4, 4), np.float32)), "needs a Box of vectors, or one uint8 frame"),
-        (lambda: tiny(obs_space=spaces.Box(0, 255, (64, 64, 12), np.uint8)), "one uint8 frame of 1 or 3 channels"),
+        (lambda: tiny(obs_space=spaces.Box(0, 1, (4, 4), np.float32)), "needs a Box of vectors, or a uint8 frame"),
+        (lambda: tiny(obs_space=spaces.Box(0, 255, (64, 64, 12), np.uint8)), "a uint8 frame with 1 or 3 channels"),
         (lambda: TDMPC2Config(latent_dim=100), r"TDMPC2Config.latent_dim must be a multiple of simnorm_dim \(8\)"),
-        (lambda: TDMPC2Config(horizon=0), "TDMPC2Config.horizon must be a whole number from 1 up, got 0"),
+        (lambda: TDMPC2Config(horizon=0), "TDMPC2Config.horizon must be a whole number of at least 1, got 0"),
         (lambda: TDMPC2Config(planning="x"), "TDMPC2Config.planning must be true or false, got 'x'"),
         (lambda: TDMPC2Config(episodic=None), "TDMPC2Config.episodic must be true or false, got None"),
         (lambda: TDMPC2Config(reward_coef=math.nan), "TDMPC2Config.reward_coef must be a finite number, got nan"),
         (lambda: TDMPC2Config(reward_coef=True), "TDMPC2Config.reward_coef must be a number, got True"),
         *(
-            (lambda name=name: TDMPC2Config(**{name: -1}), f"TDMPC2Config.{name} must be a number from 0 up, got -1")
+            (
+                lambda name=name: TDMPC2Config(**{name: -1}),
+                f"TDMPC2Config.{name} must be a number of at least 0, got -1",
+            )
             for name in (
                 "consistency_coef",
                 "reward_coef",
@@ -747,8 +750,8 @@ def test_every_field_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda: TDMPC2Config(bin_limit=0), "TDMPC2Config.bin_limit must be above 0, got 0"),
         (lambda: TDMPC2Config(bin_space="log"), "bin_space must be one of 'symlog', 'symexp', got 'log'"),
         (lambda: TDMPC2Config(num_elites=1000), r"TDMPC2Config.num_elites must be at most num_samples \(512\)"),
-        (lambda: TDMPC2Config(rho=1.5), "TDMPC2Config.rho must be from 0 to 1, got 1.5"),
-        (lambda: TDMPC2Config(num_bins=100), "TDMPC2Config.num_bins must be an odd number from 3 up, got 100"),
+        (lambda: TDMPC2Config(rho=1.5), "TDMPC2Config.rho must be between 0 and 1, got 1.5"),
+        (lambda: TDMPC2Config(num_bins=100), "TDMPC2Config.num_bins must be an odd number of at least 3, got 100"),
         (lambda: TDMPC2Config(log_std_min=3.0), r"log_std_min must be below log_std_max \(2.0\), got 3.0"),
         (lambda: TDMPC2Config.from_size("1m", num_sample=9), "unknown field 'num_sample'.*did you mean 'num_samples'"),
         (lambda: TDMPC2Config.from_size("5"), "size of TDMPC2Config must be one of ci, 1m, 5m"),

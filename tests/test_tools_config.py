@@ -86,8 +86,8 @@ def test_what_is_no_model_is_told_in_one_plain_line(project: Path, capsys: pytes
     (project / "outputs").mkdir()
     (project / "empty").mkdir()
     for name, told in (
-        ("outputs", "this folder is a project that is not trained yet: run `wm train` in it; its model will be outp"),
-        ("empty", "model must be a directory with a config.json, and empty holds none\n"),
+        ("outputs", "this folder is an untrained project: run `wm train` in it; its model will be outputs"),
+        ("empty", "model must be a directory with a config.json, but empty has none\n"),
         ("dreamer-c", "no preset, saved model or folder 'dreamer-c'; did you mean 'dreamer-ci'? `wm models list` has"),
         ("qqq", "no preset, saved model or folder 'qqq'; `wm models list` has all names"),
         ("Dream-Cartpole", "no preset, saved model or folder 'Dream-Cartpole'; did you mean 'Dream-CartPole-v0'?"),

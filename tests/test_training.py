@@ -154,12 +154,12 @@ def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, text: str, messa
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("total_steps", 0, "total_steps must be a whole number from 1 up, got 0"),
+        ("total_steps", 0, "total_steps must be a whole number of at least 1, got 0"),
         ("total_steps", True, "got True"),
-        ("batch_size", 2.5, "batch_size must be a whole number from 1 up, got 2.5"),
+        ("batch_size", 2.5, "batch_size must be a whole number of at least 1, got 2.5"),
         ("batch_size", "64", "got '64'"),
         ("learning_rate", 0.0, "learning_rate must be above 0"),
-        ("learning_rate", math.nan, "learning_rate must be a number from 0 up, got nan"),
+        ("learning_rate", math.nan, "learning_rate must be a number of at least 0, got nan"),
         ("grad_clip", 0, "None for no clipping"),
         ("optimizer", "lion", "optimizer must be one of adamw, adam, sgd, rmsprop, laprop, got 'lion'"),
         ("scheduler", "cosin", "one of none, constant, linear, cosine, onecycle, plateau"),
@@ -169,7 +169,7 @@ def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, text: str, messa
         ("min_lr", 1.0, r"min_lr must be at most learning_rate \(0.0003\), got 1.0"),
         ("ema_decay", 1.0, "ema_decay must be between 0 and 1"),
         ("output_dir", "", "output_dir must be a folder's name"),
-        ("patience", 0, "patience must be a whole number from 1 up"),
+        ("patience", 0, "patience must be a whole number of at least 1"),
         ("plateau_factor", 1.0, "plateau_factor must be between 0 and 1"),
     ],
 )
@@ -949,9 +949,7 @@ def test_data_of_other_shapes_are_refused_with_both_sides(
         create_random_buffer(500, *of, num_episodes=5, episode_length=20, seed=0) for of in (((4,), 2), (shape, width))
     )
     model = create_world_model(preset, obs_shape=(4,), action_dim=2)
-    said = (
-        rf"the data have observations \({shape[0]},\) and encoded actions \({width},\), the model has \(4,\) and \(2,\)"
-    )
+    said = rf"observations \({shape[0]},\) and encoded actions \({width},\), but the model has \(4,\) and \(2,\)"
     for data, held_out in ((wrong, None), (right, wrong), ([wrong.sample(2, 5)], None)):
         with pytest.raises(ValueError, match=said):
             learns_from(tmp_path, model, data, held_out)
@@ -964,7 +962,7 @@ def test_frames_of_another_size_or_order_are_refused(tmp_path: Path) -> None:
     model = create_world_model("tdmpc2:ci", obs_shape=(64, 64, 3), action_dim=2)
     for shape, message in (
         ((32, 32, 3), r"observations \(32, 32, 3\)"),
-        ((3, 64, 64), "channels are on the other side"),
+        ((3, 64, 64), "channel axis is on the other side"),
     ):
         buffer = ReplayBuffer(100, shape, 2, np.uint8)
         buffer.add_episode(np.zeros((11, *shape), np.uint8), np.zeros((10, 2)), np.zeros(10), terminated=True)
@@ -979,9 +977,7 @@ def test_choices_are_not_learned_from_numbers(tmp_path: Path) -> None:
     )
     for preset in ("ensemble:ci", "tdmpc2:ci"):  # One inside episodes, one over steps that are nobody's.
         model = create_world_model(preset, obs_shape=(4,), action_dim=2, action_type="discrete")
-        with pytest.raises(
-            ValueError, match=r"act must be choices of Discrete\(2\), as one-hots, got \[.*encode_action"
-        ):
+        with pytest.raises(ValueError, match=r"act must be one-hot vectors of Discrete\(2\), got \[.*encode_action"):
             learns_from(tmp_path, model, numbers)
         learns_from(tmp_path, model, choices)
         learns_from(tmp_path, create_world_model(preset, obs_shape=(4,), action_dim=2), numbers)

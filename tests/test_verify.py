@@ -416,7 +416,7 @@ def test_a_model_without_a_controller_proves_nothing(line: Path, tmp_path: Path,
     save_model(tmp_path / "m", model, LINE, load_starts(artifact), horizon=20, card="# line\n")
     found = verified(tmp_path / "m", mode="proof", episodes=1, proof_episodes=2)
     assert not found.verified
-    assert found.checks[-1].found == "the model carries no controller; `wm evolve` gives it one"
+    assert found.checks[-1].found == "the model has no controller; train one with `wm evolve`"
 
 
 def edit(path: Path, **changes) -> None:

@@ -197,7 +197,9 @@ def test_wrong_shapes_are_refused_with_both_sides() -> None:
     frames = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"obs must be \(B, 32, 32, 3\) uint8.*, got \(2, 64, 64, 3\)"):
         model.encode(torch.zeros(2, 64, 64, 3, dtype=torch.uint8))
-    with pytest.raises(ValueError, match=r"float frames must be in \[0, 1\], got up to 255; pass uint8, or divide"):
+    with pytest.raises(
+        ValueError, match=r"float frames must be in \[0, 1\], got values up to 255; pass uint8 or divide"
+    ):
         model.encode(frames.float() + 255)
     with pytest.raises(ValueError, match="needs the act that led from latent to obs, got None"):
         model.encode(frames, latent)
@@ -300,11 +302,11 @@ def test_the_papers_vision_has_no_still_frame() -> None:
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"motion_weight": -1.0}, "VMCConfig.motion_weight must be a number from 0 up, got -1.0"),
-        ({"kl_weight": -1.0}, "kl_weight must be a number from 0 up, got -1.0"),
+        ({"motion_weight": -1.0}, "VMCConfig.motion_weight must be a number of at least 0, got -1.0"),
+        ({"kl_weight": -1.0}, "kl_weight must be a number of at least 0, got -1.0"),
         ({"term_weight": math.nan}, "term_weight must be a finite number, got nan"),
         ({"rew_weight": math.inf}, "rew_weight must be a finite number, got inf"),
-        ({"z_dim": -1}, "z_dim must be a whole number from 1 up, got -1"),
+        ({"z_dim": -1}, "z_dim must be a whole number of at least 1, got -1"),
         ({"hidden": True}, "hidden must be a whole number, got True"),
         ({"mixtures": 1.5}, "mixtures must be a whole number, got 1.5"),
         ({"mixture": "each"}, "mixture must be one of 'joint', 'per_dim', got 'each'"),

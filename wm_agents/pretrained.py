@@ -1,4 +1,4 @@
-"""Saved models by name or path, and the environments made of them: what the registered ids call."""
+"""Saved dreams, and the environments made from them; the entry points of the registered ids."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ POLICIES: dict[str, Callable[[WorldModel, Mapping[str, Tensor], Mapping[str, str
         model, tensors, about, bf16=use_bf16("auto", PRODUCTS, model.device)
     ),
 }
-"""What reads controllers on latents, by kind; an artifact keeps one in `policy_<kind>.safetensors`."""
+"""Readers of controllers, by kind; a saved model stores a controller in `policy_<kind>.safetensors`."""
 DREAM_FIELDS = ("real", "temperature", "horizon", "fps")
-"""What it must say besides of a model that can be dreamed in."""
+"""Further required keys of config.json for a dream."""
 
 
 def real_spec(artifact: Artifact) -> RealSpec:
-    """How the real environment of a model is made and seen.
+    """The real environment of a saved model.
 
     Raises:
         ArtifactError: the model was saved without one.
@@ -53,10 +53,10 @@ def real_spec(artifact: Artifact) -> RealSpec:
 
 
 def check_dream(artifact: Artifact) -> None:
-    """Refuse a model that cannot be dreamed in.
+    """Check that a saved model can be used as a dream environment.
 
     Raises:
-        ArtifactError: it was saved alone; what is missing.
+        ArtifactError: only weights were saved; the message names the missing parts.
     """
     lacking = [name for name in DREAM_FIELDS if name not in artifact.config]
     if lacking or not artifact.starts:
@@ -64,9 +64,9 @@ def check_dream(artifact: Artifact) -> None:
             [*(f"{name!r} in config.json" for name in lacking), *([] if artifact.starts else ["starts"])]
         )
         raise ArtifactError(
-            f"{artifact.path} holds a model alone and cannot be dreamed in, it lacks {missing}; save it with "
+            f"{artifact.path} contains weights only; a dream environment also needs {missing}. Save it with "
             "wm_agents.pretrained.save_model(path, model, RealSpec(env_id), starts, horizon=..., card=...), where "
-            "starts are latents of real frames by bank, such as {'begin': model.encode(first_frames)}"
+            "starts are initial latents, such as {'begin': model.encode(first_frames)}"
         )
 
 
@@ -83,12 +83,13 @@ def save_model(
     rounds: list[dict[str, float]] | None = None,
     half: bool = False,
 ) -> None:
-    """Write a model, where its dreams start and, if there is one, the policy that learned in them.
+    """Save a model as a dream, with its initial latents and optionally a policy.
 
     Args:
-        horizon: steps after which dreams are truncated, None for never.
-        cut_off: dreams end where the model's `cont` falls below this.
-        rounds: what each round of training promised and what was earned, for the fidelity report.
+        starts: initial latents by name, such as `begin` and `anywhere`.
+        horizon: steps after which dreams are truncated, or None.
+        cut_off: a dream terminates when the model's `cont` falls below this value.
+        rounds: dream return and real return of each training round, for the fidelity report.
     """
     config = {
         **model_facts(model),
@@ -106,19 +107,19 @@ def save_model(
 
 
 def _fps(spec: RealSpec) -> float:
-    """Agent steps a second of the real environment."""
+    """Agent steps per second of the real environment."""
     env = make_real(spec)
     env.close()
     return float(env.metadata["render_fps"])
 
 
 def cut_off_of(artifact: Artifact) -> float:
-    """Where the artifact's dreams end; older ones do not say."""
+    """The termination threshold of the artifact's dreams; 0.5 for old artifacts without one."""
     return float(artifact.config.get("cut_off", 0.5))
 
 
 def load_starts(artifact: Artifact) -> dict[str, Latent]:
-    """The artifact's banks of latents, by name."""
+    """The initial latents of the artifact, by name."""
     banks: dict[str, Latent] = {}
     for name, leaf in artifact.starts.items():
         bank, key = name.split("/", 1)
@@ -127,14 +128,14 @@ def load_starts(artifact: Artifact) -> dict[str, Latent]:
 
 
 def load_policy(model: WorldModel, artifact: Artifact, kind: str | None = None) -> Controller:
-    """The controller on latents that the artifact carries, or the one of `kind`.
+    """The controller of a saved model, or the one of `kind`.
 
     Raises:
-        ValueError: it carries none.
+        ValueError: the model has no controller, or none of this kind.
     """
     kinds = sorted(artifact.policies.keys() & POLICIES.keys())
     if not kinds:
-        raise ValueError(f"{artifact.path} carries no controller; `wm evolve` gives it one")
+        raise ValueError(f"{artifact.path} has no controller; train one with `wm evolve`")
     kind = kind or kinds[0]
     if kind not in kinds:
         raise ValueError(f"{artifact.path}: policy must be one of {kinds}, got {kind!r}")
@@ -144,14 +145,15 @@ def load_policy(model: WorldModel, artifact: Artifact, kind: str | None = None) 
 
 @lru_cache(maxsize=2)
 def cached_model(model: str) -> tuple[Model, Artifact]:
-    """`load_model`, kept: worker processes ask for the same model at every episode."""
+    """`load_model` with a cache, because worker processes load the same model for every episode."""
     return load_model(model)
 
 
 def frame_policy(
     model: str, weights: NDArray[np.float32] | None = None, squash: tuple[str, ...] | None = None
 ) -> LatentPolicy:
-    """A policy on real frames: the model's encoder and memory, and `weights` or else the artifact's own controller."""
+    """A policy on real frames: the encoder of the model, and `weights` or else the controller of the
+    artifact."""
     net, artifact = cached_model(model)
     if weights is None:
         return LatentPolicy(net, load_policy(net, artifact))
@@ -173,14 +175,14 @@ def _dream_arguments(model: str | None, device: str, kwargs: dict[str, Any]) -> 
 
 
 def _given(model: str | None, env_id: str) -> str:
-    """The model that an environment was asked for with.
+    """The `model` argument of an environment.
 
     Raises:
-        ValueError: none was.
+        ValueError: it is None.
     """
     if model is None:
         raise ValueError(
-            f"{env_id} needs `model`: give a directory, a shipped dream or org/name on the Hub, such as "
+            f"{env_id} needs `model=`: a directory, a shipped dream or org/name on the Hub, such as "
             'model="runs/my_model", model="Dream-CartPole-v0" or model="org/name"'
         )
     return model
@@ -194,15 +196,15 @@ def make_dream_env(model: str | None = None, device: str = "cpu", **kwargs: Any)
 def make_dream_vec_env(
     model: str | None = None, num_envs: int = 1, device: str = "cpu", **kwargs: Any
 ) -> DreamVectorEnv:
-    """`gym.make_vec("Dream-...", num_envs=N)`: one forward pass a step; see `DreamVectorEnv` for the arguments."""
+    """`gym.make_vec("Dream-...", num_envs=N)`; see `DreamVectorEnv` for the arguments."""
     return DreamVectorEnv(num_envs=num_envs, **_dream_arguments(model, device, kwargs))
 
 
 def make_real_env(model: str | None = None, obs: str = "pixels", render_mode: str | None = None) -> gym.Env[Any, Any]:
-    """`gym.make("Real-...")`: the real environment in the same spaces as its dream.
+    """`gym.make("Real-...")`: the real environment with the spaces of its dream.
 
     Args:
-        obs: "pixels" (or the native vector), or "latent": feat of the model carried along.
+        obs: "pixels" (or the native vector), or "latent": the feat of the model.
     """
     if obs not in ("pixels", "latent"):
         raise ValueError(f"obs must be 'pixels' or 'latent', got {obs!r}")

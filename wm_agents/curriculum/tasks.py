@@ -148,7 +148,7 @@ def _check_value(where: str, name: str, value: Any, kind: type) -> None:
     if good and kind is not str:
         good = math.isfinite(value) and (kind is float or value >= 1)
     if not good:
-        words = {str: "a text", float: "a finite number", int: "a whole number from 1 up"}
+        words = {str: "a text", float: "a finite number", int: "a whole number of at least 1"}
         raise ValueError(f"{where}: {name} must be {words[kind]}, got {value!r}")
 
 

@@ -107,7 +107,7 @@ class ReplayBuffer:
         """
         for name, value in (("capacity", capacity), ("action_dim", action_dim)):
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-                raise ValueError(f"{name} must be a whole number from 1 up, got {value!r}")
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         if max_gb is not None and not max_gb > 0:
             raise ValueError(f"max_gb must be above 0, or None, got {max_gb}")
         self.capacity, self.action_dim = int(capacity), int(action_dim)

@@ -134,7 +134,7 @@ class ImproveConfig:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, or None, got {getattr(self, name)}")
         if not 0 <= self.leave <= 1:
-            raise ValueError(f"leave must be from 0 to 1, got {self.leave}")
+            raise ValueError(f"leave must be between 0 and 1, got {self.leave}")
         if not self.noise or not all(0 <= level < math.inf for level in self.noise):
             raise ValueError(f"noise must be one or more levels of at least 0, got {self.noise}")
         for name in ("max_disagreement", "max_gb"):

@@ -1,1 +1,1 @@
-"""World model families: one family, one file."""
+"""World model families, one file each."""

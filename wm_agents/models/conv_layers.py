@@ -1,4 +1,4 @@
-"""Layers of the families: those of `policies.nets`, convolutions that halve and double a picture, layers in a scan."""
+"""Layers of DreamerV3: convolutions that halve and double an image, and layers in a scan."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ __all__ = [
 
 
 class Down(nn.Module):
-    """5x5 convolution, the largest of every 2x2 pixels, RMS norm over channels, SiLU; pictures (N, H, W, C).
+    """5x5 convolution, 2x2 max pooling, RMS norm over channels, SiLU; images (N, H, W, C).
 
-    CPUs multiply 16 channels at a time. Where there are fewer, every two neighbours of a row pass for one pixel with
-    twice the channels, which in memory they are, and a 5x3 kernel for pairs takes the same sums.
+    CPUs multiply 16 channels at a time. With fewer channels, two neighbours of a row are treated as one pixel
+    with twice the channels (as they are in memory), and a 5x3 kernel for pairs computes the same sums.
     """
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
@@ -52,13 +52,13 @@ class Down(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_dim))
         init_weight(self.weight, 25 * in_dim)
         self.norm = NormSiLU(out_dim)
-        # Pixel `at` of the middle one of three pairs meets tap l over pixel at + l of the six.
+        # Pixel `at` of the middle one of three pairs is multiplied by tap l of pixel at + l of the six.
         over = F.one_hot(torch.arange(2)[:, None] + torch.arange(5), 6).float().unflatten(-1, (3, 2))
         self.register_buffer("over", over, persistent=False)  # (2, 5, 3, 2)
         self.over: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 2h, 2w, in_dim) to (N, h, w, out_dim)."""
+        """Map (N, 2h, 2w, in_dim) to (N, h, w, out_dim)."""
         dtype = compute_dtype(self.weight)
         if x.device.type == "cpu" and len(self.weight) < 16:
             weight = torch.einsum("oikl,alqb->aobikq", self.weight, self.over).flatten(2, 3).flatten(0, 1)
@@ -70,27 +70,27 @@ class Down(nn.Module):
 
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """Pictures (N, H, W, C) convolved to pictures with the same sides."""
+    """Convolve images (N, H, W, C) without changing height and width."""
     high, wide = weight.shape[2:]
     weight = weight.to(dtype, memory_format=torch.channels_last)
     return F.conv2d(x.movedim(-1, 1), weight, bias.to(dtype), padding=(high // 2, wide // 2)).movedim(1, -1)
 
 
 def halve(x: Tensor) -> Tensor:
-    """The largest of every 2x2 pixels, (N, 2h, 2w, C) to (N, h, w, C)."""
+    """2x2 max pooling, (N, 2h, 2w, C) to (N, h, w, C)."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.max_pool2d(x.movedim(-1, 1), 2).movedim(1, -1)
-    # There max_pool2d takes few channels one by one; what takes less time, torch.compile cannot follow.
+    # On CPUs max_pool2d is slow with few channels; torch.compile does not support the faster version.
     return cast(Tensor, _Larger.apply(_Larger.apply(x, 1), 2))  # type: ignore[no-untyped-call]
 
 
 class _Larger(torch.autograd.Function):
-    """The larger of every two neighbours along an axis; the first gets the gradient where they are equal."""
+    """The maximum of every two neighbours along an axis; if they are equal, the first gets the gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
         a, b = x.unflatten(dim, (-1, 2)).unbind(dim + 1)
-        # In numbers: to and from bools CPUs take four times as long.
+        # Stored as numbers: conversion to and from bool is four times slower on CPUs.
         first = torch.ge(a, b, out=torch.empty_like(a, memory_format=torch.contiguous_format))
         ctx.save_for_backward(first)
         ctx.dim = dim
@@ -107,10 +107,10 @@ class _Larger(torch.autograd.Function):
 
 
 class Up(nn.Module):
-    """Every pixel doubled in height and width, then a 5x5 convolution; pictures (N, H, W, C).
+    """Nearest-neighbour upsampling by 2, then a 5x5 convolution; images (N, H, W, C).
 
-    Of the 25 pixels under the kernel only 9 were different before the doubling: so the picture is convolved undoubled
-    with four 3x3 kernels, one for each of the four pixels that a pixel becomes, which sum what falls together.
+    After upsampling, only 9 of the 25 pixels under the kernel are different. So the original image is
+    convolved with four 3x3 kernels, one for each of the four pixels that a pixel becomes.
     """
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
@@ -119,13 +119,13 @@ class Up(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_dim))
         init_weight(self.weight, 25 * in_dim)
         tap, at = torch.arange(5), torch.arange(2)[:, None]
-        # Pixel `at` of a pair meets tap k over the pixel (at + k - 2) // 2 from its own.
+        # Pixel `at` of a pair is multiplied by tap k of the pixel at offset (at + k - 2) // 2.
         over = torch.div(at + tap - 2, 2, rounding_mode="floor")[:, None] == torch.arange(-1, 2)[:, None]
         self.register_buffer("over", over.float(), persistent=False)  # (2, 3, 5)
         self.over: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, h, w, in_dim) to (N, h, w, 4, out_dim), which `spread` lays out as (N, 2h, 2w, out_dim)."""
+        """Map (N, h, w, in_dim) to (N, h, w, 4, out_dim), which `spread` converts to (N, 2h, 2w, out_dim)."""
         dtype = compute_dtype(self.weight)
         weight = torch.einsum("oikl,apk,bql->aboipq", self.weight, self.over, self.over).flatten(0, 2)
         out: Tensor = _conv(x, weight, self.bias.repeat(4), dtype).unflatten(-1, (4, -1))
@@ -133,18 +133,19 @@ class Up(nn.Module):
 
 
 def spread(quarters: Tensor) -> Tensor:
-    """(N, h, w, 4, C), the pixels of a 2x2 square one after another, to (N, 2h, 2w, C)."""
-    # Row by row, and so in the gradient too: CPUs take three times as long to interleave both axes at once.
+    """Rearrange (N, h, w, 4, C), the pixels of 2x2 squares, to (N, 2h, 2w, C)."""
+    # Row by row, also in the gradient: interleaving both axes at once is three times slower on CPUs.
     rows = quarters.unflatten(3, (2, 2)).unbind(3)
     return torch.stack(rows, 2).flatten(1, 2).flatten(2, 3)
 
 
 class LateLinear:
-    """A linear layer in a scan: called once a step; its weight gets its gradient in one product over all steps.
+    """A linear layer in a scan: called once per step; the gradient of its weight is one product over all
+    steps.
 
     Args:
-        bias: what each step adds, (T, B, out_dim); the layer's own bias unless given.
-        columns: of the weight that the steps multiply.
+        bias: bias of each step, (T, B, out_dim); default: the bias of the layer.
+        columns: number of columns of the weight that the steps use; -1: all.
     """
 
     def __init__(self, layer: nn.Linear, steps: int, rows: int, bias: Tensor | None = None, columns: int = -1) -> None:
@@ -163,7 +164,7 @@ class LateLinear:
 
 
 class _LateLinear(torch.autograd.Function):
-    """The biases of all steps; their gradient tells that of the weight."""
+    """The biases of all steps; their gradients determine that of the weight."""
 
     @staticmethod
     def forward(ctx: Any, bias: Tensor, weight: Tensor, seen: list[Tensor]) -> Tensor:
@@ -177,7 +178,7 @@ class _LateLinear(torch.autograd.Function):
 
 
 class LateBlocks:
-    """A block-linear layer in a scan, as `LateLinear` is a linear one; gives (G, B, O), as `BlockLinear.by_block`."""
+    """`LateLinear` for a block-linear layer; returns (G, B, O) as `BlockLinear.by_block`."""
 
     def __init__(self, layer: BlockLinear, steps: int, rows: int) -> None:
         dtype = compute_dtype(layer.weight)

@@ -1,8 +1,10 @@
-"""DreamerV3 (Hafner et al. 2023, "Mastering Diverse Domains through World Models"), as its authors' code has it now.
+"""DreamerV3 (Hafner et al. 2023, "Mastering Diverse Domains through World Models"), after the authors'
+current code.
 
-A recurrent state-space model: `deter` carries what was, by a GRU in blocks; `stoch` is what a frame adds to it, groups
-of one-hots. The posterior sees the frame, the prior must guess it; dreams draw from the prior. The actor-critic that
-learns in these dreams is `policies.actor_critic`, and `wm_agents.training.dreamer_agent` joins the two.
+A recurrent state-space model: `deter` is the state of a block GRU; `stoch` is a group of one-hot vectors with
+the information of the frame. The posterior is computed from the frame, the prior without it; dreams sample
+from the prior. `policies.actor_critic` is the actor-critic for these dreams, and
+`wm_agents.training.dreamer_agent` joins the two.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ def _size(deter: int, hidden: int, classes: int, depth: int, **more: int) -> dic
 @strict(ELSEWHERE)
 @dataclass(frozen=True, kw_only=True)
 class DreamerV3Config(WorldModelConfig):
-    """Sizes and loss weights; as they stand, those of `size12m`."""
+    """Sizes and loss weights; the defaults are those of `size12m`."""
 
     family: ClassVar[str] = "dreamerv3"
     SIZES: ClassVar = {
@@ -73,32 +75,32 @@ class DreamerV3Config(WorldModelConfig):
         "size200m": _size(8192, 1024, 64, 64),
         "size400m": _size(12288, 1536, 96, 96),
     }
-    """The authors' sizes, and a tiny one for tests."""
+    """The published sizes, and a tiny one for tests."""
 
     deter_dim: int = 2048
-    """Width of what the GRU carries."""
+    """Width of the GRU state."""
     stoch_discrete: int = 32
-    """Groups of one-hots."""
+    """Number of one-hot groups."""
     stoch_classes: int = 16
-    """Choices in each group."""
+    """Classes per group."""
     hidden_dim: int = 256
     """Width inside the recurrent model."""
     units: int = 256
     """Width of encoders, decoders and heads."""
     cnn_depth: int = 16
-    """Channels of convolutions are 2, 3, 4 and 4 times as many."""
+    """The convolutions have 2, 3, 4 and 4 times as many channels."""
     blocks: int = 8
-    """Parts of `deter` whose weights do not mix."""
+    """Independent blocks of the GRU."""
     unimix: float = 0.01
-    """Share of every one-hot's chances that is even."""
+    """Share of the uniform distribution in every categorical."""
     kl_free: float = 1.0
-    """Nats of KL at a step, over all groups together, that are not pressed further."""
+    """Free nats of KL per step, summed over all groups."""
     kl_scale: float = 1.1
     """Weight of both KL terms together."""
     kl_balance: float = 1 / 1.1
-    """Share of `kl_scale` that pulls the prior to the posterior; the rest pulls the posterior to the prior."""
+    """Share of `kl_scale` that trains the prior; the rest trains the posterior."""
     discount_horizon: int = 333
-    """Steps; the continue head learns 1 - 1 / this for steps that go on."""
+    """The target of the continue head is 1 - 1 / discount_horizon for steps without termination."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,11 +113,11 @@ class DreamerV3Config(WorldModelConfig):
         if self.deter_dim % self.blocks:
             self.fail("deter_dim", f"divisible by blocks ({self.blocks})")
         if not 0 < self.unimix <= 1:
-            self.fail("unimix", "above 0, or a choice could be impossible, and at most 1")
+            self.fail("unimix", "above 0 and at most 1")
 
 
 class DreamerV3(Model):
-    """The world model: latent {deter (B, D), stoch (B, K G)}, feat the two side by side."""
+    """The world model: latent {deter (B, D), stoch (B, K G)}; feat is their concatenation."""
 
     family: ClassVar[str] = "dreamerv3"
     packs: ClassVar[bool] = True
@@ -137,9 +139,10 @@ class DreamerV3(Model):
     def encode(
         self, obs: Tensor, latent: Latent | None = None, act: Tensor | None = None, first: Tensor | None = None
     ) -> Latent:
-        """Take in a frame. `stoch` is the posterior's mode, so that what is seen for real repeats itself.
+        """Update the latent with a frame. `stoch` is the mode of the posterior, so that encoding is
+        deterministic.
 
-        The authors' agent draws it, in evaluation too.
+        The authors' agent samples it, also in evaluation.
         """
         obs = self.take_obs(obs)
         num = len(obs)
@@ -154,15 +157,15 @@ class DreamerV3(Model):
         return {"deter": seen.deter[0], "stoch": seen.stoch[0]}
 
     def step(self, latent: Latent, act: Tensor, *, temperature: float = 1.0, generator: Generator = None) -> Step:
-        """Dream one step; tau divides the logarithms of the prior's chances, at 0 the likeliest choices are taken.
+        """Dream one step. The temperature divides the logits of the prior; at 0 its mode is used.
 
-        `cont` comes without the discount that the head has learned, or dreams would end of it.
+        `cont` does not include the learned discount, because dreams would terminate too early.
         """
         self.check_act(act, len(latent["deter"]))
         deter, probs = self.rssm.foresee(latent, act)
         if temperature > 0:
             noise = draw_normal(len(deter), self.cfg.stoch_discrete, generator, deter.device)
-            # A normal's own quantile is uniform.
+            # The CDF of a normal sample is uniform.
             stoch = draw_one_hot(tempered(probs, temperature, -2), torch.special.ndtr(noise), -2)
         else:
             stoch = likeliest(probs, -2)
@@ -178,18 +181,18 @@ class DreamerV3(Model):
         return torch.cat([latent["deter"], latent["stoch"]], dim=-1).float()
 
     def latent_of(self, feat: Tensor) -> Latent:
-        """The latent that `feat` was made of."""
+        """The latent of `feat`."""
         deter, stoch = feat.split([self.cfg.deter_dim, self.stoch_dim], dim=-1)
         return {"deter": deter, "stoch": stoch}
 
     def continues(self, feat: Tensor) -> Tensor:
-        """Probability (...) that the episode goes on from feat (..., F), the learned discount taken out again."""
+        """Probability (...) that the episode continues from feat (..., F), without the learned discount."""
         prob = torch.sigmoid(self.cont(feat)[..., 0].float())
         discount: float = 1 - 1 / self.cfg.discount_horizon
         return (prob / discount).clamp(max=1)
 
     def loss(self, batch: Batch) -> LossOutput:
-        """What the frames 1 to T of each window cost; frame 0 is their context."""
+        """The loss of frames 1 to T of each window; frame 0 is the context."""
         return self.learn(batch)[0]
 
     def learn(self, batch: Batch) -> tuple[LossOutput, Latent]:
@@ -224,10 +227,11 @@ class DreamerV3(Model):
         return LossOutput(loss, parts, metrics), {"deter": deter, "stoch": stoch}
 
     def _context(self, batch: Batch, tokens: Tensor) -> Latent:
-        """Latents of frame 0: as stored, or, where none was, of the frame seen without a past."""
+        """Latents of frame 0: the stored ones, or those of the frame without history."""
         rows = len(batch.rew)
         first = torch.ones(1, rows, dtype=torch.bool, device=tokens.device)
-        # Not under no_grad: older torch would have autocast keep weights without gradients (pytorch #112583).
+        # Not under no_grad: autocast of older PyTorch would cache weights without gradients (pytorch
+        # #112583).
         fresh = self.rssm.observe(self.initial(rows), tokens, tokens.new_zeros(1, rows, self.actions), first)
         latent = {"deter": fresh.deter[0].detach(), "stoch": fresh.stoch[0].detach()}
         if batch.latent is None:
@@ -237,7 +241,8 @@ class DreamerV3(Model):
 
 
 def _kls(post: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(post || prior) of chances (..., K, G), summed: once with gradients for the prior, once for the posterior."""
+    """KL(post || prior) of probabilities (..., K, G), summed; once with gradients for the prior, once for the
+    posterior."""
     log_post, log_prior = post.log(), prior.log()
     dyn = post.detach() * (log_post.detach() - log_prior)
     rep = post * (log_post - log_prior.detach())
@@ -245,18 +250,18 @@ def _kls(post: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Seen(NamedTuple):
-    """Posteriors of a window, time first."""
+    """Posteriors of a window, time-first."""
 
     deter: Tensor
     """(T, B, D)"""
     stoch: Tensor
     """(T, B, K G)"""
     probs: Tensor
-    """(T, B, K, G), even share mixed in"""
+    """(T, B, K, G) probabilities, including unimix"""
 
 
 class RSSM(nn.Module):
-    """The recurrent state-space model, its GRU in blocks."""
+    """The recurrent state-space model with a block GRU."""
 
     def __init__(self, cfg: DreamerV3Config, actions: int, token_dim: int) -> None:
         super().__init__()
@@ -270,15 +275,15 @@ class RSSM(nn.Module):
         self.post = Layer(deter + token_dim, hidden)
         self.post_out = Linear(hidden, stoch)
 
-    # Gradients of its weights are gathered by hand, which torch.compile cannot follow.
+    # The gradients of its weights are collected manually, which torch.compile does not support.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def observe(
         self, latent: Latent, tokens: Tensor, act: Tensor, first: Tensor, uniform: Tensor | None = None
     ) -> Seen:
-        """Carry a latent along frames (T, B, ...); `act[t]` led to frame t, rows where `first` forget what was.
+        """Update a latent with frames (T, B, ...); `act[t]` leads to frame t, and `first` resets rows.
 
-        `uniform` (T, B, G) draws the posteriors' one-hots; None takes their modes. All that does not hang on the step
-        before is done for all steps at once.
+        `uniform` (T, B, G) samples the one-hot posteriors; None uses their modes. Everything that does not
+        depend on the previous step is computed for all steps at once.
         """
         cfg, (steps, rows) = self.cfg, first.shape
         dtype = self.gates.weight.dtype
@@ -305,7 +310,7 @@ class RSSM(nn.Module):
         return Seen(*(torch.stack(x) for x in zip(*out, strict=True)))
 
     def foresee(self, latent: Latent, act: Tensor) -> tuple[Tensor, Tensor]:
-        """The next deter (B, D) and the prior's chances (B, K, G)."""
+        """The next deter (B, D) and the probabilities of the prior (B, K, G)."""
         dtype = self.gates.weight.dtype
         layers = Layers(self.in_deter.linear, self.in_stoch.linear, self.mix.by_block, self.gates.by_block)
         deter, stoch = latent["deter"].to(dtype), latent["stoch"].to(dtype)
@@ -313,40 +318,41 @@ class RSSM(nn.Module):
         return deter, self.prior_probs(deter)
 
     def prior_probs(self, deter: Tensor) -> Tensor:
-        """What the prior expects of deter (..., D): (..., K, G)."""
+        """The probabilities of the prior (..., K, G) for deter (..., D)."""
         return self._probs(self.prior(deter))
 
     def embed_act(self, act: Tensor) -> Tensor:
-        """Actions beyond [-1, 1] are pulled back to it."""
+        """Embed actions; actions outside [-1, 1] are rescaled into it."""
         return cast(Tensor, self.in_act(act / act.abs().clamp(min=1).detach()))
 
     def advance(self, deter: Tensor, stoch: Tensor, act: Tensor, layers: Layers) -> Tensor:
-        """The GRU: (B, D), (B, K G) and an embedded action to the next deter, through `layers` of these weights."""
+        """One GRU step: (B, D), (B, K G) and an embedded action to the next deter; `layers` computes the
+        products."""
         x0 = self.in_deter.norm(layers.in_deter(deter))
         x1 = self.in_stoch.norm(layers.in_stoch(stoch))
         x = layers.mix(deter, torch.cat([x0, x1, act], dim=-1)).transpose(0, 1).flatten(1)
         gates = layers.gates(self.mix_norm(x))  # (blocks, B, 3 D / blocks)
-        rows = 128 if deter.device.type == "cpu" else len(deter)  # What fits a CPU's cache at once.
+        rows = 128 if deter.device.type == "cpu" else len(deter)  # Fits into a CPU cache.
         parts = zip(deter.split(rows), gates.split(rows, dim=1), strict=True)
         return torch.cat([_update(*part) for part in parts]) if len(deter) > rows else _update(deter, gates)
 
     def _probs(self, logits: Tensor) -> Tensor:
-        # Choices before groups: CPUs are slow to sum over a last axis of four.
+        # Classes before groups: sums over a last axis of four are slow on CPUs.
         return mixed(logits.unflatten(-1, (self.cfg.stoch_classes, -1)), self.cfg.unimix, dim=-2)
 
 
 def _update(deter: Tensor, gates: Tensor) -> Tensor:
-    """What the gates (blocks, B, 3 O) make of deter (B, blocks O)."""
+    """Update deter (B, blocks O) with the gates (blocks, B, 3 O)."""
     reset, candidate, update = gates.to(deter.dtype).chunk(3, dim=-1)
-    # tanh(x) as 2 sigmoid(2 x) - 1, which takes a sixth of the time on a CPU.
+    # tanh(x) as 2 sigmoid(2 x) - 1, which is six times faster on a CPU.
     candidate = 2 * torch.sigmoid(2 * torch.sigmoid(reset) * candidate) - 1
     old = deter.unflatten(-1, (len(gates), -1)).transpose(0, 1)
-    # The shift lets it begin by keeping most of what it has.
+    # The shift makes the initial update gate keep most of the state.
     return torch.lerp(old, candidate, torch.sigmoid(update - 1)).transpose(0, 1).flatten(1)
 
 
 class Layers(NamedTuple):
-    """How the products of one GRU step are taken."""
+    """The functions for the matrix products of one GRU step."""
 
     in_deter: Callable[[Tensor], Tensor]
     in_stoch: Callable[[Tensor], Tensor]
@@ -355,10 +361,10 @@ class Layers(NamedTuple):
 
 
 def make_eye(cfg: DreamerV3Config, space: gym.Space[Any], stoch_dim: int) -> ImageEye | VectorEye | ChoiceEye:
-    """What sees and draws observations of a space.
+    """Encoder and decoder for the observations of a space.
 
     Raises:
-        ConfigurationError: the space is neither of frames, of vectors nor of choices.
+        ConfigurationError: the space contains neither frames, vectors nor discrete observations.
     """
     if frame_shape(space) is not None:
         return ImageEye(cfg, space, stoch_dim)
@@ -367,13 +373,13 @@ def make_eye(cfg: DreamerV3Config, space: gym.Space[Any], stoch_dim: int) -> Ima
     if isinstance(space, spaces.Box | spaces.MultiBinary) and len(space.shape) <= 2:
         return VectorEye(cfg, space, stoch_dim)
     raise ConfigurationError(
-        "dreamerv3 sees uint8 frames (H, W, C) or (C, H, W) with 1 or 3 channels, vectors and choices, got "
-        f"{space}; wrap the environment in GrayscaleObservation, FlattenObservation or the like"
+        "dreamerv3 supports uint8 frames (H, W, C) or (C, H, W) with 1 or 3 channels, vectors and discrete values, "
+        f"got {space}; use a wrapper such as GrayscaleObservation or FlattenObservation"
     )
 
 
 class VectorEye(nn.Module):
-    """Vectors through symlog, learned by squared error there."""
+    """Encodes and decodes vectors in symlog space, with a squared error."""
 
     def __init__(self, cfg: DreamerV3Config, space: spaces.Box | spaces.MultiBinary, stoch_dim: int) -> None:
         super().__init__()
@@ -391,11 +397,11 @@ class VectorEye(nn.Module):
         self.decoder = MLP(cfg.deter_dim + stoch_dim, cfg.units, 3, self.dim)
 
     def encode(self, obs: Tensor) -> Tensor:
-        """(N, *shape) to (N, token_dim)."""
+        """Map (N, *shape) to (N, token_dim)."""
         return cast(Tensor, self.encoder(self._flat(obs)))
 
     def draw(self, deter: Tensor, stoch: Tensor) -> Tensor:
-        """What `loss` judges and `decode` turns into observations: their symlog."""
+        """The symlog of observations, the input of `loss` and `decode`."""
         return cast(Tensor, self.decoder(torch.cat([deter, stoch], dim=-1))).float()
 
     def loss(self, drawn: Tensor, obs: Tensor) -> Tensor:
@@ -411,7 +417,7 @@ class VectorEye(nn.Module):
 
 
 class ChoiceEye(nn.Module):
-    """One choice or several as one-hots, learned by cross-entropy."""
+    """Encodes and decodes discrete observations as one-hot vectors, with a cross-entropy."""
 
     def __init__(self, cfg: DreamerV3Config, space: spaces.Discrete | spaces.MultiDiscrete, stoch_dim: int) -> None:
         super().__init__()
@@ -431,7 +437,7 @@ class ChoiceEye(nn.Module):
         return cast(Tensor, self.encoder(hot))
 
     def draw(self, deter: Tensor, stoch: Tensor) -> Tensor:
-        """Logits of every choice, side by side."""
+        """Concatenated logits of all discrete parts."""
         return cast(Tensor, self.decoder(torch.cat([deter, stoch], dim=-1))).float()
 
     def loss(self, drawn: Tensor, obs: Tensor) -> Tensor:
@@ -447,7 +453,7 @@ class ChoiceEye(nn.Module):
 
 
 class ImageEye(nn.Module):
-    """Frames through convolutions that halve both sides, and back, learned by squared error of pixels in [0, 1]."""
+    """Encodes and decodes frames with convolutions, with the squared error of pixels in [0, 1]."""
 
     def __init__(self, cfg: DreamerV3Config, space: gym.Space[Any], stoch_dim: int) -> None:
         super().__init__()
@@ -455,7 +461,7 @@ class ImageEye(nn.Module):
         assert shape is not None, space
         channels, sides = shape[0], list(shape[1:])
         stages = _stages(sides)
-        # Sides that cannot be halved that often are filled up with zeros.
+        # Frames are padded with zeros until both sides can be halved that often.
         self.sides, self.small = sides, [-(-side // 2**stages) for side in sides]
         depths = [cfg.cnn_depth * mult for mult in (2, 3, *[4] * stages)[:stages]]
         self.encoder = nn.Sequential(*[Down(a, b) for a, b in zip([channels, *depths], depths, strict=False)])
@@ -472,7 +478,7 @@ class ImageEye(nn.Module):
         self.norms = nn.ModuleList(NormSiLU(dim) for dim in depths[-2::-1])
 
     def encode(self, obs: Tensor) -> Tensor:
-        """Frames (N, *shape) to (N, token_dim)."""
+        """Map frames (N, *shape) to (N, token_dim)."""
         x = self._channels_last(obs).to(compute_dtype(self.from_deter.weight))
         x = (x / 255 if obs.dtype == torch.uint8 else x) - 0.5
         stages = 2 ** len(self.ups)
@@ -484,7 +490,7 @@ class ImageEye(nn.Module):
     def draw(self, deter: Tensor, stoch: Tensor) -> Tensor:
         """Logits of pixels, (N, H, W, C)."""
         high, wide = self.small
-        # Each block of deter draws channels of its own over all of the picture.
+        # Each block of deter decodes separate channels of the whole image.
         x = self.from_deter(deter).view(len(deter), self.from_deter.blocks, high, wide, -1)
         x = x.permute(0, 2, 3, 1, 4).flatten(3)
         x = self.norm(x + self.from_stoch(stoch).view(x.shape))
@@ -504,7 +510,8 @@ class ImageEye(nn.Module):
 
 
 class _PixelLoss(torch.autograd.Function):
-    """(sigmoid(x) - target)² over frames, a few at a time: the whole batch in float32 would be 50 MB an operation."""
+    """(sigmoid(x) - target)² over frames, a few at a time to save memory: a batch in float32 takes 50 MB per
+    operation."""
 
     @staticmethod
     def forward(ctx: Any, drawn: Tensor, target: Tensor) -> Tensor:
@@ -525,11 +532,11 @@ class _PixelLoss(torch.autograd.Function):
 
 
 def _stages(sides: list[int]) -> int:
-    """How often to halve so that 3 to 16 pixels are left of both sides; four times, if that does."""
+    """The number of halvings after which both sides have 3 to 16 pixels; four if possible."""
     for stages in (4, 3, 2, 1, 5, 6):
         if all(3 <= -(-side // 2**stages) <= 16 for side in sides):
             return stages
     raise ConfigurationError(
-        f"frames must shrink to 3 to 16 pixels on both sides when halved 1 to 6 times, got {sides[0]} x {sides[1]}; "
-        "resize them, gymnasium.wrappers.ResizeObservation(env, (64, 64)) for one"
+        f"both sides of frames must have 3 to 16 pixels after 1 to 6 halvings, got {sides[0]} x {sides[1]}; "
+        "resize them, such as with gymnasium.wrappers.ResizeObservation(env, (64, 64))"
     )

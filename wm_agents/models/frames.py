@@ -1,4 +1,4 @@
-"""Frames as environments show them and as networks take them: float (B, C, H, W) in [0, 1] inside."""
+"""Converts between frames of environments and inputs of networks, float (B, C, H, W) in [0, 1]."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from wm_envs.frames import CHANNELS
 
 
 def to_network(obs: Tensor) -> Tensor:
-    """Frames (..., H, W, C) or (..., C, H, W) to float (..., C, H, W): uint8 is divided by 255, float is in [0, 1]."""
-    # The moved view is already channels-last in memory, which is what CPU convolutions like best.
+    """Convert frames (..., H, W, C) or (..., C, H, W) to float (..., C, H, W) in [0, 1]; uint8 is divided by
+    255."""
+    # The moved view is channels-last in memory, which is fastest for CPU convolutions.
     x = obs.movedim(-1, -3) if obs.shape[-1] in CHANNELS else obs
     return x if x.is_floating_point() else x.float() / 255
 
 
 def to_frames(x: Tensor, space: gym.Space[Any]) -> Tensor:
-    """Float (..., C, H, W) to uint8 frames in the layout of `space`."""
+    """Convert float (..., C, H, W) to uint8 frames in the layout of `space`."""
     frames = (x.float().clamp(0, 1) * 255).round().to(torch.uint8)
     return frames if tuple(frames.shape[-3:]) == space.shape else frames.movedim(-3, -1).contiguous()

@@ -1,4 +1,4 @@
-"""What a loss returns."""
+"""The result of a loss."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class LossOutput(NamedTuple):
-    """A loss, the parts it is made of, and what else is worth logging; all scalars."""
+    """A loss, its components, and further metrics; all scalars."""
 
     loss: Tensor
     components: dict[str, Tensor]

@@ -1,9 +1,11 @@
-"""TD-MPC2 (Hansen et al. 2024, "TD-MPC2: Scalable, Robust World Models for Continuous Control"): a model to plan in.
+"""TD-MPC2 (Hansen et al. 2024, "TD-MPC2: Scalable, Robust World Models for Continuous Control"): a model for
+planning.
 
-Nothing is learned for the looks of it: latents must foretell their own successors, rewards, ends and values, and the
-planner of `policies.mppi` searches among them. Discrete actions, which the paper has not, are one-hots: the policy is a
-categorical, and values are expected over its choices exactly. A probe, which nothing else learns from, decodes latents
-so that a dream can be seen. The dream is deterministic: only its end is drawn, and temperature acts on nothing else.
+The model has no reconstruction loss: latents predict their successors, rewards, termination and values, and
+the planner of `policies.mppi` searches in this latent space. Discrete actions, an addition to the paper, are
+one-hot vectors: the policy is a categorical, and expected values over its actions are exact. A separate
+decoder, the probe, renders latents; no gradient of it reaches the model. The dream is deterministic except
+for its sampled termination, which is the only part that depends on the temperature.
 """
 
 from __future__ import annotations
@@ -35,13 +37,13 @@ if TYPE_CHECKING:
     from wm_agents.data.replay import Batch
 
 FRAME = 64
-"""Frames of any size are resized to this before the convolution, as published."""
+"""Size of frames for the convolutions, as published; other frames are resized."""
 
 
 @strict(ELSEWHERE)
 @dataclass(frozen=True, kw_only=True)
 class TDMPC2Config(WorldModelConfig):
-    """Sizes, losses and planning; the defaults are those published for one task, `5m`."""
+    """Sizes, losses and planning; the defaults are the published ones for a single task, `5m`."""
 
     family: ClassVar[str] = "tdmpc2"
     SIZES: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -60,59 +62,60 @@ class TDMPC2Config(WorldModelConfig):
 
     latent_dim: int = 512
     hidden_dim: int = 512
-    """Width of every network but the encoder."""
+    """Width of all networks except the encoder."""
     enc_dim: int = 256
     num_hidden_layers: int = 2
-    """Layers of the encoder of vectors, the one onto the latent among them. Frames have a convolution of their own."""
+    """Layers of the vector encoder, including the last one. Frames have a convolutional encoder."""
     num_channels: int = 32
-    """Of that convolution."""
+    """Channels of the convolutional encoder."""
     num_q_networks: int = 5
     simnorm_dim: int = 8
-    """Latents are groups of so many numbers that sum to 1."""
+    """Size of the groups of the latent; each group sums to 1."""
     num_bins: int = 101
     bin_limit: float = 10.0
-    """Rewards and values are two-hots over bins from -limit to limit, in symlog."""
+    """Rewards and values are two-hot vectors over bins from -limit to limit, in symlog."""
     bin_space: Literal["symlog", "symexp"] = "symlog"
-    """What is averaged over the bins: the symlog of numbers, as published, or numbers themselves, as in DreamerV3. The
-    first takes 100 with a chance of one in fifty for 0.1, which hides what luck, or a hidden clock, decides."""
+    """symlog: average the symlog of values over the bins, as published; symexp: average the values, as in
+    DreamerV3. With symlog, a reward of 100 with probability 0.02 counts as 0.1, so rare large rewards are
+    underestimated."""
     dropout: float = 0.01
     episodic: bool = True
-    """Learn where episodes end. Off, as in the paper's tasks, they never do."""
+    """Learn to predict termination. False, as in the paper: episodes never terminate."""
 
     episode_length: int = 500
-    """Steps of an episode, which the discount follows from."""
+    """Steps of an episode, which determine the discount."""
     discount_min: float = 0.95
     discount_max: float = 0.995
     rho: float = 0.5
-    """A loss t steps ahead weighs rho^t. The authors' own code has 0.7 for Gymnasium's tasks."""
+    """The loss t steps ahead has the weight rho^t. The authors' code uses 0.7 for Gymnasium tasks."""
     consistency_coef: float = 20.0
     reward_coef: float = 0.1
     value_coef: float = 0.1
     termination_coef: float = 1.0
     entropy_coef: float = 1e-4
-    """Of a Box, as published."""
+    """Weight of the policy entropy for Box actions, as published."""
     choice_entropy_coef: float = 1e-2
-    """Of choices: Qs that differ by so much of their spread are e times as likely."""
+    """Weight of the policy entropy for discrete actions, relative to the range of Q."""
     log_std_min: float = -10.0
     log_std_max: float = 2.0
     tau: float = 0.01
-    """How far the slow Qs, and the scale of values, move with an update."""
+    """Update rate of the target Q functions and of the scale of values."""
     enc_lr_scale: float = 0.3
 
     planning: bool = True
-    """Act by planning; else by the policy alone."""
+    """Act by planning; False: by the policy."""
     horizon: int = 3
-    """Steps of a plan. Windows that are learned from have a length of their own, told to the trainer."""
+    """Steps of a plan. The length of training windows is a setting of the trainer."""
     iterations: int = 6
     num_samples: int = 512
     num_elites: int = 64
     num_prior_plans: int = 24
-    """Plans that the policy makes."""
+    """Plans proposed by the policy."""
     temperature: float = 0.5
     min_std: float = 0.05
     max_std: float = 2.0
     smoothing: float = 0.1
-    """See `policies.mppi.MPPIConfig`, as for the seven above."""
+    """See `policies.mppi.MPPIConfig`, also for the seven fields above."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,22 +127,22 @@ class TDMPC2Config(WorldModelConfig):
         if self.latent_dim % self.simnorm_dim:
             self.fail("latent_dim", f"a multiple of simnorm_dim ({self.simnorm_dim})")
         if not (self.num_bins >= 3 and self.num_bins % 2):
-            self.fail("num_bins", "an odd number from 3 up")
+            self.fail("num_bins", "an odd number of at least 3")
         self.check_above_0("bin_limit", "choice_entropy_coef")
         if not 0 <= self.dropout < 1:
-            self.fail("dropout", "from 0 up and below 1")
+            self.fail("dropout", "at least 0 and below 1")
         if not self.log_std_min < self.log_std_max:
             self.fail("log_std_min", f"below log_std_max ({self.log_std_max})")
-        self.planner(1)  # Its fields are checked where they are used.
+        self.planner(1)  # MPPIConfig checks its own fields.
 
     @property
     def discount(self) -> float:
-        """Longer episodes look further ahead: (T/5 - 1) / (T/5), within bounds."""
+        """The discount (T/5 - 1) / (T/5) for episodes of T steps, within bounds."""
         share = self.episode_length / 5
         return min(max((share - 1) / share, self.discount_min), self.discount_max)
 
     def planner(self, actions: int) -> MPPIConfig:
-        """Settings of the planner; many dimensions of action get two more iterations."""
+        """Settings of the planner; action spaces with many dimensions get two more iterations."""
         try:
             return MPPIConfig(
                 horizon=self.horizon,
@@ -158,32 +161,33 @@ class TDMPC2Config(WorldModelConfig):
 
 
 class Drawn(NamedTuple):
-    """What the policy does."""
+    """A sample of the policy."""
 
     act: Tensor
-    """(..., A) a draw of a Box; chances of choices"""
+    """(..., A) a sample of Box actions; probabilities of discrete actions"""
     entropy: Tensor
     """(...)"""
     scaled_entropy: Tensor
-    """(...) as the loss of a Box's policy counts it"""
+    """(...) as used in the policy loss for Box actions"""
     log_chances: Tensor
-    """(..., A) of choices; empty for a Box"""
+    """(..., A) for discrete actions; empty for Box"""
 
 
 class TDMPC2(Model):
-    """The world model, its policy and its values: latent {z (B, L)}, feat the same."""
+    """The world model with policy and Q functions: latent {z (B, L)}; feat is z."""
 
     family: ClassVar[str] = "tdmpc2"
     packs: ClassVar[bool] = True
 
     def __init__(self, cfg: TDMPC2Config, obs_space: gym.Space[Any], act_space: gym.Space[Any]) -> None:
-        """Raise ConfigurationError for actions that are neither a Box nor one choice, and for odd observations."""
+        """Raise ConfigurationError for actions other than Box and Discrete, and for unsupported
+        observations."""
         super().__init__(cfg, obs_space, act_space)
         self.cfg: TDMPC2Config = cfg
         if not isinstance(act_space, gym.spaces.Box | gym.spaces.Discrete):
             raise ConfigurationError(
-                f"tdmpc2 needs Box or Discrete actions, got {act_space}; flatten choices into one Discrete, "
-                "or dream by an ensemble or V-M-C, which take them as they are (`wm improve --env` alone)"
+                f"tdmpc2 needs Box or Discrete actions, got {act_space}; flatten them to one Discrete, "
+                "or use the ensemble or vmc family, which support them (`wm improve --env` without --family)"
             )
         self.choices = isinstance(act_space, gym.spaces.Discrete)
         self.frames = frame_shape(obs_space)
@@ -195,7 +199,7 @@ class TDMPC2(Model):
         nn.init.zeros_(self.reward[-1].weight)  # type: ignore[arg-type]
         self.termination = mlp([L, *hidden, 1]) if cfg.episodic else None
         self.pi = mlp([L, *hidden, A if self.choices else 2 * A])
-        # Choices need no Q each: one pass gives the bins of all.
+        # For discrete actions, one pass gives the bins of all actions.
         q_dims = [L, *hidden, A * cfg.num_bins] if self.choices else [L + A, *hidden, cfg.num_bins]
         self.qs = QEnsemble(cfg.num_q_networks, q_dims, cfg.dropout)
         self.slow_qs = QEnsemble(cfg.num_q_networks, q_dims, 0.0).requires_grad_(False)
@@ -206,17 +210,17 @@ class TDMPC2(Model):
         self._guess: Tensor | None = None
 
     def initial(self, num: int) -> Latent:
-        """Nothing is known: even shares in every group."""
+        """Uniform values in every group."""
         return {"z": torch.full((num, self.feat_dim), 1 / self.cfg.simnorm_dim, device=self.device)}
 
     def encode(
         self, obs: Tensor, latent: Latent | None = None, act: Tensor | None = None, first: Tensor | None = None
     ) -> Latent:
-        """Take in one frame: it is all the model ever sees, so pictures come in threes (`RealSpec.stack`)."""
+        """Encode one frame. The model has no memory, so use stacked frames for images (`RealSpec.stack`)."""
         return {"z": self.encoder(self._seen(self.take_obs(obs)))}
 
     def step(self, latent: Latent, act: Tensor, *, temperature: float = 1.0, generator: Generator = None) -> Step:
-        """Dream one step: the reward is of this latent and action, the end of the latent they lead to."""
+        """Dream one step: latent and action determine the reward, the next latent determines termination."""
         z = latent["z"]
         self.check_act(act, len(z))
         x = torch.cat([z, act], 1)
@@ -224,7 +228,7 @@ class TDMPC2(Model):
         if self.termination is None:
             return Step({"z": z}, rew, torch.ones_like(rew))
         odds = self.termination(z).float()[:, 0]
-        if temperature > 0:  # A normal's own quantile is uniform.
+        if temperature > 0:  # The CDF of a normal sample is uniform.
             uniform = torch.special.ndtr(draw_normal(len(z), 1, generator, z.device)[:, 0])
             end = torch.sigmoid(odds / temperature) > uniform
         else:
@@ -232,7 +236,7 @@ class TDMPC2(Model):
         return Step({"z": z}, rew, torch.sigmoid(-odds), end)
 
     def decode(self, latent: Latent) -> Tensor:
-        """What the probe makes of it: sharp where the latent had a use for what it shows, and vague elsewhere."""
+        """The observation decoded by the probe; blurred where the latent ignores details."""
         space, x = self.obs_space, self.decoder(latent["z"]).float()
         if self.frames is not None:
             return to_frames(resized(x, *self.frames[1:]) + 0.5, space)
@@ -245,11 +249,11 @@ class TDMPC2(Model):
         return latent["z"].float()
 
     def latent_of(self, feat: Tensor) -> Latent:
-        """The latent that `feat` was taken of."""
+        """The latent of `feat`."""
         return {"z": feat}
 
     def propose(self, latent: Latent, *, greedy: bool = False, generator: torch.Generator | None = None) -> Tensor:
-        """The policy's own actions (B, A), drawn or the likeliest: what plans begin from."""
+        """Actions (B, A) of the policy, sampled or the mode, as proposals for plans."""
         out = self.pi(latent["z"]).float()
         if self.choices:
             probs = out.softmax(-1)
@@ -260,13 +264,13 @@ class TDMPC2(Model):
         return torch.tanh(mean if greedy else mean + log_std.exp() * noise)
 
     def worth(self, latent: Latent, *, generator: torch.Generator | None = None) -> Tensor:
-        """The return (B,) that the policy promises from here: the mean of two Qs drawn by lot."""
+        """The expected return (B,) of the policy: the mean of two random Q functions."""
         z = latent["z"]
         act = self.pi(z).float().softmax(-1) if self.choices else self.propose(latent, generator=generator)
         return self._expected_q(self.qs, z, act, self._pair(generator)).mean(0)
 
     def planner(self) -> MPPI:
-        """MPPI through this model, from its own policy and towards its own values."""
+        """MPPI in this model, with its policy as the prior and its Q functions as the final value."""
         bf16 = use_bf16("auto", PRODUCTS, self.device)
         return MPPI(self, self.cfg.planner(self.actions), self.propose, self.worth, bf16)
 
@@ -278,24 +282,26 @@ class TDMPC2(Model):
         generator: torch.Generator | None = None,
         first: Tensor | None = None,
     ) -> Tensor:
-        """Encoded actions (N, A) for N rows, which begin from the plans of the call before unless they are `first`."""
+        """Encoded actions (N, A) for N rows. Plans start from those of the previous call, except in `first`
+        rows."""
         last = self._guess if self._guess is not None and len(self._guess) == len(latent["z"]) else None
         act, self._guess = self.planner().plan(latent, last, first, explore=explore, generator=generator)
         return act
 
     def loss(self, batch: Batch) -> LossOutput:
-        """All losses of windows of T steps; they reach weights of their own: the model's, the policy's, the probe's.
+        """The losses of model, policy and probe on windows of T steps; each trains its own weights.
 
-        A window counts as far as its first episode goes. Were all windows inside one episode, as published, its end
-        would be seen at the end of dreams only, and the values of what the encoder makes of those frames, which
-        targets are made of, would not be learned.
+        Steps after the end of a window's first episode are masked. If all windows were inside one episode, as
+        published, termination would occur only at the end of windows, and the values of latents encoded from
+        terminal frames, which are used in targets, would not be trained.
 
-        The published code steps the model's optimizer first and shows the policy the Qs after it; here all weights
-        step at once, so that the policy sees the Qs from before. The scale of values moves in train mode only.
+        The published code updates the model first and then the policy with the updated Q functions. Here one
+        optimizer step updates all weights, so the policy uses the Q functions before the update. The scale of
+        values is updated only in train mode.
         """
         cfg, act, term = self.cfg, batch.act, batch.term.float()
         B, T, _ = act.shape
-        known = batch.first[:, 1:].cumsum(1).eq(0).float()  # (B, T) steps, and the frames that they lead to
+        known = batch.first[:, 1:].cumsum(1).eq(0).float()  # (B, T) steps, and the frames after them
         seen = self._seen(batch.obs.flatten(0, 1))
         obs = (seen if self.frames is None else shift(seen)).unflatten(0, (B, T + 1))
         with torch.no_grad(), forgetful_autocast(self.device):
@@ -315,7 +321,7 @@ class TDMPC2(Model):
             "reward": over_time(self.two_hot.loss(self.reward(torch.cat([past, act], -1)), batch.rew) * known, rho),
             "value": over_time(self.two_hot.loss(bins, target.expand(len(bins), -1, -1)).mean(0) * known, rho),
         }
-        if self.termination is not None:  # Not weighed by rho, as published.
+        if self.termination is not None:  # Without rho, as published.
             odds = self.termination(ahead).float()[..., 0]
             parts["termination"] = F.binary_cross_entropy_with_logits(odds, term, known)
             scales["termination"] = cfg.termination_coef
@@ -327,13 +333,14 @@ class TDMPC2(Model):
         return LossOutput(loss, parts, {**metrics, "td_target": target[:, 0].mean()})
 
     def after_update(self) -> None:
-        """The slow Qs follow the quick ones."""
+        """Update the target Q functions."""
         with torch.no_grad():
             for slow, quick in zip(self.slow_qs.parameters(), self.qs.parameters(), strict=True):
                 slow.lerp_(quick, self.cfg.tau)
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """For Adam: a slower encoder, and the policy and the probe with gradient norms of their own to be clipped."""
+        """Parameter groups: a lower learning rate for the encoder, and separate clipping for policy and
+        probe."""
         apart = {"pi": {"lr": lr, "eps": 1e-5, "clip": "policy"}, "decoder": {"lr": lr, "clip": "probe"},
                  "encoder": {"lr": lr * self.cfg.enc_lr_scale, "clip": "model"}}  # fmt: skip
         groups = [{"params": list(self.get_submodule(name).parameters()), **facts} for name, facts in apart.items()]
@@ -342,18 +349,19 @@ class TDMPC2(Model):
 
     @torch.no_grad()
     def _td_target(self, next_z: Tensor, rew: Tensor, term: Tensor) -> Tensor:
-        """What a step earns and the lesser of two slow Qs promises after it, (B, T)."""
+        """The TD target (B, T): the reward plus the discounted minimum of two target Q functions."""
         drawn = self._policy(next_z)
         q = self._expected_q(self.slow_qs, next_z, drawn.act, self._pair()).amin(0)
         return rew + self.cfg.discount * (1 - term) * q
 
     def _policy_loss(self, zs: Tensor, rho: Tensor, known: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the policy should raise: the mean of two frozen Qs, in units of their spread, and its entropy.
+        """The policy loss on latents (B, T+1, L), where they are `known`.
 
-        Of latents (B, T+1, L), as far as they are `known`.
+        The policy maximises the mean of two frozen Q functions, divided by their range, plus its entropy.
 
-        For choices the best such policy is known, exp(Q / (weight of the entropy * spread)), and it is learned
-        by cross-entropy: the gradient of the expected Q is gone where the policy has become sure, right or wrong.
+        For discrete actions the optimal policy is proportional to exp(Q / (entropy weight * range)) and is
+        trained by cross-entropy, because the gradient of the expected Q vanishes once the policy is
+        deterministic.
         """
         drawn, how = self._policy(zs), {"frozen": True, "drop": self.training}
         if self.choices:
@@ -371,7 +379,7 @@ class TDMPC2(Model):
 
     @torch.no_grad()
     def _follow_spread(self, q: Tensor) -> None:
-        """Move the scale of values towards the spread of q (B, T) at the first steps, in train mode."""
+        """Update the scale of values with the range of q (B, T) at the first steps, in train mode."""
         if self.training:
             low, high = torch.quantile(q[:, 0], torch.tensor([0.05, 0.95], device=q.device))
             self.value_scale.lerp_((high - low).clamp(min=1.0), self.cfg.tau)
@@ -385,33 +393,35 @@ class TDMPC2(Model):
         noise = torch.randn_like(mean)
         act = torch.tanh(mean + log_std.exp() * noise)
         log_prob = gaussian_log_prob(noise, log_std)
-        # The published loss has the entropy of the normal, before tanh, times the dimensions of action: it scales the
-        # entropy by (dimensions * normal's log-probability) / (log-probability after tanh), and the tanh cancels.
+        # The published loss uses the entropy of the normal before tanh, times the number of action
+        # dimensions: it scales the entropy by (dimensions * log-probability of the normal) / (log-probability
+        # after tanh), and the tanh cancels.
         return Drawn(act, squash_correction(act) - log_prob, -log_prob * self.actions, noise.new_empty(0))
 
     def _gaussian(self, out: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log of the deviation before tanh, of what `pi` gives."""
+        """Mean and log standard deviation before tanh, from the output of `pi`."""
         low, high = self.cfg.log_std_min, self.cfg.log_std_max
         mean, raw = out.chunk(2, dim=-1)
         return mean, low + 0.5 * (high - low) * (torch.tanh(raw) + 1)
 
     def _pair(self, generator: torch.Generator | None = None) -> Tensor:
-        """Two Qs by lot."""
+        """The indices of two random Q functions."""
         return torch.randperm(self.cfg.num_q_networks, generator=generator, device=self.device)[:2]
 
     def _expected_q(self, qs: QEnsemble, z: Tensor, act: Tensor, members: Tensor, **how: bool) -> Tensor:
-        """Q (2, ...) of drawn actions, or expected over the chances of choices; all in `act` (..., A)."""
+        """Q (2, ...) of sampled actions, or the expectation over probabilities of discrete actions, `act`
+        (..., A)."""
         if self.choices:
             return (self._q_of_choices(qs, z, members, **how) * act).sum(-1)
         return self.two_hot.mean(qs(torch.cat([z, act], -1), members, **how))
 
     def _q_of_choices(self, qs: QEnsemble, z: Tensor, members: Tensor, **how: bool) -> Tensor:
-        """Q (2, ..., A) of every choice."""
+        """Q (2, ..., A) of every discrete action."""
         out: Tensor = qs(z, members, **how)
         return self.two_hot.mean(out.unflatten(-1, (self.actions, -1)))
 
     def _q_bins(self, qs: QEnsemble, z: Tensor, act: Tensor, **how: bool) -> Tensor:
-        """Logits (K, ..., bins) of actions (..., A) that were taken."""
+        """Logits (K, ..., bins) of the actions (..., A) in the data."""
         out: Tensor = qs(z if self.choices else torch.cat([z, act], -1), **how)
         if not self.choices:
             return out
@@ -419,29 +429,30 @@ class TDMPC2(Model):
         return bins.take_along_dim(act.argmax(-1)[None, ..., None, None], -2).squeeze(-2)
 
     def _seen(self, obs: Tensor) -> Tensor:
-        """Observations (B, ...) as the encoder takes them: vectors as they are, frames small and around zero."""
+        """Encoder inputs of observations (B, ...): unchanged vectors, or resized frames centred at zero."""
         if self.frames is None:
             return obs.float()
         x = resized(to_network(obs).float(), FRAME, FRAME) - 0.5
         return x.to(self.encoder[0].weight.dtype)  # type: ignore[arg-type]
 
     def _shown(self, seen: Tensor) -> Tensor:
-        """What the probe is to give back."""
+        """The target of the probe."""
         return symlog(seen) if self.frames is None else seen
 
 
 def vector_encoder(cfg: TDMPC2Config, space: gym.Space[Any]) -> nn.Sequential:
-    """For a Box of vectors."""
+    """The encoder for a Box of vectors."""
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
         raise ConfigurationError(
-            f"tdmpc2 needs a Box of vectors, or one uint8 frame of 1 or 3 channels, got {space}; "
-            "flatten the vector, or make frames with Real-* or make_real"
+            f"tdmpc2 needs a Box of vectors, or a uint8 frame with 1 or 3 channels, got {space}; "
+            "flatten the observation, or create frames with Real-* or make_real"
         )
     return mlp([space.shape[0], *(cfg.num_hidden_layers - 1) * [cfg.enc_dim], cfg.latent_dim], cfg.simnorm_dim)
 
 
 def conv_encoder(cfg: TDMPC2Config, channels: int) -> nn.Sequential:
-    """For frames (B, C, 64, 64), as published; a latent of another width than its output's gets a layer onto it."""
+    """The encoder for frames (B, C, 64, 64), as published; an extra layer adapts its output to the latent
+    width."""
     num = cfg.num_channels
     convs: list[nn.Module] = []
     for sees, kernel, stride in ((channels, 7, 2), (num, 5, 2), (num, 3, 2), (num, 3, 1)):
@@ -452,7 +463,7 @@ def conv_encoder(cfg: TDMPC2Config, channels: int) -> nn.Sequential:
 
 
 def conv_decoder(cfg: TDMPC2Config, channels: int) -> nn.Sequential:
-    """The probe for frames, (B, L) to (B, C, 64, 64)."""
+    """The probe for frames, from (B, L) to (B, C, 64, 64)."""
     num = 2 * cfg.num_channels
     layers: list[nn.Module] = [Small(cfg.latent_dim, 16 * num), nn.Unflatten(1, (num, 4, 4))]
     for sees, gives in ((num, num), (num, num // 2), (num // 2, num // 4), (num // 4, channels)):
@@ -461,22 +472,23 @@ def conv_decoder(cfg: TDMPC2Config, channels: int) -> nn.Sequential:
 
 
 def gaussian_log_prob(noise: Tensor, log_std: Tensor) -> Tensor:
-    """Log-density (...) of draws mean + std * noise (..., A) under their normal."""
+    """Log-density (...) of samples mean + std * noise (..., A)."""
     return (-0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
 def squash_correction(act: Tensor) -> Tensor:
-    """What log-densities (...) lose where tanh gave the actions (..., A)."""
+    """The correction (...) of log-densities for actions (..., A) after tanh."""
     return (F.relu(1 - act.square()) + 1e-6).log().sum(-1)
 
 
 def over_time(losses: Tensor, rho: Tensor) -> Tensor:
-    """Mean over rows and steps of losses (B, T), step t weighed by rho[t]."""
+    """Mean over rows and steps of losses (B, T), with weight rho[t] for step t."""
     return (losses.mean(0) * rho[: losses.shape[1]]).mean()
 
 
 def shift(frames: Tensor, pad: int = 3) -> Tensor:
-    """Frames (B, C, H, W), each moved by up to `pad` pixels, its border repeated (Yarats et al. 2021)."""
+    """Random shift of frames (B, C, H, W) by up to `pad` pixels, with repeated borders (Yarats et al.
+    2021)."""
     B, _, H, W = frames.shape
     by = torch.randint(-pad, pad + 1, (2, B, 1), device=frames.device)
     rows = (torch.arange(H, device=frames.device) + by[0]).clamp(0, H - 1)
@@ -486,7 +498,7 @@ def shift(frames: Tensor, pad: int = 3) -> Tensor:
 
 
 def resized(frames: Tensor, height: int, width: int) -> Tensor:
-    """Frames (B, C, H, W) at another size."""
+    """Resize frames (B, C, H, W)."""
     if tuple(frames.shape[-2:]) == (height, width):
         return frames
     return F.interpolate(frames, (height, width), mode="bilinear", antialias=True)

@@ -1,6 +1,7 @@
-"""Layers as TD-MPC2 has them: linear, layer norm, and Mish or SimNorm; and many such networks in one batched product.
+"""Layers of TD-MPC2: linear, layer norm, Mish or SimNorm; and ensembles of such networks as batched products.
 
-Everything but products is in float32, under autocast too. Weights begin as a normal of deviation 0.02, biases at zero.
+Everything except products is in float32, also under autocast. Weights are initialised with a normal of
+standard deviation 0.02, biases with zero.
 """
 
 from __future__ import annotations
@@ -15,10 +16,7 @@ from torch import Tensor, nn
 
 
 class QEnsemble(nn.Module):
-    """`members` networks in one batched product: two hidden layers each, dropout in the first.
-
-    Their products run as one; the loss of each member is its own.
-    """
+    """`members` independent networks as batched products: two hidden layers each, dropout in the first."""
 
     def __init__(self, members: int, dims: list[int], dropout: float) -> None:
         super().__init__()
@@ -32,7 +30,8 @@ class QEnsemble(nn.Module):
         nn.init.zeros_(self.weights[-1])
 
     def forward(self, x: Tensor, which: Tensor | None = None, *, drop: bool = False, frozen: bool = False) -> Tensor:
-        """(..., I) to (K, ..., O), of the members `which` (K,) or of all; `frozen` ones get no gradient."""
+        """Map (..., I) to (K, ..., O) for the members `which` (K,) or all; with `frozen` they get no
+        gradient."""
 
         def of(params: nn.ParameterList, i: int) -> Tensor:
             param: Tensor = params[i].detach() if frozen else params[i]
@@ -53,7 +52,7 @@ class QEnsemble(nn.Module):
 
 
 class Small(nn.Linear):
-    """A linear layer that begins small, as all of TD-MPC2's do."""
+    """A linear layer with the small initial weights of TD-MPC2."""
 
     def reset_parameters(self) -> None:
         init_small(self.weight)
@@ -64,7 +63,7 @@ class Small(nn.Linear):
 
 
 class NormedLinear(Small):
-    """Linear, layer norm, and Mish, or SimNorm over groups of `simnorm_dim`."""
+    """Linear, layer norm, and Mish or SimNorm over groups of `simnorm_dim`."""
 
     def __init__(self, in_dim: int, out_dim: int, simnorm_dim: int = 0) -> None:
         super().__init__(in_dim, out_dim)
@@ -78,13 +77,13 @@ class NormedLinear(Small):
 
 
 def init_small(weight: Tensor) -> None:
-    """Fill with a normal of deviation 0.02."""
+    """Fill with a normal of standard deviation 0.02."""
     with torch.no_grad():
         nn.init.trunc_normal_(weight, std=0.02)
 
 
 def mlp(dims: list[int], simnorm_dim: int = 0) -> nn.Sequential:
-    """Normed layers with Mish between `dims`; the last one is plain, or ends in SimNorm."""
+    """Normed layers with Mish between `dims`; the last one is linear, or ends with SimNorm."""
     layers = [NormedLinear(a, b) for a, b in pairwise(dims[:-1])]
     a, b = dims[-2:]
     return nn.Sequential(*layers, NormedLinear(a, b, simnorm_dim) if simnorm_dim else Small(a, b))
@@ -104,8 +103,8 @@ class SimNorm(nn.Module):
 def simnorm(x: Tensor, dim: int) -> Tensor:
     """Softmax over groups of `dim`, (..., L) to (..., L); the members of a group are L / dim apart.
 
-    The published groups lie side by side. Which units form one is a matter of their names only, and a softmax over the
-    inner axis of 8 is 20 to 40 times as slow on a CPU.
+    In the published code the members of a group are adjacent. The order of units does not matter, and a
+    softmax over an inner axis of 8 is 20 to 40 times slower on a CPU.
     """
     groups: Tensor = x.unflatten(-1, (dim, -1))
     return groups.softmax(-2).flatten(-2)
@@ -118,7 +117,7 @@ def mish(x: Tensor) -> Tensor:
 
 
 class _Mish(torch.autograd.Function):
-    """x (1 - s²) / (1 + s²) with s = sigmoid(-x): the same, several times as fast on a CPU as torch's own."""
+    """x (1 - s²) / (1 + s²) with s = sigmoid(-x): the same function, several times faster on a CPU."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -126,7 +125,8 @@ class _Mish(torch.autograd.Function):
         r = out.sigmoid().square_().add_(1).reciprocal_()
         out.addcmul_(x, r, value=2)
         if ctx.needs_input_grad[0]:
-            # The slope, 2 r - 1 + 4 (r - r²) x sigmoid(x), is all that is kept: memory is what takes time here.
+            # Stores only the slope, 2 r - 1 + 4 (r - r²) x sigmoid(x), because the time goes into memory
+            # access.
             bend = torch.addcmul(r, r, r, value=-1).mul_(F.silu(x))
             ctx.save_for_backward(r.mul_(2).sub_(1).add_(bend, alpha=4))
         return out
@@ -138,10 +138,10 @@ class _Mish(torch.autograd.Function):
 
 
 def drop_(x: Tensor, share: float) -> Tensor:
-    """Dropout in place: each number becomes 0 with chance `share`, the others grow to make up for it.
+    """Dropout in place: each value becomes 0 with probability `share`, and the others are scaled up.
 
-    Few are dropped, so their places are drawn and not a number for each place: evenly spread hits, a Poisson number of
-    them, fall on each place independently of the others, and miss it with chance 1 - share.
+    Few values are dropped, so their positions are sampled instead of a number for each position: a Poisson
+    number of uniform hits falls on each position independently, and misses it with probability 1 - share.
     """
     if x.is_cuda:
         return F.dropout(x, share)

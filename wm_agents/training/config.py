@@ -151,7 +151,7 @@ class TrainingConfig:
         value = getattr(self, name)
         kinds = (int,) if whole else (int, float)
         if type(value) not in kinds or not low <= value < float("inf"):
-            self._fail(name, f"a {'whole ' if whole else ''}number from {low} up")
+            self._fail(name, f"a {'whole ' if whole else ''}number of at least {low}")
 
     def _fail(self, name: str, expected: str) -> None:
         raise ConfigurationError(f"TrainingConfig.{name} must be {expected}, got {getattr(self, name)!r}")

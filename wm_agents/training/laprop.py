@@ -32,7 +32,7 @@ class LaProp(torch.optim.Optimizer):
     ) -> None:
         if not (lr >= 0 and 0 <= betas[0] < 1 and 0 <= betas[1] < 1 and eps >= 0 and agc >= 0 and pmin > 0):
             raise ValueError(
-                "LaProp needs lr, eps and agc from 0 up, betas from 0 to below 1 and pmin above 0, "
+                "LaProp needs lr, eps and agc of at least 0, betas in [0, 1) and pmin above 0, "
                 f"got {lr=}, {betas=}, {eps=}, {agc=}, {pmin=}"
             )
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "agc": agc, "pmin": pmin})

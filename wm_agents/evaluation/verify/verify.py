@@ -210,7 +210,7 @@ def _prove(
 ) -> tuple[Check, dict[str, list[float]]]:
     """What the model's own policy earns in dreams and for real, and random play for real."""
     if subject.policy is None:
-        return Check("return gap", False, "the model carries no controller; `wm evolve` gives it one"), {}
+        return Check("return gap", False, "the model has no controller; train one with `wm evolve`"), {}
     dreamed = dream_score(subject, subject.policy, episodes=len(seeds), seed=seeds[0])
     real, chance = (_real(target, spec, Contender(who), seeds, procs, console) for who in (SAVED, RANDOM))
     scores = {"real": real, "dream": dreamed, "random": chance}
