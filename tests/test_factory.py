@@ -157,7 +157,7 @@ def test_an_environment_or_its_id_gives_the_spaces() -> None:
          "'encoder_type' of DreamerV3Config; the observation shape determines encoder and decoder"),
         ({"obs_shape": (8,), "action_dim": 2, "foo": 1}, "unknown field 'foo' of DreamerV3Config; it has action_dim, "),
         ({"obs_shape": (8,), "action_dim": 2, "unimix": 2.0}, r"DreamerV3Config.unimix must be .*, got 2.0"),
-        ({"obs_shape": (8,), "action_dim": 2, "unimix": 0.0}, r"DreamerV3Config.unimix must be above 0 and at most 1, got 0.0"),
+        ({"obs_shape": (8,), "action_dim": 2, "unimix": 0.0}, r"unimix must be above 0 and at most 1, got 0.0"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(kwargs: dict[str, Any], message: str) -> None:

@@ -51,7 +51,9 @@ def space_from_dict(values: dict[str, Any]) -> gym.Space[Any]:
         if kind == "Box":
             shape = tuple(values["shape"])
             if (shape and not is_shape(shape)) or math.prod(shape) > MAX_NUMBERS:
-                raise ValueError(f"a Box must have {SHAPE}, of at most {MAX_NUMBERS:,} numbers, got {list(shape)}")
+                raise ValueError(
+                    f"the shape of a Box must be {SHAPE}, with at most {MAX_NUMBERS:,} values, got {list(shape)}"
+                )
             low, high = (np.broadcast_to(np.array(values[name], dtype), shape) for name in ("low", "high"))
             return spaces.Box(low, high, shape, dtype)
         if kind == "Discrete":
