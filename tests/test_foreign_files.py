@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import h5py
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import work_here
 
 from wm_agents.checkpoint import ArtifactError, load_artifact, save_artifact, sha256
+from wm_agents.cli.app import main as wm
 from wm_agents.data.dataset import Dataset, write_shard
 from wm_agents.data.episode import Episode
+from wm_agents.data.npz import action_space
 from wm_agents.data.replay import ReplayBuffer
 from wm_agents.data.shard import ShardError, read_info
 from wm_agents.factory import create_world_model
 from wm_agents.models.families import FAMILIES
 from wm_agents.models.saved import STORE, load_model
+from wm_agents.pretrained import real_spec
 from wm_agents.system.files import parse_json
+from wm_envs.trust import UntrustedModule, check_trusted
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -248,3 +255,60 @@ def test_an_npz_that_unpacks_to_a_thousand_times_its_size_is_refused(
         archive.writestr("obs.npy", b"\0" * 3_000_000)
     with pytest.raises(ValueError, match=r"bomb.npz is not a valid npz \(.* bytes that unpack to 3,000,000\)"):
         ReplayBuffer.load(path)
+
+
+@pytest.fixture
+def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a module that leaves a mark where it is imported."""
+    lines = "from pathlib import Path", f"Path({str(tmp_path / 'mark')!r}).touch()", "import gymnasium"
+    register = (
+        "gymnasium.register('Evil-v0', 'gymnasium.envs.classic_control.cartpole:CartPoleEnv', max_episode_steps=9)"
+    )
+    (tmp_path / "evil_module.py").write_text("\n".join([*lines, register]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr("wm_envs.trust._trusted", set())
+    yield tmp_path
+    sys.modules.pop("evil_module", None)
+    gym.registry.pop("Evil-v0", None)
+
+
+def test_an_environment_of_a_foreign_model_is_not_imported_unless_it_is_trusted(
+    evil: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_here(monkeypatch)
+    path = artifact(evil, lambda facts: facts["real"].update(id="evil_module:Evil-v0", max_episode_steps=9))
+    commands = ["evaluate", "--episodes", "1"], ["video"], ["evolve", str(evil / "out")], ["fidelity", "--quick"]
+    for name, *flags in commands:
+        assert wm([name, str(path), *flags]) == 1
+        err = capsys.readouterr().err
+        assert "would run the module evil_module, which no installed package holds" in err
+        assert "--trust-module evil_module" in err and not (evil / "mark").exists()
+    for spelling in (["--trust-module", "evil_module"], ["--trust_module=evil_module"]):
+        assert wm(["evaluate", str(path), "--episodes", "1", *spelling]) == 0
+        assert (evil / "mark").exists()
+
+
+def test_shards_and_standard_modules_are_not_imported_either(evil: Path) -> None:
+    with pytest.raises(UntrustedModule, match="data names the environment evil_module:Evil-v0"):
+        action_space({"id": "evil_module:Evil-v0"}, None, Path("data"))
+    with pytest.raises(UntrustedModule, match="would run the module this,"):
+        check_trusted("this:CartPole-v1", "a file")
+    assert not (evil / "mark").exists()
+    check_trusted("CartPole-v1", "a file")
+    check_trusted("gymnasium:CartPole-v1", "a file")
+    check_trusted("safetensors.anything:Id-v0", "a file")  # Of an installed package.
+
+
+def test_a_model_cannot_name_another_dream_as_its_reality(tmp_path: Path) -> None:
+    other = {"id": "Dream-v0", "kwargs": {"model": "elsewhere"}}
+    path = artifact(tmp_path, lambda facts: facts["real"].update(other))
+    with pytest.raises(ValueError, match="names 'Dream-v0' as its real environment, which is a dream"):
+        real_spec(load_artifact(path))
+
+
+@pytest.mark.parametrize("real", [5, None, [], {"id": 5}, {}])
+def test_a_real_environment_that_is_none_is_one_line(real: Any, tmp_path: Path) -> None:
+    path = artifact(tmp_path, lambda facts: facts.update(real=real))
+    with pytest.raises(ArtifactError, match=r"config.json: real must describe an environment"):
+        real_spec(load_artifact(path))

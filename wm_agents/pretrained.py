@@ -26,6 +26,7 @@ from wm_envs.dream import DreamEnv, DreamVectorEnv
 from wm_envs.precision import PRODUCTS, use_bf16
 from wm_envs.real import LatentObservation, make_real
 from wm_envs.registry import TASKS, RealSpec
+from wm_envs.trust import check_trusted
 from wm_envs.world_model import Latent, WorldModel
 
 Controller = LinearPolicy | MLPPolicy | MPPIPolicy | ActorPolicy
@@ -46,10 +47,17 @@ def real_spec(artifact: Artifact) -> RealSpec:
     """The real environment of a saved model.
 
     Raises:
-        ArtifactError: the model was saved without one.
+        ArtifactError: the model was saved without one, or `real` of config.json does not describe one.
+        UntrustedModule: making it would import a module that nobody vouched for.
     """
     check_dream(artifact)
-    return RealSpec.from_dict(artifact.config["real"])
+    place = artifact.path / "config.json"
+    try:
+        spec = RealSpec.from_dict(artifact.config["real"])
+    except (TypeError, AttributeError, ValueError) as error:
+        raise ArtifactError(f"{place}: real must describe an environment: {error}") from error
+    check_trusted(str(spec.id), place)
+    return spec
 
 
 def check_dream(artifact: Artifact) -> None:

@@ -38,6 +38,8 @@ class RealSpec:
     visible."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.id, str) or not isinstance(self.kwargs, dict):
+            raise ValueError(f"id must be a string and kwargs a dict, got {self.id!r} and {self.kwargs!r}")
         for name in ("size", "action_repeat", "max_episode_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:

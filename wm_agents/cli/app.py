@@ -153,7 +153,7 @@ def _run(name: str, flags: list[str]) -> int:
     """Parse the flags of a command and call it; errors are one line on stderr, and an exit code."""
     command = COMMANDS[name]
     debug = "--debug" in flags
-    flags = [flag for flag in flags if flag != "--debug"]
+    flags = _trusting([flag for flag in flags if flag != "--debug"])
     # SIGTERM cleans up and ends as Ctrl-C does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -176,6 +176,21 @@ def _run(name: str, flags: list[str]) -> int:
         return command.error
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _trusting(flags: list[str]) -> list[str]:
+    """Trust the modules of `--trust-module NAME`, which every command takes; return the other flags."""
+    from wm_envs.trust import trust
+
+    others: list[str] = []
+    words = iter(flags)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") != "--trust-module":
+            others.append(word)
+            continue
+        trust(value if equals else next(words, ""))
+    return others
 
 
 def parser_of(name: str, flags: list[str]) -> tuple[Any, Parser, list[str]]:
@@ -222,6 +237,7 @@ def usage() -> str:
     return (
         "usage: wm COMMAND [flags]\n\n" + "\n".join(rows) + "\n"
         "`wm COMMAND --help` lists the flags of a command. --debug prints the traceback of an error.\n"
+        "--trust-module NAME lets a saved model or dataset of others import this module for its environment.\n"
         f"The same command resumes an interrupted {resumable}."
     )
 

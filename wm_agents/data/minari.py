@@ -23,6 +23,7 @@ from wm_agents.data.episode import UNKNOWN_SEED, Episode
 from wm_agents.data.shard import write_shard
 from wm_envs.real import make_real
 from wm_envs.registry import RealSpec
+from wm_envs.trust import check_trusted
 
 Space = spaces.Space[Any]
 SPEC_KEY, INFO_KEY = "wm_spec", "wm_info"
@@ -65,6 +66,7 @@ def export_minari(
     minari = _minari()
     data = Dataset(root)
     if data.spec and (observation_space is None or action_space is None):
+        check_trusted(str(data.spec.get("id")), data.root)
         env = make_real(RealSpec.from_dict(data.spec))
         observation_space, action_space = env.observation_space, env.action_space
         env.close()

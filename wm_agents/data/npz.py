@@ -18,6 +18,7 @@ from wm_agents.spaces import spaces_of
 from wm_envs.action import act_dim, decode_action
 from wm_envs.real import make_real
 from wm_envs.registry import RealSpec
+from wm_envs.trust import check_trusted
 
 SHARD_EPISODES = 32
 
@@ -73,6 +74,7 @@ def action_space(spec: dict[str, Any], env_id: str | None, root: Path) -> gym.Sp
         return spaces_of(env_id)[1]
     if not spec:
         raise ValueError(f"the shards in {root} do not name their environment; give it with --env ID")
+    check_trusted(str(spec.get("id")), root)
     env = make_real(RealSpec.from_dict(spec))
     env.close()
     return env.action_space

@@ -17,6 +17,7 @@ from wm_agents.project.lines import find_lines, line_of
 from wm_agents.project.schema import ACTS, ONLINE_TRAINING, ONLY, OPEN_SECTIONS, SECTIONS, TOP, Project
 from wm_agents.system.files import PROJECT_FILE, read_toml
 from wm_agents.training.config import TrainingConfig
+from wm_envs.trust import trust
 
 Values = Mapping[str, Any]
 
@@ -55,6 +56,7 @@ def load_project(path: str | Path = PROJECT_FILE, flags: Values | None = None) -
     if problems := Review(values).problems:
         raise ProjectError(_told(path, lines, flags or {}, problems))
     places = {name: f"line {line}" for name, line in lines.items()} | {name: f"--{name}" for name in flags or {}}
+    trust(str(values["environment"]).rpartition(":")[0])  # Who runs a project has its code run anyway.
     return build_project(values, path.resolve().parent, places)
 
 
