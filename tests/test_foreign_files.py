@@ -261,9 +261,7 @@ def test_an_npz_that_unpacks_to_a_thousand_times_its_size_is_refused(
 def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a module that leaves a mark where it is imported."""
     lines = "from pathlib import Path", f"Path({str(tmp_path / 'mark')!r}).touch()", "import gymnasium"
-    register = (
-        "gymnasium.register('Evil-v0', 'gymnasium.envs.classic_control.cartpole:CartPoleEnv', max_episode_steps=9)"
-    )
+    register = "gymnasium.register('Evil-v0', 'gymnasium.envs.classic_control.cartpole:CartPoleEnv')"
     (tmp_path / "evil_module.py").write_text("\n".join([*lines, register]))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
