@@ -123,7 +123,7 @@ def test_images_are_kept_in_half_precision_and_vectors_whole(tmp_path: Path) -> 
 
 def test_a_dataset_without_episodes_is_refused(tmp_path: Path) -> None:
     (tmp_path / "seed-0000000.h5").write_bytes(b"no shard")
-    with pytest.raises(ValueError, match=r"no episodes in .*skipped: .*seed-0000000.h5.*collect some first"):
+    with pytest.raises(ValueError, match=r"no episodes in .*skipped: .*seed-0000000.h5.*collect episodes first"):
         encode_dataset(echo_model(), Dataset(tmp_path))
 
 

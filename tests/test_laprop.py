@@ -99,5 +99,5 @@ def test_a_resumed_optimizer_goes_on_to_the_bit() -> None:
 
 
 def test_impossible_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"betas from 0 to below 1 .* got lr=0.1, betas=\(1.0, 0.9\)"):
+    with pytest.raises(ValueError, match=r"betas in .0, 1. .* got lr=0.1, betas=\(1.0, 0.9\)"):
         LaProp([nn.Parameter(torch.ones(1))], 0.1, betas=(1.0, 0.9))

@@ -1,4 +1,4 @@
-"""The loop that takes gradients, its configuration and its callbacks; names are loaded when they are asked for."""
+"""The training loop, its settings and its callbacks; names are imported on first use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data in any form as batches by number, so that a resumed run goes on with the batch that is due."""
+"""Data in any form as numbered batches, so that a resumed run continues with the right batch."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from wm_agents.data.replay import ReplayBuffer
 from wm_agents.training.config import TrainingConfig
 
 Feed = Callable[[int], Any]
-"""The batch of a number, which counts from 0."""
+"""Maps a batch number, from 0, to a batch."""
 
 
 def make_feed(data: Any, cfg: TrainingConfig, pack: bool = False, device: str = "cpu", held_out: bool = False) -> Feed:
-    """Batches of `data`: a replay buffer, a function of the batch's number, a `sample` method, or an iterable.
+    """Batches of `data`: a replay buffer, a function of the batch number, an object with `sample`, or an
+    iterable.
 
     Args:
-        pack: for a replay buffer: windows over episodes laid end to end.
-        held_out: draw from a replay buffer with other numbers than training does.
+        pack: for a replay buffer: windows over packed episodes.
+        held_out: for a replay buffer: use other random numbers than training.
 
     Raises:
-        TypeError: it is none of them.
+        TypeError: unsupported type of data.
     """
     if isinstance(data, ReplayBuffer):
         begin = 2**40 if held_out else 0
@@ -33,13 +34,13 @@ def make_feed(data: Any, cfg: TrainingConfig, pack: bool = False, device: str = 
     if isinstance(data, Iterable):
         return _InOrder(data)
     raise TypeError(
-        f"data must be a ReplayBuffer, a function of the batch's number, something with a sample method, or an "
+        f"data must be a ReplayBuffer, a function of the batch number, an object with a sample method, or an "
         f"iterable of batches, got {type(data).__name__}"
     )
 
 
 def checked(feed: Feed, check: Callable[[Any], None]) -> Feed:
-    """`feed`, whose first batch is shown to `check`, which raises where it is no good."""
+    """`feed` with a `check` of the first batch."""
     seen = False
 
     def draw(number: int) -> Any:
@@ -54,7 +55,7 @@ def checked(feed: Feed, check: Callable[[Any], None]) -> Feed:
 
 
 class _InOrder:
-    """Batches of an iterable in its order, over and over; a resumed run passes over what was learned."""
+    """Batches of an iterable in order, repeated; a resumed run skips the batches that were already used."""
 
     def __init__(self, data: Iterable[Any]) -> None:
         self.data = data
@@ -75,8 +76,8 @@ class _InOrder:
         for batch in self.rest:
             return batch
         if self.once:
-            raise ValueError(f"data ran out after {self.next} batches; give an iterable that can be gone through again")
+            raise ValueError(f"data ended after {self.next} batches; give an iterable that can be restarted")
         self.rest = iter(self.data)
         for batch in self.rest:
             return batch
-        raise ValueError("data holds no batch")
+        raise ValueError("data has no batches; give at least one")

@@ -1,4 +1,4 @@
-"""What happens beside the training loop: logging, progress, snapshots, evaluation, stopping."""
+"""Callbacks of the training loop: logging, progress, snapshots, evaluation, early stopping."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Called by the trainer; each hook does nothing unless a subclass says otherwise."""
+    """The hooks of the trainer; each does nothing by default."""
 
     def on_start(self, trainer: Trainer) -> None:
         """Before the first update; `trainer.update` is above 0 when a run is resumed."""
 
     def on_update(self, trainer: Trainer) -> None:
-        """After every update; keep it cheap, and read no tensor."""
+        """After every update; must be fast and must not read tensors."""
 
     def on_metrics(self, trainer: Trainer, values: Mapping[str, float]) -> None:
         """Scalars for `trainer.update`: every log_interval updates, after a validation, from other callbacks."""
@@ -38,15 +38,15 @@ class Callback:
         """After the last update, also when the loop fails."""
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs, as JSON."""
+        """The state for resuming, as JSON."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back what `state` gave."""
+        """Restore the result of `state`."""
 
 
 class LoggingCallback(Callback):
-    """Appends metrics to metrics.jsonl and TensorBoard, in the run folder unless told where."""
+    """Appends metrics to metrics.jsonl and TensorBoard, by default in the run folder."""
 
     def __init__(self, log_dir: str | Path | None = None) -> None:
         self.log_dir = log_dir
@@ -66,14 +66,15 @@ class LoggingCallback(Callback):
 
 
 class CheckpointCallback(Callback):
-    """Keeps numbered snapshots of the weights, beside the trainer's own last and best."""
+    """Saves numbered snapshots of the weights, in addition to the trainer's last and best."""
 
     def __init__(self, save_dir: str | Path | None = None, save_every: int | None = None, keep: int = 3) -> None:
-        """They go into the run folder every `save_interval` steps unless told otherwise; the newest `keep` stay."""
+        """By default, save to the run folder every `save_interval` steps; keep the newest `keep`
+        snapshots."""
         self.save_dir, self.save_every, self.keep = save_dir, save_every, keep
 
     def on_start(self, trainer: Trainer) -> None:
-        for path in self._snapshots(trainer):  # Of a run that this one replaces, or of steps that are taken again.
+        for path in self._snapshots(trainer):  # From a replaced run, or from steps that are repeated.
             if int(path.stem.partition("_")[2]) > trainer.update:
                 path.unlink()
 
@@ -93,10 +94,10 @@ class CheckpointCallback(Callback):
 
 
 class EvalCallback(Callback):
-    """Calls `evaluate()` every so many steps and logs the scalars it returns; it may write images too."""
+    """Calls `evaluate()` periodically and logs the scalars it returns."""
 
     def __init__(self, evaluate: Callable[[], Mapping[str, float]], eval_every: int | None = None) -> None:
-        """Every `eval_interval` steps unless `eval_every` is given."""
+        """Evaluate every `eval_every` steps; default: `eval_interval`."""
         self.evaluate, self.eval_every = evaluate, eval_every
 
     def on_update(self, trainer: Trainer) -> None:
@@ -105,7 +106,7 @@ class EvalCallback(Callback):
 
 
 class EarlyStoppingCallback(Callback):
-    """Stops after `patience` validations in a row without improvement."""
+    """Stops training after `patience` consecutive validations without improvement."""
 
     def __init__(
         self,
@@ -129,7 +130,7 @@ class EarlyStoppingCallback(Callback):
             trainer.stop(f"no improvement in {self.patience} validations")
 
     def step(self, value: float) -> bool:
-        """Take in one validation; True when it is time to stop."""
+        """Add one validation and return True to stop."""
         self.num_validations += 1
         if self._improves(value):
             self.best, self.num_bad = value, 0
@@ -151,7 +152,8 @@ class EarlyStoppingCallback(Callback):
 
 
 class ProgressCallback(Callback):
-    """A bar on stderr with updates a second and time left; a line now and then where stderr is no terminal."""
+    """A progress bar on stderr with updates per second and remaining time; periodic lines without a
+    terminal."""
 
     def __init__(self, title: str = "train", console: Console | None = None, line_every_s: float = 15.0) -> None:
         self.title, self.line_every_s = title, line_every_s

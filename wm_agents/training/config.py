@@ -1,4 +1,4 @@
-"""What a training run is told; frozen, checked, saved as JSON."""
+"""Settings of a training run; frozen, checked, saved as JSON."""
 
 from __future__ import annotations
 
@@ -29,56 +29,60 @@ class TrainingConfig:
     """Settings of a `Trainer`. A step is one step of the optimizer."""
 
     total_steps: int = 100_000
+    """Optimizer steps."""
     batch_size: int = 16
-    """Rows a batch: of what is drawn from a replay buffer, or by whoever draws the batches."""
+    """Windows per batch."""
     sequence_length: int = 50
-    """Steps of the windows that are drawn from a replay buffer."""
+    """Steps per window."""
     learning_rate: float = 3e-4
-    """The highest: where `onecycle` peaks and the others begin, after the warm-up."""
+    """Maximum learning rate: the peak of `onecycle`, the rate after the warm-up for other schedulers."""
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "laprop"] = "adamw"
-    """`sgd` has momentum 0.9; `laprop` is DreamerV3's, with adaptive gradient clipping of its own."""
+    """`sgd` uses momentum 0.9; `laprop` is that of DreamerV3, with adaptive gradient clipping."""
     weight_decay: float = 0.0
+    """Weight decay."""
     grad_clip: float | None = 100.0
-    """Largest gradient norm over all parameters together, or over those of each clip group of the model."""
+    """Maximum gradient norm over all parameters, or over each clip group of the model; None: no clipping."""
     gradient_accumulation_steps: int = 1
-    """Batches whose mean gradient is one step."""
+    """Batches accumulated per optimizer step."""
     warmup_steps: int = 0
-    """The learning rate rises from 0 over so many steps."""
+    """Steps over which the learning rate rises from 0."""
     scheduler: Literal["none", "constant", "linear", "cosine", "onecycle", "plateau"] = "none"
-    """How the learning rate falls until `total_steps`: `none` and `constant` keep it, `plateau` lowers it when
-    validations no longer improve."""
+    """Learning rate until `total_steps`: `none` and `constant` keep it, `plateau` lowers it when validations
+    no longer improve."""
     min_lr: float = 0.0
-    """`linear` and `cosine` end here, and `plateau` never goes below."""
+    """Final learning rate of `linear` and `cosine`, and minimum of `plateau`."""
     plateau_patience: int = 5
-    """Validations without improvement after which `plateau` multiplies the learning rate."""
+    """Validations without improvement before `plateau` lowers the learning rate."""
     plateau_factor: float = 0.5
+    """Factor by which `plateau` multiplies the learning rate."""
     ema_decay: float | None = None
-    """A moving average of the weights, this much of it kept at each step, is what is validated and kept as best, and
-    what a finished training leaves in the model."""
+    """Decay of an exponential moving average of the weights, which is validated, saved as best and kept in
+    the model after training; None: no average."""
     mixed_precision: bool | Literal["auto"] = False
-    """Compute in `mixed_precision_dtype` where that is safe; `auto` does where a short trial finds it faster."""
+    """Use automatic mixed precision with `mixed_precision_dtype`; `auto`: if a short trial finds it
+    faster."""
     mixed_precision_dtype: Literal["bfloat16", "float16"] = "bfloat16"
-    """`float16` scales the loss, and needs CUDA."""
+    """`float16` uses loss scaling and needs CUDA."""
     tf32: bool = True
-    """Whether CUDA may multiply float32 matrices as TF32."""
+    """Allow TF32 for float32 matrix products on CUDA."""
     use_gradient_checkpointing: bool = False
-    """Compute the model's heavy parts (its class names them) again for the backward pass instead of keeping them:
-    less memory, more time, the same gradients."""
+    """Recompute encoder and decoder in the backward pass: less memory, more time, the same gradients."""
     compile_model: bool = False
-    """`torch.compile` the loss: the first steps take a minute, the others less."""
+    """Apply `torch.compile` to the loss; the first steps then take about a minute."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
+    """auto, cpu, cuda, cuda:1 or mps."""
     seed: int = 0
+    """Random seed."""
     output_dir: str = "outputs"
-    """Where a run keeps its checkpoints, unless its Trainer is given a folder."""
+    """Folder for checkpoints, unless the Trainer gets a folder."""
     log_interval: int = 100
-    """Steps between metrics, which are means over them."""
+    """Steps between metrics, which are averaged over these steps."""
     eval_interval: int = 1000
     """Steps between validations."""
     save_interval: int = 1000
     """Steps between checkpoints."""
     patience: int | None = None
-    """Validations without improvement after which training stops; None never stops early."""
+    """Validations without improvement before training stops; None: no early stopping."""
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
@@ -107,14 +111,14 @@ class TrainingConfig:
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             self._fail("ema_decay", "between 0 and 1, or None for no average")
         if self.scheduler == "onecycle" and self.warmup_steps:
-            self._fail("warmup_steps", "0 with onecycle, which warms up by itself")
+            self._fail("warmup_steps", "0 with onecycle, which includes a warm-up")
         if self.optimizer == "laprop" and self.weight_decay:
-            self._fail("weight_decay", "0 with laprop, which has none")
+            self._fail("weight_decay", "0 with laprop, which does not support it")
         if not isinstance(self.output_dir, str) or not self.output_dir:
-            self._fail("output_dir", "a folder's name")
+            self._fail("output_dir", "the name of a folder")
 
     def rng(self, step: int) -> np.random.Generator:
-        """The generator to draw batch `step` with: a function of the seed and the step, so that resume is exact."""
+        """The generator for batch `step`, a function of seed and step, so that resuming is exact."""
         return np.random.default_rng((self.seed, step))
 
     def generator(self, step: int) -> torch.Generator:
@@ -122,7 +126,7 @@ class TrainingConfig:
         return torch.Generator().manual_seed(int(self.rng(step).integers(2**63)))
 
     def replace(self, **changes: Any) -> TrainingConfig:
-        """The same settings with `changes`."""
+        """A copy with `changes`."""
         return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -130,7 +134,7 @@ class TrainingConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingConfig:
-        """Build from plain values; an unknown name fails and says which one is nearest."""
+        """Build from plain values; an error for an unknown name suggests the nearest."""
         return cls(**values)
 
     def save(self, path: str | Path) -> None:
@@ -139,13 +143,13 @@ class TrainingConfig:
 
     @classmethod
     def load(cls, path: str | Path) -> TrainingConfig:
-        """Read what `save` wrote.
+        """Read a file of `save`.
 
         Raises:
-            FileNotFoundError: there is nothing.
-            ConfigurationError: it is no JSON object, or has an unknown name or a wrong value.
+            FileNotFoundError: the file does not exist.
+            ConfigurationError: it is not a JSON object, or has an unknown name or an invalid value.
         """
-        return cls.from_dict(read_json(Path(path), "what TrainingConfig.save wrote"))
+        return cls.from_dict(read_json(Path(path), "a file of TrainingConfig.save"))
 
     def _check_number(self, name: str, low: int, whole: bool = False) -> None:
         value = getattr(self, name)

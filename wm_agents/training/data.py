@@ -1,4 +1,4 @@
-"""Data to train on where there is no environment: noise, for trying things out."""
+"""Random training data, for tests without an environment."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ def create_random_buffer(
     seed: int | None = None,
     action_type: str = "continuous",
 ) -> ReplayBuffer:
-    """A buffer of episodes of noise: observations, actions and rewards are standard normal, all episodes terminate.
+    """A buffer of random episodes: observations, actions and rewards are standard normal; all episodes
+    terminate.
 
-    With the `action_type` "discrete" actions are one-hots.
+    With `action_type="discrete"`, actions are one-hot vectors.
 
     Raises:
-        ConfigurationError: another type, or no width.
+        ConfigurationError: unknown action type, or invalid `action_dim`.
     """
     act_space = action_space_of(action_dim, action_type)
     rng = np.random.default_rng(seed)

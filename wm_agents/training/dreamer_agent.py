@@ -17,20 +17,21 @@ if TYPE_CHECKING:
 
 
 class DreamerLearner(nn.Module):
-    """Learns the model from replay, the behaviour in dreams that begin at every frame of the batch.
+    """Trains the model on replayed windows, and the actor-critic in dreams that start at every frame of the
+    batch.
 
     Args:
-        cfg: of the behaviour; the authors' settings, as wide as the model, unless given.
+        cfg: settings of the actor-critic; default: the authors' settings, with the width of the model.
 
     Raises:
-        ValueError: the actions are neither a Box nor one choice.
+        ValueError: the action space is neither Box nor Discrete.
     """
 
     packs: ClassVar[bool] = True
-    """Its windows may run over several episodes."""
+    """Its windows may span several episodes."""
 
     REPLAY_VALUE = 0.3
-    """Weight of the critic's loss on what really followed."""
+    """Weight of the critic's loss on replayed episodes."""
 
     def __init__(self, model: DreamerV3, cfg: ActorCriticConfig | None = None) -> None:
         super().__init__()
@@ -38,14 +39,14 @@ class DreamerLearner(nn.Module):
         self.model = model
         self.behaviour = ActorCritic(cfg, model.act_space, model.feat_dim).to(model.device)
         self.latents: Latent | None = None
-        """Posteriors of the last batch's frames 1 to T, leaves (B, T, ...), to be written back to the replay buffer."""
+        """Posteriors of frames 1 to T of the last batch, leaves (B, T, ...), for the replay buffer."""
 
     def act(self, latent: Latent, *, explore: bool, generator: Generator = None) -> Tensor:
-        """Encoded actions (N, A) in posterior latents: drawn, or the likeliest."""
+        """Encoded actions (N, A) in posterior latents: sampled, or the mode."""
         return self.behaviour.act(self.model.feat(latent), explore=explore, generator=generator)
 
     def loss(self, batch: Batch) -> LossOutput:
-        """What the model, the actor and the critic cost on one batch."""
+        """The losses of model, actor and critic on one batch."""
         out, post = self.model.learn(batch)
         self.latents = {key: leaf.detach() for key, leaf in post.items()}
         feat = self.model.feat(post).transpose(0, 1)  # (T, B, F)
@@ -61,10 +62,10 @@ class DreamerLearner(nn.Module):
         return LossOutput(loss, parts, {**out.metrics, **judged.metrics})
 
     def check_batch(self, batch: Batch) -> None:
-        """Refuse what the model does; see `Model.check_batch`."""
+        """Check a batch; see `Model.check_batch`."""
         self.model.check_batch(batch)
 
     @torch.no_grad()
     def after_update(self) -> None:
-        """Let the slow critic follow."""
+        """Update the slow critic."""
         self.behaviour.after_update()

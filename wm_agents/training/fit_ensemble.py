@@ -1,4 +1,4 @@
-"""How an ensemble is fitted to a dataset of vectors, and where its dreams start from."""
+"""Fits an ensemble to a dataset of vectors, and computes initial latents."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ class MoveSet(NamedTuple):
     term: Tensor
     next_obs: Tensor
     episode: NDArray[np.int64]
-    """(N,) which episode a step is of."""
+    """(N,) the episode of each step."""
     first: NDArray[np.int64]
-    """(E,) where each episode begins."""
+    """(E,) the first step of each episode."""
 
     def take(self, index: NDArray[np.int64]) -> Moves:
-        """The steps at `index`, of any shape."""
+        """The steps at `index` (any shape)."""
         at = torch.from_numpy(index)
         return Moves(self.obs[at], self.act[at], self.rew[at], self.term[at], self.next_obs[at])
 
 
 def read_moves(model: Ensemble, dataset: Dataset) -> MoveSet:
-    """All steps in memory: 100 bytes or so each.
+    """Read all steps into memory, about 100 bytes each.
 
     Raises:
-        ValueError: there is no episode.
+        ValueError: there are no episodes.
     """
     episodes = list(dataset.iter_episodes())
     if not episodes:
-        raise ValueError(f"no episodes in {dataset.root} (skipped: {dataset.skipped}); collect some first")
+        raise ValueError(f"no episodes in {dataset.root} (skipped: {dataset.skipped}); collect episodes first")
     lengths = np.array([len(ep.rew) for ep in episodes])
 
     def join(parts: list[NDArray[np.generic]]) -> Tensor:
@@ -76,10 +76,10 @@ def fit_ensemble(
     first: bool,
     callbacks: tuple[Callback, ...] = (),
 ) -> TrainingResult:
-    """Train every member on a bootstrap of its own of the training steps.
+    """Train every member on its own bootstrap sample of the training steps.
 
     Args:
-        first: these are the first data that the model sees; they settle the units of its feat.
+        first: these are the first training data; they define the normalisation of feat.
     """
     train, val = (np.flatnonzero(np.isin(data.episode, part)) for part in hold_out(len(data.first), cfg.seed))
     seen = data.take(train)
@@ -107,9 +107,9 @@ def fit_ensemble(
 def make_starts(
     data: MoveSet, num: int, rng: np.random.Generator, episodes: NDArray[np.int64] | None = None
 ) -> dict[str, Latent]:
-    """Banks of latents of real moments: "begin" (first observations) and "anywhere" (any that an action followed).
+    """Initial latents from real episodes: "begin" (first observations) and "anywhere" (any except the last).
 
-    `episodes` are those to draw from; all unless given.
+    `episodes` limits the episodes; default: all.
     """
     among = np.arange(len(data.first)) if episodes is None else episodes
     anywhere = rng.choice(np.flatnonzero(np.isin(data.episode, among)), num)

@@ -1,4 +1,4 @@
-"""How V and M are fitted to a dataset, and where dreams start from."""
+"""Fits V and M to a dataset, and computes initial latents."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from wm_envs.precision import kinds_of, use_bf16
 from wm_envs.world_model import Latent
 
 WATCHED = 16_384
-"""Frames that say what stands still and what moves how often."""
+"""Number of frames from which the background and the frequency of motion are computed."""
 POOL = 8192
-"""Frames that V's batches are dealt from, then the next are drawn."""
+"""Size of the shuffled pool of frames from which batches for V are drawn."""
 RARE_SHARE = 8
-"""With rewards as classes, one window in so many is drawn around a rare step."""
+"""With rewards as classes, one of N windows contains a rare step."""
 
 
 class LatentSet(NamedTuple):
-    """A dataset through V's eyes, small enough for memory: 150 bytes a frame at z = 32.
+    """A dataset encoded by V, small enough for memory: 150 bytes per frame for z = 32.
 
-    Episode e owns frames offset[e] .. offset[e] + length[e], its terminal frame included; act, rew and term at a frame
-    are those of the step that leaves it, and 0 at the last.
+    Episode e has frames offset[e] .. offset[e] + length[e], including the last; act, rew and term of a frame
+    belong to the step that starts at it, and are 0 for the last.
     """
 
     mu: Tensor
-    """(frames, Z): float16 for images, float32 for vectors, which are to lose nothing."""
+    """(frames, Z): float16 for images, float32 for vectors."""
     logsigma: Tensor
     act: Tensor
     """(frames, A) float32, encoded"""
@@ -53,10 +53,10 @@ class LatentSet(NamedTuple):
 
 @torch.inference_mode()
 def encode_dataset(model: VMC, dataset: Dataset, batch_size: int = 512) -> LatentSet:
-    """See every frame once.
+    """Encode every frame.
 
     Raises:
-        ValueError: there is no episode to see.
+        ValueError: there are no episodes.
     """
     dtype = torch.float32 if isinstance(model.vision, Identity) else torch.float16
     mus, sigmas, acts, rews, terms, lengths = [], [], [], [], [], []
@@ -75,7 +75,7 @@ def encode_dataset(model: VMC, dataset: Dataset, batch_size: int = 512) -> Laten
         terms[-1][steps - 1] = float(ep.term)
         lengths.append(steps)
     if not lengths:
-        raise ValueError(f"no episodes in {dataset.root} (skipped: {dataset.skipped}); collect some first")
+        raise ValueError(f"no episodes in {dataset.root} (skipped: {dataset.skipped}); collect episodes first")
     length = np.array(lengths, np.int64)
     offset = np.concatenate([[0], np.cumsum(length + 1)[:-1]])
 
@@ -97,7 +97,7 @@ class Windows(NamedTuple):
 
 
 class RareSteps(NamedTuple):
-    """Steps that windows are to be drawn around, each kind of them equally often."""
+    """Rare steps that windows should contain; each kind is sampled equally often."""
 
     episode: NDArray[np.int64]
     t: NDArray[np.int64]
@@ -105,7 +105,8 @@ class RareSteps(NamedTuple):
 
 
 def rare_steps(data: LatentSet, episodes: NDArray[np.int64]) -> RareSteps | None:
-    """The steps of `episodes` with any reward but the commonest, and those that end one; None if there are none."""
+    """The steps of `episodes` with a reward other than the most common, and terminal steps; None if there are
+    none."""
     episode = np.repeat(episodes, data.length[episodes])
     t = np.concatenate([np.arange(length) for length in data.length[episodes]])
     at = torch.from_numpy(data.offset[episode] + t)
@@ -127,10 +128,10 @@ def sample_windows(
     episodes: NDArray[np.int64],
     rare: RareSteps | None = None,
 ) -> Windows:
-    """Windows of `length` steps inside `episodes`; short episodes are masked out behind their end.
+    """Sample windows of `length` steps inside `episodes`; steps after the end of a short episode are masked.
 
-    A window may be drawn to stick out at either end and is then pushed back inside, so that the first and last steps
-    of an episode, its end among them, are seen no less often than those between. One in eight holds a `rare` step.
+    Windows beyond either end of an episode are shifted inside, so that its first and last steps are sampled
+    as often as the others. One window in eight contains a `rare` step.
     """
     places = data.length[episodes] + length - 1
     picks = episodes[rng.choice(len(episodes), num, p=places / places.sum())]
@@ -154,10 +155,10 @@ def sample_windows(
 def fit_vision(
     model: VMC, dataset: Dataset, cfg: TrainingConfig, run_dir: Path, callbacks: tuple[Callback, ...] = ()
 ) -> TrainingResult:
-    """Train V on random frames; vectors only need their mean and spread.
+    """Train V on random frames; for vectors, compute only mean and standard deviation.
 
-    A V that sees what moves gets its still frame here, once: the median of training frames. Pictures of held-out
-    frames above their reconstructions go into `run_dir`/samples.
+    With a motion weight, the background is set once, to the median of training frames. Images of held-out
+    frames above their reconstructions are written to `run_dir`/samples.
     """
     train, val = hold_out(dataset.num_episodes, cfg.seed)
     if isinstance(model.vision, Identity):
@@ -176,9 +177,10 @@ def fit_vision(
 
 
 class FramePool:
-    """Random frames for V, dealt out of a pool: neighbours are cheap to read together and must not be learned together.
+    """Random frames for V from a shuffled pool. Adjacent frames are cheap to read together, but are too
+    similar for a batch.
 
-    With eight neighbours to a batch, 64 frames tell as much as a dozen, and V never found Pong's ball.
+    With eight adjacent frames per run, a batch of 64 is worth about a dozen frames, and V misses Pong's ball.
     """
 
     def __init__(self, dataset: Dataset, cfg: TrainingConfig, episodes: NDArray[np.int64]) -> None:
@@ -187,7 +189,7 @@ class FramePool:
         self._pool, self._number = np.zeros(0), -1
 
     def batch(self, update: int) -> Tensor:
-        """The frames (batch_size, S, S, C) of an update, the same whenever they are asked for."""
+        """The frames (batch_size, S, S, C) of an update, the same in every call."""
         number, deal = divmod(update, self.deals)
         if number != self._number:
             size = self.deals * self.cfg.batch_size
@@ -204,7 +206,8 @@ def fit_memory(
     window: int = 64,
     callbacks: tuple[Callback, ...] = (),
 ) -> TrainingResult:
-    """Train M on windows of latents, z drawn anew each time; rewards as classes are taken in first."""
+    """Train M on windows of latents, with z sampled in every batch; classes of rewards are collected
+    first."""
     train, val = hold_out(len(data.length), cfg.seed)
     held_out = sample_windows(data, 256, window, np.random.default_rng(cfg.seed), val)
     rare = None
@@ -222,7 +225,7 @@ def fit_memory(
 def _fit(
     model: VMC, trainer: Trainer, batches: Callable[[int], Tensor | Windows], validate: Callable[[], LossOutput]
 ) -> TrainingResult:
-    """Fit one part of `model` and leave it with its best weights; the rest of it moves to the same device."""
+    """Fit one part of `model` and load its best weights; the other parts move to the same device."""
     model.to(trainer.fabric.device)
     result = trainer.fit(batches, lambda: float(validate().loss))
     trainer.load_best()
@@ -230,10 +233,11 @@ def _fit(
 
 
 class SampleCallback(Callback):
-    """Draws frames above their reconstructions into samples/update_<n>.png, every few validations and at the end."""
+    """Writes frames above their reconstructions to samples/update_<n>.png, every few validations and at the
+    end."""
 
     def __init__(self, vision: ConvVAE, frames: Tensor, every: int = 2) -> None:
-        """`frames` are (N, S, S, 3) uint8, a column each."""
+        """`frames` are (N, S, S, 3) uint8, one column each."""
         self.vision, self.frames, self.every = vision, frames, every
 
     def on_validation(self, trainer: Trainer, value: float) -> None:
@@ -256,12 +260,12 @@ def make_starts(
     episodes: NDArray[np.int64] | None = None,
     burn_in: int = 16,
 ) -> dict[str, Latent]:
-    """Banks of latents of real moments: "begin" (first frames) and "anywhere" (`burn_in` frames taken in).
+    """Initial latents from real episodes: "begin" (first frames) and "anywhere" (after `burn_in` frames).
 
-    `episodes` are those to draw from; all unless given. Where all are short, half of the longest is taken in at most.
+    `episodes` limits the episodes; default: all. If all are short, `burn_in` is at most half of the longest.
     """
     among = np.arange(len(data.offset)) if episodes is None else episodes
-    # More would leave few moments to start from, all of them just before an end.
+    # A longer burn-in would leave few initial latents, all close to the end of an episode.
     burn_in = min(burn_in, int(data.length[among].max()) // 2)
     begin = data.offset[rng.choice(among, num)]
     empty = model.initial(num)
@@ -278,13 +282,13 @@ def make_starts(
 
 
 def set_reward_scale(model: VMC, data: LatentSet) -> None:
-    """Take the unit of rewards from all of them; once, before M's first fit."""
+    """Set the scale of rewards from all rewards, once before the first fit of M."""
     model.rew_scale.fill_(1.0)
     model.scale_rewards(data.rew[_steps(data)].to(model.device))
 
 
 def _steps(data: LatentSet) -> Tensor:
-    """(frames,) bool: a step leaves the frame; none leaves the last of an episode."""
+    """(frames,) bool: a step starts at the frame, which is not the last of its episode."""
     steps = torch.ones(len(data.rew), dtype=torch.bool)
     steps[torch.from_numpy(data.offset + data.length)] = False
     return steps

@@ -1,4 +1,4 @@
-"""The optimizer of DreamerV3: gradients clipped by the size of their weights, scaled, then given momentum."""
+"""The optimizer of DreamerV3: adaptive gradient clipping, RMS scaling, then momentum."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class LaProp(torch.optim.Optimizer):
     """Adam with momentum after the scaling (Ziyin et al. 2020), under adaptive gradient clipping (Brock et al. 2021).
 
     Args:
-        params: tensors or groups of them.
-        lr: what each weight moves at most in a step, about.
-        betas: how much of the momentum and of the squared gradients is kept at a step.
+        params: tensors or parameter groups.
+        lr: learning rate, roughly the maximum change of a weight per step.
+        betas: decay of the momentum and of the squared gradients.
         eps: added to the root of the squared gradients.
-        agc: the norm of a tensor's gradient is at most this share of the tensor's own norm; 0 clips nothing.
-        pmin: tensors smaller than this count as this large.
+        agc: maximum norm of a gradient relative to the norm of its tensor; 0: no clipping.
+        pmin: minimum norm of a tensor for this clipping.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class LaProp(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Move every tensor that has a gradient."""
+        """Update every tensor that has a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -78,7 +78,7 @@ class LaProp(torch.optim.Optimizer):
 
 
 def clip_by_agc(params: list[Tensor], grads: list[Tensor], agc: float, pmin: float) -> list[Tensor]:
-    """Gradients, each no longer than `agc` times its tensor (or `pmin`)."""
+    """Gradients with norms of at most `agc` times the norm of their tensor (or `pmin`)."""
     if agc == 0 or not params:
         return grads
     most = torch.stack(torch._foreach_norm(params)).clamp(min=pmin) * agc

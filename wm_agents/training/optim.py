@@ -1,4 +1,4 @@
-"""What moves the weights: the optimizer, its learning rate over time, and a moving average of what it leaves."""
+"""The optimizer, its learning rate schedule, and a moving average of the weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wm_agents.training.config import TrainingConfig
 
 
 def make_optimizer(cfg: TrainingConfig, params: Any) -> torch.optim.Optimizer:
-    """The optimizer that `cfg` names over tensors or groups of them; Adam's in one fused pass."""
+    """Create the optimizer of `cfg` for tensors or parameter groups; Adam is fused."""
     lr, decay = cfg.learning_rate, cfg.weight_decay
     if cfg.optimizer == "rmsprop":
         return torch.optim.RMSprop(params, lr, weight_decay=decay)
@@ -29,7 +29,7 @@ def make_optimizer(cfg: TrainingConfig, params: Any) -> torch.optim.Optimizer:
 
 
 class LearningRate:
-    """Sets the rate of every parameter group: the group's own, times what the step's number says."""
+    """Sets the learning rate of every parameter group: its own rate times the schedule."""
 
     def __init__(self, cfg: TrainingConfig, optimizer: torch.optim.Optimizer) -> None:
         self.cfg, self.optimizer = cfg, optimizer
@@ -46,7 +46,7 @@ class LearningRate:
             )
 
     def before_step(self, step: int) -> None:
-        """Set the rates that step number `step` (from 0) is taken with."""
+        """Set the learning rates for step `step` (from 0)."""
         warming = step < self.cfg.warmup_steps
         shaped = self.cfg.scheduler in ("linear", "cosine")
         if warming or shaped:
@@ -59,12 +59,12 @@ class LearningRate:
             self.onecycle.step()
 
     def after_validation(self, step: int, value: float) -> None:
-        """`plateau` looks at validations once the warm-up is over."""
+        """Update `plateau` with a validation after the warm-up."""
         if self.plateau is not None and step > self.cfg.warmup_steps:
             self.plateau.step(value)
 
     def state(self) -> dict[str, Any] | None:
-        """What a resumed run needs, as JSON."""
+        """The state for resuming, as JSON."""
         scheduler = self.onecycle or self.plateau
         return scheduler.state_dict() if scheduler is not None else None
 
@@ -83,24 +83,24 @@ class LearningRate:
 
 
 class Average:
-    """An exponential moving average of a module's weights, which can take their place."""
+    """An exponential moving average of a module's weights, which can be swapped with them."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.names, self.params = zip(*[(n, p) for n, p in module.named_parameters() if p.requires_grad])
         self.decay = decay
         self.inside = False
-        """The average is in the module, and what was trained is kept here."""
+        """Whether the module currently holds the average, and this object the trained weights."""
         self.kept: list[Tensor] = []
         self.restart()
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Begin anew from the module's weights."""
+        """Restart from the weights of the module."""
         self.kept, self.inside = [p.detach().clone() for p in self.params], False
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights after a step."""
+        """Update the average after a step."""
         torch._foreach_lerp_(self.kept, [p.detach() for p in self.params], 1 - self.decay)
 
     @torch.no_grad()
@@ -114,7 +114,7 @@ class Average:
 
     @contextmanager
     def shown(self, inside: bool = True) -> Iterator[None]:
-        """Within the block the module has the average in it (or, with False, what was trained)."""
+        """In this context the module holds the average (with False: the trained weights)."""
         other = self.inside != inside
         if other:
             self.swap()
@@ -125,7 +125,7 @@ class Average:
                 self.swap()
 
     def tensors(self) -> dict[str, Tensor]:
-        """By the names of the module's parameters."""
+        """The average, by parameter name."""
         return dict(zip(self.names, self.kept))
 
     @torch.no_grad()

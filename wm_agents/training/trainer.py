@@ -1,7 +1,7 @@
-"""The one loop that takes gradients.
+"""The training loop.
 
-A run that is killed and resumed ends with the same weights, bit for bit on a CPU, as one that was not: batches
-are a function of the step's number, and a checkpoint carries weights, optimizer, schedule, random state and counts.
+On a CPU, a killed and resumed run ends with exactly the same weights as an uninterrupted one: batches are a
+function of the step, and a checkpoint contains weights, optimizer, schedule, random state and counters.
 """
 
 from __future__ import annotations
@@ -41,18 +41,17 @@ Precision = Literal["float32", "bfloat16", "float16"]
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
 
-# What a resumed run may change: where it runs, how often it looks, when it stops.
+# Settings that may change when a run is resumed.
 MAY_CHANGE = {
     "total_steps", "log_interval", "eval_interval", "save_interval", "patience", "device", "output_dir", "tf32",
     "compile_model", "use_gradient_checkpointing",
 }  # fmt: skip
 HEAVY = ("encoder", "decoder", "ups")
-"""Parts of a model, by name, whose insides gradient checkpointing computes twice rather than keep; of a sequence,
-layer by layer."""
+"""Names of the parts of a model to which gradient checkpointing applies, layer by layer for a sequence."""
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss or the weights became nan or inf; `update` is the first such batch's number."""
+    """The loss or the weights became NaN or infinite; `update` is the number of the first such batch."""
 
     def __init__(self, message: str, update: int) -> None:
         super().__init__(message)
@@ -60,22 +59,22 @@ class NonFiniteLoss(ArithmeticError):
 
 
 class TrainingResult(NamedTuple):
-    """How a run ended. `updates` and `wall_s` count from its very start, resumed or not."""
+    """The result of a run. `updates` and `wall_s` include the time before it was resumed."""
 
     updates: int
     best_val: float | None
     wall_s: float
     stopped: str
-    """`done`, or why it ended early."""
+    """`done`, or the reason for an early stop."""
 
 
 class Trainer:
-    """Trains a model; `last.safetensors` and `best.safetensors` in `run_dir` are always whole.
+    """Trains a model; `last.safetensors` and `best.safetensors` in `run_dir` are always complete.
 
-    What it asks of the model: `loss(batch) -> LossOutput`, unless one is given. What the model may have besides:
-    `after_update()`, called after every step; `param_groups(lr)`, for groups with rates of their own, a key `clip`
-    naming those whose gradients are clipped together; `packs`, whether its loss wants windows over several episodes;
-    `check_batch(batch)`, which is shown the first batch of all data for a loss of its own, and raises if it is no good.
+    The model needs `loss(batch) -> LossOutput`, unless a loss is given. It may also define `after_update()`,
+    called after every step; `param_groups(lr)`, parameter groups whose key `clip` names groups that are
+    clipped together; `packs`, whether its loss needs windows over several episodes; and `check_batch(batch)`,
+    which raises an error for an invalid first batch.
     """
 
     def __init__(
@@ -88,7 +87,8 @@ class Trainer:
         run_dir: str | Path | None = None,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
-        """Folder and optimizer are those of the config unless given; all that requires gradients is trained."""
+        """Folder and optimizer default to those of the config. All parameters that require gradients are
+        trained."""
         self.cfg = cfg = config or TrainingConfig()
         self.run_dir = Path(run_dir or cfg.output_dir)
         self._compute_in(choose_precision(cfg, model))
@@ -104,12 +104,12 @@ class Trainer:
         if cfg.patience is not None:
             self.callbacks.append(EarlyStoppingCallback(cfg.patience))
         self.update = 0
-        """Steps of the optimizer so far."""
+        """Optimizer steps so far."""
         self.target = cfg.total_steps
-        """The step that the present training ends with."""
+        """The last step of the current run."""
         self.best_val = math.inf
         self.speed = 0.0
-        """Updates a second, lately."""
+        """Recent updates per second."""
         self.stopped = ""
         self._wall_s = 0.0
         self._since = time.perf_counter()
@@ -123,22 +123,22 @@ class Trainer:
         self.fabric = make_fabric(self.cfg, precision, self.scaler)
 
     def add_callback(self, callback: Callback) -> None:
-        """Have one more called."""
+        """Add a callback."""
         self.callbacks.append(callback)
 
     def train(self, data: Any, num_steps: int | None = None, *, eval_data: Any = None, resume: bool = False) -> Any:
-        """Train on `data` and give the model back, on the training device.
+        """Train on `data` and return the model, on the training device.
 
         Args:
-            data: a replay buffer, a function of the batch's number, something with `sample(batch_size, seq_len,
+            data: a replay buffer, a function of the batch number, an object with `sample(batch_size, seq_len,
                 device)`, or an iterable of batches.
-            num_steps: so many steps more; up to `total_steps` unless given.
-            eval_data: validated on every `eval_interval` steps; the weights that do best there are kept as best.
-            resume: go on from what the folder holds. Without, its last run is replaced by this one.
+            num_steps: train for N more steps; default: until `total_steps`.
+            eval_data: validation data, used every `eval_interval` steps; the best weights are saved as best.
+            resume: resume the run in the folder. Otherwise it is replaced.
 
         Raises:
-            ConfigurationError: a setting needs `eval_data`, and there are none.
-            ValueError: the model cannot learn from the first batch.
+            ConfigurationError: a setting needs `eval_data`.
+            ValueError: the first batch does not fit the model.
         """
         feed = None if eval_data is None else self._feed(eval_data, held_out=True)
         validate = None if feed is None else lambda: self._mean_loss(feed, 10)["loss"]
@@ -153,16 +153,16 @@ class Trainer:
         resume: bool = True,
         num_steps: int | None = None,
     ) -> TrainingResult:
-        """Train as `train` does, with any validation, and tell how it went.
+        """Train as `train`, with any validation function, and return the result.
 
         Args:
-            data: see `train`; a function that draws with `cfg.rng(number)` makes resuming exact.
-            validate: gives the value that should fall. Called in eval mode, without gradients, from the same
-                random state every time.
+            data: see `train`; a function that samples with `cfg.rng(number)` makes resuming exact.
+            validate: returns the value to minimise. Called in eval mode, without gradients, and always with
+                the same random state.
 
         Raises:
-            ConfigurationError: a setting needs validations, and there are none.
-            ValueError: the model cannot learn from the first batch.
+            ConfigurationError: a setting needs a validation.
+            ValueError: the first batch does not fit the model.
         """
         feed = self._feed(data)
         if validate is None:
@@ -181,9 +181,9 @@ class Trainer:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """What holds while steps are taken: callbacks are told of it, and the device computes as it was asked to.
+        """The context for steps: starts and ends callbacks, and applies the precision settings.
 
-        `fit` does this by itself; those who call `step` in a loop of their own run it in here.
+        `fit` uses it. Use it around your own loop that calls `step`.
         """
         self.model.train()
         try:
@@ -216,7 +216,8 @@ class Trainer:
                 raise KeyboardInterrupt
 
     def step(self, *batches: Any) -> LossOutput:
-        """Take one step of the optimizer on the mean gradient of `batches`; the last one's loss comes back."""
+        """Take one optimizer step with the mean gradient of `batches` and return the loss of the last
+        batch."""
         self.rate.before_step(self.update)
         self.optimizer.zero_grad()
         for batch in batches:
@@ -241,7 +242,7 @@ class Trainer:
         return out
 
     def _clip(self) -> dict[str, Tensor]:
-        """Clip the gradients of every clip group; their norms before that, by name."""
+        """Clip the gradients of every clip group and return their norms before clipping, by name."""
         if self.cfg.grad_clip is None:
             return {}
         if self.scaler is not None:
@@ -253,18 +254,18 @@ class Trainer:
         return {names[n]: nn.utils.clip_grad_norm_(params, self.cfg.grad_clip) for n, params in together.items()}
 
     def stop(self, reason: str) -> None:
-        """End after this update; the first reason given stands."""
+        """Stop after this update; the first reason is kept."""
         self.stopped = self.stopped or reason
 
     def log(self, values: Mapping[str, float]) -> None:
-        """Hand scalars to every callback."""
+        """Pass scalars to every callback."""
         for callback in self.callbacks:
             callback.on_metrics(self, values)
 
     def quietly(self, function: Callable[[], T]) -> T:
-        """Call with the model in eval mode, no gradients, and random numbers that training does not notice.
+        """Call a function in eval mode, without gradients, and with a separate random state.
 
-        Where a moving average of the weights is kept, the model has it in it.
+        If there is a moving average of the weights, the model holds it during the call.
         """
         devices = [self.fabric.device] if self.fabric.device.type == "cuda" else []
         numpy_state, training = np.random.get_state(), self.model.training
@@ -279,7 +280,8 @@ class Trainer:
             self.model.train(training)
 
     def evaluate(self, data: Any, num_batches: int = 10) -> dict[str, float]:
-        """The mean loss, and what it is made of by name, over batches of `data`; always the same of a replay buffer."""
+        """The mean loss and its components over batches of `data`; the same batches in every call for a
+        replay buffer."""
         feed = self._feed(data, held_out=True)
         return self.quietly(lambda: self._mean_loss(feed, num_batches))
 
@@ -308,12 +310,12 @@ class Trainer:
             callback.on_validation(self, value)
 
     def weights(self) -> dict[str, Tensor]:
-        """What a finished training would leave in the model: the moving average where there is one. Copies."""
+        """Copies of the weights that a finished run returns: the moving average if there is one."""
         with nullcontext() if self.average is None else self.average.shown():
             return {name: t.detach().clone() for name, t in plain_names(self.model.state_dict()).items()}
 
     def log_window(self, wall_s: float) -> None:
-        """Log the means since the last time; this is where an accelerator is waited for."""
+        """Log the means since the last call; this synchronises with an accelerator."""
         self._check_losses()
         outs = [out for out, _ in self._window]
         values = {"train/loss": _mean([out.loss for out in outs])}
@@ -328,11 +330,14 @@ class Trainer:
         self.log(values)
 
     def check_finite(self) -> None:
-        """Raise NonFiniteLoss if a loss since the last look, or a weight, is nan or inf. Called before every write."""
+        """Raise NonFiniteLoss if a loss since the last check, or a weight, is not finite. Called before every
+        write."""
         self._check_losses()
         if not all(bool(p.isfinite().all()) for p in self._params()):
             batch = self.update - 1
-            raise NonFiniteLoss(f"a weight is nan or inf after the update on batch {batch}; {self._advice()}", batch)
+            raise NonFiniteLoss(
+                f"a weight is NaN or infinite after the update on batch {batch}; {self._advice()}", batch
+            )
 
     def _check_losses(self) -> None:
         if not self._window:
@@ -347,12 +352,12 @@ class Trainer:
 
     def _advice(self) -> str:
         return (
-            f"the last good checkpoint is kept in {self.run_dir / 'last.safetensors'}; look at that batch, "
+            f"the last good checkpoint is {self.run_dir / 'last.safetensors'}; inspect that batch, or "
             f"lower learning_rate ({self.cfg.learning_rate:g}) or grad_clip ({self.cfg.grad_clip})"
         )
 
     def save_checkpoint(self, path: str | Path | None = None) -> Path:
-        """Write everything a resumed run needs, in one file and one move: `last.safetensors` unless told where."""
+        """Write the state for resuming to one file atomically; default: `last.safetensors`."""
         self.check_finite()
         path = Path(path) if path is not None else self.run_dir / "last.safetensors"
         now = time.perf_counter()
@@ -387,15 +392,15 @@ class Trainer:
         return path
 
     def load_checkpoint(self, path: str | Path | None = None) -> None:
-        """Take back what `save_checkpoint` wrote, from `last.safetensors` unless told where; `train` goes on from it.
+        """Restore a file of `save_checkpoint`, by default `last.safetensors`; `train` then continues from it.
 
         Raises:
-            ValueError: it is of a run with other settings.
+            ValueError: the file belongs to a run with other settings.
         """
         self._restore(Path(path) if path is not None else self.run_dir / "last.safetensors")
 
     def load_best(self) -> None:
-        """Put the weights of the best validation into the model; without any validation, leave it as it is."""
+        """Load the weights of the best validation into the model, if there was a validation."""
         path = self.run_dir / "best.safetensors"
         if path.exists():
             load_weights(self.model, load_file(path))
@@ -408,7 +413,7 @@ class Trainer:
         return feed if self._check is None else checked(feed, self._check)
 
     def _check_validated(self) -> None:
-        """Refuse settings that wait for validations where there will be none."""
+        """Check that settings which need validations have eval_data."""
         cfg = self.cfg
         waiting = {
             "patience": cfg.patience is not None,
@@ -417,12 +422,12 @@ class Trainer:
         }
         if name := next((name for name, waits in waiting.items() if waits), None):
             raise ConfigurationError(
-                f"{name} needs eval_data, windows held out to validate on, and there are none: it would never act; "
-                "give train(data, eval_data=...), or leave it out"
+                f"{name} needs eval_data: without validation it has no effect; pass train(data, eval_data=...), or "
+                "remove it"
             )
 
     def _begin(self, resume: bool, num_steps: int | None) -> None:
-        """Start anew, go on from the folder, or go on with what this trainer did before."""
+        """Start from scratch, resume from the folder, or continue the previous run of this trainer."""
         if num_steps is not None and num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, or None, got {num_steps}")
         self._since = time.perf_counter()
@@ -443,13 +448,13 @@ class Trainer:
             self.stop("done")
 
     def _restore(self, path: Path) -> None:
-        """Go back to what `save_checkpoint` wrote, to the bit."""
+        """Restore the exact state that `save_checkpoint` wrote."""
         try:
             with safe_open(path, "pt") as file:
                 state = json.loads(file.metadata()["state"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (TypeError, KeyError) as error:
-            raise ValueError(f"{path} holds no state of a training; give a checkpoint that a Trainer wrote") from error
+            raise ValueError(f"{path} is not a training checkpoint; give a file that a Trainer wrote") from error
         self._check_same_run(path, state["cfg"])
         self._resume_precision(state.get("precision", self.precision))
         load_weights(self.model, _under(tensors, "module/"))
@@ -472,13 +477,13 @@ class Trainer:
         now = self.cfg.to_dict()
         if strange := [name for name in saved if name not in now]:
             raise ValueError(
-                f"{path} is of another version of this program, whose settings had {', '.join(strange)}; finish the "
-                "run with that version, or delete the file to train this part anew"
+                f"{path} was written by another version (it has the setting {', '.join(strange)}); finish the run with "
+                "that version, or delete the file to restart this stage"
             )
         fixed = {"total_steps"} if self.cfg.scheduler in ("linear", "cosine", "onecycle") else set()
         changed = [k for k in now if now[k] != saved.get(k) and k not in MAY_CHANGE - fixed]
         if changed:
-            what = ", ".join(f"{k} was {saved.get(k)!r}, is {now[k]!r}" for k in changed)
+            what = ", ".join(f"{k} was {saved.get(k)!r}, now {now[k]!r}" for k in changed)
             raise ValueError(f"cannot resume {path.parent} with other settings: {what}; use another folder")
 
     def _resume_precision(self, began: Precision) -> None:
@@ -499,7 +504,7 @@ class Trainer:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _named_callbacks(self) -> list[tuple[str, Callback]]:
-        """Callbacks by class and count, so that one that is added or moved does not take another's state."""
+        """Callbacks with names of class and count, so that their states are not mixed up."""
         kinds = [type(c).__name__ for c in self.callbacks]
         return [(f"{kind}/{kinds[:i].count(kind)}", c) for i, (kind, c) in enumerate(zip(kinds, self.callbacks))]
 
@@ -521,11 +526,12 @@ def train(
 
 
 def make_fabric(cfg: TrainingConfig, precision: Precision, scaler: torch.amp.GradScaler | None = None) -> Any:
-    """Device and precision. Fabric takes a second to import: only those who train wait for it."""
+    """Create the Fabric for device and precision. It takes a second to import, so only training imports
+    it."""
     from lightning_fabric import Fabric
     from lightning_fabric.plugins import MixedPrecision
 
-    # It would announce the precision on stderr, in the middle of the progress.
+    # Suppress its message about the precision, which would disturb the progress bar.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     kind, _, index = cfg.device.partition(":")
     devices: Any = [int(index)] if index else 1
@@ -553,7 +559,7 @@ def choose_precision(cfg: TrainingConfig, model: nn.Module) -> Precision:
 
 
 def _groups(model: nn.Module, lr: float) -> Any:
-    """What the optimizer takes: the model's own groups, or all that requires gradients."""
+    """The parameter groups of the model, or all parameters that require gradients."""
     own: Callable[[float], list[dict[str, Any]]] | None = getattr(model, "param_groups", None)
     return own(lr) if own is not None else [p for p in model.parameters() if p.requires_grad]
 
@@ -562,8 +568,8 @@ def _heavy(model: nn.Module) -> list[nn.Module]:
     found = [part for name, part in model.named_modules() if name.rpartition(".")[2] in HEAVY]
     if not found:
         raise ConfigurationError(
-            f"use_gradient_checkpointing needs a part called {' or '.join(HEAVY)}, {type(model).__name__} has none; "
-            "leave it off"
+            f"use_gradient_checkpointing needs a part named {' or '.join(HEAVY)}, but {type(model).__name__} has none; "
+            "disable it"
         )
     sequences = (nn.Sequential, nn.ModuleList)
     return [layer for part in found for layer in (part if isinstance(part, sequences) else [part])]
@@ -571,7 +577,7 @@ def _heavy(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def _checkpointing(parts: list[nn.Module]) -> Iterator[None]:
-    """Within the block, the insides of `parts` are computed again for the backward pass."""
+    """In this context, the layers of `parts` are recomputed in the backward pass."""
     for part in parts:
         part.forward = partial(checkpoint, part.forward, use_reentrant=False)
     try:
@@ -583,7 +589,7 @@ def _checkpointing(parts: list[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def _fast_math(cfg: TrainingConfig, device: torch.device) -> Iterator[None]:
-    """TF32 on CUDA or not, within the block."""
+    """Enable or disable TF32 on CUDA in this context."""
     if device.type != "cuda":
         yield
         return
@@ -613,7 +619,7 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _optimizer_state(params: list[Tensor], saved: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The state dict again, tuples as tuples, moments in the memory layout of their parameters."""
+    """The optimizer state dict, with tuples restored and moments in the memory layout of their parameters."""
     state: dict[int, dict[str, Any]] = {int(i): dict(slots) for i, slots in saved["numbers"].items()}
     for name, value in _under(tensors, "optimizer/").items():
         i, _, slot = name.partition("/")
