@@ -166,7 +166,7 @@ def test_a_model_can_be_given_its_controller_in_place(tmp_path: Path) -> None:
 
 def test_what_is_no_model_is_not_overwritten_and_no_work_is_done_first(tiny: str, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
-    with pytest.raises(ValueError, match="thesis exists and is no saved model; choose another directory"):
+    with pytest.raises(ValueError, match="thesis exists and is not a saved model; choose another directory"):
         evolve(tiny, tmp_path / "thesis")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis"]
 

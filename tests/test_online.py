@@ -574,7 +574,7 @@ def test_a_run_of_each_family_ends_with_a_dream_that_can_be_played(tmp_path: Pat
 
 
 def test_what_never_ends_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="sets no limit to its episodes"):
+    with pytest.raises(ConfigurationError, match="has no episode limit"):
         online(replace(CFG, out="nowhere", spec=replace(SPEC, max_episode_steps=None)))
     assert not Path("nowhere").exists()
 

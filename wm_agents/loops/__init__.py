@@ -1,1 +1,1 @@
-"""How a dream is made: round by round, or online."""
+"""Training of dreams and controllers, in rounds or online."""

@@ -1,4 +1,4 @@
-"""What acts while it learns: a learner's own policy, on latents carried along the rows of a stream."""
+"""Acts in real environments with the policy of a model that is being trained."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ from wm_envs.world_model import Latent
 Array = NDArray[Any]
 
 ROWS = 16
-"""So many episodes are played side by side, at most."""
+"""Maximum number of episodes in lockstep."""
 
 
 class Learner(Protocol):
-    """What learns: a model and, in it or beside it, what acts on its latents. An `nn.Module` too.
+    """A trainable model with a policy on its latents; also an `nn.Module`.
 
-    It may leave the posteriors of the last batch's frames 1 to T in `latents`, leaves (B, T, ...); they become the
-    latents that later windows begin with.
+    It may provide the posteriors of frames 1 to T of the last batch in `latents`, leaves (B, T, ...). They
+    are written to the replay buffer as initial latents of later windows.
     """
 
     def act(self, latent: Latent, *, explore: bool, generator: torch.Generator | None = None) -> Tensor:
-        """Encoded actions (N, A) on posterior latents. With an argument `first` (N,) bool it is told who begins."""
+        """Encoded actions (N, A) for posterior latents. An optional argument `first` (N,) bool marks episode
+        starts."""
 
     def loss(self, batch: Batch) -> LossOutput: ...
 
@@ -42,7 +43,7 @@ class Learner(Protocol):
 
 
 class Actor:
-    """Acts in N rows at once, a latent carried along each."""
+    """Acts in N rows at once, with a latent per row."""
 
     def __init__(self, learner: Learner, model: Model, explore: bool, seed: int) -> None:
         self.learner, self.model, self.explore = learner, model, explore
@@ -53,7 +54,7 @@ class Actor:
 
     @torch.no_grad()
     def act(self, obs: Array, first: NDArray[np.bool_]) -> Array:
-        """Frames (N, ...) to the env's own actions; rows that are `first` forget what was."""
+        """Map frames (N, ...) to the env's own actions; `first` resets the latents of rows."""
         device = self.model.device
         frames = torch.from_numpy(np.array(obs)).to(device)
         begins = torch.from_numpy(first | (self.latent is None)).to(device)
@@ -61,13 +62,13 @@ class Actor:
         told = {"first": begins} if self.tells_first else {}
         act = self.learner.act(self.latent, explore=self.explore, generator=self.generator, **told)
         own: Array = decode_action(self.model.act_space, act.float().cpu().numpy())
-        # What the env is told, and not what was meant: the next latent takes it in as the replay buffer will.
+        # Use the decoded action, as stored in the replay buffer, for the next latent.
         self._last = torch.from_numpy(encode_action(self.model.act_space, own)).to(device)
         return own
 
 
 def play(learner: Learner, model: Model, spec: RealSpec, seeds: Sequence[int]) -> list[Episode]:
-    """One episode without exploration on each seed, in their order."""
+    """Play one episode without exploration per seed, in their order."""
     episodes: list[Episode] = []
     with Stream(spec, min(len(seeds), ROWS), iter(seeds)) as stream:
         actor = Actor(learner, model, explore=False, seed=seeds[0])

@@ -1,4 +1,4 @@
-"""A controller evolved for a saved model: by a task's recipe, or into a new artifact."""
+"""Trains a linear controller for a saved model with CMA-ES, and saves it in a new model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def evolve_by(
     sees: slice = slice(None),
     console: Console | None = None,
 ) -> LinearPolicy:
-    """A controller from zero by a task's recipe, with a progress bar."""
+    """Train a controller from scratch with the recipe of a task, with a progress bar."""
     with Bar("dreaming, generation", generations, console) as bar:
         return evolve_in_dream(
             model,
@@ -59,12 +59,12 @@ def evolve_artifact(
     procs: int,
     console: Console | None = None,
 ) -> LinearPolicy:
-    """Write to `out` the artifact `model` with a controller evolved from zero; the same call resumes.
+    """Train a controller from scratch, and write it with the model to `out`; the same call resumes.
 
-    What it resumes from is in the run folder `<out>.run`, which refuses another model or other settings.
+    The run folder `<out>.run` contains the state for resuming, and rejects another model or other settings.
     """
     if out.exists() and not (out / "config.json").exists():
-        raise ValueError(f"{out} exists and is no saved model; choose another directory")
+        raise ValueError(f"{out} exists and is not a saved model; choose another directory")
     net, artifact = load_model(model)
     settings: dict[str, Any] = {"where": where, **asdict(cfg), "squash": squash}
     if where == "dream":
@@ -93,17 +93,17 @@ def evolve_artifact(
             else:
                 policy = evolve_in_real(model, cfg, squash=squash, procs=procs, state=state, on_generation=show)
         finally:
-            if not state.exists():  # There is nothing to go on from: settings that failed bind nobody.
+            if not state.exists():  # Nothing to resume: remove the settings of the failed run.
                 (run.path / "run.json").unlink()
         save_with_policy(out, artifact, policy, {"model": model} | settings)
     return policy
 
 
 def save_with_policy(out: Path, artifact: Artifact, policy: LinearPolicy, facts: dict[str, Any]) -> None:
-    """Write `artifact` to `out` as it is, but for its controller and for the card, which tells `facts` of that one."""
+    """Write `artifact` to `out` with a new controller and a card with its `facts`."""
     card = model_card(out.name, facts, f"A model with a new controller. Score it with `wm evaluate {out}`.")
     if (old := artifact.path / "README.md").exists():
-        card += f"\n## The card it came with, scores of an earlier controller included\n\n{old.read_text()}"
+        card += f"\n## The original card, with scores of an earlier controller\n\n{old.read_text()}"
     others = {name: old for name, old in artifact.policies.items() if name not in POLICIES}
     policies = others | {"linear": (policy.tensors(), policy.about())}
     save_artifact(out, artifact.config, artifact.tensors, artifact.starts, card, policies)

@@ -1,4 +1,4 @@
-"""How each family of world model learns from all data so far, in one round of the loop."""
+"""Fits a model of each family to all data so far, in one round of the loop."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ FIRST_FIT = 4
 
 
 class Learned(NamedTuple):
-    """Where dreams start from now, and the best validation loss of each part."""
+    """The initial latents, the termination threshold, and the best validation loss of each part."""
 
     starts: dict[str, Latent]
     val: dict[str, float]
     cut_off: float = CUT_OFF
-    """Dreams end where `cont` falls below; 0.5 where the model draws ends itself."""
+    """A dream terminates when `cont` falls below this; 0.5 if the model samples termination itself."""
 
 
 class Lesson(NamedTuple):
-    """What a round has to learn from."""
+    """The data and settings of the fit in one round."""
 
     cfg: ImproveConfig
     dataset: Dataset
     round: int
     run_dir: Path
-    """Where the trainings of this round keep what they resume from."""
+    """Folder for the training state of this round."""
     callbacks: Callable[[str], tuple[Callback, ...]]
-    """Those that watch a part's training, by its name."""
+    """Callbacks for the training of a part, by its name."""
 
     @property
     def recent(self) -> NDArray[np.int64]:
-        """Episodes of the last rounds, which dreams start in."""
+        """Episodes of the last rounds, for the initial latents."""
         since = self.cfg.seed + (self.round - self.cfg.start_rounds + 1) * self.cfg.round_seeds
         return np.flatnonzero(np.array(self.dataset.seeds) >= since)
 
@@ -64,7 +64,7 @@ class Lesson(NamedTuple):
 
 
 def new_model(cfg: ImproveConfig, obs_space: gym.Space[Any], act_space: gym.Space[Any]) -> Model:
-    """An untrained model of the family that fits, its V taken from `cfg.warm_start` where that has one to give."""
+    """An untrained model of the right family, with V from `cfg.warm_start` if its shapes match."""
     torch.manual_seed(cfg.seed)
     family = cfg.family if cfg.family != "auto" else ("vmc" if is_image(obs_space) else "ensemble")
     if family == "ensemble":
@@ -78,21 +78,21 @@ def new_model(cfg: ImproveConfig, obs_space: gym.Space[Any], act_space: gym.Spac
 
 
 def take_vision(model: vmc.VMC, source: str) -> bool:
-    """Take over V's weights from the model `source` if it has a V of the same shapes; tells whether it had."""
+    """Load the weights of V from the model `source` if its V has the same shapes; return whether it has."""
     other, _ = load_model(source)
     if not isinstance(other, vmc.VMC) or isinstance(model.vision, vmc.Identity):
         return False
     own, given = model.vision.state_dict(), other.vision.state_dict()
     if {name: w.shape for name, w in own.items()} != {name: w.shape for name, w in given.items()}:
         return False
-    # What stands still in one environment does not in another.
+    # The background differs between environments.
     still = {name: w for name, w in own.items() if name == "still"}
     load_weights(model.vision, given | still)
     return True
 
 
 def learn(model: Model, lesson: Lesson) -> Learned:
-    """Fit `model` to the data; a training that was stopped goes on from where it was."""
+    """Fit `model` to the data; an interrupted fit resumes."""
     if isinstance(model, ensemble.Ensemble):
         return _learn_ensemble(model, lesson)
     if isinstance(model, objects.Objects):
@@ -102,7 +102,7 @@ def learn(model: Model, lesson: Lesson) -> Learned:
 
 
 def _learn_vmc(model: vmc.VMC, lesson: Lesson) -> Learned:
-    """V on frames, until it has seen enough; then M on all data through the present V."""
+    """Fit V on frames in the first rounds, then M on all data encoded by the current V."""
     cfg, val = lesson.cfg, {}
     if lesson.round < cfg.vision_rounds:
         training = cfg.vision if lesson.round == 0 else _half(cfg.vision)
@@ -123,7 +123,7 @@ def _learn_vmc(model: vmc.VMC, lesson: Lesson) -> Learned:
 
 
 def _learn_ensemble(model: ensemble.Ensemble, lesson: Lesson) -> Learned:
-    """All members, from fresh weights: what the first data taught them would stand in the way."""
+    """Fit all members from scratch, because earlier weights would be biased to the first data."""
     cfg, scale = lesson.cfg, model.scale
     torch.manual_seed(cfg.seed + lesson.round)
     fresh = ensemble.Ensemble(cfg.ensemble, model.obs_space, model.act_space)
@@ -138,7 +138,7 @@ def _learn_ensemble(model: ensemble.Ensemble, lesson: Lesson) -> Learned:
 
 
 def _learn_objects(model: objects.Objects, lesson: Lesson) -> Learned:
-    """V once, on the first data; M in each round from where it was, so that small rounds take few updates."""
+    """Fit V once on the first data; M continues in each round, so that small rounds take few updates."""
     cfg, dataset, first = lesson.cfg, lesson.dataset, lesson.round == 0
     if first:
         fit_things.fit_eye(model, dataset, lesson.rng)

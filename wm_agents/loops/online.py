@@ -1,12 +1,11 @@
-"""Online training: act in the real environment, remember, learn from what is remembered.
+"""Online training: act in the real environment, and train on a replay buffer between steps.
 
 One run folder:
 
-    data/                 every episode, in shards; judged/ those of evaluations, which nothing is learned from
-    last.safetensors      what a resumed run goes on from: weights, optimizer, random state, how far it is
-    best.safetensors      the weights that did best where they were evaluated
-    metrics.jsonl         scalars by real steps
-    model/, summary.json  what the run leaves: see `verdict`
+    data/                 training episodes, in shards; judged/ has those of evaluations, which are not
+    trained on last.safetensors      the state for resuming: weights, optimizer, random state, progress
+    best.safetensors      the weights of the best evaluation metrics.jsonl         scalars by real steps
+    model/, summary.json  the results: see `finish`
 """
 
 from __future__ import annotations
@@ -50,15 +49,15 @@ from wm_envs.world_model import Latent
 
 Array = NDArray[Any]
 
-# Any other setting may change when a run is resumed; the trainer looks after its own.
+# All other settings may change when a run is resumed; the trainer checks its own.
 FIXED = {"spec", "family", "size", "overrides", "num_envs", "seed"}
 RECENT = 20
-"""Episodes that the return of the progress line is the mean of."""
+"""Number of episodes for the mean return of the progress line."""
 
 
 @dataclass
 class Standing:
-    """How far a run is; the trainer's checkpoints carry it."""
+    """The progress of a run, stored in the checkpoints of the trainer."""
 
     next_seed: int
     played: int = 0
@@ -66,7 +65,7 @@ class Standing:
     judged: int = 0
     """Agent steps of evaluations."""
     lost: int = 0
-    """Agent steps that were taken and then lost to a kill."""
+    """Agent steps that were lost when the run was killed."""
     shards: int = 0
     best: float | None = None
     evaluations: list[dict[str, float]] = field(default_factory=list)
@@ -79,7 +78,7 @@ class Standing:
 
 
 class Online:
-    """The loop: see, act, remember, learn."""
+    """The loop: act, store, train."""
 
     def __init__(self, cfg: OnlineConfig, run: RunFolder, console: Console) -> None:
         self.cfg, self.run, self.console = cfg, run, console
@@ -97,7 +96,7 @@ class Online:
         self.limit = episode_limit(cfg.spec) or 0
         self.now = Standing(next_seed=cfg.seed)
         self.fresh: list[Episode] = []
-        """Episodes that are not on disk yet."""
+        """Episodes that are not yet on disk."""
         self.explorers: list[Policy] = []
         self.returns: list[float] = []
         self.log: MetricsLog | None = None
@@ -106,7 +105,7 @@ class Online:
         self._began = (self._since, self.now.real_steps)
 
     def loop(self) -> None:
-        """Play and learn until the real steps are spent."""
+        """Play and train until the real steps are used."""
         began = time.perf_counter() - self.now.wall_s
         self.log = MetricsLog(self.run.path)
         try:
@@ -131,7 +130,8 @@ class Online:
             self.log = None
 
     def _play(self) -> Iterator[int]:
-        """Take steps in all rows while there are any left, and remember the episodes that end; yields the count."""
+        """Step all rows while the budget lasts, store the episodes that end, and yield the number of
+        steps."""
         cfg, keeps_latents = self.cfg, hasattr(self.learner, "latents")
         with Stream(cfg.spec, cfg.num_envs, self._seeds()) as stream:
             actor = Actor(self.learner, self.model, explore=True, seed=self.now.next_seed)
@@ -148,7 +148,7 @@ class Online:
                 yield self.now.played
 
     def _reserve(self) -> int:
-        """Steps that are still to come for certain: the next one in all rows, and those of the last evaluation."""
+        """Steps reserved in the budget: the next one in all rows, and those of the last evaluation."""
         return self.cfg.num_envs + self.cfg.eval_episodes * self.limit
 
     def _seeds(self) -> Iterator[int]:
@@ -158,7 +158,7 @@ class Online:
             yield self.now.next_seed - 1
 
     def _act(self, actor: Actor, stream: Stream) -> Array:
-        """Exploration at first, as before any model; the model's own actions begin where the rows are then."""
+        """Actions of the exploration policy during the prefill, then those of the model."""
         if self.now.played < self.cfg.prefill:
             self.explorers = self.explorers or [explorer(env) for env in stream.envs]
             for row in map(int, np.flatnonzero(stream.first)):
@@ -171,10 +171,10 @@ class Online:
             self.trainer.model.train()
 
     def _remember(self, episode: Episode, latents: list[Latent]) -> None:
-        """Keep an episode, with the latents of its frames if the model played it from its start on."""
+        """Store an episode, with the latents of its frames if the model played all of it."""
         known = None
         if len(latents) == episode.num_steps:
-            # Nothing was encoded of the last frame, and no window that begins with it needs its latent.
+            # The last frame was not encoded, and no window that starts with it needs a latent.
             known = {key: torch.stack([*(of[key] for of in latents), torch.zeros_like(leaf)])
                      for key, leaf in latents[0].items()}  # fmt: skip
         self.buffer.add(episode, self.model.act_space, known)
@@ -182,7 +182,7 @@ class Online:
         self.returns = [*self.returns[1 - RECENT :], float(episode.rew.sum())]
 
     def _learn(self, interrupted: Callable[[], bool]) -> None:
-        """Take the updates that the steps so far have earned, once there is a window to learn from."""
+        """Take the updates that are due after the steps so far, once there is a window."""
         cfg, trainer, pack = self.cfg, self.trainer, self.model.packs
         if self.now.played < cfg.prefill or not self.buffer.has_window(cfg.length, pack):
             return
@@ -194,10 +194,10 @@ class Online:
                 self.buffer.write_latents(batch.index[:, 1:], latents)
             if trainer.update % cfg.log_every == 0:
                 trainer.log_window(self._clock())
-            self._show()  # The first updates are as many as all random steps have earned.
+            self._show()  # After the prefill, many updates are due at once.
 
     def _judge(self) -> None:
-        """Play without exploring on the seeds kept for choosing; the best weights are kept."""
+        """Evaluate without exploration on the seeds for model selection, and keep the best weights."""
         num, then = self.cfg.eval_episodes, self.now.evaluations
         if num == 0 or (then and then[-1]["update"] == self.trainer.update):
             return
@@ -225,11 +225,11 @@ class Online:
     def _log(self, values: Mapping[str, float]) -> None:
         if self.log is not None:
             self.log.write(self.now.real_steps, values)
-        # A kill loses what came after the last checkpoint, but not the count of it.
+        # After a kill, the steps since the last checkpoint are lost but still counted.
         self.run.update(real_steps=self.now.real_steps)
 
     def _show(self, every_s: float = 15.0) -> None:
-        """A line now and then: how far, how well, how long still."""
+        """Print a progress line periodically."""
         at, done, total = time.perf_counter(), self.now.real_steps, self.cfg.real_steps
         if at - self._shown < every_s:
             return
@@ -241,7 +241,7 @@ class Online:
         self._log({"collect/return": float(np.mean(self.returns))} if self.returns else {})
 
     def _save(self) -> None:
-        """Put the new episodes on disk and then all else, which says how many shards count."""
+        """Write the new episodes, and then the state with the number of valid shards."""
         if self.fresh:
             write_shard(self.data_dir, f"part-{self.now.shards:06d}", self.fresh, self.cfg.spec.to_dict())
             self.now.shards, self.fresh = self.now.shards + 1, []
@@ -249,7 +249,7 @@ class Online:
         self.run.update(real_steps=self.now.real_steps)
 
     def _resume(self) -> None:
-        """Go on from the last checkpoint, if there is one; what was written after it is worthless now."""
+        """Resume from the last checkpoint, if there is one, and remove what was written after it."""
         if (self.run.path / "last.safetensors").exists():
             self.trainer.load_checkpoint()
         for path in sorted(self.data_dir.glob("part-*.h5"))[self.now.shards :]:
@@ -261,7 +261,7 @@ class Online:
                 self.returns = [*self.returns[1 - RECENT :], float(episode.rew.sum())]
 
     def finish(self) -> dict[str, Any]:
-        """Deliver the best weights: see `verdict.deliver`."""
+        """Save and score the best weights: see `finish.deliver`."""
         cfg, best = self.cfg, self.run.path / "best.safetensors"
         if best.exists():
             load_weights(self.trainer.model, load_file(best))
@@ -287,7 +287,7 @@ class Online:
 
 
 class _Ledger(Callback):
-    """Has the trainer's checkpoints carry the run's standing, and its metrics go into the run's log."""
+    """Stores the progress of the run in the trainer's checkpoints, and its metrics in the run log."""
 
     def __init__(self, online: Online) -> None:
         self.online = online
@@ -303,10 +303,10 @@ class _Ledger(Callback):
 
 
 def online(cfg: OnlineConfig, console: Console | None = None) -> dict[str, Any]:
-    """Run an online training, or what is left of it, in the folder `cfg.out`; returns the final scores."""
+    """Run or resume online training in the folder `cfg.out` and return the final scores."""
     console = console or Console(stderr=True)
     check_spec(cfg.spec)
-    check_budget(cfg)  # Before there is a folder.
+    check_budget(cfg)  # Before the folder is created.
     settings = cfg.to_dict()
     with start_run(
         cfg.out, settings, {"collect": cfg.seed, "judge": JUDGE_SEED}, may_change=set(settings) - FIXED
@@ -317,14 +317,14 @@ def online(cfg: OnlineConfig, console: Console | None = None) -> dict[str, Any]:
 
 
 def check_budget(cfg: OnlineConfig) -> None:
-    """Find real steps that cannot do before any are taken.
+    """Check the budget of real steps.
 
     Raises:
-        ConfigurationError: they may be over before there is an episode to learn from, or none may ever end.
+        ConfigurationError: the budget is too small for one training episode, or episodes have no limit.
     """
     limit = episode_limit(cfg.spec)
     if limit is None:
-        raise ConfigurationError(f"{cfg.spec.id} sets no limit to its episodes; give one, --spec.max_episode_steps N")
+        raise ConfigurationError(f"{cfg.spec.id} has no episode limit; set one with --spec.max_episode_steps N")
     least = cfg.prefill + limit * (cfg.num_envs + 2 * cfg.eval_episodes)
     if cfg.real_steps < least:
         raise ConfigurationError(

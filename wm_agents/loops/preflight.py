@@ -1,4 +1,4 @@
-"""What is looked at before hours are spent: environments, films, disk, memory, device, a small run of everything."""
+"""Checks before a long run: environments, videos, disk, memory, device."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from wm_envs.window import check_display
 
 GB = 1e9
 LOOK_STEPS = 50
-"""Random steps before a frame is looked at: some environments begin black."""
+"""Random steps before a frame is checked, because some environments start with black frames."""
 
 
 class Finding(NamedTuple):
-    """What one look has shown."""
+    """The result of one check."""
 
     what: str
     ok: bool
@@ -39,22 +39,22 @@ class Finding(NamedTuple):
 
 
 def look(what: str, check: Callable[[], str], hint: str) -> Finding:
-    """`check()` tells what it found, or raises; the error's words become the finding."""
+    """Call `check`, which returns a description or raises an error, whose message becomes the finding."""
     try:
         return Finding(what, True, check())
-    except Exception as error:  # Drivers, codecs and simulators raise what they like.
+    except Exception as error:  # Drivers, codecs and simulators raise any type of error.
         return Finding(what, False, " ".join(f"{error or type(error).__name__}".split()), hint)
 
 
 def check_env(spec: RealSpec, *, frames: bool = True, sizes: bool = True) -> str:
-    """Make the environment, play a few random steps and look at what it shows.
+    """Create the environment, play a few random steps and check its observations.
 
     Args:
-        frames: refuse pictures of one colour, vectors that are not finite, and what never changes.
-        sizes: refuse observations that are not of the declared shape and type.
+        frames: reject frames of one colour, non-finite vectors, and observations that never change.
+        sizes: reject observations that do not have the declared shape and dtype.
 
     Raises:
-        ValueError: something is not as it should be.
+        ValueError: a check failed.
     """
     if sizes:
         check_spec(spec)
@@ -73,19 +73,19 @@ def check_env(spec: RealSpec, *, frames: bool = True, sizes: bool = True) -> str
 
 def _check_frame(env_id: str, first: Any, last: Any, image: bool) -> None:
     if image and last.min() == last.max():
-        raise ValueError(f"{env_id}: a frame is of one colour ({last.min()}) after {LOOK_STEPS} steps")
+        raise ValueError(f"{env_id}: all pixels of a frame are {last.min()} after {LOOK_STEPS} steps")
     if not image and not np.isfinite(last).all():
         raise ValueError(f"{env_id}: an observation is not finite: {last}")
     if np.array_equal(first, last):
-        raise ValueError(f"{env_id}: {LOOK_STEPS} random steps have changed nothing that is seen")
+        raise ValueError(f"{env_id}: observations did not change in {LOOK_STEPS} random steps")
 
 
 def check_video(folder: Path) -> str:
-    """Write a film that goes from dark to light, and read it back.
+    """Write a video from dark to light, and read it again.
 
     Raises:
-        ValueError: the film is not what was written.
-        OSError: it could not be written.
+        ValueError: the frames differ from those that were written.
+        OSError: the video could not be written.
     """
     path, levels = folder / "preflight.mp4", range(20, 240, 20)
     frames: list[Frame] = [np.full((64, 96, 3), level, np.uint8) for level in levels]
@@ -99,21 +99,22 @@ def check_video(folder: Path) -> str:
         reader.release()
         path.unlink()
     if len(got) != len(frames) or max(abs(a - b) for a, b in zip(got, levels)) > 12:
-        raise ValueError(f"a film of {len(frames)} frames was read back as {len(got)}: {[round(x) for x in got]}")
-    return f"{len(got)} frames of mp4 written and read back"
+        raise ValueError(f"a video of {len(frames)} frames was read as {len(got)} frames: {[round(x) for x in got]}")
+    return f"{len(got)} frames of mp4 written and read"
 
 
 class Needs(NamedTuple):
-    """Bytes that a task will take, at its worst."""
+    """Upper estimate of the bytes that a task needs."""
 
     disk: int
     memory: int
 
 
 def estimate(cfg: ImproveConfig, procs: int, films: int = 0) -> Needs:
-    """What a task takes, from its settings: an estimate on the safe side.
+    """An upper estimate of the disk space and memory of a task.
 
-    Sizes on disk were measured (scripts/bench_data.py): 1,090 bytes a CarRacing frame at 64x64x3, 66 a Pong frame.
+    Measured sizes on disk (scripts/bench_data.py): 1,090 bytes per CarRacing frame of 64x64x3, 66 per Pong
+    frame.
     """
     with closing(make_real(cfg.spec)) as env:
         space = env.observation_space
@@ -136,7 +137,7 @@ def estimate(cfg: ImproveConfig, procs: int, films: int = 0) -> Needs:
 
 
 def check_disk(folder: Path, needed: int) -> str:
-    """Compare free disk with what is needed.
+    """Compare the free disk space with the need.
 
     Raises:
         ValueError: there is too little.
@@ -150,14 +151,14 @@ def check_disk(folder: Path, needed: int) -> str:
 
 
 def check_memory(needed: int) -> str:
-    """Compare free memory with what is needed.
+    """Compare the free memory with the need.
 
     Raises:
         ValueError: there is too little.
     """
     free = free_memory()
     if free is None:
-        return f"about {needed / GB:.1f} GB needed; how much is free cannot be told here"
+        return f"about {needed / GB:.1f} GB needed; the free memory of this system is unknown"
     text = f"{free / GB:.1f} GB free, about {needed / GB:.1f} GB needed"
     if free < needed:
         raise ValueError(text)
@@ -165,7 +166,7 @@ def check_memory(needed: int) -> str:
 
 
 def free_memory(proc: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes that this process may still take, its container's limit minded; None where that cannot be told."""
+    """Bytes that this process may still allocate, within the limit of its container; None if unknown."""
     found = []
     with suppress(OSError, KeyError, ValueError):
         rows = dict(line.split(":", 1) for line in proc.read_text().splitlines())
@@ -176,22 +177,22 @@ def free_memory(proc: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/
 
 
 def check_device(device: str) -> str:
-    """Do a small sum on the device.
+    """Compute a known sum on the device.
 
     Raises:
-        ConfigurationError: there is no such device here.
-        ValueError: it computes something else.
+        ConfigurationError: the device does not exist.
+        ValueError: the result is wrong.
     """
     place = find_device(device)
     x = torch.ones(64, 64, device=place)
     total = float((x @ x).sum())
     if total != 64**3:
-        raise ValueError(f"{place} computes 64 x 64 x 64 as {total}")
+        raise ValueError(f"{place} computes 64 x 64 x 64 = {total}; use another device")
     return torch.cuda.get_device_name(place) if place.type == "cuda" else str(place)
 
 
 def display_error() -> str | None:
-    """Why there can be no window; None where there can."""
+    """The reason why no window can be opened, or None."""
     try:
         check_display()
     except RuntimeError as error:
@@ -200,7 +201,7 @@ def display_error() -> str | None:
 
 
 def show(findings: Iterable[Finding], console: Console) -> bool:
-    """Print what was found and what to do about it; True when all is well."""
+    """Print the findings and what to do about them; return True if all checks passed."""
     well = True
     for finding in findings:
         well &= finding.ok
@@ -211,7 +212,7 @@ def show(findings: Iterable[Finding], console: Console) -> bool:
 
 
 def timed(run: Callable[[], str]) -> str:
-    """What `run` tells, and how long it took."""
+    """The result of `run` and its duration."""
     began = time.perf_counter()
     text = run()
     return f"{text} in {time.perf_counter() - began:.0f} s"

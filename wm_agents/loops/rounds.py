@@ -1,8 +1,8 @@
-"""The improvement loop: collect -> see -> remember -> dream -> judge, in rounds.
+"""The improvement loop: collect, fit the model, train the controller, evaluate; in rounds.
 
-A dream learned from random play is only good where random play went, so each round drives the last controller in
-the real environment, refits the model on all data and evolves the controller in the new dream. Every stage resumes by
-itself; a run that is killed anywhere goes on by the same command.
+A dream is accurate only where its data are. So each round collects with the current controller in the real
+environment, refits the model on all data and trains the controller in the new dream. Every stage is
+resumable: the same command resumes a killed run.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ from wm_envs.world_model import Latent
 
 STAGES = ("collect", "learn", "control", "judge")
 FILMED = 1000
-"""Frames of a round's film, at most; they are real steps too."""
-# Any other setting may change between rounds; run.json says when.
+"""Maximum frames of the video of a round; they count as real steps."""
+# All other settings may change between rounds; run.json records when.
 FIXED = {"spec", "random_steps", "squash", "family", "controller"}
 
 
 class Check(NamedTuple):
-    """A controller in the middle of its training, for whoever looks at it."""
+    """A controller during its training, for a callback."""
 
     generation: int
-    """Generations (PPO: iterations) done, over all rounds."""
+    """Generations (PPO: iterations) so far, over all rounds."""
     round: int
     model: Path
     """A model directory with this controller."""
@@ -62,17 +62,17 @@ class Check(NamedTuple):
     real_steps: int
     """Agent steps in the real environment so far."""
     wall_s: dict[str, float]
-    """Seconds spent in each stage so far."""
+    """Seconds in each stage so far."""
 
 
 OnCheck = Callable[[Check], bool]
-"""Called every `check_every` generations; True ends the run with this controller."""
+"""Called every `check_every` generations; returns True to end the run with this controller."""
 Rounds = list[dict[str, float]]
-"""What the dream promised and what was earned, as `wm_agents.evaluation.fidelity.history.told_history` reads it."""
+"""Dream and real returns, in the format of `wm_agents.evaluation.fidelity.history.told_history`."""
 
 
 class Improvement:
-    """The loop, one method a stage."""
+    """The loop, with one method per stage."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Improvement:
         self.began = time.perf_counter()
 
     def loop(self) -> None:
-        """Run the stages that are left, and note each one's end."""
+        """Run the remaining stages, and record the end of each."""
         while self.round < self.cfg.rounds and not self.stopped:
             self.began = time.perf_counter()
             self.console.print(f"round {self.round}: {self.stage}")
@@ -99,7 +99,7 @@ class Improvement:
             self._note(facts)
 
     def collect(self) -> dict[str, float]:
-        """Drive for real: explore at first, then the last controller with noise."""
+        """Collect real episodes: exploration in the first round, then the current controller with noise."""
         cfg = self.cfg
         first, last = self.round == 0, str(self._dir(self.round - 1) / "model")
         driver = partial(explore_with, last, cfg.noise, cfg.leave, cfg.horizon, draw_actions=cfg.draw_actions)
@@ -121,13 +121,15 @@ class Improvement:
         if summary.stopped == "interrupted":
             raise KeyboardInterrupt
         if not summary.returns:
-            raise ValueError(f"nothing could be collected ({summary.stopped}); see max_gb ({cfg.max_gb}) and the disk")
+            raise ValueError(
+                f"nothing was collected ({summary.stopped}); raise max_gb ({cfg.max_gb}) or free disk space"
+            )
         if summary.stopped != "done":
-            self.console.print(f"  collecting stopped at {summary.steps} steps: {summary.stopped}")
+            self.console.print(f"  collection stopped after {summary.steps} steps: {summary.stopped}")
         return {"return": float(np.mean(summary.returns)), "steps": summary.steps}
 
     def learn(self) -> dict[str, float]:
-        """Fit the model to all data, and draw the starts of dreams."""
+        """Fit the model to all data, and compute initial latents."""
         model = self._last_model()
         lesson = Lesson(self.cfg, Dataset(self.data_dir), self.round, self._dir(), self._callbacks)
         learned = learn(model, lesson)
@@ -135,7 +137,7 @@ class Improvement:
         return {f"val_{part}": value for part, value in learned.val.items()} | {"cut_off": learned.cut_off}
 
     def control(self) -> dict[str, float]:
-        """Train the controller in the dream, from where the last round left it."""
+        """Train the controller in the dream, from that of the last round."""
         cfg = self.cfg
         model, artifact = load_model(self._dir() / "model")
         starts = load_starts(artifact)
@@ -181,7 +183,7 @@ class Improvement:
         return {"dream": dream_return} if np.isfinite(dream_return) else {}
 
     def judge(self) -> dict[str, float]:
-        """Drive for real without noise, on seeds kept for choosing between rounds."""
+        """Evaluate the controller in the real environment, on seeds for model selection."""
         last = self.round == self.cfg.rounds - 1
         if self.cfg.judge_episodes == 0 or ((self.round + 1) % self.cfg.judge_every and not last):
             return {}
@@ -209,11 +211,11 @@ class Improvement:
         }
 
     def finish(self) -> dict[str, Any]:
-        """Choose the round with the best judged score, and deliver that one: see `verdict.deliver`."""
+        """Select the round with the best evaluation, and save and score it: see `finish.deliver`."""
         history = self.run.state["history"]
-        # Rounds in their order: without a judge, or stopped before him, the last one stands.
+        # Without an evaluation, the last round is selected.
         verdicts = {index: stages.get("judge", {}) for index, stages in history.items()}
-        # A mean of fewer episodes is luckier: those of most episodes are compared, and no others.
+        # Compare only the evaluations with the most episodes, because means of fewer vary more.
         most = max(verdict.get("episodes", 0) for verdict in verdicts.values())
         judged = {index: verdict.get("real") for index, verdict in verdicts.items()}
         scored = {i: real for i, real in judged.items() if real is not None and verdicts[i].get("episodes", 0) == most}
@@ -257,7 +259,7 @@ class Improvement:
         )
 
     def _note(self, facts: dict[str, float]) -> None:
-        """Record a stage's facts and step on."""
+        """Record the facts of a stage and continue with the next."""
         self.run.metrics(self.round, {f"{self.stage}/{name}": value for name, value in facts.items()})
         history = {**self.run.state.get("history", {})}
         history.setdefault(str(self.round), {})[self.stage] = facts
@@ -266,7 +268,7 @@ class Improvement:
         self.run.update(round=self.round, stage=self.stage, history=history)
 
     def _look(self, save: Callable[[Controller], None], policy: Controller, now: Generation | Iteration) -> bool:
-        """Tell how far the controller is, and let the caller look at it; True ends its training."""
+        """Report the progress of the controller and call `on_check`; True ends its training."""
         done = self.round * self.cfg.generations + now.number
         values = {"dream/return": now.mean, "speed/generation_s": now.wall_s}
         self.run.metrics(done, {name: value for name, value in values.items() if np.isfinite(value)})
@@ -301,7 +303,7 @@ class Improvement:
         return self.run.path / f"round-{self.round if index is None else index:02d}"
 
     def _last_model(self) -> Model:
-        """The model as the round before left it; a new one at first."""
+        """The model of the previous round, or a new one."""
         cfg = self.cfg
         if self.round == 0:
             env = make_real(cfg.spec)
@@ -312,7 +314,7 @@ class Improvement:
         if isinstance(model, VMC):
             wanted = new_model(cfg, model.obs_space, model.act_space)
             if not isinstance(wanted, VMC) or sizes(model.cfg) != sizes(wanted.cfg):
-                raise ValueError(f"model must stay {model.cfg} in its sizes, got {wanted.cfg}; use another folder")
+                raise ValueError(f"the sizes of the model must stay {model.cfg}, got {wanted.cfg}; use another folder")
             model.cfg = wanted.cfg
         return model
 
@@ -333,11 +335,12 @@ def improve(
     on_check: OnCheck | None = None,
     looks: Callable[[], Rounds] | None = None,
 ) -> dict[str, Any]:
-    """Run the loop, or what is left of it, in the folder `cfg.out`; returns the final scores.
+    """Run or resume the loop in the folder `cfg.out` and return the final scores.
 
     Args:
-        on_check: looks at the controller every `cfg.check_every` generations, and may end the run.
-        looks: tells at the end what these looks found, for the fidelity report, in place of the judged rounds.
+        on_check: called every `cfg.check_every` generations with the controller; may end the run.
+        looks: returns the dream and real returns found by `on_check`, for the fidelity report, instead of the
+            rounds.
     """
     console = console or Console(stderr=True)
     check_training(cfg)
@@ -350,7 +353,7 @@ def improve(
 
 
 def check_training(cfg: ImproveConfig) -> None:
-    """Find what cannot work before any work is done."""
+    """Check the settings before any work is done."""
     check_spec(cfg.spec)
     env = make_real(cfg.spec)
     model = new_model(cfg, env.observation_space, env.action_space)
@@ -360,18 +363,18 @@ def check_training(cfg: ImproveConfig) -> None:
             check_actions(env.action_space)
         except ValueError as error:
             raise ValueError(
-                f"{cfg.spec.id}: {error}, or let CMA-ES learn, which takes any: `wm improve --controller linear`, or "
-                'kind = "linear" in [controller] of a wm.toml'
+                f"{cfg.spec.id}: {error}, or use the linear controller (CMA-ES), which supports every action space: "
+                '`wm improve --controller linear`, or kind = "linear" in [controller] of a wm.toml'
             ) from error
     if cfg.draw_actions and not (cfg.controller == "ppo" and isinstance(env.action_space, gym.spaces.Discrete)):
         raise ValueError(
             f"draw_actions needs controller='ppo' and Discrete actions, got {cfg.controller!r} and {env.action_space}; "
-            "leave it out"
+            "remove it"
         )
     if episode_limit(cfg.spec) is None:
         raise ValueError(
-            f"{cfg.spec.id} sets no limit to its episodes; give one: --spec.max_episode_steps N, or max_episode_steps "
-            "of its task in the file of a curriculum"
+            f"{cfg.spec.id} has no episode limit; set one with --spec.max_episode_steps N, or max_episode_steps of "
+            "the task in the file of a curriculum"
         )
     doubting = cfg.pessimism > 0 or cfg.max_disagreement is not None
     if doubting and not (isinstance(model, Ensemble) and cfg.ensemble.members > 1):
@@ -389,7 +392,8 @@ def explore_with(
     env: gym.Env[Any, Any],
     draw_actions: bool = False,
 ) -> Policy:
-    """The policy of later rounds' data: a controller, shaken; the latent takes in what was done, noise and all.
+    """The collection policy of later rounds: a controller with noise; the latent is updated with the noisy
+    actions.
 
     Args:
         draw_actions: see `ImproveConfig`.
