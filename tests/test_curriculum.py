@@ -219,7 +219,7 @@ def test_seeds_that_are_used_up_end_the_run_before_a_held_out_one_is_played(
 ) -> None:
     monkeypatch.setattr("wm_agents.curriculum.task_run.EVAL_SEED", EVALUATION_SEED + 8)
     script = Scripted({ACRO: FLAT})
-    with pytest.raises(ValueError, match="2 evaluations of 3 episodes have used up the seeds"):
+    with pytest.raises(ValueError, match="2 evaluations of 3 episodes have used all seeds"):
         take(tmp_path, script, [course(ACRO, 100.0)])
     assert len(script.played) == 2
 
@@ -426,8 +426,8 @@ def test_what_was_done_is_not_done_again(tmp_path: Path) -> None:
     [
         ([course(POLE, 31.0)], {}, "tasks was"),
         ([course(POLE, 30.0, most=30)], {}, "tasks was"),
-        ([course(POLE, 30.0)], {"quick": True}, "quick was False, is True"),
-        ([course(POLE, 30.0)], {"seed": 2}, "seeds.seed was 1, is 2"),
+        ([course(POLE, 30.0)], {"quick": True}, "quick was False, now True"),
+        ([course(POLE, 30.0)], {"seed": 2}, "seeds.seed was 1, now 2"),
     ],
 )
 def test_another_run_is_not_continued_in_its_folder(

@@ -207,7 +207,7 @@ def test_the_preflight_looks_at_everything(pole: str, tmp_path: Path, monkeypatc
     out = io.StringIO()
     assert check.look_around(cfg, courses, Console(file=out, width=200))
     findings = [Finding(**row) for row in json.loads((tmp_path / "run" / "preflight.json").read_text())]
-    names = ["device", "CartPole-v1", "films", "disk", "memory", "a small run of everything"]
+    names = ["device", "CartPole-v1", "videos", "disk", "memory", "a small run of everything"]
     assert [(finding.what, finding.ok) for finding in findings] == [(name, True) for name in names]
     assert out.getvalue().count("  ok   ") == len(names)
 
@@ -224,7 +224,7 @@ def test_the_preflight_finds_what_is_wrong_and_still_looks_at_the_rest(
     cfg = CurriculumConfig(curriculum=pole, checkpoint_dir=str(tmp_path / "run"))
     assert not check.look_around(cfg, command.courses_of(cfg)[0], Console(file=io.StringIO()))
     findings = {row["what"]: row for row in json.loads((tmp_path / "run" / "preflight.json").read_text())}
-    assert [name for name, row in findings.items() if row["ok"]] == ["device", "films"]
+    assert [name for name, row in findings.items() if row["ok"]] == ["device", "videos"]
     assert all(row["hint"] for row in findings.values() if not row["ok"])
 
 

@@ -45,7 +45,7 @@ def test_a_list_goes_before_a_period_and_a_period_before_a_mode() -> None:
 
 
 def test_what_cannot_be_filmed_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"must be 1 or more, got \[0\]"):
+    with pytest.raises(ValueError, match=r"must be at least 1, got \[0\]"):
         video_generations(10, [], explicit=[0, 5])
     with pytest.raises(ValueError, match="at least 1 generation apart, got 0"):
         video_generations(10, [], every=0)

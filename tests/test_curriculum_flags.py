@@ -110,8 +110,8 @@ def test_a_file_holds_the_same_names_and_flags_win_over_it(tmp_path: Path) -> No
         ("--grad-accum 0", "--grad-accum must be at least 1, got 0"),
         ("--vae-img-size 48", "--vae-img-size must be 32, 64 or 96, got 48"),
         ("--max-gb 0", "--max-gb must be above 0"),
-        ("--max-generations 40 --eval-every 10", "give 4 evaluations; a promotion needs 5"),
-        ("--max-generations 4", "give 4 evaluations; a promotion needs 5"),
+        ("--max-generations 40 --eval-every 10", "give 4 evaluations, but at least 5 are needed"),
+        ("--max-generations 4", "give 4 evaluations, but at least 5 are needed"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(
@@ -134,4 +134,4 @@ def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert stop.value.code == 0 and "<function" not in text
     helps = [f"--{name.replace('_', '-')} " for name in (field.name for field in fields(CurriculumConfig))]
     assert not [flag for flag in helps if text.count(flag) < 2]
-    assert "Real episodes of an evaluation." in text and text.count("default: ") >= len(TRUTHS)
+    assert "Real episodes per evaluation." in text and text.count("default: ") >= len(TRUTHS)

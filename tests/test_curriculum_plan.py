@@ -102,7 +102,9 @@ def test_films_are_planned_only_where_they_are_asked_for() -> None:
 
 
 def test_too_few_generations_for_a_promotion_are_refused() -> None:
-    with pytest.raises(ValueError, match="4 generations, evaluated every 1, give 4 evaluations; a promotion needs 5"):
+    with pytest.raises(
+        ValueError, match="4 generations, evaluated every 1, give 4 evaluations, but at least 5 are needed"
+    ):
         planned(replace(CAR, max_generations=4))
 
 

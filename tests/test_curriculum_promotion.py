@@ -62,7 +62,7 @@ def test_negative_thresholds_are_reached_from_below() -> None:
 
 @pytest.mark.parametrize("mean", [math.nan, math.inf, -math.inf])
 def test_scores_that_are_no_numbers_are_refused(mean: float) -> None:
-    with pytest.raises(ValueError, match="mean return must be finite, got"):
+    with pytest.raises(ValueError, match="mean return of an evaluation must be finite, got"):
         Promotion(1.0).add(mean)
 
 

@@ -66,10 +66,10 @@ def test_a_file_lists_tasks_in_order(tmp_path: Path) -> None:
         ('[[task]]\nnam = "Pong"', "task 1: unknown field 'nam'; did you mean 'name'?"),
         ('[[tasks]]\nname = "Pong"', "unknown field 'tasks'; did you mean 'task'?"),
         ('[[task]]\nname = "Pong"\n[[task]]\nname = "Lunarlander"', "task 2: unknown name 'Lunarlander'; did you mean"),
-        ("", "must list its tasks, each under a line [[task]], got None"),
-        ("task = 3", "must list its tasks, each under a line [[task]], got 3"),
-        ("[[task]]\nthreshold = 3.0", "it must have either a name or an env"),
-        ('[[task]]\nname = "Pong"\nenv = "ALE/Pong-v5"', "it must have either a name or an env"),
+        ("", "must contain a [[task]] table for each task, got None"),
+        ("task = 3", "must contain a [[task]] table for each task, got 3"),
+        ("[[task]]\nthreshold = 3.0", "a task must have either name or env"),
+        ('[[task]]\nname = "Pong"\nenv = "ALE/Pong-v5"', "a task must have either name or env"),
         ('[[task]]\nenv = "Pendulum-v1"', "Pendulum-v1 needs a threshold"),
         ('[[task]]\nname = "Pong"\nthreshold = "18"', "threshold must be a finite number, got '18'"),
         ('[[task]]\nname = "Pong"\nthreshold = true', "threshold must be a finite number, got True"),
@@ -93,7 +93,7 @@ def test_files_are_read_strictly(tmp_path: Path, text: str, message: str) -> Non
 def test_unknown_curricula_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown curriculum 'clasic'; did you mean 'classic'\?, or the path"):
         read_curriculum("clasic")
-    with pytest.raises(FileNotFoundError, match="there is no such file"):
+    with pytest.raises(FileNotFoundError, match="there is no file"):
         read_curriculum(str(tmp_path / "none.toml"))
 
 
@@ -117,5 +117,5 @@ def test_all_is_there() -> None:
 
 
 def test_a_wrong_id_is_an_error_and_not_left_out() -> None:
-    with pytest.raises(ValueError, match="LunarLanderr-v3 is no environment that is installed.*LunarLander"):
+    with pytest.raises(ValueError, match="LunarLanderr-v3 is not an installed environment.*LunarLander"):
         what_is_missing("LunarLanderr-v3")

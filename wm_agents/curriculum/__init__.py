@@ -1,1 +1,1 @@
-"""Tasks in order, trained in dreams, promoted by scores in the real environment."""
+"""A list of tasks, each trained in dreams until its score in the real environment reaches a threshold."""

@@ -12,88 +12,88 @@ from wm_agents.curriculum.promotion import WINDOW
 
 @dataclass(frozen=True)
 class CurriculumConfig:
-    """What a curriculum is run with."""
+    """Settings of a curriculum."""
 
     curriculum: str | None = None
-    """core (Pong, LunarLander, CarRacing), full (with Breakout), classic (Pong, Breakout, CartPole, Acrobot), or a
-    TOML file of tasks; core unless given, classic with --prefer-box2d False."""
+    """core (Pong, LunarLander, CarRacing), full (core and Breakout), classic (Pong, Breakout, CartPole,
+    Acrobot), or a TOML file of tasks; default: core, or classic with --no-prefer-box2d."""
     prefer_box2d: bool = True
-    """False: the curriculum that needs no Box2D."""
+    """False: use the curriculum without Box2D by default."""
     quick: bool = False
-    """Lower thresholds and little training: everything once, within half an hour on two cores."""
+    """Lower thresholds and short training: one pass of everything in about half an hour on two cores."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1 or mps: where models are trained; controllers dream on the CPU."""
+    """Device for model training: auto, cpu, cuda, cuda:1 or mps; controllers are trained on the CPU."""
     max_generations: int | None = None
-    """Generations of controllers that a task may take, over all rounds; those of its recipe unless given."""
+    """Maximum generations per task, over all rounds; default: those of its recipe."""
     seed: int = 1
-    """Of everything that is drawn in training; environment seeds are counted from it."""
+    """Random seed of training, and first environment seed."""
     procs: int = 2
-    """Processes that play real episodes."""
+    """Worker processes for real episodes."""
     checkpoint_dir: str = "runs/curriculum"
-    """The run's folder; the same command goes on in it."""
+    """Run folder; the same command resumes in it."""
     artifact_root: str | None = None
-    """Where the large things go (episodes, models, films) if not into the run's folder."""
+    """Directory for large files (episodes, models, videos); default: the run folder."""
     max_gb: float = 5.0
-    """Largest size of one task's episodes on disk."""
+    """Maximum size of the episodes of a task on disk."""
     clean_cache: bool = True
-    """Delete what a task leaves in tmp/ (episodes, rounds) once it is through; logs and models stay."""
+    """Delete tmp/ of a task (episodes, rounds) when the task ends; logs and models are kept."""
     keep_latents: bool = False
-    """Keep the episodes as the model sees them: checkpoints/latent_episodes.npz."""
+    """Keep the encoded episodes: checkpoints/latent_episodes.npz."""
 
     episodes_per_eval: int = 5
-    """Real episodes of an evaluation."""
+    """Real episodes per evaluation."""
     eval_every: int | None = None
-    """Generations between evaluations; 10 unless given, less where that gives under 10 evaluations."""
+    """Generations between evaluations; default: 10, or fewer so that there are at least 10 evaluations."""
     early_stop: bool = True
-    """Give a task up on a plateau."""
+    """Stop a task on a plateau."""
     patience: int = 20
-    """Evaluations without improvement that are borne."""
+    """Evaluations without improvement before stopping."""
     min_delta: float = 1.0
-    """By how much the mean of five evaluations must rise to count as improvement."""
+    """Minimum rise of the mean of five evaluations that counts as improvement."""
 
     smoke_test: bool = False
-    """Only the preflight: exit 0 when all is well, else 1."""
+    """Run only the preflight check; exit code 0 if it passes, else 1."""
     preflight: bool = True
-    """Check environments, films, disk, memory and one small run of everything before training."""
+    """Before training, check environments, videos, disk, memory, and a small run of everything."""
     validate_rgb: bool = True
-    """The preflight looks at one frame of each environment."""
+    """Check the frames of each environment in the preflight check."""
     validate_sizes: bool = True
-    """The preflight compares the sizes of what environments show with what they declare."""
+    """Check that observations have their declared shapes in the preflight check."""
 
     record_video: bool = False
-    """Film real episodes by the schedule, and the last controller."""
+    """Record videos of real episodes by the schedule, and of the last controller."""
     video_schedule: Mode | None = None
-    """triad (near the beginning, in the middle, near the end), all (each evaluation) or none; triad in quick runs and
-    from 200 generations on, else all."""
+    """triad (near the start, in the middle, near the end), all (each evaluation) or none; default: triad for
+    quick runs and from 200 generations on, else all."""
     video_gens: tuple[int, ...] = ()
-    """Film just these generations, like 25,500,975."""
+    """Record these generations, as in 25,500,975."""
     video_every_n_gens: int | None = None
-    """A film every so many generations."""
+    """Record every N generations."""
     visualize: bool = False
-    """Watch an episode at each evaluation."""
+    """Show an episode of each evaluation."""
     render_mode: Literal["human", "rgb_array"] = "human"
-    """human: watch in a window; rgb_array: in a film that each evaluation replaces, videos/watch.mp4."""
+    """human: show it in a window; rgb_array: write it to videos/watch.mp4, which each evaluation replaces."""
     fps: int | None = None
-    """Frames a second of films; the real environment's own unless given."""
+    """Frames per second of videos; default: those of the real environment."""
     eval_fps: int = 60
-    """Frames a second in the window."""
+    """Frames per second in the window."""
     window_reuse: bool = True
-    """One window for the whole run; else one for each episode."""
+    """Use one window for the whole run; False: one per episode."""
     close_on_completion: bool = False
-    """Close the window when a task is through; else it stays until the run's end."""
+    """Close the window when a task ends; False: at the end of the run."""
     fallback_rgb: bool = True
-    """Where there is no display, a film takes the window's place; else the run does not start."""
+    """Without a display, write a video instead of opening a window; False: do not start."""
 
     amp: bool = True
     """bfloat16 autocast where the device gains by it; False: models are trained in float32."""
     tf32: bool = True
-    """TensorFloat-32 for what float32 remains on CUDA devices."""
+    """Allow TF32 for float32 matrix products on CUDA."""
     vae_img_size: int | None = None
-    """Pixels a side that models see: 32, 64 or 96; those of the task's recipe unless given."""
+    """Image size for V-M-C: 32, 64 or 96 pixels; default: that of the recipe."""
     vae_batch: int | None = None
-    """Images a batch of V's training; those of the task's recipe unless given."""
+    """Images per batch for the training of V; default: those of the recipe."""
     grad_accum: int = 1
-    """Batches a gradient step, of whose gradients the mean is taken."""
+    """Batches accumulated per optimizer step."""
 
     def __post_init__(self) -> None:
         for name, low in (("episodes_per_eval", 1), ("patience", 1), ("min_delta", 0), ("procs", 0), ("eval_fps", 1),
@@ -114,16 +114,16 @@ class CurriculumConfig:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
 
     def period(self, max_generations: int) -> int:
-        """Generations between evaluations of a task that may take `max_generations`.
+        """Generations between evaluations of a task with `max_generations`.
 
         Raises:
-            ValueError: there would be too few evaluations to ever promote.
+            ValueError: there would be too few evaluations.
         """
         every = self.eval_every or min(10, max(1, max_generations // 10))
         if max_generations // every < WINDOW:
             raise ValueError(
-                f"{max_generations} generations, evaluated every {every}, give {max_generations // every} evaluations; "
-                f"a promotion needs {WINDOW}. Raise --max-generations or lower --eval-every"
+                f"{max_generations} generations, evaluated every {every}, give {max_generations // every} evaluations, "
+                f"but at least {WINDOW} are needed; raise --max-generations or lower --eval-every"
             )
         return every
 
@@ -133,5 +133,5 @@ class CurriculumConfig:
 
     @property
     def heavy_root(self) -> Path:
-        """Where the large things go."""
+        """The folder for large files."""
         return Path(self.artifact_root or self.checkpoint_dir)

@@ -1,4 +1,4 @@
-"""Which generations are filmed."""
+"""The generations that are recorded as videos."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 Mode = Literal["triad", "none", "all"]
 NEAR_END = 50
-"""Generations of the first film and, counted from the end, of the last."""
+"""Generation of the first video, and distance of the last one from the end."""
 
 
 def video_generations(
@@ -18,13 +18,13 @@ def video_generations(
     every: int | None = None,
     explicit: Sequence[int] = (),
 ) -> list[int]:
-    """The generations to film, in order, none twice. `explicit` goes before `every`, and that before `mode`.
+    """The sorted generations to record. `explicit` takes precedence over `every`, and `every` over `mode`.
 
     Args:
-        max_generations: the last generation, unless the task ends before it.
-        evaluated: those that are evaluated; `all` films these.
-        mode: by default `triad` from 200 generations on, else `all`.
-        every: film each multiple of it.
+        max_generations: the last generation, unless the task ends earlier.
+        evaluated: the evaluated generations, which `all` records.
+        mode: default: `triad` from 200 generations on, else `all`.
+        every: record each multiple of it.
 
     Raises:
         ValueError: a generation below 1, or an unknown mode.
@@ -32,9 +32,9 @@ def video_generations(
     if mode not in (None, "triad", "none", "all"):
         raise ValueError(f"video schedule must be triad, none or all, got {mode!r}")
     if every is not None and every < 1:
-        raise ValueError(f"films must be at least 1 generation apart, got {every}")
+        raise ValueError(f"videos must be at least 1 generation apart, got {every}")
     if low := [g for g in explicit if g < 1]:
-        raise ValueError(f"generations to film must be 1 or more, got {low}")
+        raise ValueError(f"generations to record must be at least 1, got {low}")
     if explicit:
         wanted: Iterable[int] = explicit
     elif every is not None:
@@ -46,7 +46,7 @@ def video_generations(
 
 
 def triad(max_generations: int) -> list[int]:
-    """Near the beginning, in the middle and near the end: 50, 500, 950 of 1,000; every one of up to 3."""
+    """Near the start, in the middle and near the end: 50, 500, 950 of 1,000; all of up to 3."""
     if max_generations <= 3:
         return list(range(1, max_generations + 1))
     near = min(NEAR_END, max_generations // 4)

@@ -1,4 +1,4 @@
-"""Tables that pdflatex takes."""
+"""LaTeX tables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-ALONE = r"""% pdflatex compiles this file by itself; a paper takes the table alone with \input.
+ALONE = r"""% This file compiles alone with pdflatex; a paper can include only the table with \input.
 \makeatletter
 \ifx\@nodocument\relax\def\wmend{}\else\documentclass{article}\def\wmend{\end{document}}\fi
 \makeatother
@@ -15,7 +15,7 @@ ALONE = r"""% pdflatex compiles this file by itself; a paper takes the table alo
 
 
 def latex_table(names: Sequence[str], rows: Sequence[Sequence[str]], caption: str, label: str) -> str:
-    """A table that is a document of its own and, taken in by a paper, only the table."""
+    """A table that compiles as a document and can be included in a paper with \\input."""
     lines = [" & ".join(map(latex, row)) + r" \\" for row in (names, *rows)]
     return "\n".join(
         [
@@ -49,7 +49,7 @@ ESCAPES = {c: rf"\{c}" for c in "&%$#_{}"} | {
 
 
 def latex(text: str) -> str:
-    """Text that LaTeX prints as it is; what is not ASCII loses its accents, or becomes a question mark."""
+    """Escape text for LaTeX; non-ASCII characters lose their accents or become question marks."""
     plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     plain = plain.encode("ascii", "replace").decode()
     return "".join(ESCAPES.get(c, c) for c in plain if c.isprintable())

@@ -1,4 +1,4 @@
-"""How each task of a curriculum will be trained: recipe, flags and quickness become one `ImproveConfig`."""
+"""The training plan of each task: combines recipe, flags and `--quick` to one `ImproveConfig`."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from wm_agents.loops.recipes import RECIPES, ImproveConfig, recipe_for, seeded
 from wm_agents.training.config import TrainingConfig
 
 MOST_ROUNDS = 40
-"""More would collect on seeds that are kept for judging."""
+"""Maximum number of rounds; more would need seeds reserved for evaluation."""
 SPREAD = 4
-"""However few generations there are, they are spread over so many rounds where the recipe has as many: data that only
-random play has seen makes a poor dream."""
+"""Minimum number of rounds (if the recipe has as many), however few the generations, because a dream needs
+data beyond random actions."""
 
 
 class Course(NamedTuple):
-    """One task as it will be run."""
+    """The plan of one task."""
 
     entry: Entry
     cfg: ImproveConfig
-    """How it is trained; `out` and `warm_start` are set when it begins."""
+    """Settings of its training; `out` and `warm_start` are set when it starts."""
     threshold: float
     max_generations: int
     period: int
     """Generations between evaluations."""
     episodes: int
-    """Real episodes of an evaluation."""
+    """Real episodes per evaluation."""
     films: tuple[int, ...]
-    """Generations to film."""
+    """Generations to record."""
 
     @property
     def last_generation(self) -> int:
-        """The last one that can be trained."""
+        """The last possible generation."""
         return self.cfg.rounds * self.cfg.generations
 
     @property
@@ -46,10 +46,10 @@ class Course(NamedTuple):
 
 
 def plan(entry: Entry, cfg: CurriculumConfig) -> Course:
-    """The course of one task.
+    """Plan one task.
 
     Raises:
-        ValueError: the environment cannot be modelled, or the generations do not do for a promotion.
+        ValueError: the environment is not supported, or there are too few generations for a promotion.
     """
     base = recipe(entry)
     if cfg.quick:
@@ -62,14 +62,14 @@ def plan(entry: Entry, cfg: CurriculumConfig) -> Course:
 
 
 def recipe(entry: Entry) -> ImproveConfig:
-    """What is known to train the task, or else settings by what the environment shows."""
+    """The recipe of a known task, or default settings for its environment."""
     base = recipe_for(entry.env_id) if entry.task is None else RECIPES[entry.task]
     steps = entry.max_episode_steps or base.spec.max_episode_steps
     return replace(base, spec=replace(base.spec, max_episode_steps=steps))
 
 
 def quick(cfg: ImproveConfig) -> ImproveConfig:
-    """A little of everything."""
+    """Shorten the training for a quick run."""
     return replace(
         cfg,
         rounds=min(cfg.rounds, 3 if cfg.spec.size else 5),  # A round of vectors takes less than half the time.
@@ -88,7 +88,7 @@ def quick(cfg: ImproveConfig) -> ImproveConfig:
 
 
 def films(cfg: CurriculumConfig, most: int, period: int) -> tuple[int, ...]:
-    """The generations to film."""
+    """The generations to record."""
     if not cfg.record_video:
         return ()
     evaluated = [*range(period, most + 1, period)]
@@ -103,7 +103,7 @@ def _short(cfg: TrainingConfig, steps: int) -> TrainingConfig:
 
 
 def with_flags(base: ImproveConfig, cfg: CurriculumConfig) -> ImproveConfig:
-    """`base`, where and how the flags want it."""
+    """Apply the flags to `base`."""
 
     def training(part: TrainingConfig) -> TrainingConfig:
         mixed = part.mixed_precision if cfg.amp else False
@@ -123,13 +123,13 @@ def with_flags(base: ImproveConfig, cfg: CurriculumConfig) -> ImproveConfig:
         dynamics=training(base.dynamics),
         procs=cfg.procs,
         max_gb=cfg.max_gb,
-        judge_episodes=0,  # The evaluations judge.
+        judge_episodes=0,  # The curriculum evaluates instead.
     )
     return seeded(flagged, cfg.seed)
 
 
 def _stretch(base: ImproveConfig, course: Course) -> ImproveConfig:
-    """Rounds and generations a round that make up the generations there may be, an extension included."""
+    """Distribute the maximum number of generations, including an extension, over rounds."""
     most, ext = course.max_generations, course.plateau.extension
     each = min(base.generations, math.ceil(most / min(base.rounds, SPREAD)))
     each = max(each, math.ceil((most + ext) / MOST_ROUNDS))

@@ -1,4 +1,4 @@
-"""Where the controllers of a curriculum are played: in evaluations, films and a window."""
+"""Plays the controllers of a curriculum in evaluations, videos and a window."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wm_envs.window import Window
 
 
 class Stage:
-    """Keeps processes and window from one evaluation to the next; close it."""
+    """Keeps worker processes and window open between evaluations; must be closed."""
 
     def __init__(self, cfg: CurriculumConfig) -> None:
         self.cfg = cfg
@@ -23,7 +23,7 @@ class Stage:
         self.window: Window | None = None
 
     def play(self, spec: RealSpec, model: Path, seeds: range) -> Played:
-        """One real episode a seed, in the order of the seeds. `model` must not be another one under the same path."""
+        """Play one real episode per seed, in order. The model at a path must not change."""
         if self.arena is None or self.arena.spec != spec:
             self.leave_arena()
             self.arena = EpisodePool(spec, frame_policy, self.cfg.procs)
@@ -34,7 +34,7 @@ class Stage:
         return film(model, path, seed=seed, fps=self.cfg.fps) - 1
 
     def show(self, model: Path, seed: int, path: Path) -> int:
-        """Let the user watch an episode, if that is asked for: in a window, or as a film where there is none."""
+        """Show an episode if requested: in a window, or as a video without a display."""
         if not self.cfg.visualize:
             return 0
         if self.cfg.render_mode == "rgb_array" or display_error():
@@ -48,7 +48,7 @@ class Stage:
         return frames - 1
 
     def leave(self) -> None:
-        """A task is through."""
+        """Called when a task ends."""
         self.leave_arena()
         if self.cfg.close_on_completion:
             self.close_window()

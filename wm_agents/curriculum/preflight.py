@@ -1,4 +1,4 @@
-"""The preflight of a curriculum: every part is looked at, and a tiny curriculum is run from nothing to its report."""
+"""The preflight check of a curriculum: checks every part, and runs a tiny curriculum up to its report."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ MICRO_FILES = (
     "report/table_controller.tex", "report/table_runtime.tex", "checkpoints/best/config.json",
     "checkpoints/final/config.json", "videos/gen_0005.mp4",
 )  # fmt: skip
-"""What every task leaves."""
+"""Files that every task must write."""
 
 
 def micro(cfg: ImproveConfig) -> ImproveConfig:
-    """Every part of a task, as small as can be: its own environment, model and controller."""
+    """The smallest possible training of a task, with its own environment, model and controller."""
 
     def brief(training: TrainingConfig) -> TrainingConfig:
         return training.replace(total_steps=20, batch_size=16, eval_interval=10, save_interval=10)
@@ -69,7 +69,7 @@ def micro(cfg: ImproveConfig) -> ImproveConfig:
 
 
 def kinds(courses: list[Course]) -> list[Course]:
-    """The first course of each kind of observation, model and controller: what may fail in a way of its own."""
+    """The first task of each kind of observation, model and controller."""
     first: dict[tuple[bool, str, str], Course] = {}
     for course in courses:
         kind = (course.cfg.spec.size is not None, course.cfg.family, course.cfg.controller)
@@ -78,10 +78,11 @@ def kinds(courses: list[Course]) -> list[Course]:
 
 
 def micro_run(cfg: CurriculumConfig, courses: list[Course], folder: Path) -> str:
-    """Take a tiny curriculum of every kind of task from nothing to its report in `folder`, which is gone afterwards.
+    """Run a tiny curriculum with every kind of task up to its report in `folder`, which is deleted
+    afterwards.
 
     Raises:
-        RuntimeError: something that should be there is not.
+        RuntimeError: an expected file is missing.
     """
     shutil.rmtree(folder, ignore_errors=True)
     tiny = replace(cfg, checkpoint_dir=str(folder), artifact_root=None, procs=1, episodes_per_eval=1)
@@ -92,14 +93,14 @@ def micro_run(cfg: CurriculumConfig, courses: list[Course], folder: Path) -> str
         with Curriculum(tiny, some, {}, Console(file=io.StringIO())) as run:
             run.run()
         if missing := [name for name in wanted if not (folder / name).exists()]:
-            raise RuntimeError(f"it left no {', '.join(missing)}")
+            raise RuntimeError(f"the run did not write {', '.join(missing)}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return f"a whole curriculum on {', '.join(course.entry.env_id for course in some)}"
 
 
 def look_around(cfg: CurriculumConfig, courses: list[Course], console: Console) -> bool:
-    """The preflight; what it found is printed and left in preflight.json."""
+    """Run the preflight check, print its findings and write preflight.json."""
     console.rule("preflight")
     findings: list[Finding] = []
 
@@ -108,25 +109,26 @@ def look_around(cfg: CurriculumConfig, courses: list[Course], console: Console) 
         show(findings[-1:], console)
 
     tmp = cfg.heavy_root / "tmp" / "preflight"
-    add("device", partial(check_device, cfg.device), "choose one that is here with --device, such as --device cpu")
+    add("device", partial(check_device, cfg.device), "choose an available device, such as --device cpu")
     for course in courses:
         check = partial(check_env, course.cfg.spec, frames=cfg.validate_rgb, sizes=cfg.validate_sizes)
-        add(course.entry.env_id, check, "install or repair the environment, or leave it out with --curriculum FILE")
-    add("films", partial(check_video, tmp), "pip install --force-reinstall moviepy imageio-ffmpeg; is the disk full?")
+        add(course.entry.env_id, check, "install or repair the environment, or omit it with --curriculum FILE")
+    hint = "pip install --force-reinstall moviepy imageio-ffmpeg, and check whether the disk is full"
+    add("videos", partial(check_video, tmp), hint)
     try:
         needs = [estimate(course.cfg, cfg.procs, len(course.films)) for course in courses]
-    except Exception:  # Said above of its environment.
+    except Exception:  # Already reported for its environment.
         needs = []
     if needs:
         each = [need.disk for need in needs]
         disk = (max(each) if cfg.clean_cache else sum(each)) + int(0.05 * GB) * len(courses)
-        hint = "free some, or set --artifact-root to a larger disk, --max-gb lower, or --vae-img-size 32"
+        hint = "free disk space, set --artifact-root to a larger disk, lower --max-gb, or use --vae-img-size 32"
         add("disk", partial(check_disk, cfg.heavy_root, disk), hint)
         memory = max(need.memory for need in needs)
-        add("memory", partial(check_memory, memory), "close other programs, or set --procs 1 or --quick True")
-    hint = "run it again with --debug to see where it failed"
+        add("memory", partial(check_memory, memory), "close other programs, or use --procs 1 or --quick")
+    hint = "run again with --debug for the traceback"
     add("a small run of everything", partial(timed, partial(micro_run, cfg, courses, tmp)), hint)
-    with suppress(OSError):  # There may be more in it.
+    with suppress(OSError):  # It may contain other files.
         tmp.rmdir()
         tmp.parent.rmdir()
     write_json(cfg.root / "preflight.json", [finding._asdict() for finding in findings])

@@ -1,4 +1,4 @@
-"""When a task of a curriculum is solved, and when to give it up. Plain numbers; nothing here plays or trains."""
+"""The rules for when a task is solved or stopped; pure arithmetic on returns."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 WINDOW = 5
-"""Evaluations in the real environment that a promotion rests on; fewer never promote."""
+"""Number of evaluations that are averaged for a promotion."""
 Verdict = Literal["solved", "plateau", "max_generations"]
 
 
@@ -20,19 +20,19 @@ class Promotion:
     """Mean returns of the last evaluations, five at most."""
 
     def add(self, mean: float) -> bool:
-        """Take in one evaluation; True when the task is solved.
+        """Add one evaluation and return True if the task is solved.
 
         Raises:
             ValueError: the mean is not finite.
         """
         if not math.isfinite(mean):
-            raise ValueError(f"an evaluation's mean return must be finite, got {mean}")
+            raise ValueError(f"the mean return of an evaluation must be finite, got {mean}")
         self.means = [*self.means, float(mean)][-WINDOW:]
         return self.solved
 
     @property
     def rolling(self) -> float | None:
-        """Mean of the last five evaluations; None before there are five."""
+        """Mean of the last five evaluations; None with fewer than five."""
         return sum(self.means) / WINDOW if len(self.means) == WINDOW else None
 
     @property
@@ -42,28 +42,28 @@ class Promotion:
 
 @dataclass
 class Plateau:
-    """Stops a task whose rolling mean no longer rises, or whose generations are spent; near the threshold it extends.
+    """Stops a task whose rolling mean no longer rises, or whose generations are used up.
 
-    The extension comes once: `extension` generations from the one that would have been the last. Patience is not
-    looked at meanwhile, and what has risen by their end goes on as before.
+    Near the threshold, a task is extended once, by `extension` generations. Patience is ignored during the
+    extension. A task whose rolling mean has risen by its end continues under the usual rules.
     """
 
     threshold: float
     max_generations: int
     patience: int = 20
-    """Evaluations in a row without improvement that are borne."""
+    """Consecutive evaluations without improvement before stopping."""
     min_delta: float = 1.0
-    """By how much the rolling mean must beat the best one to count as improvement."""
+    """Minimum rise of the rolling mean over its best value that counts as improvement."""
     early_stop: bool = True
-    """False: only spent generations stop."""
+    """False: stop only when the generations are used up."""
     period: int = 1
     """Generations between evaluations; an extension ends with one."""
     best: float | None = None
-    """The best rolling mean that counted."""
+    """The best rolling mean that counted as improvement."""
     num_bad: int = 0
-    """Evaluations since then."""
+    """Evaluations since the last improvement."""
     extended_at: int | None = None
-    """The generation that would have been the last."""
+    """The last generation without the extension."""
 
     def __post_init__(self) -> None:
         for name, low in (("max_generations", 1), ("patience", 1), ("period", 1), ("min_delta", 0)):
@@ -71,7 +71,7 @@ class Plateau:
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
 
     def add(self, generation: int, rolling: float | None) -> Verdict | None:
-        """Take in one evaluation's rolling mean (None before five); the reason to stop, if there is one."""
+        """Add the rolling mean of an evaluation (None before five) and return the reason to stop, or None."""
         if rolling is not None:
             if self.best is None or rolling > self.best + self.min_delta:
                 self.best, self.num_bad = rolling, 0
@@ -84,17 +84,17 @@ class Plateau:
         return reason
 
     def is_near(self, rolling: float | None) -> bool:
-        """Whether the rolling mean lies within max(5, a tenth of the threshold) below it."""
+        """Whether the rolling mean is within max(5, 10 % of the threshold) below the threshold."""
         return rolling is not None and rolling >= self.threshold - max(5.0, 0.1 * abs(self.threshold))
 
     @property
     def extension(self) -> int:
-        """Generations that an extension adds: a tenth of the most there may be, ten at least, up to an evaluation."""
+        """Generations of an extension: 10 % of the maximum, at least ten, rounded up to an evaluation."""
         return math.ceil(max(10, self.max_generations / 10) / self.period) * self.period
 
     @property
     def limit(self) -> int:
-        """The last generation that may be trained, as things stand."""
+        """The last generation under the current rules."""
         return max(self.max_generations, self._extended_until)
 
     @property
@@ -110,15 +110,15 @@ class Plateau:
 
 @dataclass
 class Standing:
-    """Where a task stands: what one evaluation after the other has made of it. JSON by `to_dict`."""
+    """The state of a task after all evaluations so far; `to_dict` converts it to JSON."""
 
     promotion: Promotion
     plateau: Plateau
     verdict: Verdict | None = None
-    """None while the task goes on; it never changes again."""
+    """None while the task runs; final once it is set."""
 
     def add(self, generation: int, mean: float) -> Verdict | None:
-        """Take in one evaluation; the verdict, None to go on."""
+        """Add one evaluation and return the reason to stop, or None to continue."""
         if self.verdict is None:
             solved = self.promotion.add(mean)
             self.verdict = "solved" if solved else self.plateau.add(generation, self.promotion.rolling)

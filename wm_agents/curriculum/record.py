@@ -1,4 +1,4 @@
-"""What is known of one task of a curriculum: every evaluation, where it stands, how long each phase took."""
+"""The record of one task of a curriculum: evaluations, state, and the time of each phase."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ STATUS = {"solved": "SOLVED", "plateau": "PLATEAU_STOP", "max_generations": "MAX
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation in the real environment, and where the task stood after it."""
+    """One evaluation in the real environment, and the state of the task after it."""
 
     generation: int
     returns: list[float]
     seed: int
-    """Environment seed of the first episode; the others follow it."""
+    """Environment seed of the first episode; the others are consecutive."""
     best: float
-    """The best mean of an evaluation so far."""
+    """The best mean return so far."""
     rolling: float | None
     """Mean of the last five evaluations."""
     num_bad: int
     """Evaluations since the last improvement."""
     solved: bool
     dream_return: float | None
-    """What the controller earned in the dream it trains in."""
+    """The return of the controller in the dream it is trained in."""
     real_steps: int
-    """Agent steps of real episodes so far, evaluations and films included."""
+    """Agent steps of real episodes so far, including evaluations and videos."""
     elapsed_s: float
-    """Seconds that the run has taken so far, over all its starts."""
+    """Seconds of the run so far, over all starts."""
     timestamp: str
 
     @property
@@ -41,13 +41,13 @@ class Evaluation:
 
     @property
     def std(self) -> float:
-        """Spread of the episodes (sample standard deviation)."""
+        """Sample standard deviation of the episodes."""
         return float(np.std(self.returns, ddof=1)) if len(self.returns) > 1 else 0.0
 
 
 @dataclass
 class Record:
-    """All that is known of one task; JSON by `to_dict`."""
+    """The record of one task; `to_dict` converts it to JSON."""
 
     name: str
     env_id: str
@@ -55,23 +55,23 @@ class Record:
     standing: Standing
     evaluations: list[Evaluation] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)
-    """Seconds that each phase took, as measured."""
+    """Measured seconds of each phase."""
     final: dict[str, Any] | None = None
-    """Score of the kept controller on held-out seeds."""
+    """Score of the final controller on held-out seeds."""
     warm_start: dict[str, Any] | None = None
-    """The model that V began with, and what that was worth."""
+    """The model from which V was initialised, and the measured effect."""
     looked_at: int = 0
-    """The last generation that was filmed or evaluated."""
+    """The last generation that was recorded or evaluated."""
     best_model: str | None = None
-    """Which of the kept controllers had the best evaluation."""
+    """The generation of the best evaluation."""
     looked_steps: int = 0
     """Agent steps of all evaluations."""
     films: dict[str, int] = field(default_factory=dict)
-    """Agent steps of each film, by generation."""
+    """Agent steps of each video, by generation."""
     looked: dict[str, float] = field(default_factory=dict)
-    """Seconds that looking at controllers took, by round of the training."""
+    """Seconds of evaluations and videos, by training round."""
     done: bool = False
-    """The task is through: reported and cleaned up."""
+    """The task has ended, with report and cleanup."""
 
     @classmethod
     def new(cls, name: str, env_id: str, folder: str, promotion: Promotion, plateau: Plateau) -> Record:
@@ -99,7 +99,7 @@ class Record:
 
     @property
     def generations(self) -> int:
-        """Generations trained, up to the last evaluation."""
+        """Generations up to the last evaluation."""
         return 0 if self.last is None else self.last.generation
 
     @property

@@ -1,4 +1,5 @@
-"""What a curriculum leaves behind: snapshots, tables, curves. Made of records alone: a second call writes the same."""
+"""The report of a curriculum: snapshots, tables, curves. It depends only on the records, so it can be
+repeated."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from wm_agents.system.files import replacing, write_text
 
 
 def snapshot(record: Record, e: Evaluation) -> dict[str, Any]:
-    """One evaluation as JSON; null where there is no number yet."""
+    """One evaluation as JSON; null for missing values."""
     return {
         "generation": e.generation,
         "env_id": record.env_id,
@@ -45,7 +46,7 @@ EVAL_PROGRESS = [
 
 
 def eval_progress(record: Record) -> str:
-    """`logs/eval_progress.csv` of one task: a row an evaluation."""
+    """`logs/eval_progress.csv` of one task: a row per evaluation."""
     return as_csv([snapshot(record, e) for e in record.evaluations], EVAL_PROGRESS)
 
 
@@ -53,7 +54,7 @@ PROGRESS = ["timestamp", "env_id", "generation", "mean_score", "best_score", "th
 
 
 def curriculum_progress(records: Iterable[Record]) -> str:
-    """`logs/curriculum_progress.csv`: a row an evaluation, of all tasks in order."""
+    """`logs/curriculum_progress.csv`: a row per evaluation, of all tasks in order."""
     rows = [
         {
             "timestamp": e.timestamp,
@@ -72,7 +73,7 @@ def curriculum_progress(records: Iterable[Record]) -> str:
 
 
 def metrics_summary(records: Iterable[Record]) -> str:
-    """`report/metrics_summary.csv`: a row a task; "final" is the last evaluation."""
+    """`report/metrics_summary.csv`: a row per task; "final" is the last evaluation."""
     return as_csv([summary(record) for record in records], SUMMARY)
 
 
@@ -82,11 +83,11 @@ SUMMARY = [
     "real_steps", "held_out_mean", "warm_start_from", "warm_start_val_loss", "cold_start_val_loss",
 ]  # fmt: skip
 WARM_START = {"warm_start_from": "from", "warm_start_val_loss": "val_warm", "cold_start_val_loss": "val_cold"}
-"""V's loss after as many updates from the earlier task's weights and from nothing, where that was measured."""
+"""V's loss after equally many updates from the weights of an earlier task and from scratch, if measured."""
 
 
 def summary(record: Record) -> dict[str, Any]:
-    """One task in one row."""
+    """One task as a row."""
     last, plateau = record.last, record.standing.plateau
     return {
         "env_id": record.env_id,
@@ -108,7 +109,7 @@ def summary(record: Record) -> dict[str, Any]:
 
 
 def results(records: Sequence[Record], left_out: dict[str, str], hours: float, quick: bool) -> dict[str, Any]:
-    """`curriculum_results.json`; null where there is no number yet."""
+    """`curriculum_results.json`; null for missing values."""
     solved = sum(record.solved for record in records)
     return {
         "total_time_hours": round(hours, 6),
@@ -138,7 +139,7 @@ def results(records: Sequence[Record], left_out: dict[str, str], hours: float, q
 
 
 def as_csv(rows: Iterable[dict[str, Any]], names: Sequence[str]) -> str:
-    """Rows under their names; nothing where there is no value."""
+    """CSV with a header; empty cells for missing values."""
     text = io.StringIO()
     writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -147,10 +148,10 @@ def as_csv(rows: Iterable[dict[str, Any]], names: Sequence[str]) -> str:
 
 
 def as_json(values: Any) -> str:
-    """Indented JSON that any reader takes.
+    """Strict, indented JSON.
 
     Raises:
-        ValueError: NaN or an infinity, which JSON does not know.
+        ValueError: NaN or infinity, which JSON does not support.
     """
     return json.dumps(values, indent=2, allow_nan=False) + "\n"
 
@@ -164,7 +165,7 @@ def write_report(record: Record, out: Path, runtime: Runtime) -> None:
 
 
 def draw_curve(record: Record, path: Path) -> None:
-    """Mean return by generation, the band of one standard deviation, the rolling mean and the threshold."""
+    """Plot mean return by generation with one standard deviation, the rolling mean and the threshold."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -191,7 +192,7 @@ def draw_curve(record: Record, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Runtime:
-    """What the times of a table were measured on."""
+    """The hardware and precision of measured times."""
 
     device: str
     """cpu, cuda ..."""
@@ -201,11 +202,11 @@ class Runtime:
 
 
 ROWS = 5
-"""Generations in a table of the controller."""
+"""Maximum number of generations in the controller table."""
 
 
 def table_controller(record: Record) -> str:
-    """`Generation | Mean | Best | Solved? | Notes`, of evaluations spread over the run."""
+    """The table `Generation | Mean | Best | Solved? | Notes` with evaluations spread over the run."""
     num = len(record.evaluations)
     picks = sorted({round(i) for i in np.linspace(0, num - 1, min(ROWS, num))}) if num else []
     rows = []
@@ -224,16 +225,16 @@ def table_controller(record: Record) -> str:
             [str(e.generation), f"{e.mean:.1f}", f"{e.best:.1f}", "yes" if e.solved else "no", ", ".join(notes)]
         )
     episodes = len(record.evaluations[0].returns) if num else 0
-    caption = f"Controller on {record.env_id}: {episodes} real episodes an evaluation, threshold {record.threshold:g}."
+    caption = f"Controller on {record.env_id}: {episodes} real episodes per evaluation, threshold {record.threshold:g}."
     return latex_table(("Generation", "Mean", "Best", "Solved?", "Notes"), rows, caption, f"controller-{record.folder}")
 
 
 ON_DEVICE = ("learn", "warm start measured")
-"""Phases that compute on the run's device; the others dream, play real episodes or write files, on the CPU."""
+"""Phases that compute on the device of the run; the others use the CPU."""
 
 
 def table_runtime(record: Record, runtime: Runtime) -> str:
-    """`Phase | Wallclock | Device | Precision`, as measured."""
+    """The table `Phase | Wallclock | Device | Precision` with measured times."""
     rows = []
     for phase, seconds in record.phases.items():
         there = phase in ON_DEVICE

@@ -1,4 +1,5 @@
-"""A curriculum: tasks in order, each trained in dreams until evaluations in the real environment promote it.
+"""A curriculum: a list of tasks, each trained in dreams until evaluations in the real environment reach a
+threshold.
 
     <run>/                     curriculum_results.json, run.json, state.json, preflight.json
     <run>/logs/                curriculum_progress.csv
@@ -8,9 +9,9 @@
     <run>/<env>/report/        metrics_summary.csv, learning_curve.png, table_controller.tex, table_runtime.tex
     <run>/<env>/checkpoints/   best/ (of the best evaluation), final/ (the last controller, scored on held-out seeds)
     <run>/<env>/videos/        gen_0050.mp4 ...
-    <run>/<env>/tmp/           what the training goes on from
+    <run>/<env>/tmp/           the state for resuming
 
-A run that is killed anywhere goes on by the same command: `state.json` holds every evaluation.
+The same command resumes a killed run: `state.json` contains every evaluation.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ from wm_agents.training.config import TrainingConfig
 from wm_envs.precision import Kind, use_bf16
 
 FIXED = {"tasks", "quick", "eval_every", "episodes_per_eval", "vae_img_size", "artifact_root"}
-"""What a run is; any other setting may be another one when it goes on."""
+"""Settings that must not change when a run is resumed."""
 
 
 class Curriculum:
-    """The run of a list of courses in a folder; close it, or use it in a `with`."""
+    """The run of a list of tasks in a folder; close it, or use it in a `with` statement."""
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class Curriculum:
         self.records = [self._record(course, saved.get(course.entry.env_id)) for course in courses]
 
     def run(self) -> bool:
-        """Take on the tasks that are left, one after the other; True when all are solved."""
+        """Train the remaining tasks one after another; return True if all are solved."""
         self.publish()
         for course, record in zip(self.courses, self.records, strict=True):
             if not record.done:
@@ -74,10 +75,10 @@ class Curriculum:
         return all(record.solved for record in self.records)
 
     def take_on(self, course: Course, record: Record) -> None:
-        """Train one task, see what its warm start was worth, report, clean up."""
+        """Train one task, measure its warm start, write its report and clean up."""
         places = self.places(course.entry)
         name = f"{course.entry.name} ({record.env_id})"
-        self.console.rule(f"{name}: {course.threshold:g} wanted, {course.max_generations} generations at most")
+        self.console.rule(f"{name}: threshold {course.threshold:g}, at most {course.max_generations} generations")
         if record.warm_start is None:
             record.warm_start = self._warm_start(course)
             self.save()
@@ -104,12 +105,12 @@ class Curriculum:
         return Places(self.cfg.root / entry.folder, self.cfg.heavy_root / entry.folder)
 
     def save(self) -> None:
-        """Put all records on disk."""
+        """Write all records to disk."""
         tasks = {record.env_id: record.to_dict() for record in self.records}
         self.folder.update(tasks=tasks, elapsed_s=self.elapsed_s())
 
     def publish(self) -> None:
-        """Write what follows from the records."""
+        """Write the files that depend on the records."""
         root, hours = self.cfg.root, self.elapsed_s() / 3600
         write_text(root / "logs" / "curriculum_progress.csv", curriculum_progress(self.records))
         write_text(root / "reports" / "metrics_summary.csv", metrics_summary(self.records))
@@ -118,11 +119,11 @@ class Curriculum:
         )
 
     def elapsed_s(self) -> float:
-        """Seconds that the run has taken, over all its starts."""
+        """Seconds of the run, over all starts."""
         return self.earlier_s + time.perf_counter() - self.began
 
     def runtime(self, course: Course) -> Runtime:
-        """What times are measured on."""
+        """The hardware and precision of measured times."""
         device, about = find_device(self.cfg.device), describe()
         parts: dict[Kind, TrainingConfig] = {"convolution": course.cfg.vision, "lstm": course.cfg.memory}
         if not course.cfg.spec.size:
@@ -143,7 +144,7 @@ class Curriculum:
         self.close()
 
     def _record(self, course: Course, saved: dict[str, Any] | None) -> Record:
-        """The task's record, with the patience that is asked for now."""
+        """The record of the task, with the current patience."""
         entry, cfg = course.entry, self.cfg
         plateau = replace(course.plateau, patience=cfg.patience, min_delta=cfg.min_delta, early_stop=cfg.early_stop)
         if saved is None:
@@ -154,11 +155,11 @@ class Curriculum:
         return record
 
     def _warm_start(self, course: Course) -> dict[str, Any]:
-        """The last task's V that fits this one, or that there is none."""
+        """The last task whose V has matching shapes, or None."""
         models = {r.env_id: self.cfg.heavy_root / r.folder / "checkpoints" / "final" for r in self.records if r.done}
         source = find_source(course.cfg, [*models.values()]) if models else None
         if source is None:
             return {"from": None}
         (env_id,) = (env_id for env_id, path in models.items() if path == source)
-        self.console.print(f"  V begins with the weights of {env_id}")
+        self.console.print(f"  V is initialised with the weights of {env_id}")
         return {"from": env_id, "model": str(source)}

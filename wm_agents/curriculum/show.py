@@ -1,4 +1,4 @@
-"""A controller at work in the real environment, beside the dream of it: in a film or in a window."""
+"""Shows a controller in the real environment beside its dream, in a video or a window."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from wm_envs.frames import is_image
 from wm_envs.window import Window
 
 MOST_FRAMES = 1000
-"""A film or a show is cut after so many steps."""
+"""Maximum steps of a video or a window."""
 RESYNC_EVERY = 50
-"""Steps after which the dream starts again from the real moment."""
+"""Steps after which the dream is synchronised with the real frame."""
 
 
 def film(model: Path, path: Path, *, seed: int, fps: float | None = None) -> int:
-    """Write one episode of the model's controller to `path`, at the real environment's speed or `fps`.
+    """Record one episode of the model's controller to `path`, at the speed of the real environment or `fps`.
 
     Returns:
         The number of frames, one more than steps.
@@ -30,7 +30,7 @@ def film(model: Path, path: Path, *, seed: int, fps: float | None = None) -> int
 
 
 def watch(model: Path, window: Window, *, seed: int) -> int:
-    """Show one episode of the model's controller in `window`; returns the number of frames."""
+    """Show one episode of the model's controller in `window` and return the number of frames."""
     frames = 0
     with closing(_Show(model)) as show:
         for frame in show.frames(seed):
@@ -40,7 +40,7 @@ def watch(model: Path, window: Window, *, seed: int) -> int:
 
 
 class _Show:
-    """The real environment of a model, and both played together."""
+    """The real environment of a model, and its frames beside the dream."""
 
     def __init__(self, model: Path) -> None:
         self.model, self.artifact = load_model(model)

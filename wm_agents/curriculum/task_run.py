@@ -1,7 +1,7 @@
 """One task of a curriculum, from its first generation to its report.
 
-Every step can be killed: what was evaluated is in the record, a training that goes on shows once more the controller
-that was being looked at, and all files are made of the record again.
+Every step can be killed: finished evaluations are in the record, a resumed training repeats an interrupted
+evaluation, and all files are written again from the record.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from wm_agents.training.fit_vmc import encode_dataset
 from wm_envs.registry import RealSpec
 
 EVALUATION_SEED = 910_000
-"""Of the first episode of a task's first evaluation; every evaluation has seeds of its own, below the held-out ones."""
+"""The seed of the first evaluation episode; every evaluation has its own seeds, below the held-out ones."""
 
 
 class Train(Protocol):
-    """What trains a task: `wm_agents.loops.rounds.improve`."""
+    """The function that trains a task: `wm_agents.loops.rounds.improve`."""
 
     def __call__(
         self,
@@ -48,35 +48,36 @@ class Train(Protocol):
         on_check: OnCheck | None = None,
         looks: Callable[[], Rounds] | None = None,
     ) -> dict[str, Any]:
-        """Train until done or `on_check` says True, and report on `looks()`; the scores of what came out."""
+        """Train until done or until `on_check` returns True, report on `looks()`, and return the final
+        scores."""
 
 
 class Played(NamedTuple):
-    """What an evaluation gave."""
+    """The result of an evaluation."""
 
     returns: list[float]
     steps: int
-    """Agent steps of all episodes together."""
+    """Total agent steps of all episodes."""
 
 
 class Hands(NamedTuple):
-    """What a task's run calls upon; tests put others in their place."""
+    """The functions that a task run calls; tests replace them."""
 
     train: Train
     play: Callable[[RealSpec, Path, range], Played]
-    """One real episode a seed, by the controller of a model directory."""
+    """Plays one real episode per seed with the controller of a model directory."""
     film: Callable[[Path, Path, int], int]
-    """Write a film of a model's controller to a path, on a seed; tells the agent steps that were played."""
+    """Records a video of a model's controller for a seed and returns its agent steps."""
     show: Callable[[Path, int, Path], int]
-    """Let the user watch an episode, if there is one, likewise; the path is for where there is no window."""
+    """Shows an episode and returns its agent steps; the path is used without a window."""
 
 
 class Places(NamedTuple):
-    """Where one task keeps what."""
+    """The folders of one task."""
 
     light: Path
     heavy: Path
-    """For episodes, models and films; the same folder unless another disk is to hold them."""
+    """Folder for episodes, models and videos; may be on another disk."""
 
     @property
     def logs(self) -> Path:
@@ -104,7 +105,7 @@ class Places(NamedTuple):
 
 
 class TaskRun:
-    """Trains one task, evaluates on the way, keeps the best and the last controller."""
+    """Trains one task, evaluates it during training, and keeps the best and the last controller."""
 
     def __init__(
         self,
@@ -117,12 +118,12 @@ class TaskRun:
         elapsed_s: Callable[[], float],
         console: Console,
     ) -> None:
-        """One task of a run.
+        """Create the run of one task.
 
         Args:
-            save: puts all records of the run on disk.
-            publish: writes what follows from all of them.
-            elapsed_s: tells the seconds that the run has taken.
+            save: writes all records of the run to disk.
+            publish: writes the files that depend on all records.
+            elapsed_s: returns the seconds of the run.
         """
         self.course, self.record, self.places, self.hands = course, record, places, hands
         self.save, self.publish, self.elapsed_s, self.console = save, publish, elapsed_s, console
@@ -130,7 +131,7 @@ class TaskRun:
         self._looked_last: float | None = None
 
     def train(self) -> None:
-        """Train to a verdict; what was done before is not done again."""
+        """Train until the task ends; finished parts are skipped."""
         record, places = self.record, self.places
         if record.final is not None:
             return
@@ -148,7 +149,7 @@ class TaskRun:
             self.close()
 
     def look(self, check: Check) -> bool:
-        """`on_check` of the training: film and evaluate when it is time; True ends the training."""
+        """The `on_check` of training: record and evaluate when due; True ends the training."""
         began, record = time.perf_counter(), self.record
         if record.standing.verdict is None and check.generation > record.looked_at:
             self._note_times(check.wall_s)
@@ -160,7 +161,7 @@ class TaskRun:
         return record.standing.verdict is not None
 
     def looks(self) -> Rounds:
-        """What each evaluated controller earned in its dream and for real, for the fidelity report."""
+        """Dream and real return of each evaluated controller, for the fidelity report."""
         return [
             {"round": e.generation, "dream": e.dream_return, "real": e.mean, "std": e.std, "real_steps": e.real_steps}
             for e in self.record.evaluations
@@ -168,7 +169,8 @@ class TaskRun:
         ]
 
     def take(self, check: Check) -> None:
-        """Film and evaluate one controller; if that is cut short, a later call with the same check does it anew."""
+        """Record and evaluate one controller; after an interruption, a call with the same check repeats
+        it."""
         record, generation = self.record, check.generation
         model = self.places.checkpoints / f"gen_{generation:04d}"
         copy_whole(check.model, model)
@@ -183,13 +185,13 @@ class TaskRun:
         self.publish()
 
     def evaluate(self, check: Check, model: Path) -> None:
-        """Play real episodes with the controller, and note where the task stands."""
+        """Evaluate the controller on real episodes and update the state of the task."""
         record = self.record
         num = self.course.episodes
         seed = EVALUATION_SEED + num * len(record.evaluations)
         if seed + num > EVAL_SEED:
             raise ValueError(
-                f"{len(record.evaluations)} evaluations of {num} episodes have used up the seeds from "
+                f"{len(record.evaluations)} evaluations of {num} episodes have used all seeds from "
                 f"{EVALUATION_SEED:,} to {EVAL_SEED:,}; lower --episodes-per-eval or raise --eval-every"
             )
         with self.clock("evaluation"):
@@ -219,7 +221,7 @@ class TaskRun:
             record.looked_steps += self.hands.show(model, seed, self.places.videos / "watch.mp4")
 
     def film(self, model: Path, generation: int) -> None:
-        """Film an episode, once."""
+        """Record an episode, once per generation."""
         path, films = self.places.videos / f"gen_{generation:04d}.mp4", self.record.films
         if str(generation) not in films:
             with self.filming(generation):
@@ -227,18 +229,18 @@ class TaskRun:
 
     @contextmanager
     def filming(self, generation: int) -> Iterator[None]:
-        """What goes wrong with a film or a window costs a line, not the training."""
+        """In this context an error of a video or window is printed and does not end the training."""
         with self.clock("films"):
             try:
                 yield
-            except Exception as error:  # Codecs and displays raise what they like.
+            except Exception as error:  # Codecs and displays raise any type of error.
                 text = f"  generation {generation} cannot be shown: {type(error).__name__}: {error}"
                 self.console.print(text, highlight=False, markup=False)
 
     def conclude(self, result: dict[str, Any]) -> None:
-        """Keep the last controller with its score on held-out seeds, and the best; film the last."""
+        """Keep the best and the last controller, score the last on held-out seeds, and record it."""
         record, places, model = self.record, self.places, self.places.tmp / "model"
-        if record.standing.verdict is None:  # The training came to its end between two looks.
+        if record.standing.verdict is None:  # Training ended between two evaluations.
             last, steps = self.course.last_generation, int(result["real_steps"])
             if record.looked_at < last:
                 self.take(Check(last, self.course.cfg.rounds - 1, model, math.nan, steps, {}))
@@ -263,7 +265,7 @@ class TaskRun:
         self.save()
 
     def write(self) -> None:
-        """Write what follows from the record: snapshots and `eval_progress.csv`."""
+        """Write snapshots and `eval_progress.csv` from the record."""
         record, places = self.record, self.places
         for e in record.evaluations:
             path = places.snapshots / f"gen_{e.generation:04d}.json"
@@ -272,21 +274,21 @@ class TaskRun:
         write_text(places.logs / "eval_progress.csv", eval_progress(record))
 
     def report(self, runtime: Runtime) -> None:
-        """Write the report, its own time among its times."""
+        """Write the report, including its own duration."""
         began = time.perf_counter()
         write_report(self.record, self.places.report, runtime)
         self.record.phases["report"] = time.perf_counter() - began
         write_report(self.record, self.places.report, runtime)
 
     def keep_latents(self) -> None:
-        """Keep the episodes as the last model's V sees them: checkpoints/latent_episodes.npz."""
+        """Save the episodes encoded by the last V: checkpoints/latent_episodes.npz."""
         model, _ = load_model(self.places.checkpoints / "final")
         path = self.places.checkpoints / "latent_episodes.npz"
         if path.exists():
             return
         if not isinstance(model, VMC):
             self.console.print(
-                f"  no latents are kept of {self.record.env_id}: its model has none but its observations"
+                f"  no latents to keep for {self.record.env_id}: the latents of its model are the observations"
             )
             return
         latents = encode_dataset(model, Dataset(self.places.tmp / "data"))
@@ -295,11 +297,11 @@ class TaskRun:
             np.savez_compressed(file, **arrays)
 
     def clean_up(self, delete: bool) -> None:
-        """Keep the training's logs, and delete the rest of what it went on from."""
+        """Keep the training logs and delete the rest of tmp/."""
         places = self.places
         kept = [file for pattern in LOGS for file in places.tmp.rglob(pattern)]
         for file in kept:
-            if file.is_relative_to(places.tmp / "fidelity"):  # That is in the report.
+            if file.is_relative_to(places.tmp / "fidelity"):  # It is already in the report.
                 continue
             target = places.logs / "train" / file.relative_to(places.tmp)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -309,7 +311,7 @@ class TaskRun:
 
     @contextmanager
     def clock(self, phase: str) -> Iterator[None]:
-        """Add the time of a block to a phase."""
+        """Add the duration of a context to a phase."""
         began = time.perf_counter()
         yield
         self.record.phases[phase] = self.record.phases.get(phase, 0.0) + time.perf_counter() - began
@@ -320,7 +322,7 @@ class TaskRun:
             self._log = None
 
     def _prune(self, best: str | None) -> None:
-        """Delete the controllers that were kept to be looked at, but for the best, and copies that a kill cut short."""
+        """Delete the evaluated controllers except the best, and incomplete copies."""
         for pattern in ("gen_*", ".*.tmp"):
             for old in self.places.checkpoints.glob(pattern):
                 if old.name != best:
@@ -330,24 +332,24 @@ class TaskRun:
         return generation % self.course.period == 0 or generation >= self.record.standing.plateau.limit
 
     def _note_times(self, wall_s: dict[str, float]) -> None:
-        """Seconds of each stage of the training, without what was spent on looking at it."""
+        """Seconds of each training stage, without evaluations and videos."""
         record = self.record
         busy = {name: seconds for name, seconds in wall_s.items() if seconds > 1e-3}
-        record.phases |= busy  # The others had nothing to do.
+        record.phases |= busy  # Other stages were not used.
         if "control" in wall_s:
             record.phases["control"] = max(wall_s["control"] - sum(record.looked.values()), 0.0)
 
     def _tell(self) -> None:
-        """Print the last evaluation, and log it."""
+        """Print and log the last evaluation."""
         record = self.record
         e, standing = record.evaluations[-1], record.standing
-        rolling = "no mean of 5 yet" if e.rolling is None else f"mean of 5 {e.rolling:.1f}"
+        rolling = "mean of 5 pending" if e.rolling is None else f"mean of 5 {e.rolling:.1f}"
         text = f"{record.env_id} generation {e.generation}/{standing.plateau.limit}: real return {e.mean:.1f}"
-        text += f" +- {e.std:.1f} (best {e.best:.1f}, {rolling}, wanted {record.threshold:g})"
+        text += f" +- {e.std:.1f} (best {e.best:.1f}, {rolling}, threshold {record.threshold:g})"
         if standing.verdict is not None:
             text += f": {record.status}"
         elif standing.plateau.extended_at == e.generation:
-            text += f": {standing.plateau.extension} generations more, for it is near"
+            text += f": extended by {standing.plateau.extension} generations, because it is near the threshold"
         self.console.print(text, highlight=False, soft_wrap=True)
         values = {
             "eval/real/mean": e.mean,
@@ -369,7 +371,7 @@ LOGS = ("metrics.jsonl", "events.out.*", "run.json", "summary.json", "*.png")
 
 
 def copy_whole(source: Path, target: Path) -> None:
-    """Copy a directory; it appears whole under its name or not at all. What is there already stays."""
+    """Copy a directory completely or not at all; an existing target is kept."""
     if target.exists() or source == target:
         return
     tmp = target.with_name(f".{target.name}.tmp")
@@ -380,7 +382,7 @@ def copy_whole(source: Path, target: Path) -> None:
 
 
 def _forget_what_is_redone(record: Record, tmp: Path) -> None:
-    """A stage of the training that was killed is timed anew: what was spent on looking at it does not count in it."""
+    """Reset the time of evaluations in a stage that was killed, because the stage is timed again."""
     try:
         state = json.loads((tmp / "state.json").read_text())
     except FileNotFoundError:

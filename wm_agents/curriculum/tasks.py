@@ -1,4 +1,4 @@
-"""Which tasks a curriculum takes on, in which order, from which score on: named ones, or a list in a TOML file."""
+"""The tasks of a curriculum and their thresholds: known tasks, or a list in a TOML file."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from wm_envs.registry import TASKS
 
 
 class Threshold(NamedTuple):
-    """Mean returns from which a task counts as solved."""
+    """Mean returns that count as solved."""
 
     full: float
     quick: float
-    """For a quick run: that something was learned, not that the task is mastered."""
+    """For a quick run, which only shows that something is learned."""
 
 
 THRESHOLDS = {
@@ -47,11 +47,11 @@ class Entry:
     env_id: str
     threshold: Threshold
     task: str | None = None
-    """The known task whose recipe trains it; None: any environment."""
+    """The known task with a recipe; None for any other environment."""
     max_generations: int | None = None
-    """Of this task, where they differ from those of the run."""
+    """Maximum generations of this task, if different from those of the run."""
     max_episode_steps: int | None = None
-    """A limit in agent steps where the environment has none, or a lower one."""
+    """Episode limit in agent steps, if the environment has none or a higher one."""
 
     @property
     def name(self) -> str:
@@ -59,30 +59,30 @@ class Entry:
 
     @property
     def folder(self) -> str:
-        """`ALE_Pong-v5` of `ALE/Pong-v5`."""
+        """The folder name, such as `ALE_Pong-v5` for `ALE/Pong-v5`."""
         return self.env_id.replace("/", "_").replace(":", "_")
 
 
 def known(task: str, max_generations: int | None = None) -> Entry:
-    """The entry of a known task, by its name."""
+    """The entry of a known task."""
     return Entry(TASKS[task].real.id, THRESHOLDS[task], task, max_generations)
 
 
 def read_curriculum(name: str) -> list[Entry]:
-    """The tasks of `core`, `full` or `classic`, or those that a TOML file lists.
+    """The tasks of `core`, `full` or `classic`, or those of a TOML file.
 
-    A file has one table a task, in order:
+    A file has one table per task, in order:
 
         [[task]]
         name = "CartPole"         # a known task, or else env = "Pendulum-v1"
-        threshold = 475.0         # must be given for another environment
-        quick_threshold = 195.0   # the threshold, unless given
-        max_generations = 100     # those of the run, unless given
-        max_episode_steps = 200   # the environment's own, unless given
+        threshold = 475.0         # required with env
+        quick_threshold = 195.0   # default: threshold
+        max_generations = 100     # default: those of the run
+        max_episode_steps = 200   # default: the limit of the environment
 
     Raises:
-        ValueError: no such curriculum, or a file that says something else.
-        FileNotFoundError: no such file.
+        ValueError: unknown curriculum, or an invalid file.
+        FileNotFoundError: the file does not exist.
     """
     if name in CURRICULA:
         return [known(task) for task in CURRICULA[name]]
@@ -90,12 +90,12 @@ def read_curriculum(name: str) -> list[Entry]:
     if path.suffix != ".toml":
         raise ValueError(_unknown("curriculum", name, [*CURRICULA]) + ", or the path of a .toml file")
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file; a curriculum is {', '.join(CURRICULA)} or a TOML file")
+        raise FileNotFoundError(f"there is no file {path}; a curriculum is {', '.join(CURRICULA)} or a TOML file")
     values = read_toml(path)
     _check_names(path, "field", values, ["task"])
     tables = values.get("task")
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
-        raise ValueError(f"{path} must list its tasks, each under a line [[task]], got {tables!r}")
+        raise ValueError(f"{path} must contain a [[task]] table for each task, got {tables!r}")
     entries = [_read_entry(f"{path}, task {i}", table) for i, table in enumerate(tables, 1)]
     ids = [entry.env_id for entry in entries]
     if twice := sorted({env_id for env_id in ids if ids.count(env_id) > 1}):
@@ -120,14 +120,14 @@ def _read_entry(where: str, table: dict[str, Any]) -> Entry:
             _check_value(where, field, table[field], kind)
     name, env_id = table.get("name"), table.get("env")
     if (name is None) == (env_id is None):
-        raise ValueError(f"{where}: it must have either a name or an env, got {table}")
+        raise ValueError(f"{where}: a task must have either name or env, got {table}")
     if name is not None and name not in THRESHOLDS:
-        raise ValueError(f"{where}: {_unknown('name', name, [*THRESHOLDS])}; any other environment is env = ...")
+        raise ValueError(f"{where}: {_unknown('name', name, [*THRESHOLDS])}; for other environments use env")
     if env_id is not None and "threshold" not in table:
-        raise ValueError(f"{where}: {env_id} needs a threshold, the mean return from which it counts as solved")
+        raise ValueError(f"{where}: {env_id} needs a threshold, the mean return that counts as solved")
     usual = THRESHOLDS[name] if name is not None else None
     full = float(table.get("threshold", usual.full if usual else math.nan))
-    # Quick is what the table says; else what is known of the task, unless its threshold is another one here.
+    # The quick threshold of the table, else that of the known task unless the table changes the threshold.
     quick = float(table.get("quick_threshold", usual.quick if usual and "threshold" not in table else full))
     limits = {limit: table.get(limit) for limit in ("max_generations", "max_episode_steps")}
     if name is not None:
@@ -159,24 +159,24 @@ def _unknown(what: str, name: str, names: list[str]) -> str:
 
 
 EXTRAS = {"gymnasium.envs.box2d": ("Box2D", "box2d"), "gymnasium.envs.mujoco": ("mujoco", "mujoco")}
-"""Gymnasium registers these whether or not what they need is there: module of the env -> (package, extra)."""
+"""Gymnasium registers these ids even without their dependencies: module of the env -> (package, extra)."""
 
 
 def installed(entries: Iterable[Entry]) -> tuple[list[Entry], dict[str, str]]:
-    """The tasks that can be played here, and what to do about the others, by name.
+    """The tasks whose environments are installed, and how to install the others, by name.
 
     Raises:
-        ValueError: an id that nothing installed knows.
+        ValueError: an unknown id.
     """
     missing = {entry.name: why for entry in entries if (why := what_is_missing(entry.env_id)) is not None}
     return [entry for entry in entries if entry.name not in missing], missing
 
 
 def what_is_missing(env_id: str) -> str | None:
-    """What must be installed before `env_id` can be made; None when nothing lacks.
+    """What must be installed for `env_id`, or None.
 
     Raises:
-        ValueError: an id that nothing installed knows.
+        ValueError: an unknown id.
     """
     module, _, name = env_id.rpartition(":")
     if module and find_spec(module.split(".")[0]) is None:
@@ -190,7 +190,7 @@ def what_is_missing(env_id: str) -> str | None:
             import_module(module)
         spec = gym.spec(name)
     except (gym.error.Error, ImportError) as error:
-        raise ValueError(f"{env_id} is no environment that is installed: {error}") from error
+        raise ValueError(f"{env_id} is not an installed environment: {error}") from error
     for prefix, (package, extra) in EXTRAS.items():
         if str(spec.entry_point).startswith(prefix) and find_spec(package) is None:
             return f'pip install "gymnasium[{extra}]"'

@@ -1,4 +1,4 @@
-"""V's weights handed from one task to the next, and what that is worth."""
+"""Initialises V with the weights of an earlier task, and measures the effect."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from wm_agents.training.trainer import Trainer
 from wm_envs.real import make_real
 
 UPDATES = 200
-"""Of each of the two fits that are compared."""
+"""Updates of each of the two compared fits."""
 
 
 def find_source(cfg: ImproveConfig, models: list[Path]) -> Path | None:
-    """The last of the models whose V fits the one that `cfg` will train; None when none does."""
+    """The last of the models whose V has the shapes of the model of `cfg`, or None."""
     model = _fresh(cfg)
     if not isinstance(model, VMC) or isinstance(model.vision, Identity):
         return None
@@ -31,11 +31,12 @@ def find_source(cfg: ImproveConfig, models: list[Path]) -> Path | None:
 
 
 def compare(cfg: ImproveConfig, source: Path, data: Path, run_dir: Path, updates: int = UPDATES) -> dict[str, Any]:
-    """Fit V for a few updates, once from `source` and once from nothing, on the same frames in the same order.
+    """Fit V for a few updates, once from `source` and once from scratch, on the same frames in the same
+    order.
 
     Returns:
-        `updates`; V's loss on the same held-out frames, `first_*` after a tenth of the updates and `val_*` the lowest,
-        each `_warm` and `_cold`; and whether the warm start `helped`, by the lowest.
+        `updates`; V's loss on the same held-out frames, `first_*` after 10 % of the updates and `val_*` the
+        lowest, each `_warm` and `_cold`; and whether the warm start `helped`, by the lowest.
     """
     shutil.rmtree(run_dir, ignore_errors=True)
     updates = min(updates, cfg.vision.total_steps)
@@ -57,7 +58,7 @@ def compare(cfg: ImproveConfig, source: Path, data: Path, run_dir: Path, updates
 
 
 class _Validations(Callback):
-    """Keeps what every validation gave."""
+    """Stores the results of all validations."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -67,6 +68,6 @@ class _Validations(Callback):
 
 
 def _fresh(cfg: ImproveConfig) -> Model:
-    """The model that training with `cfg` begins with."""
+    """The initial model for training with `cfg`."""
     with closing(make_real(cfg.spec)) as env:
         return new_model(cfg, env.observation_space, env.action_space)
