@@ -136,15 +136,15 @@ def ratio(rates: dict[str, list[float]], above: str, below: str) -> float | None
     return median(a / b for a, b in zip(rates[above], rates[below]))
 
 
-def time_both(model: str, crew: Crew, seconds: float, with_gymnasium: bool) -> Iterator[Timed]:
+def time_both(model: str, crew: Crew, args: argparse.Namespace) -> Iterator[Timed]:
     """The real environment, then every door of its dream."""
     real = []
-    for timed in time_real(model, crew, seconds):
+    for timed in time_real(model, crew, args.seconds):
         real.append(timed.per_s)
         yield timed
     alone, _, together, _ = real
-    for door in dream_doors(model):
-        timed = time_dream(model, door, crew, seconds, with_gymnasium)
+    for door in dream_doors(model, options={"precision": args.precision}):
+        timed = time_dream(model, door, crew, args.seconds, not args.quick)
         yield timed._replace(times_real=timed.per_s / alone, times_real_all=timed.per_s / together)
 
 
@@ -195,6 +195,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="short measurements, without Gymnasium's benchmark")
     parser.add_argument("--against", type=checkout, metavar="CHECKOUT", help="measure the code of this folder too")
     parser.add_argument("--busy", action="store_true", help="time few rows also while every core is busy")
+    parser.add_argument("--precision", choices=["fp32", "bf16", "auto"], default="fp32", help="of the dreams")
     parser.add_argument("--threads", type=int, help="of torch, and processes of the real environment; all cores")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
     args = parser.parse_args()
@@ -230,7 +231,7 @@ def main() -> int:
         crew = start(stack, args)
         try:
             for model in args.dreams:
-                for timed in time_both(model, crew, args.seconds, not args.quick):
+                for timed in time_both(model, crew, args):
                     results.append(timed)
                     spent = f"{time.perf_counter() - began:4.0f} s"
                     console.print(f"{spent}, {model}: {timed.door.call}: {timed.per_s:,.0f} steps/s", highlight=False)
@@ -242,7 +243,8 @@ def main() -> int:
     if failed:
         console.print(f"stopped: {failed}")
     if args.json:
-        report = {"machine": machine, "seconds": args.seconds, "against": args.against and str(args.against)}
+        settings = {"seconds": args.seconds, "precision": args.precision}
+        report = {"machine": machine, **settings, "against": args.against and str(args.against)}
         doors = [{**timed._asdict(), "door": timed.door._asdict()} for timed in results]
         print(json.dumps({**report, "doors": doors, "bars": [bar._asdict() for bar in bars]}))
     return 1 if failed else 0

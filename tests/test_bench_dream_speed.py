@@ -31,7 +31,7 @@ def test_the_same_checkout_is_measured_by_turns_on_one_small_door(tmp_path: Path
     one = bench.dream_doors(model)[:1]
     alone, vector, plain = bench.real_doors(model, 1)
     sync = vector._replace(way="SyncVectorEnv")  # Starting processes takes seconds.
-    monkeypatch.setattr(bench, "dream_doors", lambda model: one)
+    monkeypatch.setattr(bench, "dream_doors", lambda model, options: one)
     monkeypatch.setattr(bench, "real_doors", lambda model, cores: [alone, sync, plain])
     flags = ["--dreams", model, "--seconds", "0.05", "--threads", "1", "--against", str(ROOT), "--busy", "--json"]
     assert run(monkeypatch, *flags) == 0

@@ -75,9 +75,11 @@ def test_shipped_dreams_stand_beside_their_real_environment_by_their_ids(model: 
     assert alone.whole_episodes and processes.whole_episodes and plain.whole_episodes
 
 
-def test_a_device_reaches_every_door(pole: str) -> None:
-    assert {door.kwargs["device"] for door in bench.dream_doors(pole, device="cuda")} == {"cuda"}
-    assert all("device" not in door.kwargs for door in (*bench.dream_doors(pole), *bench.real_doors(pole, 1)))
+def test_device_and_precision_reach_every_door_unless_they_are_the_defaults(pole: str) -> None:
+    doors = bench.dream_doors(pole, options={"device": "cuda", "precision": "bf16"})
+    assert all((door.kwargs["device"], door.kwargs["precision"]) == ("cuda", "bf16") for door in doors)
+    plain = (*bench.dream_doors(pole, options={"device": "cpu", "precision": "fp32"}), *bench.real_doors(pole, 1))
+    assert all(door.kwargs == {"model": pole} for door in plain if not door.id.startswith("CartPole"))
 
 
 def test_a_rate_is_calls_a_second(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from statistics import median
@@ -31,6 +31,7 @@ from wm_agents.training.data import create_random_buffer
 from wm_agents.training.trainer import Trainer
 from wm_envs.registry import TASKS
 
+Precision = Literal["fp32", "bf16", "auto"]
 Part = Literal["dream", "train", "data"]
 PARTS: tuple[Part, ...] = ("dream", "train", "data")
 TRAINED = ("vmc:small", "ensemble:default", "dreamerv3:ci", "tdmpc2:ci")
@@ -39,6 +40,8 @@ ROWS = (8, 64, 1024)
 """Of the native vector environment."""
 FEW, MANY = 8, (64, 1024)
 """Rows of the doors that step one environment after another, and of Stable-Baselines3's."""
+DEFAULTS = {"device": "cpu", "precision": "fp32"}
+"""Of every dream."""
 SPELLS = 5
 """Into which the time of a door is cut; the median counts."""
 BATCH, LENGTH = 16, 32
@@ -65,9 +68,10 @@ def bench(
     seconds: float = 2.0,
     threads: int | None = None,
     device: str = "cpu",
+    precision: Precision = "fp32",
     as_json: bool = False,
 ) -> None:
-    """Measure dream steps through every door, training updates and the reading of data, each for a few seconds.
+    """Measure dream steps through every interface, training updates and the reading of data, each for a few seconds.
 
     scripts/bench_*.py measure more, in a checkout.
 
@@ -78,6 +82,7 @@ def bench(
         seconds: for each measurement.
         threads: of torch; all cores unless given.
         device: cpu, cuda, or auto for the best there is.
+        precision: of dreams: fp32, bf16, or auto for the faster of the two.
         as_json: one JSON object on stdout.
     """
     if seconds <= 0 or min(rows) < 1:
@@ -86,8 +91,9 @@ def bench(
     torch.set_num_threads(before if threads is None else check_threads(threads))
     try:
         place = str(find_device(device))
+        options = {"device": place, "precision": precision}
         runs: dict[Part, Callable[[], Iterator[Speed]]] = {
-            "dream": lambda: dream_speeds(model, rows, seconds, place),
+            "dream": lambda: dream_speeds(model, rows, seconds, options),
             "train": lambda: train_speeds(seconds, place),
             "data": lambda: data_speeds(seconds),
         }
@@ -113,10 +119,10 @@ def cells(speed: Speed) -> tuple[str, str, str, str]:
     return speed.what, f"{speed.per_s:,.0f} {speed.unit}", ratio, speed.how
 
 
-def dream_speeds(model: str, rows: tuple[int, ...], seconds: float, device: str) -> Iterator[Speed]:
+def dream_speeds(model: str, rows: tuple[int, ...], seconds: float, options: dict[str, str]) -> Iterator[Speed]:
     """Steps of the real environment, alone and in processes, then of its dream through every door."""
     one_core = None
-    for door in (*real_doors(model, torch.get_num_threads())[:2], *dream_doors(model, rows, device)):
+    for door in (*real_doors(model, torch.get_num_threads())[:2], *dream_doors(model, rows, options)):
         with closing(OpenDoor(door)) as opened:
             [rates] = by_turns({"": partial(opened.spell, seconds / SPELLS)}, seconds).values()
         per_s = median(rates)
@@ -128,14 +134,15 @@ def dream_speeds(model: str, rows: tuple[int, ...], seconds: float, device: str)
             yield Speed(f"dream, {what}", per_s, "steps", door.call, per_s / one_core)
 
 
-def dream_doors(model: str, rows: tuple[int, ...] = ROWS, device: str = "cpu") -> list[Door]:
-    """Every door of a dream; of one that shows pixels, latents and pixels apart.
+def dream_doors(model: str, rows: tuple[int, ...] = ROWS, options: Mapping[str, str] = DEFAULTS) -> list[Door]:
+    """Every door of a dream; for a dream of pixels, once with latents and once with pixels.
 
     Args:
         rows: of the native vector environment.
+        options: `device` and `precision` of the dream; those at their defaults are left out.
     """
     dream_id, _, kwargs = ids_of(model)
-    kwargs = kwargs if device == "cpu" else {**kwargs, "device": device}
+    kwargs = {**kwargs, **{name: value for name, value in options.items() if value != DEFAULTS[name]}}
     shows_pixels = real_spec(load_artifact(model_path(model))).size is not None
     views = [{**kwargs, "obs": obs} for obs in ("latent", "pixels")] if shows_pixels else [kwargs]
     doors = []
