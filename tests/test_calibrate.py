@@ -104,7 +104,7 @@ def test_it_is_the_best_of_all_cut_offs() -> None:
 def test_a_dream_does_not_end_much_more_often_than_reality() -> None:
     cont = np.array([0.6, 0.7, 0.75, 0.8, 0.9, 0.9])
     late = best_cut_off(cont, np.array([False, False, False, True, False, False]))  # It would take four for the one.
-    assert (late.cut_off, late.f1) == (0.5, 0.0) and "does not tell" in late.note
+    assert (late.cut_off, late.f1) == (0.5, 0.0) and "no information" in late.note
     early = best_cut_off(cont, np.array([False, True, False, False, False, False]))
     assert 0.7 < early.cut_off < 0.75 and early.f1 == pytest.approx(2 / 3) and not early.note
 
@@ -120,16 +120,16 @@ def test_neighbouring_floats_are_told_apart_by_a_float32() -> None:
 def test_without_ends_the_cut_off_stays_and_says_so() -> None:
     found = best_cut_off(np.array([0.1, 0.9]), np.zeros(2, bool))
     assert (found.cut_off, found.precision, found.recall, found.f1) == (0.5, 0.0, None, None)
-    assert found.note == "no episode ended by itself: the cut-off stays 0.5"
+    assert found.note == "no episode terminated: the cut_off stays 0.5"
 
 
 @pytest.mark.parametrize("cont", [[0.9, 0.9, 0.9, 0.9], [0.1, 0.2, 0.3, 0.9], [1.0, 1.0, 1.0, 1.0]])
 def test_a_cont_that_tells_nothing_leaves_the_cut_off(cont: list[float]) -> None:
     found = best_cut_off(np.array(cont), np.array([False, False, False, True]))
     assert found.cut_off == 0.5
-    assert "does not tell ends from other steps" in found.note
+    assert "no information about termination" in found.note
 
 
 def test_no_episode_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one episode, got none"):
+    with pytest.raises(ValueError, match="at least one episode is needed, got none"):
         calibrate_cut_off(EXACT, [])

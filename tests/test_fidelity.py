@@ -217,7 +217,7 @@ def test_ends_that_a_model_draws_are_judged_as_drawn_and_no_cut_off_is() -> None
     r = measured(Draws(end=END)).reliability
     assert r.drawn and r.best is None
     assert (r.now.precision, r.now.recall, r.now.ends) == (1, 1, r.ends)
-    assert r.now.note == "the model draws its ends itself: no cut-off is used"
+    assert r.now.note == "the model samples termination itself, without a threshold"
     assert r.brier == pytest.approx(r.ends / r.steps)  # Of its cont, which never moves from 1.
 
 
@@ -389,7 +389,7 @@ def test_there_are_at_least_eight_policies_around_any() -> None:
     acting = controller(constant(0.3), BOX, half)
     assert isinstance(acting, LinearPolicy)
     assert acting.weights == pytest.approx(0.5 * constant(0.3).weights)
-    with pytest.raises(ValueError, match="contender 'as saved' needs a saved policy, got none"):
+    with pytest.raises(ValueError, match="the policy 'as saved' needs a saved policy, got none"):
         controller(None, BOX, Contender(SAVED))
 
 

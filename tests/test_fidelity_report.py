@@ -83,13 +83,13 @@ def test_the_page_holds_every_section_and_needs_nothing_else(found: Fidelity, wr
     for section in sections(found):
         assert f'<h2 id="{section.key}">{section.title}</h2>' in page
         assert f'<a href="#{section.key}">' in page
-    assert page.count('<p class="verdict">') == len(KEYS)
+    assert page.count('<p class="summary">') == len(KEYS)
     images = re.findall(r'<img alt="[^"]+" src="data:image/png;base64,([^"]+)"', page)
     assert len(images) == page.count("<img") == len(KEYS) - 1  # Seeds have no plot.
     assert all(base64.b64decode(image).startswith(b"\x89PNG") for image in images)
     assert not re.search(r'(src|href)="(?!data:|#)|<script|<link|@import|url\(', page)
     assert "<h1>Fidelity of a&lt;b&gt;</h1>" in page and "a<b>" not in page
-    assert "in 4 real episodes (58 steps)" in page
+    assert "compared with 4 held-out real episodes (58 steps)" in page
     assert "<td>config</td><td>episodes 2</td>" in page and "<td>seeds</td><td>1, 2</td>" in page
 
 
@@ -116,30 +116,35 @@ def verdicts(found: Fidelity) -> dict[str, str]:
 
 def test_verdicts_say_what_was_found(found: Fidelity) -> None:
     said = verdicts(found)
-    assert said["open_loop"].startswith("Up to 5 steps ahead the dreamed frame is nearer to the real one")
-    assert said["reward"].startswith("One step ahead the reward correlates with the real one at 1;")
-    assert "100 % of 2 real ends are foreseen, and 100 % of the foreseen ends come (cut-off 0.5)" in said["termination"]
-    assert "100 % less than that of always saying the share of ends" in said["calibration"]
+    assert said["open_loop"].startswith("Up to 5 steps ahead, dreamed frames are closer to the real ones")
+    assert said["reward"].startswith("One step ahead, the correlation of dreamed and real reward is 1;")
+    assert (
+        "100 % of 2 real terminations are predicted, and 100 % of the predictions are correct (threshold 0.5)"
+        in said["termination"]
+    )
+    assert "100 % less than that of the base rate" in said["calibration"]
     assert re.fullmatch(
-        r"The dream promises 4.0 ± 0, reality pays 4.1 ± 0: a gap of -0.0, with 2 real episodes no more than a hint.",
+        r"Dream return 4.0 ± 0, real return 4.1 ± 0: a gap of -0.0, only indicative with 2 real episodes.",
         said["gap"],
     )
     assert said["ranking"] == "The dream orders 2 policies well: rank correlation 1."
-    assert said["temperature"] == "The saved policy earns from 4.0 (tau 0.5) to 4.0 (tau 0.5) in dreams."
-    assert said["training"].startswith("1 of 2 times the dream promised more than reality gave; the last gap is -1.0")
-    assert said["disagreement"].startswith("One step ahead the members' disagreement ranks the errors with 0.9")
-    assert said["determinism"].startswith("The same seed gives the same dream, bit for bit; row i seeded s is")
+    assert said["temperature"] == "The dream return of the saved policy is 4.0 (tau 0.5) to 4.0 (tau 0.5)."
+    assert said["training"].startswith(
+        "The dream return exceeded the real return in 1 of 2 evaluations; the last gap is -1.0"
+    )
+    assert said["disagreement"].startswith(
+        "One step ahead, the rank correlation of disagreement and frame error is 0.9"
+    )
+    assert said["determinism"].startswith("The same seed repeats the same dream exactly; row i with seed s equals")
 
 
 def test_verdicts_own_up_to_what_cannot_be_said(bare: Fidelity) -> None:
     said = verdicts(bare)
-    assert said["termination"] == (
-        "No real episode ended by itself, so nothing can be said of how well ends are foreseen."
-    )
+    assert said["termination"] == ("No real episode terminated, so the prediction of termination cannot be evaluated.")
     assert "no policy" in said["gap"] and "no policy" in said["temperature"]
     assert "too few policies" in said["ranking"]
-    assert "No judged round" in said["training"]
-    assert said["disagreement"] == "A single model: there is no ensemble to disagree."
+    assert "There are no evaluated rounds" in said["training"]
+    assert said["disagreement"] == "The model is not an ensemble."
 
 
 def test_verdicts_name_failures(found: Fidelity) -> None:
@@ -156,28 +161,28 @@ def test_verdicts_name_failures(found: Fidelity) -> None:
     said = verdicts(changed)
     assert (
         said["open_loop"]
-        == "Even one step ahead the dreamed frame is no nearer to the real one than the last frame seen."
+        == "Even one step ahead, the dreamed frame is not closer to the real one than a copy of the last frame."
     )
     assert said["ranking"] == "The dream orders 2 policies badly: rank correlation 0.3."
-    assert said["determinism"].startswith("The same seed does NOT give the same dream")
-    assert "no better than always saying the share of ends" in said["calibration"]
-    assert said["termination"] == "One step ahead no end is ever foreseen; 2 came (cut-off 0.5)."
-    assert said["gap"].endswith("a gap of +99.0, more than chance would give.")
+    assert said["determinism"].startswith("The same seed does NOT repeat the same dream")
+    assert "not better than that of the base rate" in said["calibration"]
+    assert said["termination"] == "One step ahead, no termination is predicted; 2 occurred (threshold 0.5)."
+    assert said["gap"].endswith("a gap of +99.0, significant.")
     small = found.gap._replace(real_episodes=9, gap=0.03)
-    assert verdicts(found._replace(gap=small))["gap"].endswith("a gap of +0.0, less than a hundredth.")
+    assert verdicts(found._replace(gap=small))["gap"].endswith("a gap of +0.0, less than 1 %.")
     chance = found.gap._replace(real_episodes=9, gap=-99.0, real_ci95=80.0, dream_ci95=60.0)
-    assert verdicts(found._replace(gap=chance))["gap"].endswith("no more than chance would give.")
+    assert verdicts(found._replace(gap=chance))["gap"].endswith("not significant.")
 
 
 def test_the_page_says_where_ends_are_drawn(found: Fidelity) -> None:
     drawn = found._replace(reliability=found.reliability._replace(drawn=True, best=None))
     by_key, usual = ({s.key: s for s in sections(f)} for f in (drawn, found))
-    assert by_key["termination"].verdict.endswith("of the foreseen ends come (drawn by the model itself).")
-    assert "The model draws its ends itself" in by_key["termination"].note
-    assert by_key["calibration"].note.endswith("Ends are drawn with just these probabilities.")
+    assert by_key["termination"].verdict.endswith("of the predictions are correct (sampled by the model).")
+    assert "The model samples termination" in by_key["termination"].note
+    assert by_key["calibration"].note.endswith("Termination is sampled with these probabilities.")
     for key, words in (
-        ("termination", "The best cut-off on these episodes"),
-        ("calibration", "the cut-off takes care"),
+        ("termination", "The best threshold for these episodes"),
+        ("calibration", "the calibrated threshold corrects"),
     ):
         assert words in usual[key].note and words not in by_key[key].note
 
@@ -185,7 +190,9 @@ def test_the_page_says_where_ends_are_drawn(found: Fidelity) -> None:
 def test_a_controller_trained_at_a_temperature_is_in_the_table_and_the_plot(found: Fidelity) -> None:
     rows = [Warmth(0.5, 1.0, 0.1, 0.1, 7.0, 2.0, 0.5), Warmth(1.0, 2.0, 0.1, 0.1, 6.0, 3.5, 0.5)]
     section = next(s for s in sections(found._replace(temperatures=rows)) if s.key == "temperature")
-    assert section.verdict.endswith("Of those trained at one tau, that of 1.0 earns most for real: 3.5.")
+    assert section.verdict.endswith(
+        "Of the controllers trained at a fixed temperature, tau 1.0 scores best in the real environment: 3.5."
+    )
     assert section.rows[0] == ["0.5", "1.0", "0.1", "4.1", "7", "2", "0.5"]
     assert len(section.head) == len(section.rows[0])
     labels = [text.get_text() for text in section.plot.axes[0].get_legend().get_texts()]
@@ -283,7 +290,7 @@ def test_the_cut_off_temperature_and_horizon_are_the_artifact_s(pole: str) -> No
 
 
 def test_a_run_folder_that_is_none_is_refused_before_anything_is_played(pole: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="run must be a folder of `wm improve` with a judged round, got"):
+    with pytest.raises(ValueError, match="run must be a folder of `wm improve` with an evaluated round, got"):
         fidelity_report(pole, tmp_path / "out", run=tmp_path)
     with pytest.raises(ValueError, match="seed must be at least 1,000,000"):
         fidelity_report(pole, tmp_path / "out", seed=5)

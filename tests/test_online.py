@@ -461,7 +461,7 @@ def test_starts_are_latents_of_real_moments_with_their_past(monkeypatch: pytest.
 
 
 def test_dreams_cannot_start_without_an_episode() -> None:
-    with pytest.raises(ValueError, match="the replay buffer holds no episode; play longer"):
+    with pytest.raises(ValueError, match="the replay buffer has no episodes; collect more steps"):
         starts.make_starts(Counting(), ReplayBuffer(5, (2,), 1), 4, np.random.default_rng(0))  # type: ignore[arg-type]
 
 

@@ -188,19 +188,19 @@ def _load_config(path: Path) -> dict[str, Any]:
 
 
 def _check_files(path: Path, files: Any, read: set[str]) -> None:
-    """Check that `files` of config.json lists every tensor file that is read, by plain names, with its sha256.
+    """Check that `files` of config.json lists every loaded tensor file with its sha256.
 
     Raises:
-        ArtifactError: it is not such a table, or a file does not match.
+        ArtifactError: `files` is invalid, or a file does not match.
     """
     place = path / "config.json"
     if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
-        raise ArtifactError(f"{place}: files must be an object of sha256 by file name; save the model again")
+        raise ArtifactError(f"{place}: `files` must map file names to sha256; save the model again")
     for name in files:
         if name in ("", ".", "..") or Path(name).name != name or "\\" in name or "\0" in name:
-            raise ArtifactError(f"{place}: files must name files of {path} alone, got {name!r}; do not use this model")
+            raise ArtifactError(f"{place}: `files` may name only files in {path}, got {name!r}; do not use this model")
     if unlisted := sorted(read - files.keys()):
-        raise ArtifactError(f"{place}: files does not list {', '.join(unlisted)}; save or download the model again")
+        raise ArtifactError(f"{place}: `files` does not list {', '.join(unlisted)}; save or download the model again")
     for name, expected in files.items():
         _check_hash(path / name, expected)
 

@@ -1,1 +1,1 @@
-"""Scores, and how closely a dream matches reality."""
+"""Scores of policies, and measures of how closely a dream matches reality."""

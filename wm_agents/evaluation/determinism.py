@@ -1,4 +1,4 @@
-"""Whether the seeds of a model's dreams do what they promise."""
+"""Checks that the seeds of a model's dreams are reproducible."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from wm_envs.dream import DreamVectorEnv
 
 
 class Determinism(NamedTuple):
-    """What seeds do."""
+    """The results of the seed checks."""
 
     repeats: bool
-    """The same seed gives the same dream, bit for bit."""
+    """The same seed repeats the same dream exactly."""
     rows_alone: bool
-    """Row i seeded s is the single dream seeded s + i, but for rounding."""
+    """Row i with seed s equals the single dream with seed s + i, up to rounding."""
     worst: float
-    """Largest difference between those two."""
+    """Largest difference between a row and its single dream."""
 
 
 def check_seeds(subject: Subject, rows: int = 4, steps: int = 20, seed: int = 7) -> Determinism:
-    """Dream the same twice, and each row alone, under the same random actions."""
+    """Dream twice with the same seed, and each row alone, with the same random actions."""
     rng = np.random.default_rng(seed)
     acts = [sample_actions(subject.model.act_space, rows, rng) for _ in range(steps)]
     first, again = (_trace(subject, acts, seed) for _ in range(2))
     alone = np.concatenate([_trace(subject, [act[i : i + 1] for act in acts], seed + i) for i in range(rows)], 1)
     off, slack = np.abs(alone - first), np.full(first.shape[-1], 1e-3)
     if isinstance(subject.model, nn.Module) and any(isinstance(part, TwoHot) for part in subject.model.modules()):
-        slack[-3] = 1e-2  # Bins up to e^20 make thousandths of a reward of the last digit of a logit.
+        slack[-3] = 1e-2  # With bins up to e^20, rounding of a logit changes a reward by thousandths.
     near = bool((off <= slack + 1e-3 * np.abs(first)).all())
     return Determinism(bool(np.array_equal(first, again)), near, float(off.max()))
 

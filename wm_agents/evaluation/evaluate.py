@@ -1,4 +1,4 @@
-"""What a policy scores in the real environment and in the dream, and the gap between the two."""
+"""Real score and dream score of a policy, and the gap between them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Score(NamedTuple):
 
     returns: list[float]
     frames: int = 0
-    """Frames of the real environment; the last action of an episode is counted whole."""
+    """Frames of the real environment, counting the last action of an episode completely."""
 
     @property
     def mean(self) -> float:
@@ -40,12 +40,12 @@ class Score(NamedTuple):
 
     @property
     def std(self) -> float:
-        """Spread of single episodes (sample standard deviation)."""
+        """Sample standard deviation of single episodes."""
         return float(np.std(self.returns, ddof=1)) if len(self.returns) > 1 else 0.0
 
     @property
     def ci95(self) -> float:
-        """Half width of the 95 % interval of the mean, after Student; 0 for a single episode, as its spread."""
+        """Half width of the 95 % CI of the mean (Student); 0 for a single episode."""
         num = len(self.returns)
         return student95(num - 1) * self.std / math.sqrt(num) if num > 1 else 0.0
 
@@ -59,10 +59,10 @@ class Score(NamedTuple):
 
 
 def student95(dof: int) -> float:
-    """The 97.5 % quantile of Student's t, to three digits behind the point."""
+    """The 97.5 % quantile of Student's t distribution, accurate to three decimals."""
     few = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
     if dof < 1:
-        raise ValueError(f"dof must be at least 1, got {dof}: a single value has no spread")
+        raise ValueError(f"dof must be at least 1, got {dof}; give at least two values")
     if dof <= len(few):
         return few[dof - 1]
     z = 1.959964  # The same quantile of a normal; then Abramowitz & Stegun 1964, eq. 26.7.5.
@@ -77,7 +77,7 @@ def evaluate_real(
     procs: int = 2,
     console: Console | None = None,
 ) -> Score:
-    """Play one real episode a seed; returns are in the order of `seeds`."""
+    """Play one real episode per seed; returns are in the order of `seeds`."""
     played: list[EpisodeResult] = []
     with Bar(f"real {spec.id}", len(seeds), console) as bar:
         for episode in play(spec, make_policy, [EpisodeTask(seed) for seed in seeds], procs):
@@ -98,9 +98,9 @@ def evaluate_dream(
     temperature: float = 1.0,
     cut_off: float = 0.5,
 ) -> Score:
-    """Play dreamed episodes of the policy on latents, all at once, from first frames of real episodes."""
+    """Play dreamed episodes of a policy on latents, all at once, from first frames of real episodes."""
     if horizon is None:
-        raise ValueError("horizon must be a number of steps, got None: a dream without one may never end")
+        raise ValueError("horizon must be a number of steps, got None; a dream without a horizon may never end")
     envs = DreamVectorEnv(
         model,
         starts,
@@ -123,10 +123,10 @@ def evaluate(
     procs: int = 2,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Judge the policy that a model carries: real score on held-out seeds, dream score, gap.
+    """Score the policy of a saved model: real score on held-out seeds, dream score, gap.
 
     Args:
-        dream_episodes: as many as real ones unless given.
+        dream_episodes: default: the number of real episodes.
 
     Raises:
         ValueError: seeds below 1,000,000, which training may have used.
@@ -145,7 +145,7 @@ def evaluate(
         "horizon": dream_horizon(artifact),
         "cut_off": cut_off_of(artifact),
     }
-    # The dream comes first: it takes seconds, and what is wrong with a model shows there.
+    # Dream first: it takes seconds, and shows errors of the model early.
     dreamed = dream_episodes or episodes
     dream = evaluate_dream(net, load_starts(artifact), policy, episodes=dreamed, seed=seed, **how)
     real = evaluate_real(spec, partial(frame_policy, model), range(seed, seed + episodes), procs, console)
@@ -164,6 +164,6 @@ def evaluate(
 
 
 def dream_horizon(artifact: Artifact) -> int | None:
-    """Steps after which a dream is cut: the artifact's, or else the real environment's own limit."""
+    """The horizon of a dream: that of the artifact, or else the limit of the real environment."""
     limit: int | None = artifact.config["horizon"]
     return episode_limit(real_spec(artifact)) if limit is None else limit

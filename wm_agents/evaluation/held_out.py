@@ -1,4 +1,4 @@
-"""Held-out real episodes, frames and all, in memory."""
+"""Plays held-out real episodes and keeps them in memory, with frames."""
 
 from __future__ import annotations
 
@@ -52,5 +52,5 @@ def _play_task(stage: tuple[RealSpec, MakePolicy], halt: Halt, task: EpisodeTask
 def _until(halt: Halt | None, steps: Iterator[Transition]) -> Iterator[Transition]:
     for step in steps:
         if halt is not None and halt.is_set():
-            raise InterruptedError("the recording was stopped")
+            raise InterruptedError("the recording was interrupted")
         yield step

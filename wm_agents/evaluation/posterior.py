@@ -1,4 +1,4 @@
-"""A model carried along recorded episodes: its latents there, and what it foresees one step ahead."""
+"""Latents of a model along recorded episodes, and its one-step predictions."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ Floats = NDArray[np.float64]
 
 
 class Moment(NamedTuple):
-    """Step t of the episodes that are that long, a row each."""
+    """Step t of all episodes that are long enough, one row each."""
 
     t: int
     episode: NDArray[np.int64]
-    """(R,) which episode, counted in the order they were given."""
+    """(R,) the index of the episode."""
     latent: Latent
-    """(R, ...) having seen obs[t]."""
+    """(R, ...) the latent after obs[t]."""
     act: Tensor
     """(R, A) act[t], encoded."""
     rew: Floats
-    """(R,) rew[t]: what act[t] earned."""
+    """(R,) rew[t], the reward of act[t]."""
     term: NDArray[np.bool_]
-    """(R,) whether act[t] ended the episode."""
+    """(R,) whether act[t] terminated the episode."""
 
 
 class Foreseen(NamedTuple):
-    """What was foreseen of every real step from the moment before it, and what came; all (M,)."""
+    """One-step predictions and real outcomes of all real steps; all (M,)."""
 
     rew: Floats
     cont: Floats
@@ -45,10 +45,10 @@ class Foreseen(NamedTuple):
 
 @torch.inference_mode()
 def walk(model: WorldModel, episodes: Iterable[Episode], batch: int = 64) -> Iterator[Moment]:
-    """Go along all episodes, `batch` of them at a time: at every moment each row is one that is still going."""
+    """Encode all episodes, `batch` at a time, and yield the running episodes of each step."""
     rest, before = iter(episodes), 0
     while chunk := list(islice(rest, batch)):
-        # The longest come first, so that rows only ever fall away at the end.
+        # Longest first, so that finished rows are always the last ones.
         order = sorted(range(len(chunk)), key=lambda i: -chunk[i].num_steps)
         latent: Latent | None = None
         act: Tensor | None = None
@@ -70,10 +70,10 @@ def walk(model: WorldModel, episodes: Iterable[Episode], batch: int = 64) -> Ite
 def foresee(
     model: WorldModel, episodes: Iterable[Episode], *, temperature: float = 1.0, seed: int = 0, batch: int = 64
 ) -> Foreseen:
-    """Dream every step of the episodes once, from its real moment, under its real action.
+    """Predict every step of the episodes once, from its real latent and real action.
 
     Raises:
-        ValueError: there is no episode.
+        ValueError: there are no episodes.
     """
     generator = torch.Generator(model.device).manual_seed(seed)
     parts = []
@@ -81,6 +81,6 @@ def foresee(
         out = model.step(moment.latent, moment.act, temperature=temperature, generator=generator)
         parts.append((out.rew.double().cpu().numpy(), out.cont.double().cpu().numpy(), moment.rew, moment.term))
     if not parts:
-        raise ValueError("foresee needs at least one episode, got none")
+        raise ValueError("at least one episode is needed, got none")
     rew, cont, real_rew, real_term = (np.concatenate(column) for column in zip(*parts))
     return Foreseen(rew, cont, real_rew, real_term)

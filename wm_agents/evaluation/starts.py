@@ -1,4 +1,4 @@
-"""Where the dreams of a model that learned from replay begin, and where they end."""
+"""Initial latents and the termination threshold for models trained on a replay buffer."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from wm_agents.models.model import Model
 from wm_envs.world_model import Latent
 
 BURN_IN = 32
-"""Frames that a start in the middle of an episode has behind it, at most."""
+"""Maximum number of frames encoded before an initial latent in the middle of an episode."""
 
 
 def find_cut_off(model: Model, episodes: Sequence[Episode]) -> float:
-    """Where dreams end: calibrated on `episodes` that the model was not trained on, if it leaves that to others."""
+    """The termination threshold, calibrated on held-out `episodes` if the model uses one."""
     latent = model.initial(1)
     act = torch.zeros(1, model.actions, device=model.device)
     with torch.no_grad():
@@ -33,10 +33,11 @@ def find_cut_off(model: Model, episodes: Sequence[Episode]) -> float:
 
 @torch.no_grad()
 def make_starts(model: Model, buffer: ReplayBuffer, num: int, rng: np.random.Generator) -> dict[str, Latent]:
-    """Banks of latents of real moments: "begin" (first frames) and "anywhere" (with up to BURN_IN frames behind)."""
+    """Initial latents from real episodes: "begin" (first frames) and "anywhere" (after up to BURN_IN
+    frames)."""
     begins, lengths = buffer.episodes()
     if not len(begins):
-        raise ValueError("dreams cannot start anywhere: the replay buffer holds no episode; play longer")
+        raise ValueError("there are no initial latents, because the replay buffer has no episodes; collect more steps")
     pick = rng.choice(len(begins), num, p=lengths / lengths.sum())
     begin, end = begins[pick], begins[pick] + (rng.random(num) * lengths[pick]).astype(np.int64)
     latent: Latent | None = None
@@ -60,7 +61,7 @@ def _see(
     act: Tensor | None,
     first: NDArray[np.bool_],
 ) -> tuple[Latent, Tensor]:
-    """Take in the frames at positions of the buffer; the actions that left them come back as well."""
+    """Encode the frames at positions of the buffer, and return the latents and the actions taken there."""
     obs, next_act = buffer.frames(at)
     device = model.device
     latent = model.encode(torch.from_numpy(obs).to(device), latent, act, torch.from_numpy(first).to(device))

@@ -1,4 +1,4 @@
-"""Correlations that say None where there is nothing to correlate."""
+"""Correlations, with None where they are undefined."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ def pearson(x: ArrayLike, y: ArrayLike) -> float | None:
         return None
     a, b = a - a.mean(), b - b.mean()
     size = np.sqrt((a @ a) * (b @ b))
-    # Rounding leaves a trace of spread in a constant.
+    # Rounding may give a constant a tiny variance.
     if not np.ptp(a) or not np.ptp(b) or not np.isfinite(size) or size == 0:
         return None
     return float(np.clip(a @ b / size, -1, 1))
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float | None:
-    """Correlation of the ranks, equal values sharing theirs."""
+    """Rank correlation; equal values share their mean rank."""
     return pearson(_ranks(np.asarray(x)), _ranks(np.asarray(y)))
 
 

@@ -1,4 +1,4 @@
-"""What is measured: a model, how it is dreamed in, and who acts in it."""
+"""The subject of a measurement: a model, its dream settings and its policy."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from wm_envs.world_model import Latent, WorldModel
 
 
 class Subject(NamedTuple):
-    """A model and how it is dreamed in."""
+    """A model with its dream settings and its policy."""
 
     model: WorldModel
     starts: dict[str, Latent]
     policy: Policy | None
-    """On latents; None if the model carries none."""
+    """The policy on latents, or None."""
     temperature: float = 1.0
     cut_off: float = CUT_OFF
     horizon: int | None = None
-    """Steps after which a dream is cut; None: the length of the longest real episode."""
+    """The horizon of dreams; None: the length of the longest real episode."""
 
 
 def subject_of(model: WorldModel, artifact: Artifact) -> Subject:
-    """A saved model as its artifact says that it is dreamed in."""
+    """A saved model with the dream settings of its artifact."""
     return Subject(
         model,
         load_starts(artifact),
@@ -38,14 +38,14 @@ def subject_of(model: WorldModel, artifact: Artifact) -> Subject:
 
 
 def saved_policy(model: WorldModel, artifact: Artifact) -> Policy | None:
-    """The controller on latents that the artifact carries, if it carries one."""
+    """The controller of the artifact, or None."""
     return load_policy(model, artifact) if artifact.policies.keys() & POLICIES.keys() else None
 
 
 def dream_score(
     subject: Subject, policy: Policy, *, episodes: int, seed: int, temperature: float | None = None
 ) -> Score:
-    """Dreamed returns of a policy on latents, all at once, from first frames of real episodes."""
+    """Dream returns of a policy on latents, all at once, from first frames of real episodes."""
     return evaluate_dream(
         subject.model,
         subject.starts,

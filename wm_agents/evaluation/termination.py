@@ -1,4 +1,4 @@
-"""Where a dream should end: the threshold on `cont`, chosen on episodes that the model was not trained on."""
+"""The termination threshold on `cont`, chosen on held-out episodes."""
 
 from __future__ import annotations
 
@@ -14,77 +14,81 @@ from wm_envs.world_model import WorldModel
 
 Bools = NDArray[np.bool_]
 CALIBRATED = 200
-"""Held-out episodes that the cut-off is chosen on, at most."""
+"""Maximum number of held-out episodes for the choice of the threshold."""
 FEW_ENDS = 10
-"""Fewer of them say nothing about a cut-off."""
-CUT_OFF = 0.5  # As `DreamVectorEnv` has it where it is not told.
+"""Minimum number of terminations for the choice of a threshold."""
+CUT_OFF = 0.5  # The default of `DreamVectorEnv`.
 MOST_ENDS = 2
-"""Dreams end at most so many times as often as reality: the best F1 of a poor model would cut all of them short."""
+"""Maximum ratio of dreamed to real terminations, because the best F1 of a poor model may end all dreams
+early."""
 
 
 class Calibration(NamedTuple):
-    """A threshold on `cont`, and how well it tells the real ends, one step ahead."""
+    """A threshold on `cont`, and how well it predicts real terminations one step ahead."""
 
     cut_off: float
-    """An episode ends where cont falls below this; between 0 and 1."""
+    """A dream terminates when cont falls below this; between 0 and 1."""
     precision: float | None
-    """Share of the foreseen ends that came; None if none was foreseen."""
+    """Share of predicted terminations that are real; None if none was predicted."""
     recall: float | None
-    """Share of the real ends that were foreseen; None if there was none."""
+    """Share of real terminations that were predicted; None if there was none."""
     f1: float | None
     ends: int
-    """Real ends that this was learned from."""
+    """Number of real terminations in the data."""
     note: str = ""
-    """Why the threshold is the default one, where it is."""
+    """The reason if the threshold is the default."""
 
 
 def calibrate_cut_off(
     model: WorldModel, episodes: Iterable[Episode], *, temperature: float = 1.0, seed: int = 0, batch: int = 64
 ) -> Calibration:
-    """Choose the cut-off with the best F1 over every step of `episodes`, foreseen from the real moment before it.
+    """Choose the threshold with the best F1 over all steps of `episodes`, predicted from the real latent.
 
-    It stays at 0.5, and `note` says why, where no episode ended by itself or `cont` says nothing of ends.
+    It stays at 0.5 if no episode terminated or `cont` has no information about termination; `note` gives the
+    reason.
 
     Args:
-        episodes: held out from training; an iterator is read `batch` at a time and never held whole.
-        temperature: at which `cont` is dreamed, for models whose end depends on what they drew.
+        episodes: held-out episodes; an iterator is read `batch` at a time.
+        temperature: the temperature for `cont`, for models whose termination depends on samples.
     """
     seen = foresee(model, episodes, temperature=temperature, seed=seed, batch=batch)
     return best_cut_off(seen.cont, seen.real_term)
 
 
 def best_cut_off(cont: Floats, term: Bools) -> Calibration:
-    """The cut-off with the best F1; of equals the one nearest 0.5, which stays where nothing can be learned."""
+    """The threshold with the best F1, the one nearest 0.5 among equals, or 0.5 if nothing can be learned."""
     ends = int(term.sum())
     if not ends:
-        return at_cut_off(cont, term, CUT_OFF, f"no episode ended by itself: the cut-off stays {CUT_OFF}")
+        return at_cut_off(cont, term, CUT_OFF, f"no episode terminated: the cut_off stays {CUT_OFF}")
     values, which = np.unique(cont, return_inverse=True)
-    # Steps at or below each value: what a cut just above it takes for ends.
+    # Steps at or below each value: the predicted terminations for a threshold just above it.
     alarms = np.cumsum(np.bincount(which))[:-1]
     hits = np.cumsum(np.bincount(which, weights=term))[:-1]
     cuts = _between(values[:-1], values[1:])
     allowed = (cuts < 1) & (alarms <= MOST_ENDS * ends)
     f1 = np.where(allowed, 2 * hits / (ends + alarms), 0.0)
-    # Ending at every step has an F1 as well; what does no better has learned nothing.
+    # Compare with the F1 of terminating at every step.
     if f1.max(initial=0.0) <= 2 * ends / (len(term) + ends):
-        return at_cut_off(cont, term, CUT_OFF, f"cont does not tell ends from other steps: the cut-off stays {CUT_OFF}")
+        return at_cut_off(
+            cont, term, CUT_OFF, f"cont has no information about termination: the cut_off stays {CUT_OFF}"
+        )
     best = np.lexsort((np.abs(cuts - CUT_OFF), -f1))[0]
     return at_cut_off(cont, term, float(cuts[best]))
 
 
 def at_cut_off(cont: Floats, term: Bools, cut_off: float, note: str = "") -> Calibration:
-    """How a given cut-off does."""
+    """Precision, recall and F1 of a given threshold."""
     return of_ends(cont < cut_off, term, cut_off, note)
 
 
 def of_ends(said: Bools, term: Bools, cut_off: float, note: str = "") -> Calibration:
-    """How the ends `said` of every step do, wherever they come from."""
+    """Precision, recall and F1 of predicted terminations `said` of every step."""
     ends, hits, alarms = int(term.sum()), int((said & term).sum()), int(said.sum())
     f1 = 2 * hits / (ends + alarms) if ends else None
     return Calibration(cut_off, hits / alarms if alarms else None, hits / ends if ends else None, f1, ends, note)
 
 
 def _between(low: Floats, high: Floats) -> Floats:
-    """A float32 above `low` and not above `high`, for models answer in float32: half way where there is room."""
+    """A float32 above `low` and at most `high`, in the middle if possible; models compute in float32."""
     middle = ((low + high) / 2).astype(np.float32).astype(np.float64)
     return np.where((low < middle) & (middle <= high), middle, high)

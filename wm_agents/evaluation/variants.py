@@ -1,4 +1,4 @@
-"""Policies around the one that a model carries: the same ones play in the dream and for real, and are ranked."""
+"""Variants of a model's policy, which are played in the dream and in the real environment, and ranked."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ class Contender(NamedTuple):
 
     name: str
     noise: float = 0.0
-    """Exploration noise on it: see `NoisyPolicy`."""
+    """Level of exploration noise: see `NoisyPolicy`."""
     weights: NDArray[np.float32] | None = None
-    """Of a linear controller, in place of the saved one."""
+    """Weights of a linear controller that replace the saved ones."""
 
 
 def contenders(policy: Policy | None, space: gym.Space[Any], num: int) -> list[Contender]:
-    """`num` policies or fewer, the saved one first: with noise, random, and for a linear one bent in its weights.
+    """Up to `num` policies: the saved one, noisy ones, random actions, and for a linear one perturbed
+    weights.
 
-    Any policy has eight, a linear one ten, a linear one with Box actions twelve.
+    There are eight for any policy, ten for a linear one, and twelve for a linear one with Box actions.
     """
     if policy is None:
         return [Contender(RANDOM)]
     noisy = [Contender(f"noise {level}", noise=level) for level in (0.2, 0.5, 1.0, 0.35, 0.1, 0.75)]
     bent = _bent(policy, space) if isinstance(policy, LinearPolicy) else []
-    # The first eight are to be as different as can be.
+    # The first eight should differ as much as possible.
     return [Contender(SAVED), Contender(RANDOM), *noisy[:3], *bent, *noisy[3:]][:num]
 
 
@@ -47,9 +48,9 @@ def _bent(policy: LinearPolicy, space: gym.Space[Any]) -> list[Contender]:
     noise = rng.standard_normal(weights.shape) * np.sqrt(np.mean(np.square(weights)))
     found = [
         Contender("weights half replaced", weights=_floats(0.5 * weights + 0.5 * noise)),
-        Contender("weights shaken by a fifth", weights=_floats(weights + 0.2 * noise)),
+        Contender("weights perturbed by 20 %", weights=_floats(weights + 0.2 * noise)),
     ]
-    if isinstance(space, spaces.Box):  # Scaling changes no choice.
+    if isinstance(space, spaces.Box):  # Scaling does not change discrete actions.
         found += [Contender(f"weights x {by}", weights=_floats(by * weights)) for by in (0.5, 0.25)]
     return found
 
@@ -59,26 +60,26 @@ def _floats(weights: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def controller(policy: Policy | None, space: gym.Space[Any], who: Contender) -> Policy:
-    """The contender on latents; `policy` is the saved one.
+    """Create the variant as a policy on latents; `policy` is the saved one.
 
     Raises:
-        ValueError: it is made from the saved one, and there is none.
+        ValueError: it needs the saved policy, and there is none.
     """
     if who.name == RANDOM:
         return RandomPolicy(space)
     if who.weights is not None:
         policy = LinearPolicy(space, who.weights, squash_of(policy))
     if policy is None:
-        raise ValueError(f"contender {who.name!r} needs a saved policy, got none")
+        raise ValueError(f"the policy {who.name!r} needs a saved policy, got none; save the model with one")
     return NoisyPolicy(policy, space, (who.noise,)) if who.noise else policy
 
 
 def squash_of(policy: Policy | None) -> tuple[str, ...] | None:
-    """How a linear policy squashes; None leaves it to the action space."""
+    """The squashing functions of a linear policy; None: those of the action space."""
     return policy.squash if isinstance(policy, LinearPolicy) else None
 
 
 def drive(model: str, who: Contender) -> Policy:
-    """The contender on real frames, in a worker: `model` says by what eyes."""
+    """Create the variant as a policy on real frames, in a worker, with the encoder of `model`."""
     net, artifact = cached_model(model)
     return LatentPolicy(net, controller(saved_policy(net, artifact), net.act_space, who))

@@ -1,4 +1,4 @@
-"""Stretches of real episodes, dreamed anew from their first real moment under the real actions."""
+"""Windows of real episodes, dreamed again from their first real latent with the real actions."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ Ints = NDArray[np.int64]
 
 
 class Windows(NamedTuple):
-    """S stretches of H steps, or less where the episode ends before; time first."""
+    """S windows of H steps, or fewer if the episode ends earlier; time-first."""
 
     episode: Ints
     """(S,)"""
     start: Ints
     """(S,)"""
     latent: Latent
-    """(S, ...) having seen the frame at `start`."""
+    """(S, ...) the latent after the frame at `start`."""
     act: Tensor
-    """(H, S, A) encoded; the last real action is held on behind an episode's end."""
+    """(H, S, A) encoded; the last real action is repeated after the end of an episode."""
     rew: Floats
-    """(H, S), 0 behind an episode's end."""
+    """(H, S), 0 after the end of an episode."""
     left: Ints
-    """(S,) real steps from `start` to the end of the episode, which may lie behind the window."""
+    """(S,) real steps from `start` to the end of the episode, which may be after the window."""
     term: NDArray[np.bool_]
-    """(S,) whether the episode ended by itself after those."""
+    """(S,) whether the episode terminated after these steps."""
 
     @property
     def num(self) -> int:
@@ -42,22 +42,23 @@ class Windows(NamedTuple):
 
 
 class Dream(NamedTuple):
-    """What was dreamed of the windows."""
+    """The dreams of the windows."""
 
     rew: Floats
     """(H, S)"""
     over: NDArray[np.bool_]
-    """(H, S) whether the dream has an end at this step; it is dreamed on regardless."""
+    """(H, S) whether the dream terminates at this step; it continues regardless."""
     disagreement: Floats | None
     """(H, S)"""
     error: dict[int, Floats]
-    """By steps ahead: (S,) mean squared error of the frame, in squared units of `scale`; NaN behind the end."""
+    """By steps ahead: (S,) mean squared error of the frame, in squared units of `scale`; NaN after the
+    end."""
 
 
 def draw_windows(
     model: WorldModel, episodes: Sequence[Episode], num: int, horizon: int, rng: np.random.Generator
 ) -> Windows:
-    """`num` windows (or all there are), every step of the episodes being as likely to open one."""
+    """Sample `num` windows (or all) uniformly over all steps of the episodes."""
     lengths = np.array([ep.num_steps for ep in episodes])
     ends = np.cumsum(lengths)
     picks = np.sort(rng.choice(ends[-1], min(num, int(ends[-1])), replace=False))
@@ -116,7 +117,7 @@ def frame_error(
 
 
 def copy_error(windows: Windows, episodes: Sequence[Episode], ahead: int, scale: Floats | float) -> Floats:
-    """(S,) the error of who takes the frame at the start for the one `ahead` steps later."""
+    """(S,) the error of the first frame as a prediction of the frame `ahead` steps later."""
 
     def copied(rows: Ints) -> NDArray[Any]:
         return np.stack([episodes[windows.episode[r]].obs[windows.start[r]] for r in rows])
@@ -125,7 +126,7 @@ def copy_error(windows: Windows, episodes: Sequence[Episode], ahead: int, scale:
 
 
 def obs_scale(episodes: Sequence[Episode]) -> Floats | float:
-    """What turns differences of frames into those that are reported: 1/255 for pixels, 1/std for vectors."""
+    """The factor for differences of frames: 1/255 for pixels, 1/std for vectors."""
     if episodes[0].obs.dtype == np.uint8:
         return 1 / 255
     std = np.concatenate([ep.obs for ep in episodes]).astype(np.float64).std(0)
@@ -133,7 +134,7 @@ def obs_scale(episodes: Sequence[Episode]) -> Floats | float:
 
 
 def within(horizons: Sequence[int], episodes: Sequence[Episode]) -> list[int]:
-    """The horizons, sorted, that some episode is long enough for; at least the shortest."""
+    """The sorted horizons that some episode reaches; at least the shortest."""
     kept = sorted(set(horizons))
     if not kept or kept[0] < 1:
         raise ValueError(f"horizons must be one or more numbers of steps of at least 1, got {list(horizons)}")
@@ -164,7 +165,7 @@ def _stretch(model: WorldModel, ep: Episode, start: int, horizon: int) -> tuple[
 
 
 def _latents_at(model: WorldModel, episodes: Sequence[Episode], episode: Ints, start: Ints) -> Latent:
-    """The latents (S, ...) at the given moments, which are sorted by episode and step."""
+    """The latents (S, ...) at the given positions, which are sorted by episode and step."""
     place = {(int(e), int(t)): i for i, (e, t) in enumerate(zip(episode, start))}
     found: list[int] = []
     kept: list[Latent] = []

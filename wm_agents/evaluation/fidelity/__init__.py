@@ -1,1 +1,1 @@
-"""Fidelity of a model: how far what it dreams is what comes; `report.fidelity_report` does it all."""
+"""The fidelity report: how closely the dream of a model matches reality; see `report.fidelity_report`."""

@@ -1,4 +1,4 @@
-"""Whether the probability of an end, one step ahead, can be taken at its word."""
+"""Calibration of the predicted probability of termination, one step ahead."""
 
 from __future__ import annotations
 
@@ -15,46 +15,47 @@ from wm_agents.evaluation.termination import Bools, Calibration, at_cut_off, bes
 from wm_envs.world_model import WorldModel
 
 BINS = (0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-"""Edges for the probability of an end: close together where nearly all steps lie."""
+"""Bin edges for the probability of termination, dense near 0 where most steps are."""
 
 
 class Bin(NamedTuple):
-    """Steps whose foreseen probability of an end lies between two edges."""
+    """The steps with a predicted probability of termination between two edges."""
 
     low: float
     high: float
     steps: int
     said: float
-    """Mean foreseen probability."""
+    """Mean predicted probability."""
     came: float
-    """Share of the steps that were ends."""
+    """Share of the steps that terminated."""
 
 
 class Reliability(NamedTuple):
-    """Foreseen probabilities of an end beside how often it came."""
+    """Predicted probabilities of termination, and observed frequencies."""
 
     steps: int
     ends: int
     brier: float
     """Mean squared error of the probability."""
     brier_base: float
-    """Of who always says the share of ends."""
+    """Mean squared error of the constant base rate."""
     ece: float
-    """Expected calibration error: mean distance between said and came, weighted by steps."""
+    """Expected calibration error: mean distance of predicted and observed share, weighted by steps."""
     bins: list[Bin]
     drawn: bool
-    """The model draws its ends itself, so that no cut-off moves them."""
+    """The model samples termination itself and uses no threshold."""
     now: Calibration
-    """Of the ends that its dreams have: at its own cut-off, or as drawn."""
+    """Precision and recall of its terminations: at its threshold, or as sampled."""
     best: Calibration | None
-    """At the cut-off that would have been best on these very episodes; None where ends are drawn."""
+    """At the best threshold for these episodes; None if terminations are sampled."""
 
 
 @torch.inference_mode()
 def drawn_ends(
     model: WorldModel, episodes: Iterable[Episode], *, temperature: float = 1.0, seed: int = 0, batch: int = 64
 ) -> Bools | None:
-    """(M,) where the model draws an end, step by step as `foresee` goes; None for one that leaves it to a cut-off."""
+    """(M,) sampled terminations of all steps, in the order of `foresee`; None for a model with a
+    threshold."""
     generator = torch.Generator(model.device).manual_seed(seed)
     parts = []
     for moment in walk(model, episodes, batch):
@@ -66,9 +67,10 @@ def drawn_ends(
 
 
 def reliability(seen: Foreseen, cut_off: float, drawn: Bools | None = None) -> Reliability:
-    """Measure it over all real steps; `drawn` (M,) are the ends of a model that draws them itself."""
+    """Measure calibration over all real steps; `drawn` (M,) are sampled terminations, if the model samples
+    them."""
     said, came = 1 - seen.cont, seen.real_term.astype(np.float64)
-    place = np.clip(np.digitize(said, BINS) - 1, 0, len(BINS) - 2)  # 1 itself belongs to the last.
+    place = np.clip(np.digitize(said, BINS) - 1, 0, len(BINS) - 2)  # The last bin includes 1.
     bins = [
         Bin(low, high, int(here.sum()), float(said[here].mean()), float(came[here].mean()))
         for i, (low, high) in enumerate(pairwise(BINS))
@@ -85,6 +87,6 @@ def reliability(seen: Foreseen, cut_off: float, drawn: Bools | None = None) -> R
         drawn is not None,
         at_cut_off(seen.cont, seen.real_term, cut_off)
         if drawn is None
-        else of_ends(drawn, seen.real_term, cut_off, "the model draws its ends itself: no cut-off is used"),
+        else of_ends(drawn, seen.real_term, cut_off, "the model samples termination itself, without a threshold"),
         best_cut_off(seen.cont, seen.real_term) if drawn is None else None,
     )

@@ -1,4 +1,4 @@
-"""Where the gap opens: the policy drives on in dreams that begin at real moments of its own drives."""
+"""Where the gap opens: returns of the policy in dreams that start within its own real episodes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from wm_envs.action import encode_action
 
 
 class Closed(NamedTuple):
-    """So many steps from a real moment."""
+    """The returns N steps after a real latent."""
 
     steps: int
     windows: int
     real: float
-    """Mean of what was earned until then."""
+    """Mean real return up to this step."""
     dream: float
     corr: float | None
 
@@ -31,14 +31,14 @@ class Closed(NamedTuple):
 def closed_loop(
     subject: Subject, episodes: Sequence[Episode], *, horizons: Sequence[int], windows: int, seed: int = 0
 ) -> list[Closed]:
-    """Dream on from moments of `episodes`, which the saved policy has played without noise."""
+    """Dream from latents within `episodes`, which the saved policy played without noise."""
     assert subject.policy is not None
     horizons = within(horizons, episodes)
     drawn = draw_windows(subject.model, episodes, windows, horizons[-1], np.random.default_rng(seed))
     dreamed = _earned(subject, subject.policy, drawn, seed)
     rows = []
     for steps in horizons:
-        # An episode that ended by itself earns nothing more; of one that was cut nothing more is known.
+        # After termination the return is constant; after truncation it is unknown.
         known = drawn.term | (drawn.left >= steps)
         if known.any():
             real, said = drawn.rew[:steps, known].sum(0), dreamed[:steps, known].sum(0)
@@ -48,7 +48,7 @@ def closed_loop(
 
 @torch.inference_mode()
 def _earned(subject: Subject, policy: Policy, windows: Windows, seed: int) -> Floats:
-    """(H, S) rewards of the dreams, 0 behind their ends."""
+    """(H, S) rewards of the dreams, 0 after termination."""
     model, latent = subject.model, windows.latent
     generator = torch.Generator(model.device).manual_seed(seed)
     policy.reset(windows.num, seed)

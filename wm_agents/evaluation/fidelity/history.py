@@ -1,4 +1,4 @@
-"""The gap between dream and reality along a training run, read from its folder or from the model it left."""
+"""The gap between dream and real return during a training run, read from its folder or its model."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from typing import Any, NamedTuple
 
 
 class Round(NamedTuple):
-    """One round of `improve`: what its dream promised, and what its controller earned for real."""
+    """Dream return and real return of one round of `improve`."""
 
     round: int
-    """Of a curriculum, whose rounds are evaluated more than once: the generation."""
+    """The round, or for a curriculum the generation."""
     dream: float
     real: float
     real_std: float | None
     real_steps: int | None
-    """Real steps spent up to here; None where that is not on record."""
+    """Real steps so far; None if unknown."""
 
 
 class History(NamedTuple):
     """The rounds of a run."""
 
     source: str
-    """The run folder, or the config.json that tells of it."""
+    """The run folder or config.json that was read."""
     rounds: list[Round]
     horizon: int | None
-    """Steps of the dreams that the controller learned in: their returns span these only; None: not on record."""
+    """Horizon of the training dreams, to which their returns refer; None if unknown."""
     final_dream: float | None
-    """Of the chosen controller in dreams of full length, as the run's end found it."""
+    """Return of the selected controller in dreams of full length, at the end of the run."""
     final_real: float | None
 
 
 def read_history(folder: Path) -> History | None:
-    """The rounds of a run folder that have both scores; None if there are none."""
+    """The rounds of a run folder with both scores, or None."""
     summary, state, run = (_read(folder / name) for name in ("summary.json", "state.json", "run.json"))
     history = summary.get("rounds") or state.get("history") or {}
     rounds, steps = [], 0
     for index in sorted(history, key=int):
         stages = history[index]
         steps += sum(int(stage.get("steps", 0)) for stage in stages.values())
-        # Runs of before there was PPO call the stage "evolve".
+        # Old runs call this stage "evolve".
         control, judge = stages.get("control") or stages.get("evolve") or {}, stages.get("judge", {})
         dream = control.get("dream")
         if dream is not None and judge.get("real") is not None:
@@ -52,10 +52,10 @@ def read_history(folder: Path) -> History | None:
 
 
 def told_history(model: Path) -> History | None:
-    """The rounds that a model's config.json tells of under "rounds", as shipped ones do; None if there are none.
+    """The "rounds" in a model's config.json, as in shipped models, or None.
 
     Raises:
-        ValueError: one of them lacks its number or a score.
+        ValueError: an entry is invalid.
     """
     file = model / "config.json"
     told = _read(file).get("rounds") or []
@@ -71,7 +71,7 @@ def told_history(model: Path) -> History | None:
 
 
 def find_run(model: Path) -> Path | None:
-    """The run folder that a model directory lies in: `run/model` or `run/round-03/model`."""
+    """The run folder that contains a model directory: `run/model` or `run/round-03/model`."""
     return next((folder for folder in list(model.resolve().parents)[:2] if (folder / "state.json").is_file()), None)
 
 

@@ -1,4 +1,4 @@
-"""Everything that is measured of a model, on held-out real episodes."""
+"""All measurements of the fidelity report, on held-out real episodes."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ Play = Callable[[Sequence[EpisodeTask]], Iterator[Episode]]
 
 @dataclass(frozen=True)
 class FidelityConfig:
-    """How much is played and dreamed."""
+    """Settings of the measurements."""
 
     episodes: int = 8
-    """Real episodes of each policy."""
+    """Real episodes per policy."""
     policies: int = 12
-    """To rank, at most."""
+    """Maximum number of ranked policies."""
     dream_episodes: int = 128
-    """Of each policy, and at each temperature."""
+    """Dreams per policy and per temperature."""
     windows: int = 1024
-    """Stretches of the real episodes that are dreamed anew."""
+    """Windows of the real episodes that are dreamed again."""
     horizons: tuple[int, ...] = (1, 2, 5, 10, 15, 25, 50, 100)
     longest_dream: int = 2000
-    """Steps after which a dream is cut, unless a real episode was longer: a game may be allowed 27,000."""
+    """Maximum horizon of dreams, unless a real episode is longer; the limit of a game may be 27,000 steps."""
     tolerance: int = 2
-    """Steps that a foreseen end may be off."""
+    """Tolerance in steps for predicted terminations."""
     temperatures: tuple[float, ...] = (0.5, 0.7, 0.85, 1.0, 1.15, 1.3)
     train_temperatures: tuple[float, ...] = ()
-    """At which new controllers are evolved and judged for real."""
+    """Temperatures at which controllers are trained and scored in the real environment."""
     cma: CMAConfig = field(default_factory=lambda: CMAConfig(32, 8, 60))
-    """How those are evolved."""
+    """CMA-ES settings for these controllers."""
     max_gb: float = 1.0
-    """Frames held in memory; episodes beyond that count with their returns alone."""
+    """Maximum memory of frames; episodes beyond that contribute only their returns."""
     seed: int = EVAL_SEED
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ QUICK = FidelityConfig(episodes=1, policies=8, dream_episodes=64, windows=256)
 
 
 class Fidelity(NamedTuple):
-    """All of it; None or nothing where a section has nothing to stand on."""
+    """All measurements; None or empty if there are no data for a section."""
 
     real_episodes: int
     real_steps: int
@@ -99,7 +99,7 @@ def measure(
 
     Args:
         play: plays real episodes.
-        among: the policies that play them and are ranked; by default those around the saved one.
+        among: the policies to play and rank; default: variants of the saved one.
     """
     if among is None:
         among = contenders(subject.policy, subject.model.act_space, cfg.policies)
@@ -113,10 +113,10 @@ def measure(
     own = [ep for ep, who in zip(drives.episodes, drives.who) if who == SAVED]
     with Bar("dreams", 4, console) as bar:
         ranking = rank(subject, among, drives.scores, **dreamed)
-        bar.update(1, "policies ranked")
+        bar.update(1, "policies")
         if subject.policy is not None:
             warmths = sweep(subject, (*cfg.temperatures, *cfg.train_temperatures), **dreamed)
-        bar.update(2, "temperatures tried")
+        bar.update(2, "temperatures")
         ahead = open_loop(
             model,
             drives.episodes,
@@ -126,12 +126,12 @@ def measure(
             cut_off=subject.cut_off,
             tolerance=cfg.tolerance,
         )
-        bar.update(3, "real episodes dreamed anew")
+        bar.update(3, "dreams of real episodes")
         if own and subject.policy is not None:
             closed = closed_loop(subject, own, horizons=cfg.horizons, windows=cfg.windows)
         seen = foresee(model, drives.episodes, temperature=subject.temperature)
         drawn = drawn_ends(model, drives.episodes, temperature=subject.temperature)
-        bar.update(4, "ends weighed")
+        bar.update(4, "termination")
     for i, row in enumerate(warmths):
         if row.tau in cfg.train_temperatures:
             warmths[i] = train_at(
@@ -162,13 +162,13 @@ class _Drives(NamedTuple):
     steps: list[int]
     """Of every episode."""
     episodes: list[Episode]
-    """With their frames, as many as memory has room for."""
+    """Episodes with frames, within the memory limit."""
     who: list[str]
-    """Who played these."""
+    """The policies of these episodes."""
 
 
 def _drive(play: Play, among: Sequence[Contender], cfg: FidelityConfig, console: Console | None) -> _Drives:
-    # Seed by seed, so that a full memory leaves out seeds and no policy.
+    # Seed by seed, so that a full memory drops seeds and not policies.
     jobs = [EpisodeTask(cfg.seed + i, (who,)) for i in range(cfg.episodes) for who in among]
     found = _Drives({who.name: Score([]) for who in among}, [], [], [])
     room = cfg.max_gb * 1e9

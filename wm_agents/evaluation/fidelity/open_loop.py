@@ -1,4 +1,4 @@
-"""How well a model foresees, by the number of steps ahead: frames, rewards and ends."""
+"""Open-loop predictions by horizon: frames, rewards and termination."""
 
 from __future__ import annotations
 
@@ -17,52 +17,52 @@ from wm_envs.world_model import WorldModel
 
 
 class Foresight(NamedTuple):
-    """How one way of dreaming does so many steps ahead; None where there was nothing to judge by."""
+    """Errors of dreams at one horizon; None where undefined."""
 
     obs_mse: float | None
     rew_corr: float | None
-    """Of the reward of this very step."""
+    """Correlation of the reward of this step."""
     rew_mse: float | None
     sum_corr: float | None
-    """Of the rewards summed from the start to here, over the windows that reach here."""
+    """Correlation of the summed rewards up to this step, over the windows that reach it."""
     sum_mean: float | None
     end_precision: float | None
-    """Share of the dream's first ends, between the horizon before and this one, that have a real end close by."""
+    """Share of first dreamed terminations since the previous horizon with a real termination nearby."""
     end_recall: float | None
-    """Share of the real ends in that stretch that have the dream's first end close by."""
+    """Share of real terminations since the previous horizon with the first dreamed termination nearby."""
     num_ends: int
-    """First ends the dream had there, of those that can be judged."""
+    """Number of first dreamed terminations there that can be evaluated."""
     doubt_corr: float | None
-    """Rank correlation of an ensemble's disagreement at this step with the error of its frame."""
+    """Rank correlation of the ensemble's disagreement at this step with the frame error."""
 
 
 class Ahead(NamedTuple):
-    """One horizon: what came, what costs nothing to say, and what the two ways of dreaming say."""
+    """One horizon: real values, trivial baselines, and both kinds of dreams."""
 
     steps: int
     windows: int
-    """That reach so far."""
+    """Windows that reach this horizon."""
     copy_mse: float | None
-    """Of who takes the first frame for this one."""
+    """Error of copying the first frame."""
     rew_var: float | None
-    """Error of who always says the mean reward."""
+    """Error of the mean reward."""
     sum_mean: float | None
     num_ends: int
-    """Real ends between the horizon before and this one."""
+    """Real terminations since the previous horizon."""
     likely: Foresight
-    """The most likely future, temperature 0."""
+    """Dreams of the most likely future, temperature 0."""
     sampled: Foresight
-    """Drawn, as dreams are."""
+    """Sampled dreams."""
 
 
 class OpenLoop(NamedTuple):
-    """Dreams from real moments under real actions, against what really came."""
+    """Dreams from real latents with real actions, compared with reality."""
 
     windows: int
     tolerance: int
-    """Steps that a foreseen end may be off."""
+    """Tolerance in steps for predicted terminations."""
     rec_mse: float | None
-    """Of frames that the model has just seen: the floor of its errors."""
+    """Error of encoded and decoded real frames: the floor of all errors."""
     horizons: list[Ahead]
 
 
@@ -78,7 +78,8 @@ def open_loop(
     tolerance: int = 2,
     seed: int = 0,
 ) -> OpenLoop:
-    """Dream `windows` stretches of the episodes, drawn evenly from all their steps, both ways."""
+    """Dream `windows` windows of the episodes, sampled uniformly over all steps, with both kinds of
+    dreams."""
     horizons = within(horizons, episodes)
     drawn = draw_windows(model, episodes, windows, horizons[-1] + tolerance, np.random.default_rng(seed))
     scale = obs_scale(episodes)
@@ -133,25 +134,26 @@ def _foresight(windows: Windows, dreamed: Dream, low: int, high: int, tolerance:
 
 
 def first_end(over: NDArray[np.bool_]) -> Floats:
-    """(S,) the step, from 1, of each row's first end in `over` (H, S); infinity where there is none."""
+    """(S,) the step, from 1, of the first True of each column in `over` (H, S), or infinity."""
     return np.where(over.any(0), over.argmax(0) + 1, np.inf)
 
 
 def match_ends(
     real: Floats, known: NDArray[np.int64], dreamed: Floats, low: int, high: int, tolerance: int
 ) -> tuple[float | None, float | None, int]:
-    """Precision, recall and number of the dreams' ends in steps low + 1 to high, `tolerance` steps being no matter.
+    """Precision, recall and number of dreamed terminations in steps low + 1 to high, within `tolerance`
+    steps.
 
     Args:
-        real: (S,) the step at which the real episode ended by itself, else infinity.
-        known: (S,) steps that are on record; where the episode was cut nothing is known of later ones.
-        dreamed: (S,) the step of the dream's first end, or infinity.
+        real: (S,) the step at which the real episode terminated, or infinity.
+        known: (S,) recorded steps; later steps of a truncated episode are unknown.
+        dreamed: (S,) the step of the first dreamed termination, or infinity.
     """
     both = np.isfinite(real) & np.isfinite(dreamed)
     close = np.zeros(len(real), bool)
     close[both] = np.abs(real[both] - dreamed[both]) <= tolerance
     came = (real > low) & (real <= high)
-    # Behind a real end the dream is led by no real action, and behind a cut nobody knows.
+    # After a real termination there are no real actions, and after a truncation the outcome is unknown.
     last = np.where(np.isfinite(real), real + tolerance, known - tolerance)
     said = (dreamed > low) & (dreamed <= high) & (dreamed <= last)
     return _mean(close[said]), _mean(close[came]), int(said.sum())

@@ -1,4 +1,4 @@
-"""One HTML page that needs no other file."""
+"""A self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 60rem; margin: 2rem auto;
        padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
-.verdict { font-weight: 600; } .note { color: #555; font-size: .87rem; }
+.summary { font-weight: 600; } .note { color: #555; font-size: .87rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .87rem; }
 th, td { text-align: right; padding: .2rem .7rem; border-bottom: 1px solid #ddd; vertical-align: bottom; }
 th:first-child, td:first-child, .facts td { text-align: left; }
@@ -24,10 +24,10 @@ img { max-width: 100%; height: auto; margin: .5rem 0; } .wide { overflow-x: auto
 
 
 def render(title: str, about: str, sections: Sequence[Section], facts: Mapping[str, str]) -> str:
-    """The page: title, what was done, every section, and the facts at its foot."""
+    """The page: title, summary, all sections, and the settings at the end."""
     links = " · ".join(f'<a href="#{s.key}">{escape(s.title)}</a>' for s in sections)
     body = "\n".join(map(_section, sections))
-    foot = f'<div class="facts">{_table(["what", "value"], list(facts.items()))}</div>'
+    foot = f'<div class="facts">{_table(["property", "value"], list(facts.items()))}</div>'
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width">\n<title>{escape(title)}</title>\n'
@@ -39,7 +39,7 @@ def render(title: str, about: str, sections: Sequence[Section], facts: Mapping[s
 def _section(section: Section) -> str:
     parts = [
         f'<h2 id="{section.key}">{escape(section.title)}</h2>',
-        f'<p class="verdict">{escape(section.verdict)}</p>',
+        f'<p class="summary">{escape(section.verdict)}</p>',
     ]
     if section.plot is not None:
         parts.append(f'<img alt="{escape(section.title)}, plotted" src="data:image/png;base64,{_png(section.plot)}">')

@@ -15,7 +15,7 @@ from wm_agents.evaluation.fidelity.open_loop import Ahead, OpenLoop
 from wm_agents.evaluation.fidelity.ranking import Ranking
 from wm_agents.evaluation.fidelity.temperature import Warmth
 
-REAL, DREAM, OTHER = "#0072B2", "#D55E00", "#777777"  # Told apart by any eye.
+REAL, DREAM, OTHER = "#0072B2", "#D55E00", "#777777"  # Colour-blind safe.
 NAN = float("nan")
 
 
@@ -24,10 +24,10 @@ def plot_errors(loop: OpenLoop) -> Figure:
     figure, axes = _axes("steps ahead", "mean squared error of the frame")
     steps = _steps(axes, loop.horizons)
     axes.plot(steps, _column([h.copy_mse for h in loop.horizons]), "o-", color=OTHER, label="copy the last frame")
-    axes.plot(steps, _column([h.sampled.obs_mse for h in loop.horizons]), "o--", color=DREAM, label="dream, drawn")
+    axes.plot(steps, _column([h.sampled.obs_mse for h in loop.horizons]), "o--", color=DREAM, label="dream, sampled")
     axes.plot(steps, _column([h.likely.obs_mse for h in loop.horizons]), "o-", color=DREAM, label="dream, most likely")
     if loop.rec_mse is not None:
-        axes.axhline(loop.rec_mse, color=REAL, linestyle=":", label="a frame just seen")
+        axes.axhline(loop.rec_mse, color=REAL, linestyle=":", label="encoded and decoded real frame")
     axes.set_ylim(bottom=0)
     return _done(figure, axes)
 
@@ -37,45 +37,53 @@ def plot_rewards(loop: OpenLoop) -> Figure:
     figure, axes = _axes("steps ahead", "correlation with the real reward")
     steps = _steps(axes, loop.horizons)
     axes.plot(steps, _column([h.likely.rew_corr for h in loop.horizons]), "o-", color=DREAM, label="of this step")
-    axes.plot(steps, _column([h.likely.sum_corr for h in loop.horizons]), "o-", color=REAL, label="summed to here")
+    axes.plot(
+        steps, _column([h.likely.sum_corr for h in loop.horizons]), "o-", color=REAL, label="summed up to this step"
+    )
     axes.set_ylim(-0.25, 1.05)
     axes.axhline(0, color=OTHER, linewidth=0.8)
     return _done(figure, axes)
 
 
 def plot_ends(loop: OpenLoop) -> Figure:
-    """Precision and recall of ends by steps ahead."""
-    figure, axes = _axes("steps ahead, up to", "share of ends")
+    """Precision and recall of termination by steps ahead."""
+    figure, axes = _axes("steps ahead, up to", "share of terminations")
     steps = _steps(axes, loop.horizons)
     rows = [h.sampled for h in loop.horizons]
-    axes.plot(steps, _column([r.end_recall for r in rows]), "o-", color=REAL, label="recall: real ends foreseen")
     axes.plot(
-        steps, _column([r.end_precision for r in rows]), "o-", color=DREAM, label="precision: dreamed ends that came"
+        steps, _column([r.end_recall for r in rows]), "o-", color=REAL, label="recall: predicted real terminations"
+    )
+    axes.plot(
+        steps,
+        _column([r.end_precision for r in rows]),
+        "o-",
+        color=DREAM,
+        label="precision: correct dreamed terminations",
     )
     axes.set_ylim(-0.05, 1.05)
     return _done(figure, axes)
 
 
 def plot_reliability(measured: Reliability) -> Figure:
-    """Foreseen against observed share of ends."""
-    figure, axes = _axes("foreseen probability of an end", "share of steps that ended")
-    axes.plot([0, 1], [0, 1], color=OTHER, linewidth=0.8, label="as foreseen")
-    axes.plot([b.said for b in measured.bins], [b.came for b in measured.bins], "o-", color=DREAM, label="as it came")
+    """Predicted against observed share of terminations."""
+    figure, axes = _axes("predicted probability of termination", "observed share of terminations")
+    axes.plot([0, 1], [0, 1], color=OTHER, linewidth=0.8, label="perfect calibration")
+    axes.plot([b.said for b in measured.bins], [b.came for b in measured.bins], "o-", color=DREAM, label="observed")
     for b in measured.bins:
         axes.annotate(f"{b.steps:,}", (b.said, b.came), textcoords="offset points", xytext=(5, 4), fontsize=7)
     return _done(figure, axes)
 
 
 def plot_closed_loop(rows: Sequence[Closed]) -> Figure:
-    """Earned by the policy from real moments on, in both worlds."""
-    figure, axes = _axes("steps from a real moment", "mean reward earned")
+    """Returns of the policy from real latents, in the dream and in reality."""
+    figure, axes = _axes("steps from a real latent", "mean return")
     axes.plot([r.steps for r in rows], [r.real for r in rows], "o-", color=REAL, label="real")
     axes.plot([r.steps for r in rows], [r.dream for r in rows], "o-", color=DREAM, label="dream")
     return _done(figure, axes)
 
 
 def plot_ranking(ranking: Ranking) -> Figure:
-    """Dream return against real return, a point a policy."""
+    """Dream return against real return, one point per policy."""
     figure, axes = _axes("real return", "dream return", size=(6.4, 4.4))
     rows = ranking.policies
     real, dream = [r.real_mean for r in rows], [r.dream_mean for r in rows]
@@ -105,7 +113,7 @@ def plot_temperatures(rows: Sequence[Warmth], real: float | None) -> Figure:
 
 
 def plot_history(history: History) -> Figure:
-    """What each round's dream promised and what reality gave."""
+    """Dream return and real return of each round."""
     figure, axes = _axes("round or generation", "return")
     rounds = [r.round for r in history.rounds]
     axes.plot(rounds, [r.dream for r in history.rounds], "o-", color=DREAM, label="dream")
@@ -115,7 +123,7 @@ def plot_history(history: History) -> Figure:
 
 
 def plot_doubt(loop: OpenLoop) -> Figure:
-    """How far disagreement tells errors, by steps ahead."""
+    """Correlation of disagreement and error, by steps ahead."""
     figure, axes = _axes("steps ahead", "rank correlation with the error")
     steps = _steps(axes, loop.horizons)
     axes.plot(steps, _column([h.likely.doubt_corr for h in loop.horizons]), "o-", color=DREAM, label="disagreement")
@@ -135,7 +143,7 @@ def _axes(x: str, y: str, size: tuple[float, float] = (6.4, 3.4)) -> tuple[Figur
 
 
 def _steps(axes: Axes, rows: Sequence[Ahead]) -> list[int]:
-    """The horizons, on an axis that gives the first steps their room."""
+    """The horizons, on an axis that magnifies the first steps."""
     steps = [row.steps for row in rows]
     axes.set_xscale("symlog", linthresh=5)
     axes.set_xticks(steps, [str(s) for s in steps])

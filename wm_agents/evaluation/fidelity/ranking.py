@@ -1,4 +1,4 @@
-"""What policies earn in the dream beside what they earn for real."""
+"""Returns of several policies in the dream and in the real environment."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from wm_agents.evaluation.variants import SAVED, Contender, controller
 
 
 class Ranked(NamedTuple):
-    """A policy's returns in both worlds."""
+    """Real return and dream return of a policy."""
 
     name: str
     real_mean: float
     real_ci95: float | None
-    """Half width of the 95 % interval of the mean; a single episode has none."""
+    """Half width of the 95 % CI of the mean; None for a single episode."""
     dream_mean: float
     dream_ci95: float | None
 
 
 class Ranking(NamedTuple):
-    """How far the dream puts policies in the order that reality does."""
+    """The order of policies in the dream, compared with the real order."""
 
     spearman: float | None
     pearson: float | None
@@ -31,12 +31,12 @@ class Ranking(NamedTuple):
 
     @property
     def by_real(self) -> list[Ranked]:
-        """Best first, for real."""
+        """The policies by real return, best first."""
         return sorted(self.policies, key=lambda r: -r.real_mean)
 
     @property
     def saved(self) -> Ranked | None:
-        """The policy that the model carries."""
+        """The saved policy of the model."""
         return next((r for r in self.policies if r.name == SAVED), None)
 
 
@@ -49,14 +49,14 @@ class Gap(NamedTuple):
     dream_ci95: float | None
     gap: float
     horizon: int
-    """Steps of a dream."""
+    """Horizon of the dreams."""
     real_episodes: int
 
 
 def rank(
     subject: Subject, among: Sequence[Contender], real: Mapping[str, Score], *, episodes: int, seed: int
 ) -> Ranking:
-    """Dream every policy, and correlate with the `real` scores, by name."""
+    """Compute the dream returns of all policies, and correlate them with the `real` scores."""
     ranked = []
     for who in among:
         policy = controller(subject.policy, subject.model.act_space, who)
@@ -67,12 +67,12 @@ def rank(
 
 
 def interval(score: Score) -> tuple[float, float | None]:
-    """Mean and half width of its 95 % interval, None for a single episode."""
+    """Mean and half width of its 95 % CI; None for a single episode."""
     return score.mean, score.ci95 if len(score.returns) > 1 else None
 
 
 def gap_of(saved: Ranked, horizon: int, real_episodes: int) -> Gap:
-    """The gap of a ranked policy."""
+    """The gap between dream and real return of a ranked policy."""
     return Gap(
         saved.real_mean,
         saved.real_ci95,

@@ -1,4 +1,4 @@
-"""`wm fidelity`: measure a model, and leave one HTML page and one JSON."""
+"""`wm fidelity`: measure a model, and write an HTML page and a JSON file."""
 
 from __future__ import annotations
 
@@ -43,15 +43,17 @@ def fidelity_report(
     run: Path | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Measure a saved model and write `fidelity.html` and `fidelity.json` into `out`; what the JSON holds comes back.
+    """Measure a saved model, write `fidelity.html` and `fidelity.json` to `out`, and return the content of
+    the JSON.
 
     Args:
         model: a model directory, or the name of a shipped model or dream.
-        episodes: real ones, of each policy; by default 8, or 1 when it is to be quick.
-        quick: eight policies and fewer dreams: a first look.
-        train_temperatures: at which new controllers are evolved, for so many generations, and judged for real.
-        run: the folder of the run that made the model; by default the one it lies in, else its config.json may
-            tell of its rounds.
+        episodes: real episodes per policy; default: 8, or 1 with `quick`.
+        quick: eight policies and fewer dreams.
+        train_temperatures: also train controllers at these temperatures for `generations`, and score them in
+            the real environment.
+        run: the run folder of the model; default: the folder that contains it, else the rounds in its
+            config.json.
     """
     began = time.perf_counter()
     cfg = QUICK if quick else FidelityConfig()
@@ -62,13 +64,13 @@ def fidelity_report(
         train_temperatures=train_temperatures,
         cma=replace(cfg.cma, generations=generations),
     )
-    cached_model.cache_clear()  # The directory may have been rewritten since this process last played its policy.
+    cached_model.cache_clear()  # The directory may have changed since this process last loaded it.
     net, artifact = load_model(model)
     spec = real_spec(artifact)
     folder = run or find_run(artifact.path)
     history = None if folder is None else read_history(folder)
     if run is not None and history is None:
-        raise ValueError(f"run must be a folder of `wm improve` with a judged round, got {run}")
+        raise ValueError(f"run must be a folder of `wm improve` with an evaluated round, got {run}")
     history = history or told_history(artifact.path)
     found = measure(
         subject_of(net, artifact),
@@ -93,15 +95,15 @@ def fidelity_report(
 
 
 def write_report(found: Fidelity, out: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """Write both files, each whole or not at all; `facts` say what was measured and how."""
+    """Write both files atomically; `facts` describe the measurement."""
     parts = sections(found)
     verdicts = {part.key: part.verdict for part in parts}
     result: dict[str, Any] = plain({**facts, "verdicts": verdicts, **found._asdict()})
     title = f"Fidelity of {facts['model']}"
     degraded = f"DEGRADED: {', '.join(facts['degraded_modes'])}. " if facts.get("degraded_modes") else ""
     about = (
-        f"{degraded}What the dream of {facts['env']} says against what came, in {found.real_episodes} real episodes "
-        f"({found.real_steps:,} steps) on seeds that no training has used."
+        f"{degraded}The dream of {facts['env']} compared with {found.real_episodes} held-out real episodes "
+        f"({found.real_steps:,} steps)."
     )
     write_text(out / PAGE, render(title, about, parts, _lines(facts)))
     write_json(out / DATA, result)
@@ -109,7 +111,7 @@ def write_report(found: Fidelity, out: Path, facts: dict[str, Any]) -> dict[str,
 
 
 def summary(parts: list[Section]) -> Table:
-    """The verdicts, for a terminal."""
+    """The summaries of all sections, for a terminal."""
     table = Table(show_header=False, box=None, pad_edge=False)
     for part in parts:
         table.add_row(f"[bold]{part.title}[/bold]", part.verdict)
@@ -117,7 +119,7 @@ def summary(parts: list[Section]) -> Table:
 
 
 def plain(value: Any) -> Any:
-    """`value` as strict JSON has it: named tuples as objects, what is not a finite number as null."""
+    """`value` as strict JSON: named tuples become objects, non-finite numbers null."""
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return plain(value._asdict())
     if isinstance(value, dict):
@@ -130,7 +132,7 @@ def plain(value: Any) -> Any:
 
 
 def _lines(facts: dict[str, Any]) -> dict[str, str]:
-    """Facts for the page's foot, a line each."""
+    """A fact as text, for the end of the page."""
     return {name: _words(value) for name, value in facts.items()}
 
 

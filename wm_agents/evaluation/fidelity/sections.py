@@ -1,4 +1,4 @@
-"""The measurements as sections: a plain verdict, a table, a plot."""
+"""The measurements as sections with a summary, a table and a plot."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from wm_agents.evaluation.fidelity.plots import (
 
 
 class Section(NamedTuple):
-    """One heading of the page."""
+    """A section of the page."""
 
     key: str
     title: str
@@ -50,25 +50,25 @@ def _frames(found: Fidelity) -> Section:
         better = row.steps
         share = _share(row.likely.obs_mse / row.copy_mse)
     verdict = (
-        f"Up to {_count(better, 'step')} ahead the dreamed frame is nearer to the real one than the last frame seen, "
-        f"there with {share} of its error."
+        f"Up to {_count(better, 'step')} ahead, dreamed frames are closer to the real ones than a copy of the last "
+        f"frame; there, their error is {share} of the copy's."
         if better
-        else "Even one step ahead the dreamed frame is no nearer to the real one than the last frame seen."
+        else "Even one step ahead, the dreamed frame is not closer to the real one than a copy of the last frame."
     )
     return Section(
         "open_loop",
         "Frames by horizon",
         verdict,
-        ["steps ahead", "windows", "most likely", "drawn", "copy last frame"],
+        ["steps ahead", "windows", "most likely", "sampled", "copy last frame"],
         [
             [str(h.steps), f"{h.windows:,}", _num(h.likely.obs_mse), _num(h.sampled.obs_mse), _num(h.copy_mse)]
             for h in loop.horizons
         ],
         plot_errors(loop),
-        "Mean squared error; pixels run from 0 to 1, vectors are in units of their spread. Dreams begin at real "
-        "moments and are fed the real actions. Where the future is open, a perfect dream that is drawn has twice the "
-        "error of a perfect most likely one. "
-        f"A frame that the model has just seen comes back with {_num(loop.rec_mse)}.",
+        "Mean squared error; pixels are in [0, 1], vectors in units of their standard deviation. Dreams start at real "
+        "latents and take the real actions. If the future is random, a perfect sampled dream has twice the error of a "
+        "perfect most likely one. "
+        f"The error of encoded and decoded real frames is {_num(loop.rec_mse)}.",
     )
 
 
@@ -76,11 +76,11 @@ def _rewards(found: Fidelity) -> Section:
     rows = found.open_loop.horizons
     first, last = rows[0], rows[-1]
     verdict = (
-        f"{_ahead(first)} the reward correlates with the real one at {_num(first.likely.rew_corr)}; "
-        f"summed over {_count(last.steps, 'step')} at {_num(last.likely.sum_corr)}, "
-        f"where {_num(last.sum_mean)} came and {_num(last.sampled.sum_mean)} was dreamed."
+        f"{_ahead(first)}, the correlation of dreamed and real reward is {_num(first.likely.rew_corr)}; "
+        f"summed over {_count(last.steps, 'step')} it is {_num(last.likely.sum_corr)}, "
+        f"with a real mean of {_num(last.sum_mean)} and a dreamed mean of {_num(last.sampled.sum_mean)}."
         if first.likely.rew_corr is not None
-        else f"The real reward or the dreamed one never changes: {_num(first.rew_var)} is its real variance."
+        else f"The real or the dreamed reward is constant; the variance of the real one is {_num(first.rew_var)}."
     )
     return Section(
         "reward",
@@ -94,7 +94,7 @@ def _rewards(found: Fidelity) -> Section:
             "sum: correlation",
             "sum: real",
             "sum: most likely",
-            "sum: drawn",
+            "sum: sampled",
         ],
         [
             [
@@ -110,36 +110,36 @@ def _rewards(found: Fidelity) -> Section:
             for h in rows
         ],
         plot_rewards(found.open_loop),
-        "The real actions fit the real course of things: where the dream has taken another, they earn less in it. "
-        "The variance is the error of who always says the mean.",
+        "Rewards drop where the dream diverges from the recorded episode, because the recorded actions no longer fit. "
+        "The variance is the squared error of a constant prediction.",
     )
 
 
 def _ends(found: Fidelity) -> Section:
     loop, now, best = found.open_loop, found.reliability.now, found.reliability.best
-    where = "drawn by the model itself" if found.reliability.drawn else f"cut-off {_num(now.cut_off)}"
+    where = "sampled by the model" if found.reliability.drawn else f"threshold {_num(now.cut_off)}"
     if not found.reliability.ends:
-        verdict = "No real episode ended by itself, so nothing can be said of how well ends are foreseen."
+        verdict = "No real episode terminated, so the prediction of termination cannot be evaluated."
     elif now.precision is None:
-        verdict = f"One step ahead no end is ever foreseen; {now.ends} came ({where})."
+        verdict = f"One step ahead, no termination is predicted; {now.ends} occurred ({where})."
     else:
         verdict = (
-            f"One step ahead {_share(now.recall)} of {_count(now.ends, 'real end')} are foreseen, and "
-            f"{_share(now.precision)} of the foreseen ends come ({where})."
+            f"One step ahead, {_share(now.recall)} of {_count(now.ends, 'real termination')} are predicted, and "
+            f"{_share(now.precision)} of the predictions are correct ({where})."
         )
     if best is None:
         hint = (
-            "The model draws its ends itself, with the probability it foresees, and no cut-off moves them: even one "
-            "whose probabilities are right draws some at steps where none comes."
+            "The model samples termination with its predicted probability and uses no threshold. Even with perfect "
+            "probabilities, some sampled terminations are at steps where none occurs."
         )
     else:
-        found_best = f"The best cut-off on these episodes: {_num(best.cut_off)}, F1 {_num(best.f1)}."
+        found_best = f"The best threshold for these episodes is {_num(best.cut_off)}, with F1 {_num(best.f1)}."
         hint = found_best if best.f1 else best.note
     return Section(
         "termination",
-        "Ends by horizon",
+        "Termination by horizon",
         verdict,
-        ["steps ahead", "real ends", "recall", "dreamed ends", "precision", "most likely: recall", "precision"],
+        ["steps ahead", "real", "recall", "dreamed", "precision", "most likely: recall", "most likely: precision"],
         [
             [
                 f"{low + 1} to {h.steps}",
@@ -153,7 +153,7 @@ def _ends(found: Fidelity) -> Section:
             for low, h in zip([0, *(h.steps for h in loop.horizons)], loop.horizons)
         ],
         plot_ends(loop) if any(h.num_ends or h.sampled.num_ends for h in loop.horizons) else None,
-        f"The dream's first end counts, {_count(loop.tolerance, 'step')} early or late being no matter. {hint}",
+        f"The first termination of a dream counts, with a tolerance of {_count(loop.tolerance, 'step')}. {hint}",
     )
 
 
@@ -161,58 +161,58 @@ def _reliability(found: Fidelity) -> Section:
     r = found.reliability
     skill = 1 - r.brier / r.brier_base if r.brier_base else None
     verdict = (
-        f"The probability of an end is off by {_num(r.ece)} on average; its squared error is {_num(r.brier)}, "
-        f"{_share(skill)} less than that of always saying the share of ends."
+        f"The expected calibration error of the termination probability is {_num(r.ece)}; its squared error is "
+        f"{_num(r.brier)}, {_share(skill)} less than that of the base rate."
         if skill is not None and skill >= 0
-        else f"The probability of an end is off by {_num(r.ece)} on average; its squared error is {_num(r.brier)}, "
-        f"no better than always saying the share of ends ({_num(r.brier_base)})."
+        else f"The expected calibration error of the termination probability is {_num(r.ece)}; its squared error is "
+        f"{_num(r.brier)}, not better than that of the base rate ({_num(r.brier_base)})."
     )
     return Section(
         "calibration",
-        "Calibration of the end",
+        "Calibration of termination",
         verdict,
-        ["foreseen", "steps", "mean foreseen", "came"],
+        ["predicted", "steps", "mean predicted", "observed"],
         [[f"{b.low:g} to {b.high:g}", f"{b.steps:,}", _num(b.said), _num(b.came)] for b in r.bins],
         plot_reliability(r),
         "All real steps, one step ahead. "
         + (
-            "Ends are drawn with just these probabilities."
+            "Termination is sampled with these probabilities."
             if r.drawn
-            else "Models that weigh rare ends more in training say too high a probability on purpose: the cut-off "
-            "takes care of that."
+            else "Models that give rare terminations more weight in training predict too high probabilities on "
+            "purpose; the calibrated threshold corrects for that."
         ),
     )
 
 
 def _gap(found: Fidelity) -> Section:
-    title, gap = "Return in the dream and for real", found.gap
+    title, gap = "Return in dream and reality", found.gap
     if gap is None:
-        return Section("gap", title, "The model carries no policy, so there is no return to compare.")
+        return Section("gap", title, "The model has no policy, so there is no return to compare.")
     wide = math.hypot(gap.real_ci95 or 0.0, gap.dream_ci95 or 0.0)
     if gap.real_episodes < 3:
-        weigh = f"with {_count(gap.real_episodes, 'real episode')} no more than a hint"
+        weigh = f"only indicative with {_count(gap.real_episodes, 'real episode')}"
     elif abs(gap.gap) < 0.01 * abs(gap.real):
-        weigh = "less than a hundredth"
+        weigh = "less than 1 %"
     else:
-        weigh = "no more than chance would give" if abs(gap.gap) <= wide else "more than chance would give"
+        weigh = "not significant" if abs(gap.gap) <= wide else "significant"
     return Section(
         "gap",
         title,
-        f"The dream promises {gap.dream:.1f} ± {_num(gap.dream_ci95)}, "
-        f"reality pays {gap.real:.1f} ± {_num(gap.real_ci95)}: a gap of {gap.gap:+.1f}, {weigh}.",
-        ["steps from a real moment", "windows", "real", "dream", "correlation"],
+        f"Dream return {gap.dream:.1f} ± {_num(gap.dream_ci95)}, "
+        f"real return {gap.real:.1f} ± {_num(gap.real_ci95)}: a gap of {gap.gap:+.1f}, {weigh}.",
+        ["steps from a real latent", "windows", "real", "dream", "correlation"],
         [[str(c.steps), f"{c.windows:,}", _num(c.real), _num(c.dream), _num(c.corr)] for c in found.closed_loop],
         plot_closed_loop(found.closed_loop) if found.closed_loop else None,
         f"The saved policy over {_count(gap.real_episodes, 'real episode')}, dreams of {_count(gap.horizon, 'step')}; "
-        "± is the 95 % interval of the mean. In the table it goes on, in the dream, from real moments of its own "
-        "episodes: what both earn from there shows when the gap opens.",
+        "± is the 95 % CI of the mean. The table shows returns from within its own real episodes, continued in the "
+        "dream and in reality; the horizon where they diverge is where the gap opens.",
     )
 
 
 def _ranking(found: Fidelity) -> Section:
     r = found.ranking
     if r.spearman is None:
-        verdict = "There are too few policies, or none differs from the others, so there is no order to compare."
+        verdict = "There are too few policies, or all have the same return, so there is no order to compare."
     else:
         word = "well" if r.spearman >= 0.8 else "roughly" if r.spearman >= 0.5 else "badly"
         verdict = f"The dream orders {len(r.policies)} policies {word}: rank correlation {_num(r.spearman)}."
@@ -220,7 +220,7 @@ def _ranking(found: Fidelity) -> Section:
         "ranking",
         "Order of policies",
         verdict,
-        ["policy", "real", "± 95 %", "dream", "± 95 %"],
+        ["policy", "real", "95 % CI", "dream", "95 % CI"],
         [
             [f"{i}. {p.name}", f"{p.real_mean:.1f}", _num(p.real_ci95), f"{p.dream_mean:.1f}", _num(p.dream_ci95)]
             for i, p in enumerate(r.by_real, 1)
@@ -233,15 +233,18 @@ def _ranking(found: Fidelity) -> Section:
 def _temperatures(found: Fidelity) -> Section:
     title, rows = "Temperature", found.temperatures
     if not rows:
-        return Section("temperature", title, "The model carries no policy, so no temperature was tried.")
+        return Section("temperature", title, "The model has no policy, so no temperature was measured.")
     high, low = max(rows, key=lambda r: r.dream), min(rows, key=lambda r: r.dream)
     verdict = (
-        f"The saved policy earns from {low.dream:.1f} (tau {low.tau}) to {high.dream:.1f} (tau {high.tau}) in dreams."
+        f"The dream return of the saved policy is {low.dream:.1f} (tau {low.tau}) to {high.dream:.1f} (tau {high.tau})."
     )
     trained = [r for r in rows if r.trained_real is not None]
     if trained:
         best = max(trained, key=lambda r: r.trained_real or 0.0)
-        verdict += f" Of those trained at one tau, that of {best.tau} earns most for real: {best.trained_real:.1f}."
+        verdict += (
+            f" Of the controllers trained at a fixed temperature, tau {best.tau} scores best in the real environment: "
+            f"{best.trained_real:.1f}."
+        )
     real = f"{found.gap.real:.1f}" if found.gap else "–"
     return Section(
         "temperature",
@@ -254,7 +257,7 @@ def _temperatures(found: Fidelity) -> Section:
             "saved policy: real",
             "trained at this tau: dream",
             "trained at this tau: real",
-            "± 95 %",
+            "95 % CI",
         ],
         [
             [
@@ -269,27 +272,27 @@ def _temperatures(found: Fidelity) -> Section:
             for r in rows
         ],
         plot_temperatures(rows, found.gap.real if found.gap else None),
-        "What the saved policy earns for real does not depend on the temperature it is dreamed at. The last columns "
-        "are Ha & Schmidhuber's table: a controller evolved from zero at that tau (`--train_temperatures`), in dreams "
-        "of that tau and for real.",
+        "The real return of the saved policy does not depend on the dream's temperature. The last columns are the "
+        "table of Ha & Schmidhuber: a controller trained from scratch at that tau (`--train_temperatures`), in dreams "
+        "of that tau and in the real environment.",
     )
 
 
 def _history(found: Fidelity) -> Section:
-    title, history = "Gap along training", found.history
+    title, history = "Gap during training", found.history
     if history is None:
-        return Section("training", title, "No judged round is known of (`--run DIR` names a run folder).")
+        return Section("training", title, "There are no evaluated rounds (`--run DIR` names a run folder).")
     gaps = [r.dream - r.real for r in history.rounds]
     over = sum(gap > 0 for gap in gaps)
     verdict = (
-        f"{over} of {_count(len(gaps), 'time')} the dream promised more than reality gave; "
+        f"The dream return exceeded the real return in {over} of {_count(len(gaps), 'evaluation')}; "
         f"the last gap is {gaps[-1]:+.1f}."
     )
     ends = ""
     if history.final_dream is not None and history.final_real is not None:
         ends = (
-            f" At the end of the run the chosen controller had {history.final_dream:.1f} in dreams of full length and "
-            f"{history.final_real:.1f} for real."
+            f" At the end of the run, the selected controller had a return of {history.final_dream:.1f} in dreams of "
+            f"full length and {history.final_real:.1f} in the real environment."
         )
     span = "" if history.horizon is None else f"of {_count(history.horizon, 'step')} (as last configured) "
     return Section(
@@ -309,9 +312,9 @@ def _history(found: Fidelity) -> Section:
             for r, gap in zip(history.rounds, gaps)
         ],
         plot_history(history),
-        f"Dream: mean return of what trained last, CMA-ES's population or PPO with its noise, in dreams {span}that "
-        "start anywhere; real: whole episodes of what came of it, the population's mean or PPO without noise. The two "
-        f"differ for more than one reason: their course says more than their level.{ends}",
+        f"Dream: mean return of the population of CMA-ES, or of PPO with its noise, in training dreams {span}that "
+        "start anywhere. Real: whole episodes of the mean of the population, or of PPO without noise. The two differ "
+        f"for several reasons, so look at the trend, not the level.{ends}",
     )
 
 
@@ -319,14 +322,13 @@ def _doubt(found: Fidelity) -> Section:
     title, rows = "Disagreement", found.open_loop.horizons
     known = [h for h in rows if h.likely.doubt_corr is not None]
     if not known:
-        return Section("disagreement", title, "A single model: there is no ensemble to disagree.")
+        return Section("disagreement", title, "The model is not an ensemble.")
     first = known[0]
     return Section(
         "disagreement",
         title,
-        f"{_ahead(first)} the members' disagreement ranks the errors with {_num(first.likely.doubt_corr)} "
-        "(1: just as they are, 0: not at all).",
-        ["steps ahead", "rank correlation, most likely", "drawn"],
+        f"{_ahead(first)}, the rank correlation of disagreement and frame error is {_num(first.likely.doubt_corr)}.",
+        ["steps ahead", "rank correlation, most likely", "rank correlation, sampled"],
         [[str(h.steps), _num(h.likely.doubt_corr), _num(h.sampled.doubt_corr)] for h in rows],
         plot_doubt(found.open_loop),
     )
@@ -334,12 +336,12 @@ def _doubt(found: Fidelity) -> Section:
 
 def _seeds(found: Fidelity) -> Section:
     d = found.determinism
-    same = "gives the same dream, bit for bit" if d.repeats else "does NOT give the same dream"
-    alone = "is" if d.rows_alone else "is NOT"
+    same = "repeats the same dream exactly" if d.repeats else "does NOT repeat the same dream"
+    alone = "equals" if d.rows_alone else "does NOT equal"
     return Section(
         "determinism",
         "Seeds",
-        f"The same seed {same}; row i seeded s {alone} the single dream seeded s + i "
+        f"The same seed {same}; row i with seed s {alone} the single dream with seed s + i "
         f"(largest difference {d.worst:.1e}).",
     )
 
@@ -357,7 +359,7 @@ def _share(value: float | None) -> str:
 
 
 def _num(value: float | None) -> str:
-    """Three digits, and no exponent for what is not small."""
+    """Three significant digits, without an exponent for large numbers."""
     if value is None:
         return "–"
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""Dream and real score by temperature: Ha & Schmidhuber's table."""
+"""Dream and real score by temperature: the table of Ha & Schmidhuber."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class Warmth(NamedTuple):
 
     tau: float
     dream: float
-    """Of the saved policy, in dreams of this temperature."""
+    """Return of the saved policy in dreams of this temperature."""
     dream_std: float
     dream_ci95: float | None
     trained_dream: float | None = None
-    """Of a controller evolved from zero in dreams of this temperature, in them."""
+    """Dream return of a controller trained from scratch in dreams of this temperature."""
     trained_real: float | None = None
-    """Of that one, for real."""
+    """Real return of that controller."""
     trained_real_ci95: float | None = None
 
 
 def sweep(subject: Subject, taus: tuple[float, ...], *, episodes: int, seed: int) -> list[Warmth]:
-    """Dream the saved policy at every temperature."""
+    """Compute the dream return of the saved policy at every temperature."""
     assert subject.policy is not None
     scores = [
         (tau, dream_score(subject, subject.policy, episodes=episodes, seed=seed, temperature=tau))
@@ -51,9 +51,9 @@ def train_at(
     seed: int,
     console: Console | None = None,
 ) -> Warmth:
-    """The row with a controller that knows dreams of its temperature only, scored in them and for real."""
+    """Train a controller in dreams of one temperature, and add its dream and real score to the row."""
     assert subject.horizon is not None
-    with Bar(f"evolving at tau {row.tau}, generation", cma.generations, console) as bar:
+    with Bar(f"training at tau {row.tau}, generation", cma.generations, console) as bar:
         policy = evolve_in_dream(
             subject.model,
             subject.starts,

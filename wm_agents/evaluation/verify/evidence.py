@@ -1,4 +1,4 @@
-"""An evidence bundle: what a verdict was reached by, every file under its sha256, which reading compares."""
+"""An evidence bundle: everything behind a verification result, with a sha256 for every file."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ MANIFEST = "manifest.json"
 
 
 class EvidenceError(ValueError):
-    """A bundle that is not what was written, or no bundle."""
+    """The folder is not an evidence bundle, or was changed."""
 
 
 def write_evidence(found: Verification, out: Path) -> Path:
-    """Write a bundle into the folder `out`, all of it or nothing; an older bundle there is replaced.
+    """Write a bundle to the folder `out` completely or not at all. An older bundle is replaced.
 
-        manifest.json       schema, verdict, when, and the sha256 and size of every other file
-        verification.json   all checks with their numbers, seeds, versions, hardware, every return
-        report.txt          the same in words
-        model_config.json   the model's own config.json, which has the sha256 of its weights
-        run_manifest.json   of the run that made it, if it lies beside the model
+        manifest.json       schema, result, date, and the sha256 and size of every other file
+        verification.json   all checks with their numbers, seeds, versions, hardware, all returns
+        report.txt          the printed report
+        model_config.json   the model's config.json, which contains the sha256 of its weights
+        run_manifest.json   the manifest of the training run, if it is beside the model
 
     Raises:
-        EvidenceError: `out` holds something else.
+        EvidenceError: `out` contains other files.
     """
     if out.exists() and any(out.iterdir()) and not is_evidence(out):
-        raise EvidenceError(f"{out} is not empty and no evidence bundle; give another folder")
+        raise EvidenceError(f"{out} is not empty and not an evidence bundle; give another folder")
     model = model_path(found.model)
     out.parent.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -59,15 +59,15 @@ def write_evidence(found: Verification, out: Path) -> Path:
 
 
 def is_evidence(path: Path) -> bool:
-    """Whether a folder says that it is a bundle."""
+    """Whether a folder claims to be a bundle."""
     return (path / MANIFEST).is_file() and "wm.evidence." in (path / MANIFEST).read_text(errors="replace")
 
 
 def read_evidence(path: Path) -> dict[str, Any]:
-    """The verification in a bundle, after every file was compared with its sha256.
+    """Read the verification of a bundle, and compare every file with its sha256.
 
     Raises:
-        EvidenceError: a file is missing, changed, or was added; or the verdict does not follow from the checks.
+        EvidenceError: a file is missing, changed or added, or the result does not follow from the checks.
     """
     manifest = _json(path / MANIFEST)
     if manifest.get("schema") != SCHEMA:
@@ -76,16 +76,16 @@ def read_evidence(path: Path) -> dict[str, Any]:
     there = {file.name for file in path.iterdir()} - {MANIFEST}
     if there != set(listed):
         missing, added = sorted(set(listed) - there), sorted(there - set(listed))
-        raise EvidenceError(f"{path} is not what was written: missing {missing}, added {added}")
+        raise EvidenceError(f"{path} was changed: missing files {missing}, added files {added}; verify the model again")
     for name, facts in listed.items():
         if (got := sha256(path / name)) != facts["sha256"]:
-            raise EvidenceError(f"{path / name} has been changed: sha256 expected {facts['sha256']}, got {got}")
+            raise EvidenceError(f"{path / name} was changed: sha256 expected {facts['sha256']}, got {got}")
     found = _json(path / "verification.json")
     if sha256(path / "model_config.json") != found.get("model_sha256"):
-        raise EvidenceError(f"{path}: model_config.json is not of the model that was verified")
+        raise EvidenceError(f"{path}: model_config.json does not belong to the verified model")
     passed = all(check["ok"] is not False for check in found["checks"])
     if found["verified"] != manifest["verified"] or (found["verified"] and not passed):
-        raise EvidenceError(f"{path}: the verdict does not follow from the checks")
+        raise EvidenceError(f"{path}: the result does not follow from the checks")
     return found
 
 
@@ -95,5 +95,5 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise EvidenceError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
-        raise EvidenceError(f"{path} holds no object")
+        raise EvidenceError(f"{path} does not contain a JSON object")
     return values

@@ -1,4 +1,4 @@
-"""`wm verify`: a model is held against reality, on real episodes that no training has seen."""
+"""`wm verify`: checks a saved model on held-out real episodes."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ from wm_envs.registry import RealSpec
 
 Mode = Literal["quick", "proof"]
 POLICIES = 4
-"""That play the held-out episodes: the model's own, random play, and two between."""
+"""Number of policies that play the held-out episodes: the model's own, random actions, and two mixtures."""
 MAX_GB = 1.0
-"""Of frames held in memory; no further episodes are played beyond that."""
+"""Maximum memory of frames; no more episodes are played beyond that."""
 PROOF_EPISODES = 100
-CI95 = "95 % intervals: of means after Student, of the gap after Welch"
+CI95 = "95 % confidence intervals: Student for means, Welch for the gap"
 
 
 @dataclass(frozen=True)
 class Verification:
-    """A verdict, and everything that it was reached by."""
+    """The result of a verification, with all details."""
 
     verified: bool
     mode: Mode
@@ -61,16 +61,16 @@ class Verification:
     env: str | None
     checks: list[Check]
     episodes: int
-    """Real ones, held out, that frames, rewards and ends were judged on."""
+    """Number of held-out real episodes."""
     steps: int
     seed: int
-    """The first environment seed; all are kept for evaluation."""
+    """The first environment seed."""
     degraded_modes: list[str]
-    """What the training did without; a model that has any is never verified."""
+    """Degraded modes of the training; a model with any is never verified."""
     model_sha256: str
-    """Of config.json, which has those of all other files."""
+    """sha256 of config.json, which contains those of all other files."""
     returns: dict[str, list[float]] = field(default_factory=dict)
-    """In proof mode: of every episode, real, dreamed and at random."""
+    """In proof mode: returns of all real, dreamed and random episodes."""
     wall_s: float = 0.0
     versions: dict[str, Any] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
@@ -91,18 +91,18 @@ def verify(
     procs: int = 2,
     console: Console | None = None,
 ) -> Verification:
-    """Hold a saved model against reality; nothing is compared with numbers from elsewhere.
+    """Check a saved model on held-out real episodes. No stored baseline is used.
 
     Args:
         target: a model directory, or the name of a shipped model or dream.
-        mode: `quick` judges frames, rewards, ends and seeds; `proof` also what the policy earns, dreamed and for real.
-        episodes: real ones of each of four policies.
-        proof_episodes: real ones, dreamed ones and random ones that returns are compared over.
+        mode: `quick` checks frames, rewards, termination and seeds; `proof` also the gap of dream and real return.
+        episodes: real episodes for each of four policies.
+        proof_episodes: number of real, dreamed and random episodes for the return gap.
         seed: first environment seed, at least 1,000,000.
 
     Raises:
         FileNotFoundError: there is no such model.
-        ArtifactError: it is one that cannot be dreamed in.
+        ArtifactError: it cannot be used as a dream environment.
     """
     _check_counts(episodes, proof_episodes, seed)
     began, path = time.perf_counter(), model_path(target)
@@ -116,7 +116,7 @@ def verify(
         )
     spec, degraded = real_spec(artifact), degraded_of(artifact)
     subject = subject_of(net, artifact)
-    cached_model.cache_clear()  # The directory may have been rewritten since this process last played its policy.
+    cached_model.cache_clear()  # The directory may have changed since this process last loaded it.
     checks = [check_files(artifact), check_data(spec, degraded)]
     held_out = list(_play(target, spec, subject, episodes, seed, procs, console))
     longest = max(ep.num_steps for ep in held_out)
@@ -143,7 +143,7 @@ def verify(
 
 
 def judge(subject: Subject, blank: Model, held_out: list[Episode]) -> list[Check]:
-    """Everything that needs no more than recorded episodes."""
+    """All checks that need only recorded episodes."""
     tried, seen = try_out(subject, blank, held_out), expect(subject, held_out)
     return [
         *check_frames(tried),
@@ -155,30 +155,30 @@ def judge(subject: Subject, blank: Model, held_out: list[Episode]) -> list[Check
 
 
 def untrained(model: Model, seed: int = 0) -> Model:
-    """A model of the same family, settings and spaces that has learned nothing."""
+    """An untrained model of the same family, settings and spaces."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build(model.family, model.cfg, model.obs_space, model.act_space).to(model.device).eval()
 
 
 def check_files(artifact: Artifact) -> Check:
-    """Loading has compared every listed file with its sha256; none may be there that is not listed."""
+    """Check that config.json lists all tensor files; loading has already compared their sha256."""
     listed = artifact.config.get("files", {})
     apart = sorted(file.name for file in artifact.path.glob("*.safetensors") if file.name not in listed)
     if apart:
         return Check("artifact", False, f"config.json lists no sha256 of {', '.join(apart)}; save the model again")
-    return Check("artifact", True, f"{len(listed)} files are what was saved")
+    return Check("artifact", True, f"{len(listed)} files match their sha256")
 
 
 def check_data(spec: RealSpec, degraded: list[str]) -> Check:
-    """A model that was not trained on the real environment is not verified, whatever it has learned."""
+    """A model that was not trained on the real environment fails."""
     if degraded:
         return Check("data", False, f"trained without the real environment: {', '.join(degraded)}")
-    return Check("data", True, f"nothing degraded is on record; judged on {spec.id}")
+    return Check("data", True, f"trained on real data (no degraded mode recorded); checked on {spec.id}")
 
 
 def report(found: Verification) -> str:
-    """The verdict in lines for a terminal."""
+    """The result as lines for a terminal."""
     marks = {True: "ok  ", False: "FAIL", None: "-   "}
     width = max(len(check.name) for check in found.checks)
     lines = [f"  {marks[check.ok]} {check.name:<{width}}  {check.found}" for check in found.checks]
@@ -192,7 +192,7 @@ def report(found: Verification) -> str:
 def _play(
     target: str, spec: RealSpec, subject: Subject, num: int, seed: int, procs: int, console: Console | None
 ) -> Iterator[Episode]:
-    """Held-out episodes, seed by seed, so that a full memory leaves out seeds and no policy."""
+    """Play held-out episodes, seed by seed, so that a full memory drops seeds and not policies."""
     among = contenders(subject.policy, subject.model.act_space, POLICIES)
     jobs = [EpisodeTask(seed + i, (who,)) for i in range(num * POLICIES // len(among)) for who in among]
     room = MAX_GB * 1e9
@@ -208,7 +208,7 @@ def _play(
 def _prove(
     target: str, spec: RealSpec, subject: Subject, seeds: range, procs: int, console: Console | None
 ) -> tuple[Check, dict[str, list[float]]]:
-    """What the model's own policy earns in dreams and for real, and random play for real."""
+    """Dream and real returns of the model's policy, and real returns of random actions."""
     if subject.policy is None:
         return Check("return gap", False, "the model has no controller; train one with `wm evolve`"), {}
     dreamed = dream_score(subject, subject.policy, episodes=len(seeds), seed=seeds[0])
