@@ -590,7 +590,7 @@ def test_every_task_has_steps_enough_to_begin_with(name: str, family: str) -> No
 
 
 def test_lives_are_no_ends_online() -> None:
-    with pytest.raises(ConfigurationError, match="plays whole games; leave spec.lives_end out"):
+    with pytest.raises(ConfigurationError, match="online training does not support spec.lives_end; remove it"):
         replace(CFG, spec=replace(SPEC, id="ALE/Breakout-v5", lives_end=True))
 
 

@@ -184,7 +184,7 @@ def test_what_is_trained_is_not_trained_again(
     assert again == values
     here = before.replace(f"{asked.root}/", "")
     assert said.splitlines() == [
-        "outputs is trained already; it goes on with more online_collection.rounds, and anything else needs another "
+        "outputs is already trained; raise online_collection.rounds to continue; for any other change use another "
         "training.output_dir",
         f"real {scores['real']['mean']:.1f} ± {scores['real']['std']:.1f} over 3 held-out episodes, dream "
         f"{scores['dream']['mean']:.1f}",
@@ -195,8 +195,8 @@ def test_what_is_trained_is_not_trained_again(
     with pytest.raises(ConfigurationError) as error:
         trained(project(asked.root, gameplay__enabled=True, gameplay__fps=7.0, training__total_steps=13))
     assert str(error.value) == (
-        "outputs is trained already, and not so: training.total_steps was 12, is 13; it goes on with more "
-        "online_collection.rounds, and anything else needs another training.output_dir"
+        "outputs is already trained with other settings: training.total_steps was 12, now 13; raise "
+        "online_collection.rounds to continue; for any other change use another training.output_dir"
     )
 
 
@@ -210,12 +210,12 @@ def test_a_finished_run_goes_on_with_what_it_says(tmp_path: Path) -> None:
     again, said = trained(project(tmp_path, online_collection__rounds=3, training__total_steps=13))
     assert "round 2: collect" in said and "round 1: " not in said
     assert again["data"]["steps"] > first["data"]["steps"] and again["config"]["training"]["total_steps"] == 13
-    for name, more in (("ensemble", "give another training.output_dir"), ("tdmpc2", "more training.total_steps, and")):
+    for name, more in (("ensemble", "use another training.output_dir"), ("tdmpc2", "raise training.total_steps to continue")):
         text = TINY.replace("ensemble", name).split("[controller]")[0].replace("enabled = true", "enabled = false")
         assert more in more_of(project(tmp_path / name, text))
     text = ACTING.format(model="tdmpc2:ci", length=2, more="") + "[online_collection]\nenabled = true\n"
     acting = project(tmp_path / "acts", text, online_collection__warmup_transitions=60)
-    assert "more data.num_steps" in more_of(acting)
+    assert "raise data.num_steps" in more_of(acting)
 
 
 def test_the_projects_own_scripts_run(
@@ -231,7 +231,7 @@ def test_the_projects_own_scripts_run(
     assert "dreamed " in capsys.readouterr().out and (asked.out / "dream.mp4").is_file()
     (asked.root / "wm.toml").write_text(TINY + "[gameplay]\nenabled = true\nfps = 7.0\n")
     assert script(asked.root / "train.py", monkeypatch) == 0
-    assert "is trained already" in capsys.readouterr().err
+    assert "is already trained" in capsys.readouterr().err
 
 
 def script(path: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> Any:
@@ -286,7 +286,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     assert (values["status"], values["run_classification"]) == ("interrupted", INCOMPLETE)
     assert values["data"]["steps"] >= 40 and values["scores"] is None and values["artifact"] is None
     said = console.file.getvalue()  # type: ignore[attr-defined]
-    assert f"steps of data, round 0 up to 'control', the training's last checkpoint, in {asked.out}" in said
+    assert f"steps of data, round 0 up to 'control', the last training checkpoint, in {asked.out}" in said
     assert Improvement.control is control
     again, _ = trained(asked)
     assert again["scores"]["real"]["returns"] == whole["scores"]["real"]["returns"]
@@ -328,10 +328,10 @@ def test_what_does_not_fit_the_environment_is_told_before_any_work(tmp_path: Pat
     with pytest.raises(ConfigurationError) as error:
         trained(project(tmp_path, said, architecture__obs_shape=(3,)))
     assert str(error.value) == (
-        "wm.toml is of another environment than toy_env:Echo-v0:\n"
-        "  --architecture.obs_shape: architecture.obs_shape is (3,), and that of toy_env:Echo-v0 is (2,)\n"
-        "  line 22: architecture.action_dim is 3, and that of toy_env:Echo-v0 is 1\n"
-        "leave these keys out, which only repeat what the environment says, or begin with its own settings: "
+        "[architecture] in wm.toml does not match toy_env:Echo-v0:\n"
+        "  --architecture.obs_shape: architecture.obs_shape is (3,), but (2,) in toy_env:Echo-v0\n"
+        "  line 22: architecture.action_dim is 3, but 1 in toy_env:Echo-v0\n"
+        "remove these optional keys, or create a new project: "
         "`wm init FOLDER --env toy_env:Echo-v0`"
     )
     with pytest.raises(ValueError, match="needs a Box of vectors|pixels"):
@@ -339,14 +339,16 @@ def test_what_does_not_fit_the_environment_is_told_before_any_work(tmp_path: Pat
     with pytest.raises(UnknownEnv, match="the nearest are Echo-v0"):
         trained(project(tmp_path, environment="toy_env:Eco-v0"))
     endless = TINY.replace("max_episode_steps = 12\n", "")
-    with pytest.raises(ConfigurationError, match=r"sets no limit to its episodes; say max_episode_steps in \[data\]"):
+    with pytest.raises(ConfigurationError, match=r"has no episode limit; set max_episode_steps in \[data\]"):
         trained(project(tmp_path, endless))
     assert not (tmp_path / "outputs").exists()
 
 
 def test_random_data_are_an_error_unless_allowed(tmp_path: Path) -> None:
     asked = project(tmp_path, data__source="random", online_collection__enabled=False)
-    with pytest.raises(Degraded, match="which mean nothing; `wm train --allow-degraded` does so all the same"):
+    with pytest.raises(
+        Degraded, match="so the model will be meaningless; .* `wm train --allow-degraded` to do it anyway"
+    ):
         trained(asked)
     assert not asked.out.exists()
     values, said = trained(asked, allow_degraded=True)
@@ -368,7 +370,7 @@ def test_no_environment_is_an_error_unless_allowed(tmp_path: Path) -> None:
     text = 'environment = "Nowhere-v0"\nmodel = "ensemble:ci"\n[training]\ntotal_steps = 3\n[data]\nnum_steps = 200\n'
     with pytest.raises(UnknownEnv, match="no environment 'Nowhere-v0' is installed"):
         trained(project(tmp_path, text))
-    with pytest.raises(ConfigurationError, match=r"\[architecture\] must say obs_shape and action_dim"):
+    with pytest.raises(ConfigurationError, match=r"\[architecture\] needs obs_shape and action_dim"):
         trained(project(tmp_path, text), allow_degraded=True)
     asked = project(tmp_path, text, architecture__obs_shape=(4,), architecture__action_dim=2)
     values, said = trained(asked, allow_degraded=True)
@@ -376,7 +378,7 @@ def test_no_environment_is_an_error_unless_allowed(tmp_path: Path) -> None:
     assert "DEGRADED: no_environment: the real environment could not be created" in said
     assert load_model(asked.out / "model")[0].obs_space.shape == (4,)
     online = project(tmp_path, text, online_collection__enabled=True, data__num_steps=600)
-    with pytest.raises(Degraded, match="nothing can be collected online: no environment 'Nowhere-v0'"):
+    with pytest.raises(Degraded, match="online collection is not possible: no environment 'Nowhere-v0'"):
         trained(online, allow_degraded=True)
 
 
@@ -499,7 +501,7 @@ def test_an_online_budget_that_cannot_do_and_lives_are_told_before_any_work(tmp_
     online: dict[str, Any] = {"online_collection__enabled": True, "online_collection__warmup_transitions": 140}
     with pytest.raises(ConfigurationError, match="real_steps must be at least"):
         trained(project(tmp_path, text, **online))
-    with pytest.raises(ConfigurationError, match="plays whole games; leave lives_end out"):
+    with pytest.raises(ConfigurationError, match="does not support lives_end; remove it"):
         online_of(project(tmp_path, text, data__lives_end=True, **online))
     assert not (tmp_path / "outputs").exists()
 
@@ -553,11 +555,11 @@ def test_a_curve_begins_anew_with_each_round_and_says_over_what(
     axes = drawn(tmp_path, monkeypatch)
     lines = {title: [line.get_xydata().tolist() for line in each.lines] for title, each in axes.items()}
     assert lines["training loss"] == [[[4, 2.25], [8, 1.125], [12, 0.75]]] * 2
-    assert lines["return in the dream"] == [[[1, 10], [2, 20], [3, 30]], [[4, 10], [5, 20], [6, 30]]]
+    assert lines["dream return"] == [[[1, 10], [2, 20], [3, 30]], [[4, 10], [5, 20], [6, 30]]]
     assert lines["real return of a round"] == [[[0, 50], [1, 50]]]
     assert {title: each.get_xlabel() for title, each in axes.items()} == {
-        "training loss": "updates", "return in the dream": "iterations of the controller",
-        "return while collecting": "round", "real return of a round": "round",
+        "training loss": "updates", "dream return": "iterations of the controller",
+        "return during collection": "round", "real return of a round": "round",
     }  # fmt: skip
     assert [line.get_label() for line in axes["training loss"].lines] == ["round 0 dynamics", "round 1 dynamics"]
     online = [{"step": 50 * i, "train/loss": 1.0, "train/updates": i} for i in range(3)]
@@ -599,12 +601,14 @@ def test_wrong_settings_are_an_error_and_wrong_flags_exit_with_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert wm("train") == 1
-    assert capsys.readouterr().err.startswith("wm train: wm.toml does not exist; `wm init FOLDER --env ID` writes one")
+    assert capsys.readouterr().err.startswith(
+        "wm train: wm.toml does not exist; create it with `wm init FOLDER --env ID`"
+    )
     (tmp_path / "wm.toml").write_text(TINY + "colour = 3\n")
     assert wm("train", "--training.batch_size", "0") == 1
     err = capsys.readouterr().err
-    assert err.startswith("wm train: wm.toml: 2 things are wrong\n  --training.batch_size: training.batch_size must be")
-    assert "line 20: controller.colour is unknown; there are horizon, iterations, kind" in err
+    assert err.startswith("wm train: wm.toml has 2 errors\n  --training.batch_size: training.batch_size must be")
+    assert "line 20: controller.colour is unknown; known keys: horizon, iterations, kind" in err
     assert wm("train", "--training.batch_sise", "3") == 2
     assert "did you mean --training.batch-size?" in capsys.readouterr().err
     assert wm("train", "--verify.mode", "proof") == 2

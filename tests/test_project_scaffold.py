@@ -78,9 +78,9 @@ def test_every_line_of_the_file_says_what_it_is_for(tmp_path: Path) -> None:
     write_project(tmp_path / "my", "CartPole-v1")
     text = (tmp_path / "my" / "wm.toml").read_text()
     assert (
-        "# Of the real steps, so many are exploration, before anything is learned.\nwarmup_transitions = 1000" in text
+        "# Exploration steps before training.\nwarmup_transitions = 1000" in text
     )
-    assert "Also: members, hidden, layers, term_weight." in text
+    assert "Further fields: members, hidden, layers, term_weight." in text
     assert max(map(len, text.splitlines())) <= 120
 
 
@@ -90,17 +90,17 @@ def test_an_environment_without_a_limit_to_its_episodes_gets_one(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert wm("init", "my", "--env", "Blackjack-v1", "--model", model, "--yes") == 0
-    note = "Blackjack-v1 sets no limit to its episodes, so they are cut here."
+    note = "Blackjack-v1 has no episode limit, so this sets one."
     assert f"{note} [data] max_episode_steps = 1000\n" in capsys.readouterr().err
     text = (tmp_path / "my" / "wm.toml").read_text()
-    assert f"\n# {note} Agent steps after which the environment is cut" in text and "\nmax_episode_steps = 1000" in text
+    assert f"\n# {note} Episode limit in agent steps" in text and "\nmax_episode_steps = 1000" in text
     project = load_project("my")
     assert project.data.max_episode_steps == 1000 and episode_limit(spec_of(project)) == 1000
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="is not an empty folder; give another, or --force"):
+    with pytest.raises(FileExistsError, match="is not an empty folder; give another folder, or use --force"):
         write_project(tmp_path, "CartPole-v1")
     assert os.listdir(tmp_path) == ["notes.txt"]
     (tmp_path / "outputs").mkdir()
@@ -146,7 +146,7 @@ def test_the_command_writes_and_says_what_is_next(
     out, err = capsys.readouterr()
     assert out == "" and err == "my: wm.toml, train.py, inference.py, dataset.py, README.md\nnext: cd my && wm train\n"
     assert wm("init", "my", "--env", "CartPole-v1") == 1
-    assert "--force to write into it" in capsys.readouterr().err
+    assert "or use --force" in capsys.readouterr().err
     assert wm("init", "my", "--env", "CartPole-v1", "--model", "vmc:ci", "--force") == 0
     assert load_project("my").model == "vmc:ci"
 

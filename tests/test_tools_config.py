@@ -43,7 +43,7 @@ def test_a_preset_is_shown_with_what_its_fields_mean(
     assert wm("show", "tdmpc2:ci", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"family": "tdmpc2", **get_config("tdmpc2:ci").to_dict()}
     assert wm("show", "tdmpc2:ci") == 0
-    assert "num_bins" in (out := capsys.readouterr().out) and "Width of every network but the encoder." in out
+    assert "num_bins" in (out := capsys.readouterr().out) and "Width of all networks except the encoder." in out
 
 
 def test_a_saved_model_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +139,7 @@ def test_a_right_file_is_valid_and_a_wrong_one_is_told_by_line(
     assert "line 4: training.total_stps is unknown; did you mean 'total_steps'?" in err
     assert "line 5: training.batch_size must be a whole number, got 'many'" in err
     assert wm("validate", "nowhere.toml") == 1
-    assert "nowhere.toml does not exist; `wm init" in capsys.readouterr().err
+    assert "nowhere.toml does not exist; create it with `wm init" in capsys.readouterr().err
 
 
 def test_the_schema_has_every_key_and_no_other(capsys: pytest.CaptureFixture[str]) -> None:

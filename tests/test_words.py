@@ -17,7 +17,7 @@ PAGES = sorted(
 )
 PENDING = re.compile(
     r"wm_envs/(dream|world_model)|policies/cmaes|wm_agents/(control/evolve|system/hardware)"
-    r"|wm_agents/(models/(ensemble|vmc|objects|cpu_kernels|slots)|training/fit_objects|project|cli/(?!app|commands))"
+    r"|wm_agents/(models/(ensemble|vmc|objects|cpu_kernels|slots)|training/fit_objects|cli/(?!app|commands))"
 )
 """Still to be reworded."""
 CODE = [

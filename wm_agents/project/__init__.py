@@ -1,1 +1,2 @@
-"""A project folder: `wm init` writes it, `wm train` reads its wm.toml, `wm verify` holds its model against reality."""
+"""Projects: `wm init` creates a folder, `wm train` trains its model as wm.toml says, `wm verify` checks the
+model."""

@@ -1,4 +1,4 @@
-"""What a run has logged, as one picture."""
+"""Plots the metrics of a run."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,18 +14,18 @@ Floats = NDArray[np.float64]
 SHOWN = {
     "train/loss": ("training loss", "updates"),
     "val/loss": ("held-out loss", "updates"),
-    "dream/return": ("return in the dream", "iterations of the controller"),
-    "collect/return": ("return while collecting", "round"),
+    "dream/return": ("dream return", "iterations of the controller"),
+    "collect/return": ("return during collection", "round"),
     "judge/real": ("real return of a round", "round"),
     "eval/real/return": ("real return", "real steps"),
 }
-"""What is drawn, what it is called, and what it is drawn over where the run has no axis of its own."""
+"""The plotted metrics, their titles, and their default x axes."""
 MOST_NAMED = 8
-"""More curves in one picture need no legend: they would hide behind it."""
+"""Plots with more curves have no legend, because it would hide them."""
 
 
 class Curve(NamedTuple):
-    """Values over steps, of one round where each round begins anew."""
+    """Values over steps; one curve per round if the steps of each round start at 0."""
 
     label: str
     x: Floats
@@ -33,19 +33,19 @@ class Curve(NamedTuple):
 
 
 def draw_curves(out: Path, most: int) -> Path | None:
-    """Draw outputs/curves.png from every metrics.jsonl of the run; None if there is nothing to draw.
+    """Plot outputs/curves.png from every metrics.jsonl of the run; None if there are no metrics.
 
     Args:
-        most: points of all curves of a picture; where more were logged, neighbours are averaged.
+        most: maximum number of points per curve; neighbours are averaged.
     """
-    from matplotlib.figure import Figure  # A second to import: only those who draw wait for it.
+    from matplotlib.figure import Figure  # Takes a second to import.
 
     logs = {path.relative_to(out): read_metrics(path) for path in _files(out)}
     found = {name: [*_curves(logs, name)] for name in SHOWN}
     found = {name: curves for name, curves in found.items() if sum(len(curve.y) for curve in curves) > 1}
     if not found:
         return None
-    online = any("train/updates" in row for rows in logs.values() for row in rows)  # Which counts real steps alone.
+    online = any("train/updates" in row for rows in logs.values() for row in rows)  # Online runs log by real steps.
     figure = Figure(figsize=(4.5 * len(found), 3.2), layout="constrained")
     for axes, (name, curves) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items()):
         for label, x, y in curves:
@@ -64,14 +64,14 @@ def draw_curves(out: Path, most: int) -> Path | None:
 
 
 def thin(values: Floats, most: int) -> Floats:
-    """At most `most` values: means of neighbours."""
+    """At most `most` values, as means of neighbours."""
     if len(values) <= most:
         return values
     return np.array([part.mean() for part in np.array_split(values, most)])
 
 
 def _curves(logs: dict[Path, list[dict[str, Any]]], name: str) -> Iterator[Curve]:
-    """One curve a log, and of the controller's training one a round."""
+    """One curve per log, and one per round for the controller."""
     for path, rows in logs.items():
         # round-00/dynamics/metrics.jsonl -> round 0 dynamics
         label = f"round {int(path.parts[0][6:])} {path.parts[1]}" if len(path.parts) == 3 else ""
@@ -84,7 +84,7 @@ def _curves(logs: dict[Path, list[dict[str, Any]]], name: str) -> Iterator[Curve
 
 
 def _rounds(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The rows of each round, which begins with what was collected for it."""
+    """The rows of each round, which starts with its collection."""
     parts: list[list[dict[str, Any]]] = [[]]
     for row in rows:
         if "collect/return" in row and any("dream/return" in earlier for earlier in parts[-1]):
@@ -94,6 +94,6 @@ def _rounds(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 def _files(out: Path) -> Iterator[Path]:
-    """The run's own log, and those of its rounds' trainings, in the order they were written."""
+    """The log of the run and those of the fits in its rounds, in order of time."""
     yield from (path for path in [out / "metrics.jsonl"] if path.is_file())
     yield from sorted(out.glob("round-*/*/metrics.jsonl"))

@@ -1,4 +1,4 @@
-"""What a new project begins with: the settings that are known to work for its environment, or those to begin with."""
+"""Settings of a new project: the recipe of a known environment, or defaults."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ QUICK: dict[str, dict[str, dict[str, Any]]] = {
         "controller": {"iterations": 20},
     }
 }
-"""Where a newcomer starts: less than the recipe, for a result in minutes (docs/project.md has what it gives)."""
+"""Shorter than the recipe, for a first result in minutes (see docs/project.md)."""
 NO_LIMIT = 1000
-"""Steps after which episodes are cut that the environment sets no limit to."""
+"""Episode limit for environments without one."""
 Values = dict[str, Any]
 
 
@@ -37,7 +37,7 @@ def usual(environment: str, model: str | None, name: str) -> Values:
     """The values of a new wm.toml.
 
     Raises:
-        ValueError: the environment cannot be modelled, or not by this family.
+        ValueError: the environment is not supported, or not by this family.
     """
     recipe = recipe_of(environment)
     model = model or (FOR_VECTORS if recipe.spec.size is None else FOR_PIXELS)
@@ -68,24 +68,24 @@ def usual(environment: str, model: str | None, name: str) -> Values:
     cfg = config_class(family).from_size(str(size)).fitting(obs_space)
     if family == "vmc":
         values["architecture"] |= {k: v for k, v in _own(recipe).items() if v != cfg.to_dict()[k]}
-    with torch.device("meta"):  # Made of nothing: whether it fits what the environment shows.
+    with torch.device("meta"):  # Checks whether the model fits the environment, without allocating weights.
         build(family, cfg, obs_space, act_space)
     return values
 
 
 def limited(spec: RealSpec) -> RealSpec:
-    """`spec`, with a limit to its episodes where the environment sets none: a training needs one."""
+    """`spec` with an episode limit, which training needs, if the environment has none."""
     return spec if episode_limit(spec) is not None else replace(spec, max_episode_steps=NO_LIMIT)
 
 
 def recipe_of(environment: str) -> ImproveConfig:
-    """What is known to work for an environment, or what to begin with."""
+    """The recipe of a known environment, or default settings."""
     known = (recipe for recipe in PROJECT_RECIPES.values() if recipe.spec.id == environment)
     return next(known, None) or recipe_for(environment)
 
 
 def _own(recipe: ImproveConfig) -> Values:
-    """What the recipe's model has otherwise than its own size."""
+    """The fields of the recipe's model that differ from its size."""
     mine = recipe.model.to_dict()
     return {k: v for k, v in mine.items() if v != type(recipe.model)().to_dict()[k]}
 
@@ -125,7 +125,7 @@ def _online(family: str, environment: str, spec: RealSpec) -> Values:
 
 
 def _seen_as(spec: RealSpec) -> Values:
-    """What is said of how an environment is seen, where it is not plain."""
+    """The preprocessing settings that differ from the defaults."""
     plain, names = asdict(RealSpec(spec.id)), {"kwargs": "env_kwargs"}
     own = {k: v for k, v in asdict(spec).items() if v != plain[k]}
     return {names.get(k, k): list(v) if isinstance(v, tuple) else v for k, v in own.items()}

@@ -1,4 +1,4 @@
-"""What a finished run says of itself, and what would make it go on."""
+"""The summary of a finished run, and how to extend it."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from wm_agents.project.schema import ACTS, Project
 from wm_agents.system.run_folder import RunFolder
 
 UNREAD = ("project_name", "inference.", "verify.")
-"""What a training does not read: a finished one stays finished, whatever these say."""
+"""Settings that training does not use; changes of them do not extend a finished run."""
 LATER = ("data.stack",)
-"""Keys that came later: off, they say what is not said in runs from before."""
+"""Newer keys; runs of older versions behave as if these were off."""
 LEARNED_BY = ("data.num_steps", "online_collection.rounds", "controller.", "training.")
-"""Of what may be otherwise, what is learned by."""
+"""Changeable settings that affect training."""
 
 
 def tell(project: Project, values: dict[str, Any], console: Console, again: bool = False) -> None:
-    """The last lines: what the run may be called and what to do next, after the scores that `deliver` has told.
+    """Print the last lines: the classification of the run and the next commands, after the scores of
+    `deliver`.
 
     Args:
-        again: it was trained before, and the scores are told here once more.
+        again: the run was finished before, so print its scores again.
     """
     say = partial(console.print, soft_wrap=True, highlight=False)
     where, scores = shown(project.out / "model"), values["scores"]
     if again:
-        say(f"{shown(project.out)} is trained already; {more(project)}")
+        say(f"{shown(project.out)} is already trained; {more(project)}")
     if again and scores is not None:
         real, dream = scores["real"], scores["dream"]
         score = f"real {real['mean']:.1f} ± {real['std']:.1f} over {real['episodes']} held-out episodes"
@@ -47,40 +48,41 @@ def tell(project: Project, values: dict[str, Any], console: Console, again: bool
 
 
 def warn(degraded: list[str], console: Console) -> None:
-    """Say on the console what a run does without."""
+    """Print the degraded modes of a run."""
     for mode in degraded:
         console.print(f"DEGRADED: {mode}: {MEANING[mode]}", style="bold red", soft_wrap=True, highlight=False)
 
 
 def check_more(project: Project, before: dict[str, Any], folder: RunFolder) -> None:
-    """Refuse settings that a finished run was not learned by and would not be: its rounds are over.
+    """Check that a finished run has no changed training settings, because no round is left that would use
+    them.
 
     Raises:
-        ConfigurationError: which, and what to do.
+        ConfigurationError: a setting changed; the message says what to do.
     """
     then, now = flatten(before), flatten(strict(project.to_dict()))
     if project.family in ACTS or project.data.source == "random" or folder.state.get("round", 0) < _rounds(project):
         return
     told = [
-        f"{name} was {then.get(name)!r}, is {now.get(name)!r}"
+        f"{name} was {then.get(name)!r}, now {now.get(name)!r}"
         for name in sorted(then.keys() | now.keys())
         if name.startswith(LEARNED_BY) and then.get(name) != now.get(name)
     ]
     if told:
         raise ConfigurationError(
-            f"{shown(project.out)} is trained already, and not so: {'; '.join(told)}; {more(project)}"
+            f"{shown(project.out)} is already trained with other settings: {'; '.join(told)}; {more(project)}"
         )
 
 
 def more(project: Project) -> str:
-    """How a finished run goes on, in words."""
+    """How to extend a finished run, as text."""
     online = project.online_collection.enabled
     if project.family not in ACTS:
         what = "online_collection.rounds" if online else ""
     else:
         what = "data.num_steps" if online else "training.total_steps"
     elsewhere = "another training.output_dir"
-    return f"it goes on with more {what}, and anything else needs {elsewhere}" if what else f"give {elsewhere}"
+    return f"raise {what} to continue; for any other change use {elsewhere}" if what else f"use {elsewhere}"
 
 
 def _rounds(project: Project) -> int:
@@ -88,12 +90,12 @@ def _rounds(project: Project) -> int:
 
 
 def shown(path: Path) -> str:
-    """A path to be typed where the user is."""
+    """A path for a command in the current folder."""
     return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
 def flatten(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings by dotted name, a level deep."""
+    """Settings by dotted name, one level deep."""
     flat: dict[str, Any] = {}
     for name, part in values.items():
         if isinstance(part, dict):
@@ -104,7 +106,7 @@ def flatten(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def digest(settings: dict[str, Any]) -> str:
-    """A name for settings that changes with any that a training reads."""
+    """A hash of all settings that training uses."""
     unsaid = {name for name in LATER if not settings.get(name)}
     read = {k: value for k, value in settings.items() if not k.startswith(UNREAD) and k not in unsaid}
     return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Config dataclasses as JSON Schema: what an editor needs to complete and check a wm.toml."""
+"""JSON Schema of config dataclasses, with which editors complete and check a wm.toml."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLAIN = {int: "integer", float: "number", bool: "boolean", str: "string", type(N
 
 
 def project_schema(family: str | None) -> dict[str, Any]:
-    """The schema of a wm.toml of `family`, or of any."""
+    """The schema of a wm.toml for `family`, or for any family."""
     sections = {name: section_schema(kind) for name, kind in {**SECTIONS, "training": TrainingConfig}.items()}
     kinds = [section_schema(config_class(name)) for name in ([family] if family else FAMILIES)]
     texts = {name: {"type": "string"} for name in ("project_name", "environment", "model")}
@@ -32,7 +32,7 @@ def project_schema(family: str | None) -> dict[str, Any]:
 
 
 def section_schema(kind: type) -> dict[str, Any]:
-    """The schema of a config dataclass: types, choices, lower bounds, defaults, what each field means."""
+    """The schema of a config dataclass: types, allowed values, lower bounds, defaults, descriptions."""
     hints, meanings = get_type_hints(kind), field_docs(kind)
     properties: dict[str, Any] = {}
     for f in fields(kind):
@@ -47,12 +47,14 @@ def section_schema(kind: type) -> dict[str, Any]:
 
 
 def type_schema(hint: Any) -> dict[str, Any]:
-    """The schema of a type of Python."""
+    """The schema of a Python type."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Literal:
         return {"enum": list(args)}
     if origin in (Union, types.UnionType):
-        parts = [type_schema(arg) for arg in args if arg is not type(None)]  # TOML has no null: leave the key out.
+        parts = [
+            type_schema(arg) for arg in args if arg is not type(None)
+        ]  # TOML has no null; None means that the key is absent.
         return parts[0] if len(parts) == 1 else {"anyOf": parts}
     if hint in PLAIN:
         return {"type": PLAIN[hint]}

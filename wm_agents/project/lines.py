@@ -1,4 +1,4 @@
-"""Where in a TOML text each key stands: readers of TOML give values and no lines."""
+"""The line of each key in a TOML text, which TOML parsers do not report."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ STRINGS = re.compile(r'"""|\'\'\'|"(?:\\.|[^"\\])*"|\'[^\']*\'|#.*')
 
 
 def find_lines(text: str) -> dict[str, int]:
-    """The line, from 1, of every table and key, by dotted name; of keys in a value in braces, the value's."""
+    """The line, from 1, of every table and key by dotted name; keys of an inline table have the line of the
+    table."""
     lines: dict[str, int] = {}
     table, depth, quote = "", 0, ""
     for number, line in enumerate(text.splitlines(), 1):
-        if quote:  # Inside a string of several lines.
+        if quote:  # Inside a multi-line string.
             _, end, line = line.partition(quote)
             if not end:
                 continue
@@ -34,7 +35,7 @@ def find_lines(text: str) -> dict[str, int]:
 
 
 def line_of(lines: dict[str, int], name: str) -> int | None:
-    """The line of a key, or else of the table or value it is in."""
+    """The line of a key, or else of the table or value that contains it."""
     while name and name not in lines:
         name = name.rpartition(".")[0]
     return lines.get(name)
@@ -45,7 +46,7 @@ def _plain(dotted: str) -> str:
 
 
 def _without_strings(line: str) -> tuple[str, str]:
-    """What is left of a line without strings and comments, and the quotes of a string that it leaves open."""
+    """A line without strings and comments, and the quotes of a string that continues on the next line."""
     bare, at = "", 0
     while found := STRINGS.search(line, at):
         bare, at = bare + line[at : found.start()], found.end()

@@ -1,4 +1,4 @@
-"""outputs/run_manifest.json: what was run on what, with which data, how it went, and whether it means anything."""
+"""outputs/run_manifest.json: settings, versions, data, results, and whether a run was degraded."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ MEANINGFUL, SMOKE, INCOMPLETE = "meaningful_local_training", "contract_smoke", "
 
 
 def classify(status: Status, degraded: Sequence[str]) -> str:
-    """What a run may be called. Nothing makes one meaningful that was degraded, however well it went."""
+    """The classification of a run; a degraded run is never meaningful."""
     if degraded:
         return SMOKE
     return MEANINGFUL if status == "done" else INCOMPLETE
 
 
 class Manifest:
-    """The manifest of a run, rewritten whenever something is known."""
+    """The manifest of a run, rewritten at every change."""
 
     def __init__(self, project: Project, seeds: Mapping[str, Any], degraded: Sequence[str]) -> None:
         self.path, self.project, self.degraded = project.out / NAME, project, list(degraded)
@@ -56,7 +56,7 @@ class Manifest:
         self.write("running")
 
     def write(self, status: Status, **values: Any) -> dict[str, Any]:
-        """Put `values` and what follows from `status` into the file."""
+        """Write `values`, and the entries that depend on `status`, to the file."""
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         verdict = {
             "status": status,
@@ -71,7 +71,7 @@ class Manifest:
 
 
 def strict(value: Any) -> Any:
-    """`value` as strict JSON has it: lists for tuples, null for what is no finite number."""
+    """`value` as strict JSON: lists for tuples, null for non-finite numbers."""
     if isinstance(value, dict):
         return {str(key): strict(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -80,9 +80,9 @@ def strict(value: Any) -> Any:
 
 
 def data_facts(folder: Path, mode: str) -> dict[str, Any] | None:
-    """Where a model's data come from and a sha256 of them all; None where there are none yet.
+    """The origin of the data and a sha256 over all shards; None without data.
 
-    The hash is of the shards' names and hashes, in their order.
+    The hash covers the names and hashes of the shards, in order.
     """
     if not folder.is_dir() or not any(folder.glob("*.h5")):
         return None
@@ -107,6 +107,6 @@ def data_facts(folder: Path, mode: str) -> dict[str, Any] | None:
 
 
 def artifact_facts(model: Path) -> dict[str, Any] | None:
-    """The saved model, and the sha256 of its config.json, which has those of its other files."""
+    """The saved model, and the sha256 of its config.json, which contains those of the other files."""
     config = model / "config.json"
     return {"folder": model.name, "sha256": sha256(config)} if config.is_file() else None

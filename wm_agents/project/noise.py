@@ -1,4 +1,4 @@
-"""Episodes of random numbers, for trying a pipeline out: nothing can be learned from them."""
+"""Random episodes, for testing a pipeline."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from wm_agents.data.episode import Episode
 from wm_agents.project.translate import Spaces
 
 LENGTH = 100
-"""Steps of an episode, unless told otherwise."""
+"""Default number of steps per episode."""
 SHARD = "random"
 
 
 def write_noise(folder: Path, spaces: Spaces, steps: int, length: int | None, seed: int) -> Dataset:
-    """A dataset of at least `steps` random steps; one that is there already is taken as it is."""
+    """A dataset of at least `steps` random steps; an existing one is reused."""
     if not (folder / f"{SHARD}.h5").is_file():
         write_shard(folder, SHARD, noise(spaces, steps, length or LENGTH, seed))
     return Dataset(folder)
 
 
 def noise(spaces: Spaces, steps: int, length: int, seed: int) -> Iterator[Episode]:
-    """Episodes whose frames, actions and rewards have nothing to do with each other; half of them terminate."""
+    """Episodes with independent random frames, actions and rewards; half of them terminate."""
     obs_space, act_space = spaces
     rng = np.random.default_rng(seed)
     for i in range(-(-steps // length)):

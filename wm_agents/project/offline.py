@@ -1,4 +1,4 @@
-"""Learning from episodes that lie there: real ones that nobody adds to, or random numbers."""
+"""Offline training of a project, on a fixed set of real episodes or on random data."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from wm_envs.registry import RealSpec
 
 STARTS = 512
 BEHAVIOUR = {"policy", "value", "repval"}
-"""Parts of a loss that are no model's."""
+"""Components of a loss that do not belong to the world model."""
 
 
 class Learned(NamedTuple):
-    """A model that has learned, and what it learned from."""
+    """A trained model and its data."""
 
     learner: Any
     model: Model
@@ -49,7 +49,7 @@ class Learned(NamedTuple):
 
 
 def train_offline(project: Project, spaces: Spaces, console: Console) -> dict[str, Any]:
-    """Collect real episodes by exploration, learn from them, and deliver the model with the behaviour it learned."""
+    """Collect real episodes by exploration, train on them, and save and score the model with its policy."""
     spec, seed = spec_of(project), seed_of(project)
     data, folder = project.data, project.out / "data"
     cfg = CollectConfig(spec, str(folder), data.num_steps, seed, shard_episodes=2, max_steps=data.episode_length)
@@ -57,7 +57,7 @@ def train_offline(project: Project, spaces: Spaces, console: Console) -> dict[st
     if summary.stopped == "interrupted":
         raise KeyboardInterrupt
     if summary.stopped != "done":
-        console.print(f"  collecting stopped at {summary.steps} steps: {summary.stopped}")
+        console.print(f"  collection stopped after {summary.steps} steps: {summary.stopped}")
     learned = learn(project, spaces, Dataset(folder), console)
     model = learned.model.cpu().eval()
     candidate = Candidate(
@@ -82,7 +82,7 @@ def train_offline(project: Project, spaces: Spaces, console: Console) -> dict[st
 def train_on_noise(
     project: Project, spaces: Spaces, spec: RealSpec | None, degraded: list[str], console: Console
 ) -> dict[str, Any]:
-    """Learn from random numbers, and save what came of it with a card that says so."""
+    """Train on random data, and save the model with a card that says so."""
     data, seed, out = project.data, seed_of(project), project.out / "model"
     numbers = write_noise(project.out / "data", spaces, data.num_steps, data.episode_length, seed)
     learned = learn(project, spaces, numbers, console)
@@ -98,7 +98,7 @@ def train_on_noise(
 
 
 def learn(project: Project, spaces: Spaces, dataset: Dataset, console: Console) -> Learned:
-    """Train a new model on a dataset, one episode in twenty held out; a training that was stopped goes on."""
+    """Train a new model on a dataset with 5 % held-out episodes; an interrupted run resumes."""
     torch.manual_seed(seed_of(project))
     cfg, model = replay_of(project), model_of(project, spaces)
     learner = LEARNERS[project.family].learner(model) if project.family in ACTS else model
@@ -109,9 +109,9 @@ def learn(project: Project, spaces: Spaces, dataset: Dataset, console: Console) 
     can_judge = aside.has_window(cfg.sequence_length, model.packs)
     if not can_judge and (cfg.patience is not None or cfg.scheduler == "plateau"):
         raise ConfigurationError(
-            f"patience and plateau need held-out windows of {cfg.sequence_length} steps, and the {len(val)} of "
+            f"patience and plateau need held-out windows of {cfg.sequence_length} steps, but the {len(val)} of "
             f"{dataset.num_episodes} episodes that are held out have none; lower training.sequence_length, raise "
-            "data.num_steps, or leave them out"
+            "data.num_steps, or remove patience and plateau"
         )
     validate = (lambda: _loss_of_world(trainer.evaluate(aside))) if can_judge else None
     result = trainer.fit(buffer, validate)
@@ -120,7 +120,8 @@ def learn(project: Project, spaces: Spaces, dataset: Dataset, console: Console) 
 
 
 def _loss_of_world(losses: dict[str, float]) -> float:
-    """What says how well the world is known. A behaviour that thinks too well of itself would lower the whole loss."""
+    """The components for validation: those of the world model, because an overestimating policy lowers its
+    own loss."""
     if not losses.keys() & BEHAVIOUR:
         return losses["loss"]
     return sum(value for name, value in losses.items() if name not in {"loss", *BEHAVIOUR})

@@ -1,11 +1,11 @@
-"""`wm train`: what a wm.toml asks for is done in its output folder; a run that was stopped goes on.
+"""`wm train`: trains the model of a wm.toml in its output folder; an interrupted run resumes.
 
 outputs/
-  model/              the artifact: Dream-v0 opens it, `wm verify` and `wm evaluate` judge it
-  run_manifest.json   what was run on what, and whether it means anything
+  model/              the saved model, for Dream-v0, `wm verify` and `wm evaluate`
+  run_manifest.json   settings, versions, data, scores, and whether the run was degraded
   metrics.jsonl       scalars by step, and events.* for TensorBoard
-  data/               every episode that was learned from
-  curves.png          what was measured, if [visualization] is enabled
+  data/               all training episodes
+  curves.png          learning curves, if [visualization] is enabled
   gameplay.mp4        a real episode beside its dream, if [gameplay] is enabled
 """
 
@@ -46,45 +46,43 @@ MAY_CHANGE = (
     "project_name", "data.num_steps", "data.buffer_capacity", "online_collection.rounds", "controller.iterations",
     "controller.horizon", "training.", "gameplay.", "visualization.", "inference.", "verify.",
 )  # fmt: skip
-"""What may be otherwise when a run goes on; a training in its middle minds its own settings besides."""
+"""Settings that may change when a run is resumed; a running stage also checks its own settings."""
 
 
 class Degraded(ConfigurationError):
-    """A run that would not learn from the real environment, and was not allowed to do without."""
+    """The run would be degraded, which was not allowed."""
 
 
 class Ground(NamedTuple):
-    """What a run stands on."""
+    """The data source of a run."""
 
     spec: RealSpec | None
-    """The real environment; None where there is none."""
+    """The real environment, or None."""
     degraded: list[str]
 
 
 def train(project: Project, *, allow_degraded: bool = False, console: Console | None = None) -> dict[str, Any]:
-    """Train the model of a project, or what is left to do; returns what run_manifest.json holds.
+    """Train or resume the model of a project, and return the content of run_manifest.json.
 
     Args:
-        allow_degraded: learn from random numbers where the settings or a missing environment leave nothing else.
+        allow_degraded: train on random data if the settings or a missing environment require it.
 
     Raises:
-        ConfigurationError: the settings do not fit the environment, each other, or what is trained already.
-        Degraded: there is nothing real to learn from.
-        FolderInUse: another run is at work in the output folder.
-        KeyboardInterrupt: it was stopped; what is done is kept.
+        ConfigurationError: the settings contradict the environment, each other, or the existing run.
+        Degraded: the run would be degraded.
+        FolderInUse: another process uses the output folder.
+        KeyboardInterrupt: the run was interrupted; finished work is kept.
     """
     console = console or Console(stderr=True)
     if str(project.root) not in sys.path:
-        sys.path.append(str(project.root))  # An environment of one's own may lie beside wm.toml.
+        sys.path.append(str(project.root))  # A module with an environment may be beside wm.toml.
     ground = find_ground(project, allow_degraded)
     spaces = spaces_of(project, ground.spec)
     if ground.spec is not None and episode_limit(ground.spec) is None:
-        raise ConfigurationError(
-            f"{project.environment} sets no limit to its episodes; say max_episode_steps in [data]"
-        )
-    # What does not fit is told before any work is done.
+        raise ConfigurationError(f"{project.environment} has no episode limit; set max_episode_steps in [data]")
+    # Report contradictions before any work is done.
     model, plan = model_of(project, spaces), make_plan(project, ground, spaces)
-    # The whole of the model's settings: a key that is said for the first time is a change too.
+    # All settings of the model, because a newly added key is also a change.
     settings = flatten({**project.to_dict(), "architecture": model.cfg.to_dict()})
     seeds = {"collect": seed_of(project), "judge": JUDGE_SEED}
     changeable = {name for name in settings if name.startswith(MAY_CHANGE) and name != "training.seed"}
@@ -114,11 +112,11 @@ def train(project: Project, *, allow_degraded: bool = False, console: Console | 
 
 
 def find_ground(project: Project, allow_degraded: bool) -> Ground:
-    """The environment, or what the run does without.
+    """The environment, or the degraded modes of the run.
 
     Raises:
-        UnknownEnv, LackingEnv: there is none, and there must be one.
-        Degraded: the settings ask for random numbers, and it is not allowed.
+        UnknownEnv, LackingEnv: the environment is missing, but required.
+        Degraded: the settings require random data, which was not allowed.
     """
     missing: Exception | None = None
     try:
@@ -132,16 +130,16 @@ def find_ground(project: Project, allow_degraded: bool) -> Ground:
         degraded.append(RANDOM_DATA)
     if degraded and not allow_degraded:
         raise Degraded(
-            'source = "random" in [data] learns from random numbers, which mean nothing; `wm train --allow-degraded` '
-            'does so all the same, and source = "gym" learns from the environment'
+            'source = "random" in [data] trains on random data, so the model will be meaningless; use source = "gym", '
+            "or pass `wm train --allow-degraded` to do it anyway"
         )
     if missing and project.online_collection.enabled:
-        raise Degraded(f"nothing can be collected online: {missing}; set enabled = false in [online_collection]")
+        raise Degraded(f"online collection is not possible: {missing}; set enabled = false in [online_collection]")
     return Ground(None if missing else spec_of(project), degraded)
 
 
 def make_plan(project: Project, ground: Ground, spaces: Spaces) -> Plan:
-    """What is done with which settings, by the loop that the family has."""
+    """The complete settings of the run, for the loop of the family."""
     if RANDOM_DATA in ground.degraded or (project.family in ACTS and not project.online_collection.enabled):
         return replay_of(project)
     if project.family in ACTS:
@@ -166,7 +164,7 @@ def _learn(
 
 
 def finish(project: Project, ground: Ground, result: dict[str, Any], console: Console) -> None:
-    """Note on the model what it did without, and leave the pictures that were asked for."""
+    """Record the degraded modes in the model, and write curves and videos if enabled."""
     mark_degraded(project.out / "model", ground.degraded)
     if project.gameplay.enabled:
         result["film_steps"] = film(project, ground, console)
@@ -175,9 +173,9 @@ def finish(project: Project, ground: Ground, result: dict[str, Any], console: Co
 
 
 def film(project: Project, ground: Ground, console: Console) -> int:
-    """Film a real episode of the learned behaviour beside its dream; the real steps that it took."""
+    """Record a video of a real episode beside its dream, and return its real steps."""
     if ground.spec is None or ground.degraded:
-        console.print("no film: nothing has learned to act")
+        console.print("no video: the model has no policy")
         return 0
     model, artifact = load_model(project.out / "model")
     frames = record(
@@ -194,7 +192,7 @@ def film(project: Project, ground: Ground, console: Console) -> int:
 
 
 def saved(project: Project, folder: RunFolder) -> str:
-    """What a run that was stopped has in its folder, in words."""
+    """A description of the saved state of an interrupted run."""
     state, found = folder.state, []
     if (data := project.out / "data").is_dir() and (steps := Dataset(data).num_steps):
         found.append(f"{steps:,} steps of data")
@@ -202,12 +200,12 @@ def saved(project: Project, folder: RunFolder) -> str:
     if done:
         found.append(f"round {state['round']} up to {state['stage']!r}")
     if any(project.out.glob("**/last.safetensors")):
-        found.append("the training's last checkpoint")
+        found.append("the last training checkpoint")
     return f"{', '.join(found) or 'nothing yet'}, in {project.out}"
 
 
 def _facts(project: Project, ground: Ground, folder: RunFolder, result: dict[str, Any], began: float) -> dict[str, Any]:
-    """What the manifest holds of a run, finished or not."""
+    """The entries of the manifest for a finished or unfinished run."""
     mode = "random" if RANDOM_DATA in ground.degraded else "online" if project.online_collection.enabled else "offline"
     stages: dict[str, float] = {}
     for part in folder.state.get("history", {}).values():

@@ -1,4 +1,4 @@
-"""`wm init`: the files of a new project, written beside their place and moved there when all of them are whole."""
+"""`wm init`: creates the files of a new project, all or none."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ def write_project(
     force: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[str]:
-    """Write a project into `path`, all of its files or none; their names come back.
+    """Create a project in `path` completely or not at all, and return the names of its files.
 
     Args:
-        model: a preset, family:size; unless given, what suits what the environment shows.
-        force: write into a folder that is not empty: files of a project are replaced, others stay.
-        say: is told what was settled that is the user's to change.
+        model: a preset, family:size; default: one that fits the observations.
+        force: write into a folder that is not empty: files of a project are replaced, other files stay.
+        say: called with notes about settings that the user may want to change.
 
     Raises:
-        UnknownEnv, LackingEnv: there is no such environment here.
-        ConfigurationError: there is no such model.
-        ValueError: the environment cannot be modelled.
+        UnknownEnv, LackingEnv: the environment is not installed.
+        ConfigurationError: the model is unknown.
+        ValueError: the environment is not supported.
         FileExistsError: the folder is not empty.
     """
     if not force and path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"{path} is not an empty folder; give another, or --force to write into it")
+        raise FileExistsError(f"{path} is not an empty folder; give another folder, or use --force")
     values = usual(environment, model, path.resolve().name)
-    if problems := Review(values).problems:  # Of the model, which is what a user chose.
+    if problems := Review(values).problems:  # Errors in the chosen model.
         raise ConfigurationError("; ".join(f"{problem.key} {problem.text}" for problem in problems))
     notes = notes_of(values)
     texts = {"wm.toml": toml_text(values, notes), **files(values)}
@@ -51,15 +51,15 @@ def write_project(
 
 
 def notes_of(values: Mapping[str, Any]) -> dict[str, str]:
-    """What is to be noted of settings that nobody asked for, by dotted name."""
+    """Notes about automatic settings, by dotted name."""
     cut = values["data"].get("max_episode_steps")
     if cut is None or cut == recipe_of(values["environment"]).spec.max_episode_steps:
         return {}
-    return {"data.max_episode_steps": f"{values['environment']} sets no limit to its episodes, so they are cut here."}
+    return {"data.max_episode_steps": f"{values['environment']} has no episode limit, so this sets one."}
 
 
 def _place(path: Path, texts: Mapping[str, str]) -> None:
-    """Stage the files beside `path` and rename; into a folder that is there they go one by one, when all are whole."""
+    """Write the files to a temporary folder and rename it; in an existing folder, move them one by one."""
     fresh = not path.exists()
     home = path.resolve().parent if fresh else path
     home.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Everything that a wm.toml may say, section by section; what is not here does not exist.
+"""All keys of a wm.toml, by section.
 
-Two sections have their keys elsewhere: [training] those of `TrainingConfig`, [architecture] those of the family's
+The keys of [training] are the fields of `TrainingConfig`, those of [architecture] the fields of the model's
 config.
 """
 
@@ -13,124 +13,131 @@ from typing import Any, Literal
 
 
 def at_least(low: float) -> dict[str, float]:
-    """The range of a field: from `low` up."""
+    """Metadata for the minimum of a field."""
     return {"low": low}
 
 
 @dataclass(frozen=True)
 class DataSection:
-    """What the model learns from, and how the environment is seen."""
+    """The data, and the preprocessing of the environment."""
 
     source: Literal["gym", "random"] = "gym"
-    """`gym`: real episodes of the environment. `random`: numbers without meaning, for trying things out; the run counts
-    as degraded."""
+    """`gym`: real episodes of the environment. `random`: random data, for tests; the run counts as
+    degraded."""
     num_steps: int = field(default=2000, metadata=at_least(1))
-    """Agent steps in the real environment: all by exploration, or with online collection those of the learned behaviour
-    too."""
+    """Agent steps in the real environment, including those of the learned policy with online collection."""
     episode_length: int | None = field(default=None, metadata=at_least(2))
-    """Collected episodes are cut, and random ones made, so long; unless given, at the environment's limit, and 100."""
+    """Truncate collected episodes after N steps, and create random ones with N steps; default: the
+    environment's limit, and 100."""
     buffer_capacity: int = field(default=1_000_000, metadata=at_least(1))
-    """Steps that the replay buffer holds, the last ones."""
+    """Capacity of the replay buffer in steps."""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Passed to `gymnasium.make`."""
+    """Arguments of `gymnasium.make`."""
     size: int | None = field(default=None, metadata=at_least(8))
-    """Pixels are resized to so many a side."""
+    """Resize images to N x N pixels."""
     action_repeat: int = field(default=1, metadata=at_least(1))
-    """Frames that each action is held for."""
+    """Frames per agent step."""
     max_episode_steps: int | None = field(default=None, metadata=at_least(1))
-    """Agent steps after which the environment is cut, in training and in evaluation; its own limit unless given."""
+    """Episode limit in agent steps, for training and evaluation; default: the environment's limit."""
     crop: tuple[int, int, int, int] | None = None
-    """Rows and columns of the picture that are kept: top, bottom, left, right."""
+    """Part of the image to keep: top, bottom, left, right."""
     max_frames: bool = False
     """Each pixel is its maximum over the last two frames."""
     actions: tuple[int, ...] | None = None
-    """The choices that are kept."""
+    """The subset of discrete actions to use."""
     lives_end: bool = False
-    """A lost life ends the episode."""
+    """A lost life terminates the training episode."""
     stack: bool = False
-    """The last three pictures, in grey, are the channels of one."""
+    """Stack the last three images, in grey, as channels."""
 
 
 @dataclass(frozen=True)
 class OnlineSection:
-    """Whether the learned behaviour collects data of its own."""
+    """Collection with the learned policy."""
 
     enabled: bool = False
+    """Whether the learned policy collects data."""
     warmup_transitions: int = field(default=512, metadata=at_least(1))
-    """Of the real steps, so many are exploration, before anything is learned."""
+    """Exploration steps before training."""
     rounds: int = field(default=2, metadata=at_least(2))
-    """Of collecting, learning, dreaming and judging; the first collects the warm-up, the others share the rest."""
+    """Rounds of collection, training and evaluation; the first collects the warm-up, the others share the
+    rest."""
     collect_steps_per_update: float = field(default=2.0, metadata=at_least(0.001))
     """Agent steps between updates."""
     num_envs: int = field(default=1, metadata=at_least(1))
-    """Environments that are played side by side."""
+    """Number of real environments in parallel."""
 
 
 @dataclass(frozen=True)
 class ControllerSection:
-    """What learns to act in the model's dreams, for families that do not learn to act themselves."""
+    """The controller that is trained in dreams, for families without their own policy."""
 
     kind: Literal["ppo", "linear"] = "ppo"
-    """`ppo`: a small network by Stable-Baselines3; `linear`: evolved by CMA-ES."""
+    """`ppo`: a small network trained by Stable-Baselines3's PPO; `linear`: a linear controller trained by
+    CMA-ES."""
     iterations: int | None = field(default=None, metadata=at_least(1))
-    """Of PPO, or generations of CMA-ES, in each round; those of the task's recipe unless given."""
+    """Iterations of PPO, or generations of CMA-ES, per round; default: those of the recipe."""
     horizon: int | None = field(default=None, metadata=at_least(1))
-    """Steps of a dream that it learns in; those of the task's recipe unless given."""
+    """Steps of a training dream; default: those of the recipe."""
 
 
 @dataclass(frozen=True)
 class GameplaySection:
-    """A film of a real episode beside the dream of it, after training."""
+    """A video of a real episode beside its dream, after training."""
 
     enabled: bool = False
+    """Whether to record the video."""
     fps: float | None = field(default=None, metadata=at_least(1))
-    """Frames a second; the environment's own unless given."""
+    """Frames per second; default: those of the environment."""
     max_frames: int = field(default=512, metadata=at_least(2))
-    """Filmed at most; they are real steps too."""
+    """Maximum number of frames; they count as real steps."""
 
 
 @dataclass(frozen=True)
 class VisualizationSection:
-    """Curves of what was measured, as a picture. TensorBoard's files are always written."""
+    """Learning curves as an image. TensorBoard files are always written."""
 
     enabled: bool = True
+    """Whether to plot learning curves."""
     history_max_points: int = field(default=2000, metadata=at_least(2))
-    """Points of a curve, at most; the rest is averaged."""
+    """Maximum points per curve; neighbours are averaged."""
 
 
 @dataclass(frozen=True)
 class InferenceSection:
-    """What inference.py and `wm verify` take up."""
+    """The model for inference.py and `wm verify`."""
 
     checkpoint: str | None = None
-    """A model directory; `model` in the output folder unless given."""
+    """A model directory; default: `model` in the output folder."""
     horizon: int = field(default=50, metadata=at_least(1))
-    """Steps that inference.py dreams."""
+    """Steps of the dream in inference.py."""
 
 
 @dataclass(frozen=True)
 class VerifySection:
-    """How `wm verify` judges."""
+    """Settings of `wm verify`."""
 
     mode: Literal["quick", "proof"] = "quick"
+    """`quick`: check the model; `proof`: also compare dream and real returns."""
     episodes: int = field(default=5, metadata=at_least(1))
-    """Held-out real episodes of each of four policies."""
+    """Held-out real episodes for each of four policies."""
     proof_episodes: int = field(default=100, metadata=at_least(2))
-    """Real episodes that returns are compared over, in proof mode."""
+    """Real episodes for the comparison of returns in proof mode."""
 
 
 @dataclass(frozen=True)
 class Project:
-    """A wm.toml, checked. `training` and `architecture` hold what was said, the rest also what was not."""
+    """A checked wm.toml. `training` and `architecture` contain only the given keys, the other sections all
+    keys."""
 
     environment: str
-    """A Gymnasium id, `module:Id-v0` where a module must be imported first."""
+    """A Gymnasium id, or `module:Id-v0` to import the module first."""
     model: str
     """A preset, `family:size`."""
     family: str
     size: str
     root: Path
-    """The folder that paths are relative to."""
+    """The folder to which paths are relative."""
     project_name: str = ""
     architecture: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -142,9 +149,9 @@ class Project:
     inference: InferenceSection = field(default_factory=InferenceSection)
     verify: VerifySection = field(default_factory=VerifySection)
     given: frozenset[str] = frozenset()
-    """The keys that were said, as `section.key`."""
+    """The given keys, as `section.key`."""
     places: Mapping[str, str] = field(default_factory=dict)
-    """By key, where it was said: a line of the file, or a flag."""
+    """The place of each given key: a line of the file, or a flag."""
 
     @property
     def out(self) -> Path:
@@ -153,11 +160,11 @@ class Project:
 
     @property
     def checkpoint(self) -> Path:
-        """The model directory that is looked at."""
+        """The model directory for inference and verification."""
         return self.out / "model" if self.inference.checkpoint is None else self.root / self.inference.checkpoint
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything a run depends on, as JSON takes it; not where it lies."""
+        """All settings of a run as JSON values, without paths."""
         values = asdict(self)
         for name in ("root", "given", "places", "family", "size"):
             values.pop(name)
@@ -177,22 +184,22 @@ OPEN_SECTIONS = ("architecture", "training")
 TOP = ("project_name", "environment", "model")
 
 DREAMS_IN = ("vmc", "ensemble")
-"""Families whose controller learns in finished dreams, round by round."""
+"""Families whose controllers are trained in dreams, in rounds."""
 ACTS = ("dreamerv3", "tdmpc2")
-"""Families that learn to act as they learn the world."""
+"""Families with their own policy."""
 ONLY: dict[str, tuple[tuple[str, ...], str]] = {
-    "training.sequence_length": (("vmc", *ACTS), "an ensemble learns single steps"),
-    "data.buffer_capacity": (ACTS, "it learns from all data on disk"),
+    "training.sequence_length": (("vmc", *ACTS), "an ensemble is trained on single steps"),
+    "data.buffer_capacity": (ACTS, "it trains on all data on disk"),
     "online_collection.rounds": (DREAMS_IN, "it collects between updates"),
     "online_collection.collect_steps_per_update": (ACTS, "it collects in rounds"),
-    "online_collection.num_envs": (ACTS, "it collects over processes"),
-    "controller.kind": (DREAMS_IN, "it learns to act by itself"),
-    "controller.iterations": (DREAMS_IN, "it learns to act by itself"),
-    "controller.horizon": (DREAMS_IN, "it learns to act by itself"),
+    "online_collection.num_envs": (ACTS, "it collects in parallel processes"),
+    "controller.kind": (DREAMS_IN, "it has its own policy"),
+    "controller.iterations": (DREAMS_IN, "it has its own policy"),
+    "controller.horizon": (DREAMS_IN, "it has its own policy"),
 }
-"""Keys that mean something to some families only, and why not to the others: saying them elsewhere is an error."""
+"""Keys for some families only, with the reason why others do not support them."""
 ONLINE_TRAINING = (
     "batch_size", "sequence_length", "learning_rate", "optimizer", "grad_clip", "warmup_steps", "mixed_precision",
     "compile_model", "device", "seed", "output_dir", "log_interval",
 )  # fmt: skip
-"""Keys of [training] that families that learn to act have a use for while they collect online."""
+"""Keys of [training] that apply to families with their own policy during online collection."""

@@ -1,4 +1,4 @@
-"""How a project's own scripts end: as commands do, with one line and an exit code."""
+"""Exit codes and error messages for the scripts of a project, as for commands."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from wm_agents.errors import CLEAR, EXIT_ERROR, EXIT_STOPPED
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Call `main` and exit: 0, 1 after a clear error in one line, 2 after Ctrl-C.
+    """Call `main` and exit with 0, with 1 after an error (printed in one line), or with 2 after Ctrl-C.
 
-    With --debug, and of any other error, the traceback is shown.
+    With --debug, and for unexpected errors, the traceback is printed.
     """
     name = Path(sys.argv[0]).name
     try:

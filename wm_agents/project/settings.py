@@ -1,4 +1,4 @@
-"""A wm.toml is read strictly: everything that is wrong with it is told at once, by line, before any work is done."""
+"""Strict reading of a wm.toml: all errors are reported at once, with their lines, before any work is done."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Values = Mapping[str, Any]
 
 
 class ProjectError(ConfigurationError):
-    """Everything that is wrong with a wm.toml."""
+    """All errors of a wm.toml."""
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong."""
+    """One error."""
 
     key: str
     """Dotted."""
@@ -38,17 +38,17 @@ def load_project(path: str | Path = PROJECT_FILE, flags: Values | None = None) -
     """Read and check a wm.toml.
 
     Args:
-        path: the file, or a folder that holds one.
-        flags: values by dotted name that win over the file's, such as {"training.total_steps": 500}.
+        path: the file, or a folder that contains one.
+        flags: values by dotted name that override the file, such as {"training.total_steps": 500}.
 
     Raises:
-        FileNotFoundError: there is none.
-        ProjectError: all that is wrong with it.
+        FileNotFoundError: the file does not exist.
+        ProjectError: the file has errors; the message lists all of them.
     """
     path = Path(path)
     path = path / PROJECT_FILE if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; `wm init FOLDER --env ID` writes one, and --config names one")
+        raise FileNotFoundError(f"{path} does not exist; create it with `wm init FOLDER --env ID`, or give --config")
     values = read_toml(path)
     for name, value in (flags or {}).items():
         _put(values, name.split("."), value)
@@ -61,7 +61,7 @@ def load_project(path: str | Path = PROJECT_FILE, flags: Values | None = None) -
 
 
 def build_project(values: Values, root: Path, places: Mapping[str, str]) -> Project:
-    """The project of values that a review found nothing wrong with."""
+    """The project of checked values."""
     family, size = resolve(values["model"]) or ("", "")
     parts = {name: section(**_with_tuples(values.get(name, {}))) for name, section in SECTIONS.items()}
     return Project(
@@ -80,7 +80,7 @@ def build_project(values: Values, root: Path, places: Mapping[str, str]) -> Proj
 
 
 class Review:
-    """Finds all that is wrong with the values of a wm.toml, as far as it can be told without the environment."""
+    """Finds all errors in the values of a wm.toml that can be found without the environment."""
 
     def __init__(self, values: Values) -> None:
         self.values = values
@@ -110,7 +110,7 @@ class Review:
             elif name not in TOP and not isinstance(value, dict):
                 self.say(name, f"must be a section, [{name}], got {value!r}")
         if "environment" not in self.values:
-            self.say("environment", 'is missing; such as environment = "CartPole-v1"')
+            self.say("environment", 'is missing; for example environment = "CartPole-v1"')
 
     def _section(self, name: str, section: type) -> None:
         for key in self._known_keys(name, section):
@@ -119,7 +119,8 @@ class Review:
                 self.say(f"{name}.{key}", f"must be at least {low}, got {value!r}")
 
     def _open(self, name: str, section: type, make: Callable[[dict[str, Any]], object]) -> None:
-        """A section with the fields of a config, which is made without the field that it complains of, and so on."""
+        """Check a section with the fields of a config: create the config, and repeat without each invalid
+        field."""
         given = {key: self.sections[name][key] for key in self._known_keys(name, section)}
         while given:
             try:
@@ -135,7 +136,7 @@ class Review:
                 given.pop(key)
 
     def _known_keys(self, name: str, section: type) -> list[str]:
-        """The keys of a section that exist and have values of their type."""
+        """The known keys of a section with values of the right type."""
         hints = get_type_hints(section)
         known = [f.name for f in fields(section)]
         right = []
@@ -167,15 +168,18 @@ class Review:
         for where, (families, why) in ONLY.items():
             name, key = where.split(".")
             if key in self.sections.get(name, {}) and family not in families:
-                self.say(where, f"means nothing to {family}: {why}; leave it out")
+                self.say(where, f"has no effect for {family} ({why}); remove it")
 
     def _online(self, family: str) -> None:
-        """What goes with collecting online."""
+        """Check the settings of online collection."""
         data, online, training = (self.sections.get(name, {}) for name in ("data", "online_collection", "training"))
         if online.get("enabled") is not True:
             return
         if data.get("source") == "random":
-            self.say("online_collection.enabled", 'cannot be true with source = "random" in [data]: it plays for real')
+            self.say(
+                "online_collection.enabled",
+                'cannot be true with source = "random" in [data], because it needs the environment',
+            )
         total, warmup = (
             part.get(key, _default(section, key))
             for part, section, key in ((data, "data", "num_steps"), (online, "online_collection", "warmup_transitions"))
@@ -187,28 +191,28 @@ class Review:
         if family not in ACTS:
             return
         if "episode_length" in data:
-            self.say("data.episode_length", f"cuts nothing while {family} collects online; see max_episode_steps")
+            self.say("data.episode_length", f"has no effect while {family} collects online; use max_episode_steps")
         if "total_steps" in training:
             self.say(
                 "training.total_steps",
-                "follows from data.num_steps and collect_steps_per_update while online_collection.enabled is true; "
-                "leave it out",
+                "is determined by data.num_steps and collect_steps_per_update while online_collection.enabled is true; "
+                "remove it",
             )
         useful = {*ONLINE_TRAINING, "total_steps"}
         for key in (training.keys() & {f.name for f in fields(TrainingConfig)}) - useful:
-            self.say(f"training.{key}", f"means nothing while {family} collects online; leave it out")
+            self.say(f"training.{key}", f"has no effect while {family} collects online; remove it")
 
 
 def _unknown(where: str, siblings: Iterable[str]) -> str:
-    """What is said of a key that does not exist: why not, or the nearest that does."""
+    """The message for an unknown key: the reason, or the nearest known key."""
     if where in ABSENT:
-        return f"does not exist here: {ABSENT[where]}"
+        return f"is not supported: {ABSENT[where]}"
     key, near = _last(where), [_last(name) for name in siblings]
     elsewhere = {_last(name): name for name in every_key()}
     if key in elsewhere:
         return f"is unknown; did you mean {elsewhere[key]!r}?"
     hint = did_you_mean(key, near) or did_you_mean(key, elsewhere)
-    return f"is unknown{hint or '; there are ' + ', '.join(sorted(near))}"
+    return f"is unknown{hint or '; known keys: ' + ', '.join(sorted(near))}"
 
 
 def _last(name: str) -> str:
@@ -216,7 +220,7 @@ def _last(name: str) -> str:
 
 
 def every_key() -> list[str]:
-    """All keys of [training] and the sections that are the same for all families, dotted."""
+    """All keys of [training] and of the sections that do not depend on the family, dotted."""
     kinds = {**SECTIONS, "training": TrainingConfig}
     return [f"{name}.{f.name}" for name, kind in kinds.items() for f in fields(kind)]
 
@@ -241,7 +245,7 @@ def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
 
 
 def _told(path: Path, lines: Mapping[str, int], flags: Values, problems: list[Problem]) -> str:
-    """All problems, in the order of their lines; those of flags come first."""
+    """All errors, those of flags first, then in the order of their lines."""
 
     def place(problem: Problem) -> tuple[int, str]:
         if problem.key in flags:
@@ -250,5 +254,5 @@ def _told(path: Path, lines: Mapping[str, int], flags: Values, problems: list[Pr
         return (line, f"line {line}") if line is not None else (0, path.name)
 
     told = sorted((*place(problem), f"{problem.key} {problem.text}") for problem in problems)
-    count = f"{len(told)} things are wrong" if len(told) > 1 else "one thing is wrong"
-    return "\n".join([f"{path}: {count}", *(f"  {where}: {text}" for _, where, text in told)])
+    count = f"{len(told)} errors" if len(told) > 1 else "1 error"
+    return "\n".join([f"{path} has {count}", *(f"  {where}: {text}" for _, where, text in told)])

@@ -1,4 +1,4 @@
-"""The texts of a new project's files."""
+"""The files of a new project."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "inference": ("horizon",),
     "verify": ("mode", "episodes", "proof_episodes"),
 }
-"""Keys that a new file says at their defaults, for a reader to find."""
+"""Keys that a new file contains with their defaults."""
 WIDTH = 118
 TOLD = {
     "training.total_steps": "Updates of each network, in each round.",
-    "training.batch_size": "Rows a batch.",
-    "training.seed": "Of everything that is drawn; the first environment seed too.",
-    "training.output_dir": "Everything goes there, beside this file.",
+    "training.batch_size": "Rows per batch.",
+    "training.seed": "Random seed, and first environment seed.",
+    "training.output_dir": "Output folder, relative to this file.",
 }
-"""What a key means in a project, where the words of its class are of something wider."""
+"""Descriptions of keys that have a more specific meaning in a project."""
 
 
 def toml_text(values: Values, notes: Mapping[str, str] | None = None) -> str:
-    """A wm.toml that says `values`, each key under what it means and, by dotted name, what there is to note of it."""
+    """A wm.toml with `values`, each key with a comment and, by dotted name, a note."""
     top = [f"{name} = {_literal(values[name])}" for name in TOP if name in values]
-    head = "# What `wm train` does in this folder. Unknown keys are errors; `wm train --help` lists all there are.\n"
+    head = "# Settings of `wm train` in this folder. Unknown keys are errors; `wm train --help` lists all keys.\n"
     told = {name: f"{text} " for name, text in (notes or {}).items()}
     sections = [_section(name, values.get(name, {}), values["model"], told) for name in (*OPEN_SECTIONS, *SECTIONS)]
     return head + "\n".join([*top, "", *filter(None, sections)])
@@ -59,7 +59,9 @@ def _section(name: str, values: Values, model: str, notes: Mapping[str, str]) ->
     lines = [f"[{name}]"]
     if name == "architecture":
         others = [f.name for f in fields(kind) if f.name not in values]
-        lines += _comment(f"Fields of {kind.__name__} in place of those of {model}. Also: {', '.join(others)}.")
+        lines += _comment(
+            f"Fields of {kind.__name__}, in place of those of {model}. Further fields: {', '.join(others)}."
+        )
     for key, value in shown.items():
         about = TOLD.get(f"{name}.{key}", told.get(key, ""))
         lines += [*_comment(notes.get(f"{name}.{key}", "") + about), f"{key} = {_literal(value)}"]
@@ -71,7 +73,7 @@ def _comment(text: str) -> Iterator[str]:
 
 
 def _literal(value: Any) -> str:
-    """A value as TOML writes it."""
+    """A value in TOML syntax."""
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{json.dumps(key)} = {_literal(part)}" for key, part in value.items()) + " }"
     if isinstance(value, list | tuple):
@@ -82,20 +84,20 @@ def _literal(value: Any) -> str:
 
 
 TRAIN = '''\
-"""Train this project's model: what `wm train` does, with its flags. A run that was stopped goes on."""
+"""Train the model of this project: the same as `wm train`, with its flags. An interrupted run resumes."""
 
 import sys
 from pathlib import Path
 
 from wm_agents.cli.app import main
 
-# Environments are played in processes of their own, which import this file.
+# Worker processes import this file.
 if __name__ == "__main__":
     sys.exit(main(["train", "--config", str(Path(__file__).parent), *sys.argv[1:]]))
 '''
 
 INFERENCE = '''\
-"""Dream with the trained model: its own policy acts, and the dream is filmed."""
+"""Run the policy of the trained model in its dream, and record a video."""
 
 from pathlib import Path
 
@@ -124,7 +126,7 @@ def main() -> None:
         if terminated or truncated:
             break
     write_video(project.out / "dream.mp4", iter(frames), env.metadata["render_fps"])
-    print(f"dreamed {len(frames) - 1} steps, earned {earned:.1f}: {project.out / 'dream.mp4'}")
+    print(f"dreamed {len(frames) - 1} steps, return {earned:.1f}: {project.out / 'dream.mp4'}")
 
 
 if __name__ == "__main__":
@@ -132,7 +134,7 @@ if __name__ == "__main__":
 '''
 
 DATASET = '''\
-"""The episodes that this project's model has learned from, for a look or for a training of your own."""
+"""The training episodes of this project, for your own analysis or training."""
 
 from pathlib import Path
 
@@ -147,12 +149,12 @@ from wm_envs.action import act_dim
 
 
 def load_dataset() -> Dataset:
-    """All episodes: obs[t], act[t] -> rew[t], obs[t+1], with the last frame."""
+    """All episodes: obs[t], act[t] -> rew[t], obs[t+1], including the last frame."""
     return Dataset(load_project(Path(__file__).parent).out / "data")
 
 
 def load_buffer(capacity: int = 100_000) -> ReplayBuffer:
-    """The last of them as windows: load_buffer().sample(batch_size=16, seq_len=10)."""
+    """The most recent episodes as windows: load_buffer().sample(batch_size=16, seq_len=10)."""
     project = load_project(Path(__file__).parent)
     obs_space, act_space = spaces_of(project, spec_of(project))
     buffer = ReplayBuffer(capacity, obs_space.shape, act_dim(act_space), obs_space.dtype)
@@ -177,10 +179,10 @@ README = """\
 
 A dream of {environment}, by {model}.
 
-    wm train                                    # what wm.toml says; a run that was stopped goes on
-    wm verify --target outputs/model            # is the dream better than nothing, on real episodes it has not seen?
-    wm evaluate outputs/model --episodes 20     # what its policy earns for real, and in the dream
+    wm train                                    # trains as wm.toml says; resumes an interrupted run
+    wm verify --target outputs/model            # checks the model against held-out real episodes
+    wm evaluate outputs/model --episodes 20     # scores the policy in the real environment and in the dream
 
-`outputs/run_manifest.json` tells what was run on what. `python train.py` does what `wm train` does, `python dataset.py`
-shows the episodes, `python inference.py` films a dream.
+`outputs/run_manifest.json` records settings, versions, data and scores. `python train.py` is the same as `wm train`,
+`python dataset.py` describes the episodes, `python inference.py` records a video of a dream.
 """

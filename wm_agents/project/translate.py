@@ -1,4 +1,4 @@
-"""What a wm.toml asks for, in the words of those who do it: an environment, a model, and how each is trained."""
+"""Translates a wm.toml to the settings of environment, model and training."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from wm_envs.real import check_spec, episode_limit, make_real
 from wm_envs.registry import RealSpec
 
 FINAL_EPISODES = 20
-"""Held-out episodes that a finished training is scored on; `wm evaluate` takes more."""
+"""Held-out episodes for the score at the end of training."""
 Spaces = tuple[gym.Space[Any], gym.Space[Any]]
 
 
 def spec_of(project: Project) -> RealSpec:
-    """The environment as [data] says that it is seen."""
+    """The environment with the preprocessing of [data]."""
     data = project.data
     return RealSpec(
         project.environment,
@@ -48,10 +48,10 @@ def spec_of(project: Project) -> RealSpec:
 
 
 def spaces_of(project: Project, spec: RealSpec | None) -> Spaces:
-    """What the model sees and does: the environment's, or what [architecture] says where there is none.
+    """The spaces of the model: those of the environment, or of [architecture] without an environment.
 
     Raises:
-        ConfigurationError: [architecture] says something else than the environment, or nothing where it has to.
+        ConfigurationError: [architecture] contradicts the environment, or is incomplete without one.
     """
     said = project.architecture
     if spec is not None:
@@ -62,7 +62,8 @@ def spaces_of(project: Project, spec: RealSpec | None) -> Spaces:
         return spaces
     if lacking := [name for name in ("obs_shape", "action_dim") if said.get(name) is None]:
         raise ConfigurationError(
-            f"without an environment [architecture] must say {' and '.join(lacking)}: obs_shape = [4], action_dim = 2"
+            f"without an environment, [architecture] needs {' and '.join(lacking)}; "
+            "for example obs_shape = [4], action_dim = 2"
         )
     return space_of(said["obs_shape"]), action_space_of(said["action_dim"], said.get("action_type"))
 
@@ -71,28 +72,28 @@ def _check_said(project: Project, spaces: Spaces) -> None:
     obs_space, act_space = spaces
     found = {"obs_shape": obs_space.shape, "action_dim": act_dim(act_space), "action_type": action_type_of(act_space)}
     wrong = {
-        f"architecture.{name}": f"is {project.architecture[name]!r}, and that of {project.environment} is {value!r}"
+        f"architecture.{name}": f"is {project.architecture[name]!r}, but {value!r} in {project.environment}"
         for name, value in found.items()
         if project.architecture.get(name) not in (None, value)
     }
     if wrong:
         told = [f"  {project.places.get(name, PROJECT_FILE)}: {name} {text}" for name, text in wrong.items()]
         raise ConfigurationError(
-            "\n".join([f"{PROJECT_FILE} is of another environment than {project.environment}:", *told])
-            + "\nleave these keys out, which only repeat what the environment says, or begin with its own settings: "
+            "\n".join([f"[architecture] in {PROJECT_FILE} does not match {project.environment}:", *told])
+            + "\nremove these optional keys, or create a new project: "
             f"`wm init FOLDER --env {project.environment}`"
         )
 
 
 def config_of(project: Project, obs_space: gym.Space[Any]) -> WorldModelConfig:
-    """The config of the model: that of its size, with what [architecture] says."""
+    """The config of the model: its size, with the fields of [architecture]."""
     cfg = config_class(project.family).from_size(project.size).fitting(obs_space)
     limit = _limit(project) if hasattr(cfg, "episode_length") else None
     return cfg.replace(**{**({"episode_length": limit} if limit else {}), **project.architecture})
 
 
 def _limit(project: Project) -> int | None:
-    """Steps of the environment's episodes, where there is one and it sets a limit."""
+    """The episode limit of the environment, or None."""
     try:
         return episode_limit(spec_of(project))
     except (UnknownEnv, LackingEnv):
@@ -100,16 +101,17 @@ def _limit(project: Project) -> int | None:
 
 
 def model_of(project: Project, spaces: Spaces) -> Model:
-    """The model, untrained.
+    """Create the untrained model.
 
     Raises:
-        ConfigurationError: it does not fit what the environment shows or takes.
+        ConfigurationError: it does not support the spaces of the environment.
     """
     return build(project.family, config_of(project, spaces[0]), *spaces)
 
 
 def rounds_of(project: Project, spaces: Spaces) -> ImproveConfig:
-    """The improvement loop for families whose controller learns in finished dreams; one round if nothing is online."""
+    """Settings of the rounds, for families whose controllers are trained in dreams; one round without online
+    collection."""
     online, data, said = project.online_collection, project.data, project.controller
     base = _recipe(project)
     rounds = online.rounds if online.enabled else 1
@@ -146,12 +148,12 @@ def rounds_of(project: Project, spaces: Spaces) -> ImproveConfig:
 
 
 def online_of(project: Project) -> OnlineConfig:
-    """The online loop for families that learn to act as they learn the world."""
+    """Settings of online training, for families with their own policy."""
     online, data = project.online_collection, project.data
     if data.lives_end:
         raise ConfigurationError(
-            f"{project.places.get('data.lives_end', PROJECT_FILE)}: {project.family} plays whole games; "
-            "leave lives_end out"
+            f"{project.places.get('data.lives_end', PROJECT_FILE)}: {project.family} does not support lives_end; "
+            "remove it"
         )
     base = online_recipe(project.family, project.environment, spec_of(project))
     names = {"sequence_length": "length", "log_interval": "log_every"}
@@ -173,7 +175,7 @@ def online_of(project: Project) -> OnlineConfig:
 
 
 def replay_of(project: Project) -> TrainingConfig:
-    """How a model learns from a replay buffer that is full already."""
+    """Settings of offline training on a fixed replay buffer."""
     base = TrainingConfig(total_steps=1000, seed=seed_of(project))
     if project.family in ACTS:
         kind = LEARNERS[project.family]
@@ -185,7 +187,8 @@ def replay_of(project: Project) -> TrainingConfig:
 
 
 def training_of(project: Project) -> TrainingConfig:
-    """All of [training]: what the file leaves out is the family's own. Of V-M-C it is M's; V takes what is said too."""
+    """All fields of [training], with defaults of the family. For V-M-C these are M's; given keys also apply
+    to V."""
     if project.family in ACTS:
         return replay_of(project)
     try:
@@ -197,11 +200,11 @@ def training_of(project: Project) -> TrainingConfig:
 
 
 def seed_of(project: Project) -> int:
-    """Of everything that is drawn, and the first environment seed."""
+    """The random seed, and first environment seed."""
     return int(project.training.get("seed", 1))
 
 
 def _recipe(project: Project) -> ImproveConfig:
-    """What is known to work for the environment, or settings to begin with."""
+    """The recipe of a known environment, or default settings."""
     known = (recipe for recipe in PROJECT_RECIPES.values() if recipe.spec.id == project.environment)
     return next(known, None) or recipe_for(project.environment)
