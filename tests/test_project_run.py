@@ -210,7 +210,7 @@ def test_a_finished_run_goes_on_with_what_it_says(tmp_path: Path) -> None:
     again, said = trained(project(tmp_path, online_collection__rounds=3, training__total_steps=13))
     assert "round 2: collect" in said and "round 1: " not in said
     assert again["data"]["steps"] > first["data"]["steps"] and again["config"]["training"]["total_steps"] == 13
-    for name, more in (("ensemble", "use another training.output_dir"), ("tdmpc2", "raise training.total_steps to continue")):
+    for name, more in (("ensemble", "use another training.output_dir"), ("tdmpc2", "raise training.total_steps")):
         text = TINY.replace("ensemble", name).split("[controller]")[0].replace("enabled = true", "enabled = false")
         assert more in more_of(project(tmp_path / name, text))
     text = ACTING.format(model="tdmpc2:ci", length=2, more="") + "[online_collection]\nenabled = true\n"

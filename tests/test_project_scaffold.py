@@ -77,10 +77,8 @@ def test_a_known_environment_begins_with_what_worked_for_it() -> None:
 def test_every_line_of_the_file_says_what_it_is_for(tmp_path: Path) -> None:
     write_project(tmp_path / "my", "CartPole-v1")
     text = (tmp_path / "my" / "wm.toml").read_text()
-    assert (
-        "# Exploration steps before training.\nwarmup_transitions = 1000" in text
-    )
-    assert "Further fields: members, hidden, layers, term_weight." in text
+    assert "# Exploration steps before training.\nwarmup_transitions = 1000" in text
+    assert "Further fields of EnsembleConfig: members, hidden, layers, term_weight." in text
     assert max(map(len, text.splitlines())) <= 120
 
 

@@ -78,7 +78,7 @@ class ControllerSection:
     iterations: int | None = field(default=None, metadata=at_least(1))
     """Iterations of PPO, or generations of CMA-ES, per round; default: those of the recipe."""
     horizon: int | None = field(default=None, metadata=at_least(1))
-    """Steps of a training dream; default: those of the recipe."""
+    """Steps of each dream used for training; default: those of the recipe."""
 
 
 @dataclass(frozen=True)

@@ -59,9 +59,7 @@ def _section(name: str, values: Values, model: str, notes: Mapping[str, str]) ->
     lines = [f"[{name}]"]
     if name == "architecture":
         others = [f.name for f in fields(kind) if f.name not in values]
-        lines += _comment(
-            f"Fields of {kind.__name__}, in place of those of {model}. Further fields: {', '.join(others)}."
-        )
+        lines += _comment(f"Overrides {model}. Further fields of {kind.__name__}: {', '.join(others)}.")
     for key, value in shown.items():
         about = TOLD.get(f"{name}.{key}", told.get(key, ""))
         lines += [*_comment(notes.get(f"{name}.{key}", "") + about), f"{key} = {_literal(value)}"]
