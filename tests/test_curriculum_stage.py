@@ -23,7 +23,7 @@ from wm_agents.curriculum.player import Stage
 from wm_agents.curriculum.task_run import copy_whole
 from wm_agents.data.dataset import write_shard
 from wm_agents.data.episode import Episode
-from wm_agents.loops.recipes import ImproveConfig
+from wm_agents.loops.recipes import ImproveConfig, seeded
 from wm_agents.models.vmc import VMC, VMCConfig
 from wm_agents.pretrained import load_model, load_starts, save_model
 from wm_agents.training.config import TrainingConfig
@@ -206,8 +206,8 @@ def test_v_begins_with_the_last_task_whose_v_fits(tmp_path: Path) -> None:
     assert warm_start.find_source(ImproveConfig(RealSpec("CartPole-v1"), out=""), [vector]) is None
 
 
-def test_what_a_warm_start_is_worth_is_measured(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
+def test_what_a_warm_start_is_worth_is_measured(tmp_path: Path, learning_seed: int) -> None:
+    cfg, rng = seeded(CAR, learning_seed), np.random.default_rng(learning_seed)
     episodes = []
     for i in range(6):  # A bright square on a dark ground.
         obs = np.full((21, 32, 32, 3), 40, np.uint8)
@@ -216,8 +216,8 @@ def test_what_a_warm_start_is_worth_is_measured(tmp_path: Path) -> None:
         episodes.append(Episode(obs, np.zeros((20, 3), np.float32), np.zeros(20, np.float32), False, True, i, {}))
     write_shard(tmp_path / "data", "seed-0000000", episodes, {})
     plain = saved(tmp_path / "plain", CAR.spec, SMALL, 0.0)
-    before = warm_start.compare(CAR, plain, tmp_path / "data", tmp_path / "run")
-    assert before["updates"] == 20 and before.keys() == {
+    before = warm_start.compare(cfg, plain, tmp_path / "data", tmp_path / "run", updates=10)
+    assert before["updates"] == 10 and before.keys() == {
         "updates", "first_warm", "val_warm", "first_cold", "val_cold", "helped",
     }  # fmt: skip
     assert before["val_cold"] < before["first_cold"]  # It learns.
@@ -227,6 +227,6 @@ def test_what_a_warm_start_is_worth_is_measured(tmp_path: Path) -> None:
     assert isinstance(model, VMC)
     model.vision.load_state_dict(load_file(tmp_path / "run" / "cold" / "best.safetensors"))
     save_model(trained, model, CAR.spec, load_starts(artifact), horizon=6, card="")
-    after = warm_start.compare(CAR, trained, tmp_path / "data", tmp_path / "run")
+    after = warm_start.compare(cfg, trained, tmp_path / "data", tmp_path / "run", updates=10)
     assert after["first_cold"] == before["first_cold"] and after["val_cold"] == before["val_cold"]
     assert after["first_warm"] < after["first_cold"] and after["helped"] is True

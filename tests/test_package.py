@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import re
+from collections.abc import Iterable
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import find_packages
+import pytest
+from setuptools import Distribution, find_packages
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,6 +21,37 @@ def test_three_packages_and_no_more_are_installed() -> None:
     assert {name.split(".")[0] for name in packages} == {"wm_envs", "policies", "wm_agents"}
     on_disk = {str(p.parent.relative_to(ROOT)).replace("/", ".") for p in ROOT.glob("w*_*/**/__init__.py")}
     assert on_disk <= set(packages)
+
+
+def test_a_wheel_carries_the_marker_of_types_and_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    distribution = Distribution()
+    distribution.parse_config_files(["setup.cfg"])
+    command = distribution.get_command_obj("build_py")
+    command.ensure_finalized()
+    files = {f"{package}/{name}" for package, _, _, names in command.data_files for name in names}
+    assert {f"{package}/py.typed" for package in ("wm_envs", "policies", "wm_agents")} <= files
+    assert any(name.endswith("model.safetensors") for name in files)
+
+
+USED_AS = {"opencv-python-headless": "cv2", "mkdocs-material": "name: material", "pytest-xdist": "--dist"}
+"""What stands where a package is used, if not its own name."""
+
+
+def test_every_dependency_and_every_extra_is_used() -> None:
+    cfg = setup_cfg()
+    extras = cfg["options.extras_require"]
+    wanted = re.findall(r"^\s*([\w-]+)", "\n".join([cfg["options"]["install_requires"], *extras.values()]), re.M)
+    files = [file for folder in ("wm_envs", "policies", "wm_agents", "scripts", "tests") for file in python(folder)]
+    imports = [line for file in files for line in file.read_text().splitlines() if re.match(r"\s*(import|from) ", line)]
+    used = "\n".join([*imports, (ROOT / "Makefile").read_text(), (ROOT / "mkdocs.yml").read_text()])
+    assert len(wanted) > 20
+    idle = {name for name in wanted if USED_AS.get(name, name.replace("-", "_")) not in used}
+    assert idle == {"pillow"}  # Minari imports it without requiring it.
+
+
+def python(folder: str) -> Iterable[Path]:
+    return (ROOT / folder).rglob("*.py")
 
 
 def test_the_command_and_the_environments_are_declared() -> None:
@@ -44,9 +78,7 @@ LATER = {
 
 def test_nothing_needs_a_newer_python_than_is_promised() -> None:
     assert setup_cfg()["options"]["python_requires"] == ">=3.10"
-    files = [
-        file for package in ("wm_envs", "policies", "wm_agents", "scripts") for file in (ROOT / package).rglob("*.py")
-    ]
+    files = [file for folder in ("wm_envs", "policies", "wm_agents", "scripts") for file in python(folder)]
     wrong = []
     for file in files:
         tree = ast.parse(file.read_text(), feature_version=(3, 10))
