@@ -1,10 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-# A process per core, four at most: each holds torch. Those that are done take tests from the others.
+# One process per core, at most four because each loads PyTorch. Idle ones take tests from the others.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: setup test test-all lint demo docs clean
+.PHONY: setup test test-all test-oldest lint demo docs clean
 
 setup: $(STAMP)
 
@@ -19,6 +19,13 @@ test: setup
 
 test-all: setup
 	$(PYTEST)
+
+# The numerical tests with the oldest instruction set of PyTorch and oneDNN: rounding differs, passing must not.
+NUMERICAL := $(addsuffix .py,$(addprefix tests/test_,\
+	actor_critic bent_equations cmaes contract curriculum_stage dists dream dreamerv3 ensemble evolve fit_vmc laprop \
+	latent linear mlp mppi nets objects quickstart resume_learners returns sb3 seeds tdmpc2 training verify vmc world_model))
+test-oldest: setup
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) -m "not slow" $(NUMERICAL)
 
 lint: setup
 	$(BIN)/ruff check .

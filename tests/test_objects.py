@@ -40,8 +40,8 @@ def played(seed: int, longest: int = 200, careless: float = 0.5) -> Episode:
     return Episode(np.stack(obs), np.array(acts), np.array(rews, np.float32), term, not term, seed, {})
 
 
-def court(**changes: int) -> Objects:
-    torch.manual_seed(0)
+def court(seed: int = 0, **changes: int) -> Objects:
+    torch.manual_seed(seed)
     return Objects(SMALL.replace(**changes), Court().observation_space, Court().action_space).eval()
 
 
@@ -57,12 +57,12 @@ def games(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def learned(games: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Objects, SlotSet]:
+def learned(games: Dataset, tmp_path_factory: pytest.TempPathFactory, learning_seed: int) -> tuple[Objects, SlotSet]:
     """A model that has learned the court, and what it was taught with."""
-    model, folder = court(), tmp_path_factory.mktemp("fit")
-    fit_eye(model, games, np.random.default_rng(0))
+    model, folder = court(learning_seed), tmp_path_factory.mktemp("fit")
+    fit_eye(model, games, np.random.default_rng(learning_seed))
     data = fit_limits(model, read_slots(model, games, folder / "slots"))
-    fit_objects(model, data, FIT, folder)
+    fit_objects(model, data, FIT.replace(seed=learning_seed), folder)
     return model.eval(), data
 
 
