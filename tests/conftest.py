@@ -1,6 +1,7 @@
 """Every test runs without display or sound, on one thread; what trains takes its seed from here."""
 
 import os
+import signal
 
 import pytest
 
@@ -8,6 +9,9 @@ os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # Of the processes that tests start, too.
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # As in jobs that a shell starts in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import torch
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import inspect
+import io
 import json
 import os
 import signal
@@ -211,22 +212,28 @@ def test_sigterm_is_an_interruption_and_its_handler_is_put_back(monkeypatch: pyt
         signal.signal(signal.SIGTERM, before)
 
 
-def test_a_terminal_that_knows_ascii_alone_gets_it_all() -> None:
-    env = {**os.environ, "PYTHONIOENCODING": "ascii", "TERM": "dumb", "COLUMNS": "20"}
-    command = [sys.executable, "-m", "wm_agents", "models", "info", "Dream-Acrobot-v0"]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True)
-    assert done.returncode == 0 and not done.stderr
-    assert b"\x1b" not in done.stdout and b"Acrobot-v1" in done.stdout and done.stdout.isascii()
-    assert b" ? " in done.stdout  # It was a plus-minus.
+def test_a_terminal_that_knows_ascii_alone_gets_it_all(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"TERM": "dumb", "COLUMNS": "20"}.items():
+        monkeypatch.setenv(name, value)
+    terminal = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(terminal, "ascii"))
+    assert wm("models", "info", "Dream-Acrobot-v0") == 0
+    shown = terminal.getvalue()
+    assert b"\x1b" not in shown and b"Acrobot-v1" in shown and shown.isascii()
+    assert b" ? " in shown and not capsys.readouterr().err  # It was a plus-minus.
 
 
-def test_a_reader_that_has_seen_enough_is_no_error() -> None:
-    command = [sys.executable, "-m", "wm_agents", "config", "schema"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stderr is not None
-        process.stdout.close()
-        assert process.stderr.read() == b""
-    assert process.returncode == 1
+def test_a_reader_that_has_seen_enough_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert wm("config", "schema") == 1
+        assert not capsys.readouterr().err
 
 
 def test_collect_takes_its_flags(called: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -402,10 +409,10 @@ def test_evaluate_prints_one_json_object_and_the_same_score_every_time(
     assert {**result, "wall_s": 0} == {**evaluating.evaluate(tiny, episodes=2), "wall_s": 0}
 
 
-def test_ctrl_c_stops_the_processes_too_and_the_same_command_resumes(tiny: str, tmp_path: Path) -> None:
-    out = tmp_path / "out"
+def test_ctrl_c_stops_the_processes_too_and_the_same_command_resumes(tmp_path: Path) -> None:
+    out, pole = tmp_path / "out", save_tiny(tmp_path / "pole", RealSpec("CartPole-v1"))
     state = tmp_path / "out.run" / "evolution.json"
-    flags = ["evolve", tiny, str(out), "--in", "real", "--cma.population", "2", "--cma.rollouts", "1", "--procs", "1"]
+    flags = ["evolve", pole, str(out), "--in", "real", "--cma.population", "2", "--cma.rollouts", "1", "--procs", "1"]
 
     def told() -> int:
         return len(json.loads(state.read_text())["told"]) if state.exists() else 0
