@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,12 +40,20 @@ class CMAConfig:
     """Episodes a candidate; all candidates of a generation meet the same ones."""
     generations: int = 120
     sigma: float = 0.1
+    components: int | None = None
+    """Evolve weights on this many principal components of feat (`policies.subspace`) instead of one weight for each of
+    its numbers: far fewer dreams do, where feat has many that vary together."""
+    average: int = 1
+    """The result is the mean of the distribution's means after the last N generations (Polyak & Juditsky 1992): with
+    few rollouts each of them is off in a direction of its own."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, low in (("population", 2), ("rollouts", 1), ("generations", 1), ("seed", 0)):
+        for name, low in (("population", 2), ("rollouts", 1), ("generations", 1), ("average", 1), ("seed", 0)):
             if getattr(self, name) < low:
                 raise ValueError(f"CMAConfig.{name} must be at least {low}, got {getattr(self, name)}")
+        if self.components is not None and self.components < 1:
+            raise ValueError(f"CMAConfig.components must be at least 1, or None, got {self.components}")
         if not self.sigma > 0:
             raise ValueError(f"CMAConfig.sigma must be above 0, got {self.sigma}")
 
@@ -59,7 +68,7 @@ class Generation(NamedTuple):
     sigma: float
     wall_s: float
     weights: Array
-    """The distribution's mean (D,)."""
+    """The evolution's result so far (D,)."""
 
 
 class Evolution:
@@ -78,6 +87,7 @@ class Evolution:
         self.about = dict(about)
         """What the scores are to be made by again, in the words of whoever makes them."""
         self.told: list[Array] = []
+        self._means: deque[Array] = deque(maxlen=cfg.average)
         rng = np.random.default_rng(cfg.seed)
         options = {
             "popsize": cfg.population,
@@ -99,8 +109,13 @@ class Evolution:
 
     @property
     def mean(self) -> Array:
-        """The distribution's mean (D,): what is reported and kept, never the best sample."""
+        """The distribution's mean (D,)."""
         return np.asarray(self._es.mean, np.float64)
+
+    @property
+    def result(self) -> Array:
+        """The mean of the last `cfg.average` means (D,): what is reported and kept, never the best sample."""
+        return np.mean(self._means, axis=0) if self._means else self.mean
 
     @property
     def sigma(self) -> float:
@@ -122,6 +137,7 @@ class Evolution:
             raise ValueError(f"returns must be ({self.cfg.population},) and finite, got {values.shape}: {values}")
         self._es.tell(list(self._asked), list(-values))  # cma minimises.
         self.told.append(values)
+        self._means.append(self.mean)
 
     def save(self, path: Path) -> None:
         """Write the state, whole or not at all."""
@@ -185,7 +201,7 @@ def evolve(
             return False
         values, wall_s = evolution.told[-1], time.perf_counter() - began
         means = float(values.mean()), float(values.max())
-        return bool(on_generation(Generation(evolution.generation, *means, evolution.sigma, wall_s, evolution.mean)))
+        return bool(on_generation(Generation(evolution.generation, *means, evolution.sigma, wall_s, evolution.result)))
 
     # A run that was killed before this generation was looked at looks at it now.
     stopped = told(time.perf_counter())
@@ -206,7 +222,6 @@ def score_in_dream(
     squash: tuple[str, ...] | None = None,
     start: str = "anywhere",
     widen: Callable[[Array], Array] = lambda weights: weights,
-    stall: int | None = None,
 ) -> Score:
     """Score a population in `envs`: population x rollouts rows, obs="latent", autoreset DISABLED.
 
@@ -221,7 +236,7 @@ def score_in_dream(
     def score(candidates: Array, generation: int) -> Array:
         policy = LinearPolicy(space, widen(unflatten(candidates, space)), squash)
         seeds: list[int | None] = [*rollout_seeds(cfg, generation)] * cfg.population
-        total = returns(rollout(envs, policy, seed=seeds, options={"start": start}), stall)
+        total = returns(rollout(envs, policy, seed=seeds, options={"start": start}))
         per_candidate: Array = total.reshape(cfg.population, cfg.rollouts).mean(1)
         return per_candidate
 
@@ -234,7 +249,6 @@ def score_in_real(
     space: gym.Space[Any],
     *,
     widen: Callable[[Array], Array] = lambda weights: weights,
-    stall: int | None = None,
 ) -> Score:
     """Score a population in real episodes; the arena's `make_policy` is called with the weights (A, F + 1).
 

@@ -58,7 +58,7 @@ class EpisodePool:
             RuntimeError: a worker process died. Errors in a worker are raised unchanged.
         """
         try:
-            for _, result in self._pool.run(_play_task, enumerate(tasks)):
+            for _, result in self._pool.run(play_task, enumerate(tasks)):
                 self.steps += result.steps
                 yield result
         except WorkerDied as error:
@@ -86,8 +86,8 @@ def play(
         yield from pool.play(tasks)
 
 
-def _play_task(stage: tuple[RealSpec, MakePolicy], halt: Halt, numbered: tuple[int, EpisodeTask]) -> EpisodeResult:
-    """Play one episode."""
+def play_task(stage: tuple[RealSpec, MakePolicy], halt: Halt, numbered: tuple[int, EpisodeTask]) -> EpisodeResult:
+    """Play one episode: a task of a `WorkerPool` that shares the environment and `make_policy`."""
     (spec, make_policy), (index, task) = stage, numbered
     policy = make_policy(*task.args)
     envs = SyncVectorEnv([partial(make_real, spec)], autoreset_mode=AutoresetMode.DISABLED)

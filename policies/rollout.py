@@ -79,18 +79,11 @@ def check_seed(seed: int) -> None:
         )
 
 
-def returns(transitions: Iterator[Transition], stall: int | None = None) -> NDArray[np.float64]:
-    """Undiscounted return of every row, (N,).
-
-    Args:
-        stall: stop counting the rewards of a row after N consecutive steps without a positive reward.
-    """
+def returns(transitions: Iterator[Transition]) -> NDArray[np.float64]:
+    """Undiscounted return of every row, (N,)."""
     total = np.zeros(0)
-    idle = np.zeros(0, np.int64)
     for step in transitions:
         if not total.size:
-            total, idle = np.zeros(len(step.rew)), np.zeros(len(step.rew), np.int64)
-        counts = step.alive if stall is None else step.alive & (idle < stall)
-        total += step.rew * counts
-        idle = np.where(counts & (step.rew > 0), 0, idle + 1)
+            total = np.zeros(len(step.rew))
+        total += step.rew * step.alive
     return total

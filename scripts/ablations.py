@@ -14,6 +14,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,12 +25,14 @@ from rich.table import Table
 from policies.linear import LinearPolicy
 from policies.policy import Policy, RandomPolicy
 from policies.rollout import EVAL_SEED
+from wm_agents.control.evolve import show_generations
 from wm_agents.evaluation.evaluate import evaluate_real
 from wm_agents.loops.evolve_saved import evolve_by
 from wm_agents.loops.recipes import RECIPES
 from wm_agents.models.vmc import MDRNN, VMC
 from wm_agents.pretrained import cut_off_of, frame_policy, load_model, load_starts, real_spec, save_model
 from wm_agents.system.hardware import describe
+from wm_agents.system.progress import Bar
 from wm_agents.system.run_folder import versions
 
 RECIPE = RECIPES["CarRacing"]
@@ -60,7 +63,10 @@ def main() -> None:
 
     def evolve(sees: slice = slice(None)) -> LinearPolicy:
         """A controller from zero, in the model's dream, on a part of feat."""
-        return evolve_by(RECIPE, model, starts, args.generations, cut_off=cut_off, sees=sees, console=console)
+        recipe = replace(RECIPE, cma=replace(RECIPE.cma, generations=args.generations, seed=1))
+        with Bar("dreaming, generation", args.generations, console) as bar:
+            show = show_generations(bar)
+            return evolve_by(recipe, model, starts, cut_off=cut_off, sees=sees, on_generation=show).policy
 
     def judge(name: str, make_policy: Callable[[], Policy], began: float) -> None:
         seeds = range(EVAL_SEED, EVAL_SEED + args.episodes)

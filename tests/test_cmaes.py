@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,21 @@ def test_a_finished_run_asks_for_nothing_and_more_generations_go_on(tmp_path: Pa
     assert np.array_equal(longer.mean, evolve(distance, np.zeros(5), CFG).mean)
 
 
+def test_the_result_is_the_mean_of_the_last_means_after_a_kill_too(tmp_path: Path) -> None:
+    means: list[np.ndarray] = []
+    plain = evolve(distance, np.zeros(5), CFG, on_generation=lambda generation: means.append(generation.weights))
+    assert np.array_equal(plain.result, plain.mean) and np.array_equal(means[-1], plain.mean)
+    cfg = replace(CFG, average=5)
+    results: list[np.ndarray] = []
+    averaged = evolve(distance, np.zeros(5), cfg, on_generation=lambda generation: results.append(generation.weights))
+    assert np.array_equal(averaged.mean, plain.mean)
+    np.testing.assert_allclose(averaged.result, np.mean(means[-5:], axis=0))
+    np.testing.assert_allclose(results[2], np.mean(means[:3], axis=0))
+    with pytest.raises(KeyboardInterrupt):
+        evolve(killed_after(distance, 9), np.zeros(5), cfg, state=tmp_path / "s.json")
+    assert np.array_equal(evolve(distance, np.zeros(5), cfg, state=tmp_path / "s.json").result, averaged.result)
+
+
 def test_another_runs_state_is_refused(tmp_path: Path) -> None:
     state = tmp_path / "evolution.json"
     evolve(distance, np.zeros(5), CFG, state=state)
@@ -276,7 +292,16 @@ def test_real_episodes_on_seeds_for_evaluation_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"population": 1}, {"rollouts": 0}, {"generations": 0}, {"sigma": 0.0}, {"seed": -1}]
+    "wrong",
+    [
+        {"population": 1},
+        {"rollouts": 0},
+        {"generations": 0},
+        {"sigma": 0.0},
+        {"components": 0},
+        {"average": 0},
+        {"seed": -1},
+    ],
 )
 def test_a_strategy_that_cannot_run_is_refused(wrong: dict[str, float]) -> None:
     name, value = next(iter(wrong.items()))

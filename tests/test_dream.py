@@ -25,7 +25,7 @@ from wm_envs.registry import TASKS, RealSpec
 from wm_envs.world_model import Latent, Step
 
 MODES = list(AutoresetMode)
-SAME, DISABLED = AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
+SAME, NEXT, DISABLED = AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED
 
 
 def dreams(model: Toy | None = None, num: int = 3, **kwargs: Any) -> DreamVectorEnv:
@@ -88,6 +88,23 @@ def test_a_dream_is_cut_at_its_horizon() -> None:
     assert not any(term.any() for term, _ in cut)
 
 
+def test_a_dream_is_cut_after_so_many_steps_without_a_positive_reward() -> None:
+    envs = dreams(stall=2, autoreset_mode=DISABLED)
+    envs.reset(seed=0)
+    rewards = [(1, 0, -1), (-1, 0, 0.5), (0, 1, 0), (1, 1, -1), (1, 1, 1)]
+    steps = [envs.step(moves(*rew)) for rew in rewards]
+    assert [trunc.tolist() for *_, trunc, _ in steps] == [
+        [False, False, False],
+        [False, True, False],
+        [True, True, False],
+        [True, True, True],
+        [True, True, True],
+    ]
+    assert [rew.tolist() for _, rew, *_ in steps] == [[1, 0, -1], [-1, 0, 0.5], [0, 0, 0], [0, 0, -1], [0, 0, 0]]
+    envs.reset(options={"reset_mask": np.array([True, False, False])})
+    assert [envs.step(moves(0, 0, 0))[3][0] for _ in range(3)] == [False, True, True]
+
+
 def test_an_end_on_the_last_step_is_both_terminated_and_truncated() -> None:
     env = DreamEnv(Toy(end=1.0), toy_starts(), horizon=1)
     env.reset(options={"start": at(1)})
@@ -141,6 +158,31 @@ def test_disabled_holds_ended_rows_until_the_mask_resets_them() -> None:
     obs, _ = envs.reset(options={"reset_mask": np.array([False, True, False])})
     assert obs[[0, 2]].tolist() == [[2, 1], [4, 1]] and -1 <= obs[1, 0] <= 1
     assert not envs.step(moves(0, 0, 0))[2].any()
+
+
+@pytest.mark.parametrize(("mode", "rows"), [(DISABLED, [3, 2, 2, 1, 1]), (NEXT, [3, 2, 3, 2, 3]), (SAME, [3] * 5)])
+def test_rows_that_ended_are_not_dreamed_on(mode: AutoresetMode, rows: list[int]) -> None:
+    class Counting(Toy):
+        def step(self, latent: Latent, act: torch.Tensor, **how: Any) -> Step:
+            dreamed.append(len(act))
+            return super().step(latent, act, **how)
+
+    dreamed: list[int] = []
+    envs = dreams(Counting(noise=0.1, end=5.0), autoreset_mode=mode)
+    envs.reset(seed=0, options={"start": at(4.5, 0.5, 2.5)})
+    for _ in range(5):
+        envs.step(moves(1, 1, 1))
+    assert dreamed == rows
+    assert envs.steps == sum(rows)
+
+
+def test_a_row_dreams_the_same_whether_its_neighbours_have_ended() -> None:
+    def follow(*starts: float) -> np.ndarray:
+        envs = dreams(Toy(noise=0.1, end=5.0), autoreset_mode=DISABLED)
+        envs.reset(seed=0, options={"start": at(*starts)})
+        return np.stack([envs.step(moves(0.5, 0.5, 0.1))[0][2] for _ in range(9)])
+
+    np.testing.assert_array_equal(follow(5, 3, 0), follow(0, 0, 0))
 
 
 def test_a_row_s_next_dream_does_not_depend_on_how_long_it_waited_for_it() -> None:
@@ -398,6 +440,7 @@ def test_bf16_dreams_stay_close_to_fp32(model: str, native_bf16: None) -> None:
         ({"temperature": -1.0}, "temperature must be above 0 and finite, got -1.0"),
         ({"temperature": float("nan")}, "temperature must be above 0 and finite, got nan"),
         ({"horizon": 0}, "horizon must be at least 1 step or None, got 0"),
+        ({"stall": 0}, "stall must be at least 1 step or None, got 0"),
         ({"start": "middle"}, r"start must be one of the model's banks \['anywhere', 'begin'\], got 'middle'"),
         ({"precision": "fp16"}, "precision must be 'fp32', 'bf16' or 'auto', got 'fp16'"),
         (

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tiny import SQUASH, save_tiny, work_here
 
 from policies.cmaes import CMAConfig
 from policies.linear import LinearPolicy
 from policies.play import EpisodePool, EpisodeResult, EpisodeTask
+from policies.subspace import principal
 from wm_agents.checkpoint import load_artifact, save_artifact, sha256
 from wm_agents.control import evolve as evolving
 from wm_agents.control.evolve import evolve_in_dream, evolve_in_real
@@ -57,6 +60,47 @@ def test_a_controller_blind_to_part_of_feat_has_zeros_there(tiny: str) -> None:
     policy = evolve_in_dream(net, load_starts(artifact), CFG, horizon=5, squash=SQUASH, sees=slice(2, 6)).policy
     assert (policy.weights[:, [2, 3, 4, 5, -1]] != 0).all()
     assert (policy.weights[:, [0, 1, *range(6, 12)]] == 0).all()
+
+
+@pytest.mark.parametrize("where", ["dream", "real"])
+def test_a_controller_on_components_sees_their_subspace_alone(
+    where: str, echo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_here(monkeypatch)
+    net, artifact = load_model(echo)
+    with torch.inference_mode():
+        axes = principal(net.feat(load_starts(artifact)["anywhere"]).numpy(), 3).axes
+    cfg = replace(CFG, components=3, sigma=1.0)
+    weights = evolve(echo, tmp_path / "out", cfg, where=where, squash=None).weights
+    told = json.loads((tmp_path / "out.run" / "evolution.json").read_text())
+    assert len(told["mean"]) == len(weights) * 4  # Three components and a bias for each action.
+    on_feat = weights[:, :-1]
+    assert np.abs(on_feat).max() > 0.1
+    np.testing.assert_allclose(on_feat @ axes.T @ axes, on_feat, atol=1e-6)
+
+
+def test_first_weights_and_generations_are_weights_on_feat_whatever_is_evolved(tiny: str) -> None:
+    net, artifact = load_model(tiny)
+    cfg, starts = replace(CFG, components=3, sigma=1e-9), load_starts(artifact)
+    seen: list[np.ndarray] = []
+
+    def stay_at(x0: np.ndarray) -> np.ndarray:
+        how: dict[str, Any] = {"horizon": 5, "squash": SQUASH, "on_generation": lambda g: seen.append(g.weights)}
+        return evolve_in_dream(net, starts, cfg, x0=x0, **how).policy.weights.ravel().astype(np.float64)
+
+    first = np.random.default_rng(0).normal(size=39)
+    kept = stay_at(first)
+    assert np.abs(kept - first).max() > 0.1  # Three components cannot say it all.
+    np.testing.assert_allclose(stay_at(kept), kept, atol=1e-5)
+    np.testing.assert_allclose(seen[0], kept, atol=1e-5)
+
+
+def test_the_steps_of_an_evolution_are_counted(tiny: str) -> None:
+    net, artifact = load_model(tiny)
+    assert evolve_in_dream(net, load_starts(artifact), CFG, horizon=5, squash=SQUASH).steps <= 4 * 4 * 2 * 5
+    net.memory.gmm_linear.bias.data[-2] = -5.0  # No reward is ever positive.
+    short = evolve_in_dream(net, load_starts(artifact), CFG, horizon=5, stall=2, squash=SQUASH)
+    assert short.steps == 4 * 4 * 2 * 2
 
 
 def test_the_dream_return_is_the_mean_of_the_last_population(tiny: str) -> None:

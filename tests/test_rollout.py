@@ -99,12 +99,3 @@ def test_seeds_for_evaluation_are_refused() -> None:
     for seed in (EVAL_SEED, -1):
         with pytest.raises(ValueError, match=r"from 0 to 999,999, got .*from 1,000,000 up are for evaluation only"):
             check_seed(seed)
-
-
-def test_a_row_that_stalls_earns_nothing_more() -> None:
-    rews = np.array([[1.0, 1, 1], [-1, -1, -1], [-1, 2, -1], [4, -1, 8], [4, 4, 8]])  # (T, rows)
-    alive = np.ones(3, bool)
-    steps = [Transition(r, r, r, ~alive, ~alive, r, alive) for r in rews]
-    assert returns(iter(steps)).tolist() == [7, 5, 15]
-    assert returns(iter(steps), stall=2).tolist() == [-1, 5, -1]
-    assert returns(iter(steps), stall=3).tolist() == [7, 5, 15]

@@ -54,6 +54,21 @@ def test_rows_keep_to_themselves_when_a_step_draws_several_widths() -> None:
         assert torch.equal(many.normal(dim)[1], one.normal(dim)[0])
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_row_draws_the_same_while_others_pause(apart: bool) -> None:
+    streams, alone = make_streams([3, 4, 5]), make_streams([5])
+    draw(streams, 5), draw(alone, 5)  # 25 of a block of 32.
+    if apart:
+        streams.restart(0)
+    streams.active = np.array([0, 2])
+    got = draw(streams, 20)
+    assert got.shape == (2, 20, 5) and torch.equal(got[1:], draw(alone, 20))
+    streams.active = np.arange(3)
+    plain = make_streams([4])
+    draw(plain, 5)
+    assert torch.equal(streams.normal(5)[1], plain.normal(5)[0])  # Where it left off.
+
+
 def test_streams_are_standard_normals_without_repeats() -> None:
     x = draw(make_streams(list(range(50)), block=64), 100).flatten()
     assert abs(x.mean()) < 0.02 and abs(x.std() - 1) < 0.02

@@ -19,7 +19,7 @@ from wm_envs.action import act_dim, encode_action
 from wm_envs.drawing import draw, how_drawn
 from wm_envs.precision import PRODUCTS, faster_in_bf16, kinds_of, use_bf16
 from wm_envs.window import Window
-from wm_envs.world_model import EnsembleModel, Latent, RowStreams, Step, WorldModel, can_disagree, feat_space
+from wm_envs.world_model import EVERYONE, EnsembleModel, Latent, Rows, RowStreams, WorldModel, can_disagree, feat_space
 
 Array = NDArray[Any]
 Obs = Literal["pixels", "latent"]
@@ -38,6 +38,7 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         obs: "pixels" (the real env's own observation, vectors included) or "latent".
         temperature: Ha's tau, above 0: higher is more uncertain, harder to exploit.
         horizon: steps after which a dream is truncated; None never truncates.
+        stall: steps in a row without a positive reward after which a dream is truncated; None never truncates.
         autoreset_mode: SAME_STEP (default), NEXT_STEP or DISABLED; a name or Gymnasium's enum.
         deterministic: dream the most likely future; temperature is then not used.
         start: the bank that resets draw from when `options["start"]` does not say.
@@ -71,6 +72,7 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         obs: Obs = "pixels",
         temperature: float = 1.0,
         horizon: int | None = None,
+        stall: int | None = None,
         autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
         deterministic: bool = False,
         start: str = "begin",
@@ -83,7 +85,8 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         drawing: str | None = None,
         render_mode: str | None = None,
     ) -> None:
-        _check_arguments(num_envs, obs, temperature, horizon, precision)
+        _check_arguments(num_envs, obs, temperature, precision)
+        _check_lengths(horizon, stall)
         _check_limits(cut_off, pessimism, max_disagreement)
         self.model = model
         self.starts = {name: _check_latent(f"starts[{name!r}]", bank, model) for name, bank in starts.items()}
@@ -92,7 +95,7 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         self.num_envs = num_envs
         self.obs = obs
         self.temperature = 0.0 if deterministic else temperature
-        self.horizon = horizon
+        self.horizon, self.stall = horizon, stall
         self.start = start
         self.cut_off = cut_off
         self.pessimism, self.max_disagreement, self.disagreement = pessimism, max_disagreement, disagreement
@@ -110,7 +113,9 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.streams = RowStreams([seeding.np_random()[0] for _ in range(num_envs)])
         self.latent: Latent | None = None
-        self._age = np.zeros(num_envs, np.int64)
+        self.steps = 0
+        """Steps dreamed so far, of all rows together."""
+        self._age, self._idle = np.zeros((2, num_envs), np.int64)
         # How each row's episode ended, where it did and was not reset yet.
         self._term, self._trunc = np.zeros((2, num_envs), bool)
 
@@ -137,31 +142,20 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
             return self._observe(self._live()), {}
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
-        """Dream one step in every row; one forward pass.
+        """Dream one step in every row whose episode still runs, all of them in one forward pass.
 
         With autoreset DISABLED a row that ended stays as it was, its reward 0, until it is reset.
         """
-        latent, encoded = self._live(), self._encode(actions)
+        encoded, over = self._encode(actions), self._term | self._trunc
+        ended = np.flatnonzero(over)
+        rew, info = np.zeros(self.num_envs), self._unknown()
         with torch.inference_mode():
-            with self._casting():
-                out = self.model.step(latent, encoded, temperature=self.temperature, generator=self.streams)
-            self.latent = out.latent
-            self._age += 1
-            rew = out.rew.cpu().double().numpy().copy()
-            term: Array = out.over(self.cut_off).cpu().numpy().copy()
-            info = self._doubt(rew, term, latent, encoded, out) if self._asks_members else {}
-            trunc = np.zeros(self.num_envs, bool) if self.horizon is None else self._age >= self.horizon
-            over = np.flatnonzero(self._term | self._trunc)
-            if len(over):
-                if self.autoreset == AutoresetMode.NEXT_STEP:
-                    self._restart(over, self.start)
-                else:
-                    self.latent = _put(out.latent, over, _take(latent, over))
-                rew[over], term[over], trunc[over] = 0.0, self._term[over], self._trunc[over]
-                if "disagreement" in info:
-                    info["disagreement"][over], info["_disagreement"][over] = 0.0, False
-            self._term, self._trunc = term.copy(), trunc.copy()
-            obs = self._observe(self.latent)
+            if len(ended) < self.num_envs:
+                self._dream(np.flatnonzero(~over) if len(ended) else EVERYONE, encoded, rew, info)
+            if self.autoreset == AutoresetMode.NEXT_STEP and len(ended):
+                self._restart(ended, self.start)
+            term, trunc = self._term.copy(), self._trunc.copy()
+            obs = self._observe(self._live())
             done = np.flatnonzero(term | trunc)
             if self.autoreset == AutoresetMode.SAME_STEP and len(done):
                 info |= self._final(obs, done)
@@ -210,7 +204,7 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
             self.streams.restart(row)
         new = self._move(_take(bank, picks))
         self.latent = new if len(rows) == self.num_envs else _put(self._live(), rows, new)
-        self._age[rows] = 0
+        self._age[rows] = self._idle[rows] = 0
         self._term[rows] = self._trunc[rows] = False
 
     def _move(self, latent: Latent) -> Latent:
@@ -228,18 +222,43 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
             raise ValueError(f"actions must be {shape} for {self.single_action_space}, got {actions.shape}")
         return torch.from_numpy(encode_action(self.single_action_space, actions)).to(self.model.device)
 
+    def _dream(self, rows: Rows, encoded: Tensor, rew: Array, info: dict[str, Any]) -> None:
+        """Dream one step in `rows`; their rewards, and what info says of them, are written into `rew` and `info`."""
+        before, everyone = self._live(), isinstance(rows, slice)
+        latent, act = (before, encoded) if everyone else (_take(before, rows), encoded[rows])
+        self.streams.active = rows
+        with self._casting():
+            out = self.model.step(latent, act, temperature=self.temperature, generator=self.streams)
+        self.latent = out.latent if isinstance(rows, slice) else _put(before, rows, out.latent)
+        rew[rows] = out.rew.cpu().double().numpy()
+        self._term[rows] = out.over(self.cut_off).cpu().numpy()
+        if self._asks_members:
+            with self._casting():
+                apart = _ensemble(self.model).disagreement(latent, act, out.latent).float().cpu().numpy()
+            info["disagreement"][rows], info["_disagreement"][rows] = apart, True
+            rew[rows] -= self.pessimism * apart
+            if self.max_disagreement is not None:
+                self._term[rows] |= apart > self.max_disagreement
+        self.steps += len(act)
+        self._age[rows] += 1
+        if self.horizon is not None:
+            self._trunc[rows] |= self._age[rows] >= self.horizon
+        if self.stall is not None:
+            self._idle[rows] = np.where(rew[rows] > 0, 0, self._idle[rows] + 1)
+            self._trunc[rows] |= self._idle[rows] >= self.stall
+
     @property
     def _asks_members(self) -> bool:
         return self.disagreement or self.pessimism > 0 or self.max_disagreement is not None
 
-    def _doubt(self, rew: Array, term: Array, latent: Latent, act: Tensor, out: Step) -> dict[str, Any]:
-        """Take the members' disagreement into account, in place; what info says of it."""
-        with self._casting():
-            apart: Array = _ensemble(self.model).disagreement(latent, act, out.latent).float().cpu().numpy().copy()
-        rew -= self.pessimism * apart
-        if self.max_disagreement is not None:
-            term |= apart > self.max_disagreement
-        return {"disagreement": apart, "_disagreement": np.ones(self.num_envs, bool)}
+    def _unknown(self) -> dict[str, Any]:
+        """What info says of rows that are not dreamed on."""
+        if not self._asks_members:
+            return {}
+        return {
+            "disagreement": np.zeros(self.num_envs, np.float32),
+            "_disagreement": np.zeros(self.num_envs, bool),
+        }
 
     def _observe(self, latent: Latent) -> Array:
         with self._casting():
@@ -320,13 +339,7 @@ class DreamEnv(gym.Env[Array, Any]):
             self._window.show(self.envs.frames()[0])
 
 
-def _check_arguments(
-    num_envs: int,
-    obs: str,
-    temperature: float,
-    horizon: int | None,
-    precision: str,
-) -> None:
+def _check_arguments(num_envs: int, obs: str, temperature: float, precision: str) -> None:
     if num_envs < 1:
         raise ValueError(f"num_envs must be at least 1, got {num_envs}")
     if obs not in ("pixels", "latent"):
@@ -336,10 +349,14 @@ def _check_arguments(
             f"temperature must be above 0 and finite, got {temperature}; "
             "for the most likely future use deterministic=True"
         )
-    if horizon is not None and horizon < 1:
-        raise ValueError(f"horizon must be at least 1 step or None, got {horizon}")
     if precision not in ("fp32", "bf16", "auto"):
         raise ValueError(f"precision must be 'fp32', 'bf16' or 'auto', got {precision!r}")
+
+
+def _check_lengths(horizon: int | None, stall: int | None) -> None:
+    for name, steps in (("horizon", horizon), ("stall", stall)):
+        if steps is not None and steps < 1:
+            raise ValueError(f"{name} must be at least 1 step or None, got {steps}")
 
 
 def _check_limits(cut_off: float, pessimism: float, max_disagreement: float | None) -> None:
@@ -399,7 +416,7 @@ def _check_latent(name: str, latent: Any, model: WorldModel, num: int | None = N
     return {key: latent[key] for key in like}
 
 
-def _take(latent: Latent, rows: NDArray[np.int64]) -> Latent:
+def _take(latent: Latent, rows: Rows) -> Latent:
     return {key: leaf[rows] for key, leaf in latent.items()}
 
 

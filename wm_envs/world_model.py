@@ -21,11 +21,17 @@ from wm_envs.action import encode_action
 Latent = dict[str, Tensor]
 
 
+Rows = NDArray[np.int64] | slice
+"""Which rows of a batch."""
+EVERYONE = slice(None)
+
+
 class RowStreams:
     """Standard normals for N rows, each row from a stream of its own, drawn ahead in blocks.
 
     `restart` opens a row's stream from the row's generator. What follows depends on that and on the calls since, never
-    on the neighbours, so that a row of a batch repeats the same dream alone.
+    on the neighbours, so that a row of a batch repeats the same dream alone. Only the `active` rows draw, all of
+    them unless set otherwise.
     """
 
     def __init__(self, rngs: list[np.random.Generator], block: int = 2048) -> None:
@@ -35,6 +41,7 @@ class RowStreams:
         self._ahead = torch.zeros(len(rngs), block)
         self._rows = self._ahead.unbind()
         self._cursor = np.full(len(rngs), block)
+        self.active: Rows = EVERYONE
 
     def restart(self, row: int) -> None:
         """Open a new stream in `row`: an episode begins there."""
@@ -42,17 +49,22 @@ class RowStreams:
         self._cursor[row] = self.block
 
     def normal(self, dim: int) -> Tensor:
-        """The next `dim` numbers of every row, (N, dim) float32 on the CPU."""
+        """The next `dim` numbers of each `active` row, (rows, dim) float32 on the CPU."""
         if dim > self.block:
             raise ValueError(f"dim must be at most {self.block}, got {dim}; make RowStreams with a larger block")
-        for row in np.flatnonzero(self._cursor + dim > self.block):
-            self._rows[row].normal_(generator=self._streams[row])  # Faster than numpy's by three.
-            self._cursor[row] = 0
-        at = self._cursor.copy()
-        self._cursor += dim
+        at = self._cursor[self.active]
+        if (used_up := at + dim > self.block).any():
+            for row in np.arange(len(self.rngs))[self.active][used_up]:
+                self._rows[row].normal_(generator=self._streams[row])  # Faster than numpy's by three.
+                self._cursor[row] = 0
+            at = self._cursor[self.active]
         if (at == at[0]).all():
-            return self._ahead[:, at[0] : at[0] + dim].clone()
-        return self._ahead.gather(1, torch.from_numpy(at)[:, None] + torch.arange(dim))
+            ahead = self._ahead[:, at[0] : at[0] + dim].clone()
+        else:
+            columns = self._cursor.clip(max=self.block - dim)  # The clip is for others, whose block may be used up.
+            ahead = self._ahead.gather(1, torch.from_numpy(columns)[:, None] + torch.arange(dim))
+        self._cursor[self.active] += dim
+        return ahead[self.active]
 
 
 Generator = torch.Generator | RowStreams | None

@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
-from policies.policy import RandomPolicy
+from policies.cmaes import CMAConfig, Generation
+from policies.linear import LinearPolicy
+from policies.play import EpisodeResult, EpisodeTask, play_task
+from policies.policy import Policy, RandomPolicy
+from policies.pool import Halt, WorkerPool, result_of
 from policies.rollout import EVAL_SEED
-from wm_agents.evaluation.evaluate import evaluate_dream, evaluate_real
+from wm_agents.checkpoint import Artifact
+from wm_agents.control.evolve import Evolved
+from wm_agents.evaluation.evaluate import Score, evaluate_dream
 from wm_agents.loops.evolve_saved import evolve_by
 from wm_agents.loops.recipes import RECIPES
+from wm_agents.models.model import Model
 from wm_agents.models.saved import load_model
-from wm_agents.pretrained import cut_off_of, frame_policy, load_starts, real_spec
+from wm_agents.pretrained import cached_model, cut_off_of, frame_policy, load_starts, real_spec
 from wm_agents.system.files import write_json
 from wm_agents.system.hardware import describe
+from wm_agents.system.progress import StageBar
 from wm_agents.system.run_folder import versions
 from wm_agents.video import record
+from wm_envs.registry import RealSpec
 
 DREAM = "Dream-CarRacing-v0"
+CMA = CMAConfig(population=64, rollouts=8, sigma=0.2, components=64, average=20, seed=1)
+TEMPERATURE = 1.2
+"""A tenth of the recipe's dreams: docs/log.md has what was tried."""
+SHARES = {"loading": 0.02, "dreaming": 0.58, "driving and filming": 0.4}
+"""Of the whole time, on two cores without bfloat16."""
+
+
+class Drives(NamedTuple):
+    """Scores in the real environment, of the new controller and of random actions on the same tracks."""
+
+    real: Score
+    random: Score
 
 
 def run_demo(out: Path, *, generations: int, episodes: int, procs: int, console: Console) -> dict[str, Any]:
@@ -30,36 +54,25 @@ def run_demo(out: Path, *, generations: int, episodes: int, procs: int, console:
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     began = time.perf_counter()
-    try:
-        model, artifact = load_model(DREAM)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"the model of {DREAM} is missing from this installation (wm_agents/store); install the package again, or "
-            "train one with scripts/reference/carracing.sh"
-        ) from error
-    starts, spec, recipe = load_starts(artifact), real_spec(artifact), RECIPES["CarRacing"]
-    cut_off = cut_off_of(artifact)
-    policy = evolve_by(recipe, model, starts, generations, cut_off=cut_off, console=console)
-    dreamed = time.perf_counter() - began
-    seeds = range(EVAL_SEED, EVAL_SEED + episodes)
-    console.print("driving for real: the new controller, then random actions")
-    real = evaluate_real(spec, partial(frame_policy, DREAM, policy.weights, policy.squash), seeds, procs, console)
-    floor = evaluate_real(spec, partial(RandomPolicy, model.act_space), seeds, procs, console)
-    cfg = artifact.config
-    how = {"temperature": cfg["temperature"], "horizon": cfg["horizon"], "cut_off": cut_off}
-    dream = evaluate_dream(model, starts, policy, episodes=100, seed=EVAL_SEED, **how)
     film = out / "real_vs_dream.mp4"
-    console.print(f"filming {film}", soft_wrap=True)
-    record(film, spec, model, policy, seed=EVAL_SEED, cut_off=cut_off)
+    with StageBar(SHARES, console) as bar:
+        bar.update("loading", 0.0, DREAM)
+        model, artifact = _load()
+        evolved = _evolve(model, artifact, generations, bar)
+        policy, dreamed = evolved.policy, time.perf_counter() - began
+        drives = _drive_and_film(real_spec(artifact), policy, film, range(EVAL_SEED, EVAL_SEED + episodes), procs, bar)
+    cfg = artifact.config
+    how = {"temperature": cfg["temperature"], "horizon": cfg["horizon"], "cut_off": cut_off_of(artifact)}
+    dream = evaluate_dream(model, load_starts(artifact), policy, episodes=100, seed=EVAL_SEED, **how)
     summary = {
         "dream_env": DREAM,
-        "real_env": spec.id,
+        "real_env": real_spec(artifact).id,
         "controller": f"linear, {policy.weights.size} parameters, evolved from zero in dreams only",
-        "dream_steps": generations * recipe.cma.population * recipe.cma.rollouts * recipe.horizon,
-        "real": {"episodes": episodes, "seed": EVAL_SEED, **real.to_dict()},
-        "random": {"episodes": episodes, "seed": EVAL_SEED, **floor.to_dict()},
+        "dream_steps": evolved.steps,
+        "real": {"episodes": episodes, "seed": EVAL_SEED, **drives.real.to_dict()},
+        "random": {"episodes": episodes, "seed": EVAL_SEED, **drives.random.to_dict()},
         "dream": {"episodes": 100, **how, **{name: x for name, x in dream.to_dict().items() if name != "returns"}},
-        "gap": round(dream.mean - real.mean, 3),
+        "gap": round(dream.mean - drives.real.mean, 3),
         "dreaming_s": round(dreamed, 1),
         "wall_s": round(time.perf_counter() - began, 1),
         "video": str(film),
@@ -67,5 +80,66 @@ def run_demo(out: Path, *, generations: int, episodes: int, procs: int, console:
         "versions": versions(),
     }
     write_json(out / "summary.json", summary)
-    console.print(f"real {real}\nrandom {floor}\ndream {dream}", highlight=False, soft_wrap=True)
+    console.print(f"real {drives.real}\nrandom {drives.random}\ndream {dream}", highlight=False, soft_wrap=True)
     return summary
+
+
+def _load() -> tuple[Model, Artifact]:
+    try:
+        return load_model(DREAM)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"the model of {DREAM} is missing from this installation (wm_agents/store); install the package again, or "
+            "train one with scripts/reference/carracing.sh"
+        ) from error
+
+
+def _evolve(model: Model, artifact: Artifact, generations: int, bar: StageBar) -> Evolved:
+    """A controller evolved from zero in the recipe's dreams."""
+
+    def show(generation: Generation) -> None:
+        text = f"generation {generation.number}/{generations}, mean return {generation.mean:.0f} in the dream"
+        bar.update("dreaming", generation.number / generations, text)
+
+    recipe = replace(RECIPES["CarRacing"], cma=replace(CMA, generations=generations))
+    starts, cut_off = load_starts(artifact), cut_off_of(artifact)
+    return evolve_by(recipe, model, starts, cut_off=cut_off, on_generation=show)
+
+
+def _drive_and_film(
+    spec: RealSpec, policy: LinearPolicy, film: Path, seeds: range, procs: int, bar: StageBar
+) -> Drives:
+    """Drive with the controller and with random actions, once a seed, while one of the processes films a drive."""
+    bar.update("driving and filming", 0.0)
+    drivers: list[tuple[Any, ...]] = [(policy.weights, policy.squash), ()]
+    tasks = [EpisodeTask(seed, driver) for driver in drivers for seed in seeds]
+    results: list[EpisodeResult] = []
+    with WorkerPool((spec, partial(_driver, DREAM)), procs) as pool:
+        filming = pool.submit(_film, film, policy.weights, policy.squash, seeds[0])
+        for _, result in pool.run(play_task, enumerate(tasks)):
+            results.append(result)
+            bar.update("driving and filming", len(results) / (len(tasks) + 1), f"{len(results)}/{len(tasks)} drives")
+        result_of(filming)
+    bar.update("driving and filming", 1.0, str(film))
+    returns = [round(result.ret, 3) for result in sorted(results)]
+    return Drives(Score(returns[: len(seeds)]), Score(returns[len(seeds) :]))
+
+
+def _driver(dream: str, weights: NDArray[np.float32] | None = None, squash: tuple[str, ...] | None = None) -> Policy:
+    """Who drives on real frames: the controller of these weights, or random actions."""
+    if weights is None:
+        return RandomPolicy(cached_model(dream)[0].act_space)
+    return frame_policy(dream, weights, squash)
+
+
+def _film(
+    stage: tuple[RealSpec, partial[Policy]],
+    halt: Halt,
+    path: Path,
+    weights: NDArray[np.float32],
+    squash: tuple[str, ...],
+    seed: int,
+) -> None:
+    spec, driver = stage
+    model, artifact = cached_model(driver.args[0])
+    record(path, spec, model, LinearPolicy(model.act_space, weights, squash), seed=seed, cut_off=cut_off_of(artifact))

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from policies.cmaes import CMAConfig, Generation, evolve, read_about, score_in_dream, score_in_real, unflatten
 from policies.linear import LinearPolicy, num_params
 from policies.play import EpisodePool
+from policies.subspace import Subspace, principal, seen
 from wm_agents.models.saved import load_model
-from wm_agents.pretrained import frame_policy, real_spec
+from wm_agents.pretrained import frame_policy, load_starts, real_spec
 from wm_agents.system.progress import Bar
 from wm_envs.dream import DreamVectorEnv
 from wm_envs.world_model import Latent, WorldModel
@@ -24,10 +27,13 @@ OnGeneration = Callable[[Generation], bool | None]
 
 
 class Evolved(NamedTuple):
-    """The controller at CMA-ES's mean, and the last population's mean return in the dream."""
+    """What CMA-ES arrived at."""
 
     policy: LinearPolicy
     dream_return: float
+    """The last population's mean return in the dream."""
+    steps: int
+    """Steps dreamed in this call, of all rows together."""
 
 
 def evolve_in_dream(
@@ -51,10 +57,12 @@ def evolve_in_dream(
 
     Args:
         horizon: steps of each dream, started anywhere in the data.
-        x0: flat parameters to start from; zeros as in the paper unless given.
+        x0: flat weights on feat to start from; zeros as in the paper unless given. With `cfg.components` what they
+            say of other directions is lost.
         sees: the part of feat that the controller sees; its weights on the rest are 0 and are not evolved.
-        stall: a dream earns nothing more after so many steps in a row without a positive reward.
-        state: file that a killed run goes on from.
+        stall: a dream is truncated after N steps in a row without a positive reward.
+        state: file that a killed run resumes from.
+        on_generation: gets each generation, its weights as those on feat.
     """
     envs = DreamVectorEnv(
         model,
@@ -63,19 +71,25 @@ def evolve_in_dream(
         obs="latent",
         temperature=temperature,
         horizon=horizon,
+        stall=stall,
         cut_off=cut_off,
         pessimism=pessimism,
         max_disagreement=max_disagreement,
         autoreset_mode=AutoresetMode.DISABLED,
         precision=read_about(state).get("precision", "auto"),  # type: ignore[arg-type]
     )
-    widen = partial(_widen, feat_dim=model.feat_dim, sees=sees)
-    if x0 is None:
-        x0 = np.zeros(num_params(model.act_space, len(range(model.feat_dim)[sees])))
-    score = score_in_dream(envs, cfg, squash=squash, widen=widen, stall=stall)
-    evolution = evolve(score, x0, cfg, state=state, about={"precision": envs.precision}, on_generation=on_generation)
-    weights = widen(unflatten(evolution.mean, model.act_space))
-    return Evolved(LinearPolicy(model.act_space, weights, squash), float(evolution.told[-1].mean()))
+    subspace = _subspace(model, starts, cfg, sees)
+    whole = np.zeros(num_params(model.act_space, model.feat_dim)) if x0 is None else x0
+    evolution = evolve(
+        score_in_dream(envs, cfg, squash=squash, widen=subspace.widen),
+        subspace.narrow(unflatten(whole, model.act_space)).ravel(),
+        cfg,
+        state=state,
+        about={"precision": envs.precision},
+        on_generation=_on_feat(on_generation, subspace, model.act_space),
+    )
+    weights = subspace.widen(unflatten(evolution.result, model.act_space))
+    return Evolved(LinearPolicy(model.act_space, weights, squash), float(evolution.told[-1].mean()), envs.steps)
 
 
 def controller_at(flat: NDArray[np.float64], model: WorldModel, squash: tuple[str, ...] | None) -> LinearPolicy:
@@ -97,11 +111,16 @@ def evolve_in_real(
     A candidate's return is that of whole episodes, on environment seeds below 1,000,000.
     """
     net, artifact = load_model(model)
-    x0 = np.zeros(num_params(net.act_space, net.feat_dim))
+    subspace = _subspace(net, load_starts(artifact), cfg)
     with EpisodePool(real_spec(artifact), partial(frame_policy, model, squash=squash), procs) as arena:
-        score = score_in_real(arena, cfg, net.act_space)
-        evolution = evolve(score, x0, cfg, state=state, on_generation=on_generation)
-    return LinearPolicy(net.act_space, unflatten(evolution.mean, net.act_space), squash)
+        evolution = evolve(
+            score_in_real(arena, cfg, net.act_space, widen=subspace.widen),
+            np.zeros(num_params(net.act_space, len(subspace.axes))),
+            cfg,
+            state=state,
+            on_generation=_on_feat(on_generation, subspace, net.act_space),
+        )
+    return LinearPolicy(net.act_space, subspace.widen(unflatten(evolution.result, net.act_space)), squash)
 
 
 def show_generations(bar: Bar) -> OnGeneration:
@@ -113,9 +132,23 @@ def show_generations(bar: Bar) -> OnGeneration:
     return show
 
 
-def _widen(weights: NDArray[np.float64], feat_dim: int, sees: slice) -> NDArray[np.float64]:
-    """Weights (..., A, F' + 1) on a part of feat as weights (..., A, F + 1) on all of it."""
-    wide = np.zeros((*weights.shape[:-1], feat_dim + 1))
-    wide[..., :feat_dim][..., sees] = weights[..., :-1]
-    wide[..., -1] = weights[..., -1]
-    return wide
+def _subspace(model: WorldModel, starts: dict[str, Latent], cfg: CMAConfig, sees: slice = slice(None)) -> Subspace:
+    """What of feat the controller sees: all of `sees`, or the principal components of the moments it starts at."""
+    if cfg.components is None:
+        return seen(model.feat_dim, sees)
+    with torch.inference_mode():
+        bank = {key: leaf.float().to(model.device) for key, leaf in starts["anywhere"].items()}
+        feat = model.feat(bank).cpu().double().numpy()
+    return principal(feat, cfg.components, sees)
+
+
+def _on_feat(on_generation: OnGeneration | None, subspace: Subspace, act_space: gym.Space[Any]) -> OnGeneration | None:
+    """`on_generation` for generations whose weights are those on `subspace`: it gets them on feat."""
+    if on_generation is None:
+        return None
+
+    def widened(generation: Generation) -> bool | None:
+        weights = subspace.widen(unflatten(generation.weights, act_space))
+        return on_generation(generation._replace(weights=weights.ravel()))
+
+    return widened

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from policies.cmaes import CMAConfig
 from policies.linear import LinearPolicy
 from wm_agents.checkpoint import Artifact, model_card, save_artifact, sha256
-from wm_agents.control.evolve import evolve_in_dream, evolve_in_real, show_generations
+from wm_agents.control.evolve import Evolved, OnGeneration, evolve_in_dream, evolve_in_real, show_generations
 from wm_agents.loops.recipes import ImproveConfig
 from wm_agents.models.saved import load_model
 from wm_agents.pretrained import POLICIES, cut_off_of, load_starts
@@ -24,26 +24,24 @@ def evolve_by(
     recipe: ImproveConfig,
     model: WorldModel,
     starts: dict[str, Latent],
-    generations: int,
     *,
     cut_off: float,
     sees: slice = slice(None),
-    console: Console | None = None,
-) -> LinearPolicy:
-    """Train a controller from scratch with the recipe of a task, with a progress bar."""
-    with Bar("dreaming, generation", generations, console) as bar:
-        return evolve_in_dream(
-            model,
-            starts,
-            replace(recipe.cma, generations=generations, seed=1),
-            horizon=recipe.horizon,
-            squash=recipe.squash,
-            sees=sees,
-            temperature=recipe.temperature,
-            cut_off=cut_off,
-            stall=recipe.dream_stall,
-            on_generation=show_generations(bar),
-        ).policy
+    on_generation: OnGeneration | None = None,
+) -> Evolved:
+    """Train a controller from scratch with the recipe of a task."""
+    return evolve_in_dream(
+        model,
+        starts,
+        recipe.cma,
+        horizon=recipe.horizon,
+        squash=recipe.squash,
+        sees=sees,
+        temperature=recipe.temperature,
+        cut_off=cut_off,
+        stall=recipe.dream_stall,
+        on_generation=on_generation,
+    )
 
 
 def evolve_artifact(

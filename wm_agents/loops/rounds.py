@@ -168,7 +168,7 @@ class Improvement:
                 return self._look(save, policy, generation)
 
             state = self._dir() / "evolution.json"
-            policy, dream_return = evolve_in_dream(
+            evolved = evolve_in_dream(
                 model,
                 starts,
                 cfg.cma,
@@ -179,6 +179,7 @@ class Improvement:
                 on_generation=see,
                 **dream,
             )
+            policy, dream_return = evolved.policy, evolved.dream_return
         save(policy)
         return {"dream": dream_return} if np.isfinite(dream_return) else {}
 
