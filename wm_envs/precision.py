@@ -1,7 +1,8 @@
-"""Whether to compute in bfloat16: each kind of layer is tried once a process, as CPU flags promise more than is there.
+"""Float32 or bfloat16, chosen by short trials on this machine.
 
-A CPU without bfloat16 emulates it, many times slower than float32, or has no kernel at all (oneDNN's LSTM); environment
-variables and builds of torch can take away what the CPU has.
+CPU flags do not tell. A CPU without bfloat16 emulates it, many times slower than float32, or fails (the LSTM of
+oneDNN); environment variables and builds of torch can disable what the CPU supports. So each kind of layer is tried,
+once per process. Where it works, the work itself is tried too: narrow layers and few rows are slower in bfloat16.
 """
 
 from __future__ import annotations
@@ -17,16 +18,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from wm_envs.action import act_dim
+from wm_envs.world_model import WorldModel
+
 Kind = Literal["product", "convolution", "lstm"]
 KINDS: tuple[Kind, ...] = ("product", "convolution", "lstm")
 PRODUCTS: frozenset[Kind] = frozenset({"product"})
 GAIN = 1.15
-"""bfloat16 is chosen where it is this many times as fast as float32."""
+"""bfloat16 is chosen if it is this many times as fast as float32."""
 EMULATED = 0.5
-"""Where it is slower than this, the device has no bfloat16 of its own."""
+"""Below this speed relative to float32, the device does not support bfloat16 natively."""
 REPEATS = 3
+"""Timed runs in each precision, fewer if they take long."""
+ENOUGH_S = 0.2
 CLOSE = 0.05
-"""Largest relative error of what is right in bfloat16."""
+"""Largest relative error of a correct result in bfloat16."""
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +43,9 @@ def use_bf16(
     """Whether layers of `kinds` compute in bfloat16 on `device`.
 
     Args:
-        asked: "auto" for where all of them are faster in it; True for wherever the device has it for all of them, with
-            one line in the log where it has not; False for never.
-        training: whether there are backward passes.
+        asked: "auto": if all of them are faster in it; True: if the device supports it for all of them, else one line
+            is logged; False: never.
+        training: with backward passes.
     """
     if asked is False:
         return False
@@ -48,37 +54,36 @@ def use_bf16(
         return all(speed >= GAIN for speed in speeds.values())
     missing = [f"{kind} {_verdict(speed)}" for kind, speed in speeds.items() if speed < EMULATED]
     if missing:
-        _report_once(
-            f"bfloat16 was asked for, but this {device.type} has none ({', '.join(missing)}); float32 is used instead"
-        )
+        _report_once(f"bfloat16 is not supported on this {device.type} ({', '.join(missing)}); float32 is used instead")
     return not missing
 
 
 def bf16_runs(kinds: Collection[Kind], device: torch.device, *, training: bool = False) -> bool:
-    """Whether `device` has bfloat16 for `kinds`, be it faster or not."""
+    """Whether `device` supports bfloat16 for `kinds`, faster or not."""
     return all(bf16_speedup(kind, device.type, training) >= EMULATED for kind in kinds)
 
 
 def kinds_of(module: object) -> set[Kind]:
-    """The kinds of layers in `module`; whatever is not a torch module counts as products."""
-    layers = list(module.modules()) if isinstance(module, nn.Module) else []
+    """The kinds of layers in `module`; products only if it is not a torch module."""
     kinds: set[Kind] = {"product"}
-    if any(isinstance(layer, nn.LSTM) for layer in layers):
+    if not isinstance(module, nn.Module):
+        return kinds
+    if any(isinstance(layer, nn.LSTM) for layer in module.modules()):
         kinds.add("lstm")
-    if any(isinstance(layer, nn.modules.conv._ConvNd) for layer in layers):
+    if any(weight.ndim == 4 for weight in module.parameters()):  # (out, in, high, wide)
         kinds.add("convolution")
     return kinds
 
 
 @cache
 def bf16_speedup(kind: Kind, device: str = "cpu", training: bool = False) -> float:
-    """How many times as fast as in float32 a small network of one kind is in bfloat16; 0 where it fails.
+    """The speed of a small network in bfloat16 relative to float32; 0 if it fails.
 
-    Takes a few hundredths of a second. On "cuda" nothing is timed, as what is small waits for launches: infinity where
-    the GPU has bfloat16.
+    A trial takes less than 0.1 s of CPU time. Only CPUs are timed, because small networks on a GPU wait for kernel
+    launches: on "cuda" the speed is infinite if the GPU supports bfloat16, elsewhere 1 if the network runs.
 
     Args:
-        training: forward and backward, not forward alone.
+        training: forward and backward, not forward only.
     """
     if device == "cuda":
         return math.inf if torch.cuda.is_bf16_supported(including_emulation=False) else 0.0
@@ -88,26 +93,45 @@ def bf16_speedup(kind: Kind, device: str = "cpu", training: bool = False) -> flo
             full, half = run(False), run(True)
             if not float((half - full).norm()) <= CLOSE * float(full.norm()):  # Nan is not close.
                 return 0.0
-            return _speedup(run)
+            return _speedup(run) if device == "cpu" else 1.0
     except Exception:  # Kernels raise what they like.
         return 0.0
 
 
-def faster_in_bf16(device: torch.device, run: Callable[[], object]) -> bool:
-    """Whether `run`, which takes no gradients, is faster in bfloat16 on `device`; it is called some ten times.
+def step_in_bf16(asked: bool | Literal["auto"], model: WorldModel, rows: int, pixels: bool = False) -> bool:
+    """Whether dreamed steps of `rows` rows compute in bfloat16.
 
-    For what `use_bf16` allows: networks that are small, or see few rows, may lose by it all the same. On CUDA, where
-    nothing is timed, they are taken to gain.
+    Args:
+        asked: "auto": if a step of `model` is faster in it; True: if the device supports it, else one line is logged;
+            False: never.
+        pixels: steps are decoded.
     """
-    if device.type == "cuda":
-        return True
+    kinds = kinds_of(model) - {"lstm"} if pixels else PRODUCTS  # A single step of an LSTM is made of products.
+    if asked != "auto":
+        return use_bf16(asked, kinds, model.device)
+    latent, see = model.initial(rows), model.decode if pixels else model.feat
+    act = torch.zeros(rows, act_dim(model.act_space), device=model.device)
+    return faster_in_bf16(lambda: see(model.step(latent, act).latent), kinds, model.device)
+
+
+def faster_in_bf16(
+    run: Callable[[], object], kinds: Collection[Kind], device: torch.device, *, training: bool = False
+) -> bool:
+    """Whether `run`, made of layers of `kinds`, is faster in bfloat16. It is called up to eight times, if on a CPU.
+
+    On CUDA nothing is timed, and bfloat16 is taken to be faster; other devices are not trusted with it.
+    """
+    if not bf16_runs(kinds, device, training=training):
+        return False
+    if device.type != "cpu":
+        return device.type == "cuda"
 
     def cast(bf16: bool) -> object:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             return run()
 
     try:
-        with _undisturbed(False):
+        with _undisturbed(training):
             cast(False), cast(True)
             return _speedup(cast) >= GAIN
     except Exception:  # Kernels raise what they like.
@@ -115,15 +139,15 @@ def faster_in_bf16(device: torch.device, run: Callable[[], object]) -> bool:
 
 
 def _speedup(run: Callable[[bool], object]) -> float:
-    """How many times as fast `run(True)` is as `run(False)`: the ratio of the shortest times, taken by turns."""
-    best = [math.inf, math.inf]
+    """The speed of `run(True)` relative to `run(False)`: the ratio of their shortest times, measured by turns."""
+    best, first = [math.inf, math.inf], time.thread_time()
     for _ in range(REPEATS):
         for bf16 in (False, True):
-            # The processor's time of this thread, which other work on the machine hardly changes.
+            # CPU time of this thread: other work on the machine hardly changes it.
             began = time.thread_time()
             run(bf16)
             best[bf16] = min(best[bf16], time.thread_time() - began)
-        if best[False] < EMULATED / 2 * best[True]:
+        if best[False] < EMULATED / 2 * best[True] or time.thread_time() - first > ENOUGH_S:
             break
     return best[False] / best[True]
 
@@ -131,7 +155,7 @@ def _speedup(run: Callable[[bool], object]) -> float:
 def _output(net: nn.Module, x: Tensor, bf16: bool) -> Tensor:
     with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
         out = net(x)
-    result: Tensor = out[0] if isinstance(out, tuple) else out  # An LSTM gives its state besides.
+    result: Tensor = out[0] if isinstance(out, tuple) else out  # An LSTM returns its state too.
     return result.float()
 
 
@@ -141,7 +165,7 @@ def _gradient(net: nn.Module, x: Tensor, bf16: bool) -> Tensor:
 
 
 def _example(kind: Kind, device: str) -> tuple[nn.Module, Tensor]:
-    """A network of one kind, about as large as those of the smaller models, and what it sees."""
+    """A network of one kind, as large as those of the smaller models, and its input."""
     if kind == "product":
         net: nn.Module = nn.Sequential(nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 256))
         return net.to(device), torch.randn(512, 256).to(device)
@@ -154,7 +178,7 @@ def _example(kind: Kind, device: str) -> tuple[nn.Module, Tensor]:
 
 @contextmanager
 def _undisturbed(training: bool) -> Iterator[None]:
-    """One thread, with gradients where they are asked for, and random numbers that nobody else notices."""
+    """One thread, gradients only for training, and no effect on the random numbers of the caller."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
