@@ -26,7 +26,7 @@ class Subspace(NamedTuple):
 
     def narrow(self, weights: Array) -> Array:
         """Weights on feat (..., A, F + 1) as those on the coordinates (..., A, K + 1): the inverse of `widen`, which
-        loses what the weights say of other directions."""
+        loses the part of the weights along other directions."""
         on_axes = weights[..., :-1] @ self.axes.T
         bias = weights[..., -1:] + (weights[..., :-1] @ self.centre)[..., None]
         return np.concatenate([on_axes, bias], axis=-1)

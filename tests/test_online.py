@@ -492,7 +492,7 @@ def test_the_cut_off_is_calibrated_only_where_it_is_used_and_can_be(monkeypatch:
         ({"family": "vmc"}, "family must be one of dreamerv3, tdmpc2, got 'vmc'"),
         ({"size": "5"}, "size of TDMPC2Config must be one of ci, 1m.*, got '5'"),
         ({"overrides": {"horizn": 3}}, "unknown field 'horizn' of TDMPC2Config; did you mean 'horizon'"),
-        ({"seed": 899_900}, "300 steps from seed 899,900 might collect up to seed 900,200"),
+        ({"seed": 899_900}, "300 steps from seed 899,900 may collect up to seed 900,200"),
         ({"learning_rate": -1.0}, "learning_rate must be a number of at least 0"),
     ],
 )
@@ -544,7 +544,7 @@ def test_flags_reach_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_family_that_does_not_exist_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["improve", "--family", "dreamer3", "--env", "CartPole-v1"]) == 2
     told = capsys.readouterr().err
-    assert "one of auto, vmc, ensemble, dreamerv3, tdmpc2, got 'dreamer3'; did you mean 'dreamerv3'?" in told
+    assert "one of auto, vmc, ensemble, objects, dreamerv3, tdmpc2, got 'dreamer3'; did you mean 'dreamerv3'?" in told
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Progress of what takes long: a bar, or a line now and then where stderr is no terminal."""
+"""Progress of what takes long: a bar, or a line now and then where stderr is not a terminal."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Bar:
 class StageBar:
     """One bar over several stages, with the time that is left; use it in a `with`.
 
-    Where stderr is no terminal, each stage prints a line as it begins, and a thread prints one every `line_every_s`
+    Where stderr is not a terminal, each stage prints a line as it begins, and a thread prints one every `line_every_s`
     whether or not anything was reported, so that silence means trouble.
 
     Args:
