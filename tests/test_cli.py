@@ -439,7 +439,7 @@ def raising(error: BaseException) -> Callable[..., None]:
 
 def test_a_file_of_settings_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert wm("improve", "--env", "CartPole-v1", "--config", "nofile.toml") == 2
-    assert "--config: there is no file 'nofile.toml'" in capsys.readouterr().err
+    assert "--config: no such file: 'nofile.toml'" in capsys.readouterr().err
 
 
 def test_settings_may_stand_where_their_file_would(called: dict[str, Any]) -> None:

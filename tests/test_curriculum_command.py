@@ -133,7 +133,7 @@ def test_what_is_left_out_is_told(
     assert set(fake.last.left_out) == {"LunarLander", "CarRacing"}  # type: ignore[attr-defined]
     monkeypatch.setattr(curriculum_tasks, "find_spec", lambda name: None)
     assert run([]) == 3
-    assert "no task of core can be played here: Pong: pip install" in capsys.readouterr().err
+    assert "no task of core can run on this machine: Pong: pip install" in capsys.readouterr().err
 
 
 def test_what_cannot_be_dreamed_of_is_told_before_any_work_is_done(
@@ -171,7 +171,7 @@ def test_the_preflight_comes_first_once(
 
     monkeypatch.setattr(command, "look_around", look)
     assert run(["--curriculum", pole]) == 3
-    assert "--preflight False tries all the same" in capsys.readouterr().err
+    assert "the preflight check failed; --no-preflight starts anyway" in capsys.readouterr().err
     assert not Path("runs/curriculum/run.json").exists()  # What it hints at may be flags that make another run.
     assert run(["--curriculum", pole, "--quick"]) == 0 and len(looks) == 2
     assert run(["--curriculum", pole, "--quick"]) == 0 and len(looks) == 2  # It has begun.
@@ -194,7 +194,7 @@ def test_without_a_display_a_film_takes_the_windows_place_unless_it_must_not(
         monkeypatch.delenv(name, raising=False)
     show = ["--curriculum", pole, "--visualize", "True"]
     assert run(show) == 0
-    assert "there is no display: videos/watch.mp4 of each task takes the window's place" in capsys.readouterr().err
+    assert "no display: videos/watch.mp4 of each task replaces the window" in capsys.readouterr().err
     assert run([*show, "--render-mode", "rgb_array", "--no-fallback-rgb"]) == 0
     assert run([*show, "--no-fallback-rgb"]) == 3
     assert "needs a display" in capsys.readouterr().err

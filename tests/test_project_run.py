@@ -674,7 +674,7 @@ def test_a_verdict_an_error_and_wrong_flags_have_codes_of_their_own(
     assert wm("verify", "--target", "outputs/model", "--mode", "demo") == 2
     assert wm("verify", "--targett", "outputs/model") == 2
     assert wm("verify", "--mode", "quick", "--proof-episodes", "5") == 3
-    assert "proof_episodes are of --mode proof, got --mode quick" in capsys.readouterr().err
+    assert "proof_episodes applies to --mode proof only, got --mode quick" in capsys.readouterr().err
     data = judged / "outputs" / "model" / "README.md"
     before = data.read_text()
     data.write_text("changed")

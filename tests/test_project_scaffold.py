@@ -160,7 +160,9 @@ def test_in_a_pipe_nothing_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "stdin", io.StringIO("CartPole-v1\n"))
     monkeypatch.setattr(sys, "stderr", screen := Screen())
     assert wm("init", str(tmp_path / "my")) == 1
-    assert screen.getvalue() == "wm init: which environment? Give --env ID, such as --env CartPole-v1\n"
+    assert (
+        screen.getvalue() == "wm init: an environment is required; give it with --env ID, such as --env CartPole-v1\n"
+    )
     assert not (tmp_path / "my").exists()
 
 

@@ -88,8 +88,11 @@ def test_what_is_no_model_is_told_in_one_plain_line(project: Path, capsys: pytes
     for name, told in (
         ("outputs", "this folder is an untrained project: run `wm train` in it; its model will be outputs"),
         ("empty", "model must be a directory with a config.json, but empty has none\n"),
-        ("dreamer-c", "no preset, saved model or folder 'dreamer-c'; did you mean 'dreamer-ci'? `wm models list` has"),
-        ("qqq", "no preset, saved model or folder 'qqq'; `wm models list` has all names"),
+        (
+            "dreamer-c",
+            "no preset, saved model or folder 'dreamer-c'; did you mean 'dreamer-ci'? `wm models list` lists",
+        ),
+        ("qqq", "no preset, saved model or folder 'qqq'; `wm models list` lists all names"),
         ("Dream-Cartpole", "no preset, saved model or folder 'Dream-Cartpole'; did you mean 'Dream-CartPole-v0'?"),
     ):
         for command in ("config show", "models info"):
@@ -132,7 +135,7 @@ def test_a_right_file_is_valid_and_a_wrong_one_is_told_by_line(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert wm("validate") == wm("validate", ".") == 0
-    assert "wm.toml: dreamerv3:ci on CartPole-v1; nothing is wrong with it" in capsys.readouterr().out
+    assert "wm.toml: dreamerv3:ci on CartPole-v1, no errors" in capsys.readouterr().out
     (project / "wm.toml").write_text(TOML.replace("total_steps", "total_stps") + 'batch_size = "many"\n')
     assert wm("validate") == 1
     err = capsys.readouterr().err

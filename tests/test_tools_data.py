@@ -65,10 +65,10 @@ def test_shards_become_minari_and_shards_again(shards: Path, tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("args", "text"),
     [
-        (["data", "x", "--to", "shards"], "data holds shards already"),
-        (["a.npz", "x"], "a.npz does not say whose actions it holds; say it with --env ID"),
-        (["a.npz", "x.npz"], "only shards become npz, and a.npz holds none; convert it to shards first"),
-        (["data", "there.npz"], "there.npz exists; give another place"),
+        (["data", "x", "--to", "shards"], "data already contains shards"),
+        (["a.npz", "x"], "a.npz does not record its environment; give it with --env ID"),
+        (["a.npz", "x.npz"], "only shards can be converted to npz, but a.npz has none; convert it to shards first"),
+        (["data", "there.npz"], "there.npz exists; choose another path"),
         (
             ["a.npz", "x", "--env", "Acrobot-v1"],
             "a.npz contains observations (4,) and actions of width 2, but Acrobot-v1 has (6,)",
@@ -114,7 +114,7 @@ def test_info_counts_what_is_there(shards: Path, tmp_path: Path, capsys: pytest.
 
 def test_whole_data_passes(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert wm("verify", shards) == 0
-    assert "2 of 2 files are whole\n" in capsys.readouterr().out
+    assert "2 of 2 files are intact\n" in capsys.readouterr().out
 
 
 def flip_a_byte(path: Path) -> None:
@@ -148,7 +148,7 @@ def say_it_again(path: Path) -> None:
         (cut, ["seed-0000001.h5"], "corrupt"),
         (put_nan, ["seed-0000001.h5"], "episode 0: obs must be finite (seed 3)"),
         (Path.unlink, ["seed-0000001.h5"], "missing, but listed in manifest.json"),
-        (say_it_again, ["seed-0000001.h5", "seed-0000007.h5"], "seed 3 is in the data more than once"),
+        (say_it_again, ["seed-0000001.h5", "seed-0000007.h5"], "seed 3 occurs more than once in the data"),
         (lambda path: (path.parent / ".x.h5.1.part").touch(), [".x.h5.1.part"], "left behind"),
     ],
 )

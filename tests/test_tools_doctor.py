@@ -50,7 +50,7 @@ def test_a_package_that_lacks_or_is_too_old_is_wrong_and_the_hint_installs_it(in
 def test_an_extra_is_only_absent(installed: dict[str, str | None]) -> None:
     installed["huggingface-hub"] = None
     hub = found(doctor.look_at_versions)["extra hub"]
-    assert hub == Check("extra hub", "absent", "without huggingface-hub", "pip install 'dreams-as-envs[hub]'")
+    assert hub == Check("extra hub", "absent", "missing huggingface-hub", "pip install 'dreams-as-envs[hub]'")
     installed["huggingface-hub"] = "1.2"
     assert found(doctor.look_at_versions)["extra hub"].state == "ok"
 
@@ -76,7 +76,7 @@ def test_hardware_is_told_and_little_memory_is_wrong(monkeypatch: pytest.MonkeyP
     told = "trains {} faster on this CPU (speed relative to float32: product {}, convolution 0.1, lstm fails)"
     assert checks["bfloat16"][1:3] == ("ok", told.format("product", "2.0"))
     assert checks["torch"].found == "adds up on cpu"
-    assert checks["memory"][1:3] == ("wrong", "0.9 GB free, 1.5 GB are needed")
+    assert checks["memory"][1:3] == ("wrong", "0.9 GB free, at least 1.5 GB needed")
     speeds["product"] = 1.0
     assert found(doctor.look_at_hardware)["bfloat16"][1:3] == ("ok", told.format("nothing", "1.0"))
     monkeypatch.setattr(preflight, "free_memory", lambda: None)
@@ -106,14 +106,14 @@ def test_a_changed_model_and_a_full_or_closed_disk_are_wrong(tmp_path: Path, mon
         save_tiny(tmp_path / "store" / name, RealSpec("CartPole-v1"))
     (tmp_path / "store" / "bad" / "README.md").write_text("other words")
     checks = found(doctor.look_at_files)
-    assert checks["good"].state == "ok" and checks["good"].found.endswith("sha256 as listed")
+    assert checks["good"].state == "ok" and checks["good"].found.endswith("sha256 matches")
     assert checks["bad"].state == "wrong" and "sha256 expected" in checks["bad"].found
     assert checks["bad"].hint == "install this package again, with pip install --force-reinstall --no-deps"
     assert checks["disk"].state == checks["ffmpeg"].state == "ok"
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage(1e9))
     disk = found(doctor.look_at_files)["disk"]
-    assert disk.state == "wrong" and disk.found.endswith("2 GB are little enough")
+    assert disk.state == "wrong" and disk.found.endswith("at least 2 GB needed")
     monkeypatch.chdir("/proc")
     assert found(doctor.look_at_files)["disk"].state == "wrong"
 
@@ -136,7 +136,7 @@ def test_the_exit_code_says_whether_anything_is_wrong(
         assert out["ok"] == (code == 0) and out["checks"][0] == fine._asdict()
         assert cli.main(["doctor"]) == code
         out = capsys.readouterr().out
-        assert f"\n  {checks[1].hint}\n" in out and ("all that is needed is here" in out) == (code == 0)
+        assert f"\n  {checks[1].hint}\n" in out and ("no problems" in out) == (code == 0)
 
 
 def test_commands_stand_whole_below_the_table_whatever_its_width(
@@ -153,14 +153,14 @@ def test_commands_stand_whole_below_the_table_whatever_its_width(
         monkeypatch.setenv("COLUMNS", width)
         monkeypatch.setattr(doctor, "LOOKS", [lambda: iter(checks)])
         assert cli.main(["doctor"]) == 0
-        assert capsys.readouterr().out.endswith(f"all that is needed is here; optional:\n{optional}")
+        assert capsys.readouterr().out.endswith(f"no problems; optional parts that are absent:\n{optional}")
         monkeypatch.setattr(doctor, "LOOKS", [lambda: iter([*checks, Check("c", "wrong", "no c", "pip install c")])])
         assert cli.main(["doctor"]) == 1
-        wrong = "1 thing is wrong:\n  # c: no c\n  pip install c\n"
-        assert capsys.readouterr().out.endswith(f"{wrong}optional:\n{optional}")
+        wrong = "1 problem:\n  # c: no c\n  pip install c\n"
+        assert capsys.readouterr().out.endswith(f"{wrong}optional parts that are absent:\n{optional}")
     monkeypatch.setattr(doctor, "LOOKS", [lambda: iter(checks[:1])])
     assert cli.main(["doctor"]) == 0
-    assert capsys.readouterr().out.endswith("\nall that is needed is here\n")
+    assert capsys.readouterr().out.endswith("\nno problems\n")
 
 
 def test_what_is_required_is_what_setup_cfg_says() -> None:

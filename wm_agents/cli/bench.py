@@ -1,4 +1,4 @@
-"""`wm bench`: how fast dreams, training and data are on this machine, through the same calls that everyone uses."""
+"""`wm bench`: the speed of dreams, training and data on this machine, measured through the public API."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ PARTS: tuple[Part, ...] = ("dream", "train", "data")
 TRAINED = ("vmc:small", "ensemble:default", "dreamerv3:ci", "tdmpc2:ci")
 OBS_DIM, ACTION_DIM = 8, 2
 ROWS = (8, 64, 1024)
-"""Of the native vector environment."""
+"""Numbers of environments in the native vector environment."""
 FEW, MANY = 8, (64, 1024)
-"""Rows of the doors that step one environment after another, and of Stable-Baselines3's."""
+"""Number of environments in Gymnasium's vector environments and in Stable-Baselines3's."""
 DEFAULTS = {"device": "cpu", "precision": "fp32"}
-"""Of every dream."""
+"""Default options of every dream."""
 SPELLS = 5
-"""Into which the time of a door is cut; the median counts."""
+"""Each interface is timed in this many parts; the median is reported."""
 BATCH, LENGTH = 16, 32
-"""Windows a batch and their steps, of training and of reading."""
+"""Batch size and sequence length in training and in reading."""
 WARM_UP = 3
 
 
@@ -56,9 +56,9 @@ class Speed(NamedTuple):
     per_s: float
     unit: str
     how: str
-    """What was run, in enough words to run it again."""
+    """The call that was timed, in enough detail to run it again."""
     times_real: float | None = None
-    """Of a dream: as many times the steps of its real environment on one core."""
+    """Speed relative to the real environment on one core; dreams only."""
 
 
 def bench(
@@ -71,19 +71,19 @@ def bench(
     precision: Precision = "fp32",
     as_json: bool = False,
 ) -> None:
-    """Measure dream steps through every interface, training updates and the reading of data, each for a few seconds.
+    """Measure the speed of dreams (through every interface), of training and of reading data.
 
-    scripts/bench_*.py measure more, in a checkout.
+    A checkout of the repository has more benchmarks: scripts/bench_*.py.
 
     Args:
-        only: what is measured, `'["dream"]'`; dream, train and data unless given.
-        model: whose dream is stepped: a model directory, or the name of a shipped model or dream.
-        rows: of the native vector environment, `[8,1024]`.
-        seconds: for each measurement.
-        threads: of torch; all cores unless given.
-        device: cpu, cuda, or auto for the best there is.
-        precision: of dreams: fp32, bf16, or auto for the faster of the two.
-        as_json: one JSON object on stdout.
+        only: which benchmarks to run, such as `'["dream"]'`; by default dream, train and data.
+        model: the dream to step: a model directory, or the name of a shipped model or dream.
+        rows: numbers of environments in the native vector environment, such as `[8,1024]`.
+        seconds: duration of each measurement.
+        threads: number of torch threads; by default one per core.
+        device: cpu, cuda, or auto for the best device available.
+        precision: precision of dreams: fp32, bf16, or auto for the faster of the two.
+        as_json: print one JSON object on stdout.
     """
     if seconds <= 0 or min(rows) < 1:
         raise ValueError(f"seconds must be above 0 and rows at least 1, got {seconds:g} and {list(rows)}")
@@ -109,18 +109,18 @@ def bench(
     if as_json:
         print(json.dumps({"machine": machine, "seconds": seconds, "speeds": [speed._asdict() for speed in speeds]}))
         return
-    table(("what", "a second", "x real", "how"), map(cells, speeds))
+    table(("benchmark", "per second", "x real", "call"), map(cells, speeds))
     say(f"{machine['cpu']}, {machine['threads']} thread(s), {place}, torch {torch.__version__}")
 
 
 def cells(speed: Speed) -> tuple[str, str, str, str]:
-    """A row of the table."""
+    """One row of the table."""
     ratio = "" if speed.times_real is None else f"{speed.times_real:,.3g}"
     return speed.what, f"{speed.per_s:,.0f} {speed.unit}", ratio, speed.how
 
 
 def dream_speeds(model: str, rows: tuple[int, ...], seconds: float, options: dict[str, str]) -> Iterator[Speed]:
-    """Steps of the real environment, alone and in processes, then of its dream through every door."""
+    """Time the real environment, alone and in processes, then its dream through every interface."""
     one_core = None
     for door in (*real_doors(model, torch.get_num_threads())[:2], *dream_doors(model, rows, options)):
         with closing(OpenDoor(door)) as opened:
@@ -135,11 +135,12 @@ def dream_speeds(model: str, rows: tuple[int, ...], seconds: float, options: dic
 
 
 def dream_doors(model: str, rows: tuple[int, ...] = ROWS, options: Mapping[str, str] = DEFAULTS) -> list[Door]:
-    """Every door of a dream; for a dream of pixels, once with latents and once with pixels.
+    """List every interface of a dream; a dream of images is listed with latents and with images as
+    observations.
 
     Args:
-        rows: of the native vector environment.
-        options: `device` and `precision` of the dream; those at their defaults are left out.
+        rows: numbers of environments in the native vector environment.
+        options: `device` and `precision` of the dream; defaults are not shown in the call.
     """
     dream_id, _, kwargs = ids_of(model)
     kwargs = {**kwargs, **{name: value for name, value in options.items() if value != DEFAULTS[name]}}
@@ -155,7 +156,8 @@ def dream_doors(model: str, rows: tuple[int, ...] = ROWS, options: Mapping[str, 
 
 
 def real_doors(model: str, cores: int) -> list[Door]:
-    """The real environment of a dream as the model sees it, alone and on `cores` cores, and its plain id alone."""
+    """List the real environment with the model's preprocessing, on one core and on `cores`, and without
+    it."""
     _, real_id, kwargs = ids_of(model)
     plain = real_spec(load_artifact(model_path(model))).id
     plain = f"ale_py:{plain}" if plain.startswith("ALE/") else plain
@@ -167,7 +169,7 @@ def real_doors(model: str, cores: int) -> list[Door]:
 
 
 def ids_of(model: str) -> tuple[str, str, dict[str, Any]]:
-    """The ids of a model's dream and of its real environment, and the arguments that both take."""
+    """Return the ids of a model's dream and of its real environment, and their common arguments."""
     for task in TASKS.values():
         if model in (task.dream_id, task.model):
             return task.dream_id, task.real_id, {}
@@ -175,7 +177,7 @@ def ids_of(model: str) -> tuple[str, str, dict[str, Any]]:
 
 
 def train_speeds(seconds: float, device: str) -> Iterator[Speed]:
-    """Updates of the trainer on a replay buffer of vectors, each family by a small preset."""
+    """Time training updates of one small preset per family, on a replay buffer of vector observations."""
     buffer = create_random_buffer(10_000, (OBS_DIM,), ACTION_DIM, 100, 100, seed=0)
     for preset in TRAINED:
         net = create_world_model(preset, obs_shape=(OBS_DIM,), action_dim=ACTION_DIM)
@@ -188,7 +190,7 @@ def train_speeds(seconds: float, device: str) -> Iterator[Speed]:
 
 
 class _Stopwatch(Callback):
-    """Stops a training after so many seconds; the first updates do not count."""
+    """Stop training after `seconds`; the first updates are not timed."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -204,14 +206,14 @@ class _Stopwatch(Callback):
 
 
 def data_speeds(seconds: float) -> Iterator[Speed]:
-    """Random windows of frames, from shards on disk and from a replay buffer in memory."""
+    """Time random windows of frames, from shards on disk and from a replay buffer in memory."""
     frames = BATCH * (LENGTH + 1)
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         episodes = [_moving_square(seed, 150) for seed in range(4)]
         write_shard(folder, "bench", episodes)
         data = Dataset(folder)
-        size = f"{data.num_bytes / data.num_frames:,.0f} B a frame on disk"
+        size = f"{data.num_bytes / data.num_frames:,.0f} B per frame on disk"
         speed = frames * _rate(lambda: data.windows(BATCH, LENGTH, rng), seconds)
         yield Speed("read shards", speed, "frames", f"Dataset.windows({BATCH}, {LENGTH}), 64x64x3, {size}")
         data.close()
@@ -223,7 +225,7 @@ def data_speeds(seconds: float) -> Iterator[Speed]:
 
 
 def _moving_square(seed: int, steps: int) -> Episode:
-    """Frames that compress about as those of a game do: a square on a still ground."""
+    """Make frames that compress about as well as those of a game: a moving square on a still background."""
     rng = np.random.default_rng(seed)
     obs = np.broadcast_to(rng.integers(0, 256, (64, 64, 3), np.uint8), (steps + 1, 64, 64, 3)).copy()
     for t, (top, left) in enumerate(rng.integers(0, 56, (steps + 1, 2))):
@@ -233,7 +235,7 @@ def _moving_square(seed: int, steps: int) -> Episode:
 
 
 def _rate(call: Callable[[], object], seconds: float) -> float:
-    """Calls a second."""
+    """Return calls per second."""
     for _ in range(WARM_UP):
         call()
     calls, began = 0, time.perf_counter()

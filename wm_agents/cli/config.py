@@ -1,4 +1,4 @@
-"""`wm config`: what a preset, a saved model or a wm.toml says, how two of them differ, whether a wm.toml is right."""
+"""`wm config`: show, compare and validate the settings of presets, saved models and wm.toml files."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ DIFFERENT = 1
 
 
 def show(name: str = PROJECT_FILE, as_json: bool = False) -> None:
-    """Show every setting with its value and what it means.
+    """Show every setting with its value and its meaning.
 
     Args:
-        name: a preset as family:size, an alias, a saved model, or a wm.toml or its folder.
-        as_json: one JSON object on stdout.
+        name: a preset (family:size), an alias, a saved model, or a wm.toml or its folder.
+        as_json: print one JSON object on stdout.
     """
     values, meanings = read(name)
     if as_json:
@@ -39,12 +39,14 @@ def show(name: str = PROJECT_FILE, as_json: bool = False) -> None:
 
 
 def diff(one: str, other: str, as_json: bool = False) -> int:
-    """Show where two configurations differ; exits with 1 if they do. Of a wm.toml, a preset is compared with the model.
+    """Show the settings in which two configurations differ; the exit code is 1 if they differ.
+
+    Comparing a wm.toml with a preset or a saved model compares only the model's settings.
 
     Args:
         one: a preset, a saved model, or a wm.toml or its folder.
-        other: the same.
-        as_json: one JSON object on stdout, by setting, with both values.
+        other: the configuration to compare with, named in the same way.
+        as_json: print one JSON object on stdout: both values of each setting.
     """
     (left, _), (right, _) = read(one), read(other)
     if is_project(one) != is_project(other):
@@ -63,35 +65,37 @@ def diff(one: str, other: str, as_json: bool = False) -> int:
         )
         table(("setting", one, other), rows)
     else:
-        say("no difference")
+        say("no differences")
     return DIFFERENT if differing else 0
 
 
 def validate(path: str = PROJECT_FILE) -> None:
-    """Check a wm.toml: every unknown key, wrong type, value out of range and contradiction at once, by line.
+    """Check a wm.toml and report all errors with their line: unknown keys, wrong types and invalid values.
 
     Args:
-        path: the file, or a folder that holds one.
+        path: the file, or the folder that contains it.
     """
     project = load_project(path)
-    say(f"{path}: {project.model} on {project.environment}; nothing is wrong with it")
+    say(f"{path}: {project.model} on {project.environment}, no errors")
 
 
 def schema(model: str | None = None) -> None:
     """Print the JSON Schema of a wm.toml, for editors.
 
     Args:
-        model: a preset, whose settings [architecture] then takes; those of any family otherwise.
+        model: a preset; [architecture] then accepts only the settings of its family. By default those of any
+            family.
     """
     print(json.dumps(project_schema(None if model is None else _family(model)), indent=2))
 
 
 def read(name: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """All settings of what `name` names, dotted, and what they mean.
+    """Return all settings of the preset, saved model or project `name` under dotted names, and their
+    meanings.
 
     Raises:
-        ConfigurationError: it names nothing, or what it names is wrong.
-        FileNotFoundError: what it names is no model.
+        ConfigurationError: nothing has this name, or its configuration is invalid.
+        FileNotFoundError: the folder contains no model.
     """
     if is_project(name):
         project = load_project(name)
@@ -108,12 +112,12 @@ def read(name: str) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def is_project(name: str) -> bool:
-    """Whether `name` is a wm.toml, or a folder that holds one."""
+    """Return whether `name` is a wm.toml or a folder that contains one."""
     return Path(name).suffix == ".toml" or (Path(name) / PROJECT_FILE).is_file()
 
 
 def _model_of(values: dict[str, Any]) -> dict[str, Any]:
-    """The family and the model's own settings of a project; of anything else, all there is."""
+    """Return the model and its settings if `values` is a project, else all values."""
     inner = {key.partition(".")[2]: value for key, value in values.items() if key.startswith("architecture.")}
     return {"family": values["family"], **inner} if inner else values
 
@@ -123,12 +127,12 @@ def _family(model: str) -> str:
 
     found = resolve(model)
     if found is None:
-        raise ConfigurationError(f"model must be a preset such as vmc:small, got {model!r}; `wm models list` has them")
+        raise ConfigurationError(f"model must be a preset such as vmc:small, got {model!r}; see `wm models list`")
     return found[0]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Sections under dotted names; what is free-form inside them stays whole."""
+    """Flatten sections to dotted names; free-form dicts inside them stay whole."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and not prefix:

@@ -1,4 +1,4 @@
-"""`wm curriculum`: flags in, exit code out; nothing is ever asked."""
+"""`wm curriculum`: the command, its flags and its exit codes."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from wm_agents.loops.rounds import check_training
 from wm_agents.system.run_folder import RunFolder
 
 SOLVED, NOT_ALL_SOLVED = 0, 1
-"""Exit codes."""
+"""Exit codes of `wm curriculum`."""
 
 
 def curriculum(cfg: CurriculumConfig) -> int:
-    """Train a list of tasks from scratch, one after another, each until it reaches its threshold; never prompts.
+    """Train on a list of tasks from scratch, one after another, each until it reaches its threshold.
 
-    The same command resumes. Exit codes: 0 all tasks solved, 1 not all, 2 interrupted, 3 an error or invalid flags.
+    The command never prompts, and running it again resumes. Exit codes: 0 all tasks solved, 1 not all,
+    2 interrupted, 3 an error or invalid flags.
     """
     console = Console(stderr=True)
     courses, left_out = courses_of(cfg)
     for name, how in left_out.items():
-        console.print(f"left out: {name}; to have it: {how}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"skipping {name}; to include it: {how}", highlight=False, soft_wrap=True, markup=False)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cfg.tf32
     check_window(cfg, console)
     if not cfg.visualize:
@@ -40,11 +41,12 @@ def curriculum(cfg: CurriculumConfig) -> int:
     check_device(cfg.device)
     begun = (cfg.root / "run.json").exists()
     if cfg.preflight and not begun:
-        # Before flags are written down that a run, once begun, does not change: what is found may want others.
+        # Check before the settings are saved: a run that has begun cannot change them, and a problem may
+        # require it.
         with RunFolder(cfg.root):
             ready = look_around(cfg, courses, console)
         if not ready:
-            raise RuntimeError("the preflight found what is in the way; --preflight False tries all the same")
+            raise RuntimeError("the preflight check failed; --no-preflight starts anyway")
     with Curriculum(cfg, courses, left_out, console) as run:
         solved = run.run()
         num = sum(record.solved for record in run.records)
@@ -55,15 +57,17 @@ def curriculum(cfg: CurriculumConfig) -> int:
 
 
 def courses_of(cfg: CurriculumConfig) -> tuple[list[Course], dict[str, str]]:
-    """What can be run here, and what is left out and how to have it.
+    """Return the tasks that can run on this machine, and for each skipped task how to install it.
 
     Raises:
-        ValueError: nothing of it can be run here, or something cannot be dreamed of; the message names it.
+        ValueError: no task can run on this machine, or a task is unsuited to world models; the message names
+            it.
     """
     name = cfg.curriculum or ("core" if cfg.prefer_box2d else "classic")
     entries, left_out = installed(read_curriculum(name))
     if not entries:
-        raise ValueError(f"no task of {name} can be played here: {'; '.join(f'{k}: {v}' for k, v in left_out.items())}")
+        reasons = "; ".join(f"{task}: {how}" for task, how in left_out.items())
+        raise ValueError(f"no task of {name} can run on this machine: {reasons}")
     courses = [plan(entry, cfg) for entry in entries]
     for course in courses:
         check_training(course.cfg)
@@ -71,29 +75,27 @@ def courses_of(cfg: CurriculumConfig) -> tuple[list[Course], dict[str, str]]:
 
 
 def check_window(cfg: CurriculumConfig, console: Console) -> None:
-    """Say that a film takes the place of the window that cannot be opened.
+    """Announce that a video replaces the window if no window can be opened.
 
     Raises:
-        RuntimeError: it must not.
+        RuntimeError: no window can be opened, and `cfg.fallback_rgb` is off.
     """
     if not cfg.visualize or cfg.render_mode != "human" or (why := display_error()) is None:
         return
     if not cfg.fallback_rgb:
-        raise RuntimeError(f"--visualize True with --no-fallback-rgb: {why}")
-    console.print(
-        f"there is no display: videos/watch.mp4 of each task takes the window's place ({why})", soft_wrap=True
-    )
+        raise RuntimeError(f"--visualize with --no-fallback-rgb needs a display: {why}")
+    console.print(f"no display: videos/watch.mp4 of each task replaces the window ({why})", soft_wrap=True)
 
 
 class CurriculumParser(Parser):
-    """The flags of `wm curriculum`: the fields of its config."""
+    """Parser of `wm curriculum`: one flag per field of its config."""
 
     def __init__(self, args: list[str], prog: str) -> None:
         super().__init__(CurriculumConfig, prog=prog, description=about(curriculum))
         self.also = {"episodes_per_eval": "--eval-episodes"}
 
     def arguments(self, args: list[str]) -> dict[str, Any]:
-        """The config that the flags describe."""
+        """Return the config that the flags describe."""
         values = super().arguments(args)
         try:
             return {"cfg": CurriculumConfig(**values)}

@@ -1,4 +1,4 @@
-"""`wm data`: what recorded episodes are, whether they are whole, and their way to and from other formats."""
+"""`wm data`: describe, verify and convert recorded episodes."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from wm_agents.system.progress import Bar
 
 
 def info(path: str, as_json: bool = False) -> None:
-    """Tell what a folder of shards or a replay buffer's npz holds.
+    """Describe a folder of shards or a replay buffer's npz file: spaces, episodes, returns, actions.
 
     Args:
-        path: the folder, or the npz.
-        as_json: one JSON object on stdout.
+        path: the folder or the npz file.
+        as_json: print one JSON object on stdout.
     """
     found = _about_npz(Path(path)) if path.endswith(".npz") else _about_shards(Path(path))
     if as_json:
@@ -44,36 +44,38 @@ def convert(
     env: str | None = None,
     download: bool = False,
 ) -> None:
-    """Convert episodes: shards to npz or Minari, npz or Minari to shards.
+    """Convert episodes between shards, npz files of a replay buffer and Minari datasets.
 
     Args:
-        source: a folder of shards, a replay buffer's npz, or a Minari dataset (its id, or the folder with its data).
-        out: a new folder of shards, a new npz, or the new id of a Minari dataset, as name-v0.
-        to: what it becomes; by default npz if `out` ends in .npz, shards if the source is none, else minari.
-        env: the environment whose observations and actions these are, where the data does not say; an npz never does.
-        download: fetch the Minari dataset where it is not on this machine.
+        source: a folder of shards, an npz file of a replay buffer, or a Minari dataset (its id or its
+            folder).
+        out: a new folder of shards, a new npz file, or the id of a new Minari dataset, such as name-v0.
+        to: the new format: shards, npz or minari; by default npz if `out` ends in .npz, else minari if the
+            source is a folder of shards, else shards.
+        env: the environment that the data comes from, if the data does not record it; npz files need it.
+        download: download the Minari dataset if it is not on this machine.
     """
     shards = Path(source).is_dir() and any(Path(source).glob(f"*{SUFFIX}"))
     to = to or ("npz" if out.endswith(".npz") else "minari" if shards else "shards")
     if to != "minari" and Path(out).exists():
-        raise FileExistsError(f"{out} exists; give another place")
+        raise FileExistsError(f"{out} exists; choose another path")
     if shards == (to == "shards"):
         raise ValueError(
-            f"{source} holds shards already"
+            f"{source} already contains shards"
             if shards
-            else f"only shards become {to}, and {source} holds none; convert it to shards first"
+            else f"only shards can be converted to {to}, but {source} has none; convert it to shards first"
         )
     print(f"{out}: {_converted(Path(source), out, to, env, download)}")
 
 
 def verify(path: str, as_json: bool = False) -> int:
-    """Read everything: each frame of each shard, against its checksums and against what an episode must be.
+    """Read every frame and check that checksums match and episodes are valid.
 
-    Exits with 1 if anything is damaged.
+    The exit code is 1 if a file is damaged.
 
     Args:
-        path: a folder of shards, or a replay buffer's npz.
-        as_json: one JSON object on stdout.
+        path: a folder of shards, or an npz file of a replay buffer.
+        as_json: print one JSON object on stdout.
     """
     found = _verify_npz(Path(path)) if path.endswith(".npz") else _verify_shards(Path(path), Console(stderr=True))
     damaged = sum(bool(file.problem) for file in found)
@@ -82,13 +84,13 @@ def verify(path: str, as_json: bool = False) -> int:
         return int(damaged > 0)
     rows = ((f.name, f"{f.episodes:,}", f"{f.steps:,}", f.problem or "ok") for f in found)
     table(("file", "episodes", "steps", "state"), rows)
-    hint = f"; delete {'it' if damaged == 1 else 'them'}, and the same `wm collect` fills the gap" if damaged else ""
-    say(f"{len(found) - damaged} of {len(found)} files are whole{hint}")
+    hint = "; delete the damaged ones and run the same `wm collect` again to replace them" if damaged else ""
+    say(f"{len(found) - damaged} of {len(found)} files are intact{hint}")
     return int(damaged > 0)
 
 
 def _converted(source: Path, out: str, to: str, env: str | None, download: bool) -> str:
-    """Do it, and tell what came of it."""
+    """Convert, and return a summary of the result."""
     if to == "npz":
         buffer = shards_to_npz(source, Path(out), env)
         return f"{buffer.num_episodes} episodes, {len(buffer)} steps, actions encoded"
@@ -99,27 +101,27 @@ def _converted(source: Path, out: str, to: str, env: str | None, download: bool)
     if source.suffix != ".npz":
         data = import_minari(str(source), Path(out), download=download)
     elif env is None:
-        raise ValueError(f"{source} does not say whose actions it holds; say it with --env ID")
+        raise ValueError(f"{source} does not record its environment; give it with --env ID")
     else:
         data = npz_to_shards(source, Path(out), env)
     return f"{data.num_episodes} episodes, {data.num_steps} steps in {len(data.shards)} shards"
 
 
 class Verified(NamedTuple):
-    """A file that was read to its end."""
+    """Result of the check of one file."""
 
     name: str
     episodes: int
     steps: int
     problem: str = ""
-    """What is wrong with it; empty if nothing is."""
+    """The problem found; empty if there is none."""
 
 
 def _verify_npz(path: Path) -> list[Verified]:
     try:
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():
-                raise ValueError(f"{damaged} does not agree with its checksum")
+                raise ValueError(f"{damaged} does not match its checksum")
         buffer = ReplayBuffer.load(path)
     except (ValueError, zipfile.BadZipFile) as error:
         return [Verified(path.name, 0, 0, str(error))]
@@ -145,7 +147,7 @@ def _verify_shards(root: Path, console: Console) -> list[Verified]:
     skipped = {name: why for name, why in data.skipped.items() if name not in names}
     found += [Verified(name, *_size(root / name), problem=why) for name, why in skipped.items()]
     found += [
-        Verified(file.name, 0, 0, "left behind by a process that was killed; it can be deleted")
+        Verified(file.name, 0, 0, "incomplete file of a killed process; it can be deleted")
         for file in sorted(root.glob(f".*{TEMPORARY}"))
     ]
     if not found:
@@ -167,11 +169,11 @@ def _first_problem(data: Dataset, numbers: range) -> str:
 
 def _repeated(seeds: tuple[int, ...], again: set[int]) -> str:
     twice = [seed for seed in seeds if seed in again]
-    return f"seed {twice[0]} is in the data more than once" if twice else ""
+    return f"seed {twice[0]} occurs more than once in the data" if twice else ""
 
 
 def _size(path: Path) -> tuple[int, int]:
-    """Episodes and steps of a file that cannot be used, if it says."""
+    """Return the numbers of episodes and steps of a damaged file, as far as it records them."""
     try:
         shard = read_info(path)
     except (ShardError, OSError):
@@ -183,7 +185,7 @@ def _about_shards(root: Path) -> dict[str, Any]:
     data = Dataset(root)
     first = data.shards[0] if data.shards else None
     if first is None:
-        raise FileNotFoundError(f"no *{SUFFIX} shards in {root} that can be read; skipped: {data.skipped or 'nothing'}")
+        raise FileNotFoundError(f"no readable *{SUFFIX} shards in {root}; skipped: {data.skipped or 'none'}")
     seeds = [seed for seed in data.seeds if seed != UNKNOWN_SEED]
     return {
         "kind": "shards",
@@ -193,7 +195,7 @@ def _about_shards(root: Path) -> dict[str, Any]:
         "episodes": data.num_episodes,
         "steps": data.num_steps,
         "bytes": data.num_bytes,
-        "bytes a frame": round(data.num_bytes / data.num_frames, 1),
+        "bytes per frame": round(data.num_bytes / data.num_frames, 1),
         "observations": f"{first.obs_dtype} {list(first.obs_shape)}",
         "actions": f"{first.act_dtype} {list(first.act_shape)}",
         "terminated": int(data.term.sum()),
@@ -208,7 +210,7 @@ def _about_shards(root: Path) -> dict[str, Any]:
 def _about_npz(path: Path) -> dict[str, Any]:
     buffer = ReplayBuffer.load(path)
     return {
-        "kind": "npz of a replay buffer",
+        "kind": "npz file of a replay buffer",
         "capacity": buffer.capacity,
         "episodes": buffer.num_episodes,
         "steps": len(buffer),

@@ -1,4 +1,4 @@
-"""`wm doctor`: whether this machine and this installation can do what the commands want, and what to do if not."""
+"""`wm doctor`: check this machine and this installation, and say how to fix the problems found."""
 
 from __future__ import annotations
 
@@ -24,50 +24,51 @@ GB = 1e9
 ENOUGH_DISK, ENOUGH_MEMORY = 2 * GB, 1.5 * GB
 CPU_FLAGS = {"avx2": "AVX2", "avx512f": "AVX-512"}
 FOUNDED_ON = {"classic": "CartPole-v1", "box2d": "LunarLander-v3", "atari": "ALE/Pong-v5", "mujoco": "HalfCheetah-v5"}
-"""An environment of each extra of Gymnasium; those of the first three are required."""
+"""One environment of each extra of Gymnasium; all except MuJoCo's are required."""
 CLASHES = (("opencv-python", "opencv-python-headless"), ("pygame", "pygame-ce"))
-"""Packages that overwrite one another's files."""
+"""Pairs of packages that overwrite each other's files."""
 
 
 class Check(NamedTuple):
-    """What one look has shown."""
+    """Result of one check."""
 
     what: str
     state: Literal["ok", "absent", "wrong"]
-    """`absent` is what one can do without."""
+    """`absent` marks an optional part that is not installed or does not work."""
     found: str
     hint: str = ""
-    """What to do about it."""
+    """How to fix it."""
 
 
 def doctor(as_json: bool = False) -> int:
-    """Look at versions, hardware, environments, films, disk and the models that ship, and say what to do.
+    """Check versions, hardware, environments, video, disk and the shipped models, and say how to fix
+    problems.
 
-    Exits with 1 if something is wrong that commands need. What is only absent can be done without.
+    The exit code is 1 if a required part is missing or broken. Parts marked absent are optional.
 
     Args:
-        as_json: one JSON object on stdout.
+        as_json: print one JSON object on stdout.
     """
     checks = [check for look in LOOKS for check in look()]
     wrong = sum(check.state == "wrong" for check in checks)
     if as_json:
         print(json.dumps({"ok": not wrong, "checks": [check._asdict() for check in checks]}))
         return int(wrong > 0)
-    table(("what", "state", "found"), ((c.what, c.state, c.found) for c in checks))
+    table(("check", "state", "found"), ((c.what, c.state, c.found) for c in checks))
     if wrong:
-        print(f"{wrong} thing{'s are' if wrong > 1 else ' is'} wrong:")
+        print(f"{wrong} problem{'s' if wrong > 1 else ''}:")
         advise(check for check in checks if check.state == "wrong")
     absent = [check for check in checks if check.state == "absent"]
     if not wrong:
-        print("all that is needed is here" + ("; optional:" if absent else ""))
+        print("no problems" + ("; optional parts that are absent:" if absent else ""))
     elif absent:
-        print("optional:")
+        print("optional parts that are absent:")
     advise(absent)
     return int(wrong > 0)
 
 
 def advise(checks: Iterable[Check]) -> None:
-    """Print what to do, as a shell takes it: a command a line, never broken, and all else behind a #."""
+    """Print the hints as shell input: one command per line, never wrapped, and all other text after a #."""
     for check in checks:
         command = check.hint.startswith("pip ")
         print(f"  # {check.what}: {check.found if command or not check.hint else check.hint}")
@@ -76,7 +77,7 @@ def advise(checks: Iterable[Check]) -> None:
 
 
 def look_at_versions() -> Iterator[Check]:
-    """Python, and each package that ours asks for, in its extras too."""
+    """Check the versions of Python and of every required and optional package."""
     here = platform.python_version()
     fits = sys.version_info >= OLDEST
     yield Check("Python", "ok" if fits else "wrong", here, "" if fits else f"use {'.'.join(map(str, OLDEST))} or newer")
@@ -93,7 +94,7 @@ def look_at_versions() -> Iterator[Check]:
             lacking.setdefault(extra, [])
     for extra, wanteds in sorted(lacking.items()):
         hint = f"pip install '{PACKAGE}[{extra}]'" if wanteds else ""
-        found = f"without {', '.join(wanted.name for wanted in wanteds)}" if wanteds else "all of it"
+        found = f"missing {', '.join(wanted.name for wanted in wanteds)}" if wanteds else "installed"
         yield Check(f"extra {extra}", "absent" if wanteds else "ok", found, hint)
     for one, other in CLASHES:
         if _version(one) and _version(other):
@@ -108,7 +109,7 @@ def _is_for(wanted: Requirement, extra: str) -> bool:
 
 def _required(wanted: Requirement, found: str | None) -> Check:
     if found is None or not wanted.specifier.contains(found, prereleases=True):
-        return Check(wanted.name, "wrong", found or f"not installed, {wanted.specifier} is needed", _pip(wanted))
+        return Check(wanted.name, "wrong", found or f"not installed, {wanted.specifier} needed", _pip(wanted))
     return Check(wanted.name, "ok", found)
 
 
@@ -125,7 +126,7 @@ def _version(name: str) -> str | None:
 
 
 def look_at_hardware() -> Iterator[Check]:
-    """CPU and what it is quick at, GPU, memory."""
+    """Check the CPU and its fast instructions, the GPU and the memory."""
     cpu = _cpu()
     flags = cpu.get("flags", "").split()
     good_at = [name for flag, name in CPU_FLAGS.items() if flag in flags]
@@ -134,12 +135,13 @@ def look_at_hardware() -> Iterator[Check]:
     yield Check("CPU", "ok", f"{name}, {cores} core(s), {', '.join(good_at) or 'no AVX2'}")
     yield _looked("torch", _torch, f"pip install --force-reinstall torch=={_version('torch') or ''}")
     yield _looked("bfloat16", _bf16, "see torch above")
-    yield _looked("GPU", _gpu, "everything runs on the CPU; models above 50M parameters want a GPU", "absent")
-    yield _looked("memory", _memory, "close other programs; collect and judge with --procs 1")
+    yield _looked("GPU", _gpu, "everything runs on the CPU; models above 50M parameters need a GPU", "absent")
+    yield _looked("memory", _memory, "close other programs; collect and evaluate with --procs 1")
 
 
 def _cpu() -> dict[str, str]:
-    """What Linux says of the first core; nothing elsewhere. Torch may be broken, so it is not asked."""
+    """Read what Linux reports about the first core, without torch, which may be broken; empty on other
+    systems."""
     try:
         rows = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:
@@ -150,7 +152,7 @@ def _cpu() -> dict[str, str]:
 def _torch() -> str:
     from wm_agents.loops.preflight import check_device
 
-    return f"adds up on {check_device('cpu')}"
+    return f"computes on {check_device('cpu')}"
 
 
 def _bf16() -> str:
@@ -173,12 +175,12 @@ def _memory() -> str:
 
     free = free_memory()
     if free is not None and free < ENOUGH_MEMORY:
-        raise ValueError(f"{free / GB:.1f} GB free, {ENOUGH_MEMORY / GB:.1f} GB are needed")
-    return "how much is free cannot be told here" if free is None else f"{free / GB:.1f} GB free"
+        raise ValueError(f"{free / GB:.1f} GB free, at least {ENOUGH_MEMORY / GB:.1f} GB needed")
+    return "free memory unknown on this system" if free is None else f"{free / GB:.1f} GB free"
 
 
 def look_at_environments() -> Iterator[Check]:
-    """One environment of each extra of Gymnasium: made, played a few steps."""
+    """Make one environment of each extra of Gymnasium and play a few steps."""
     for extra, env_id in FOUNDED_ON.items():
         needed = extra != "mujoco"
         hint = f"pip install 'gymnasium[{extra}]'" if extra != "classic" else "pip install --force-reinstall gymnasium"
@@ -194,15 +196,15 @@ def _play(env_id: str) -> str:
 
 
 def look_at_files() -> Iterator[Check]:
-    """Films, disk, the right to write, windows, and the models that ship."""
+    """Check video encoding, free disk space, write permission, windows and the shipped models."""
     yield _looked("ffmpeg", _film, "pip install --force-reinstall imageio-ffmpeg opencv-python-headless")
-    yield _looked("disk", _disk, "make room, or work in another folder")
-    yield _looked("display", _display, "films take the place of windows", "absent")
+    yield _looked("disk", _disk, "free some space, or work in another folder")
+    yield _looked("display", _display, "videos are written instead of windows", "absent")
     from wm_agents.models.saved import STORE
 
     for path in sorted(STORE.iterdir()):
         if (path / "config.json").is_file():
-            hint = "install this package again, with pip install --force-reinstall --no-deps"
+            hint = "reinstall this package with pip install --force-reinstall --no-deps"
             yield _looked(path.name, partial(_model, path), hint)
 
 
@@ -219,8 +221,8 @@ def _disk() -> str:
         file.write(b"x")
     free = shutil.disk_usage(here).free
     if free < ENOUGH_DISK:
-        raise ValueError(f"{free / GB:.1f} GB free in {here}, {ENOUGH_DISK / GB:.0f} GB are little enough")
-    return f"{free / GB:.1f} GB free in {here}, which can be written to"
+        raise ValueError(f"{free / GB:.1f} GB free in {here}, at least {ENOUGH_DISK / GB:.0f} GB needed")
+    return f"{free / GB:.1f} GB free in {here}, writable"
 
 
 def _display() -> str:
@@ -235,7 +237,7 @@ def _model(path: Path) -> str:
 
     artifact = load_artifact(path)
     size = sum(file.stat().st_size for file in path.iterdir())
-    return f"{artifact.config['family']}, {size / 1e6:.1f} MB, sha256 as listed"
+    return f"{artifact.config['family']}, {size / 1e6:.1f} MB, sha256 matches"
 
 
 LOOKS: tuple[Callable[[], Iterator[Check]], ...] = (
@@ -247,8 +249,9 @@ LOOKS: tuple[Callable[[], Iterator[Check]], ...] = (
 
 
 def _looked(what: str, look: Callable[[], str], hint: str, otherwise: Literal["absent", "wrong"] = "wrong") -> Check:
-    """`look()` tells what it found, or raises; the error's words become what was found, and the hint stands beside."""
+    """Run one check. `look` returns what it found, or raises; then the error message is shown with the
+    hint."""
     try:
         return Check(what, "ok", look())
-    except Exception as error:  # Drivers, codecs and simulators raise what they like.
+    except Exception as error:  # Drivers, codecs and simulators raise errors of all kinds.
         return Check(what, otherwise, " ".join(f"{error or type(error).__name__}".split()), hint)

@@ -1,6 +1,7 @@
-"""The doors of an environment: the ways in which users step it, opened and timed alike.
+"""The interfaces through which users step an environment, called doors here, opened and timed in the same
+way.
 
-This file makes public calls only, so that it can time the code of other versions too
+This file calls only the public API, so that it can also time other versions of the code
 (`scripts/bench_dream_speed.py --against`).
 """
 
@@ -28,11 +29,11 @@ from policies.sb3 import DreamVecEnv
 Way = Literal["gym.make", "SyncVectorEnv", "AsyncVectorEnv", "native vector", "make_vec_env", "DreamVecEnv"]
 AnyEnv = gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | VecEnv
 ACTIONS = 64
-"""Random actions drawn in advance and repeated, so that drawing them is not timed."""
+"""Number of random actions that are drawn in advance and repeated, so that drawing them is not timed."""
 LONGEST = 25
-"""Spells of whole episodes end at this multiple of their seconds, even within an episode."""
+"""A measurement over whole episodes ends at this multiple of its duration, even within an episode."""
 WARM_UP = 3
-"""The first steps are slow and are not timed."""
+"""Number of first steps, which are slow and not timed."""
 MAKE_VEC: dict[Way, dict[str, Any]] = {
     "native vector": {},
     "DreamVecEnv": {},
@@ -40,24 +41,24 @@ MAKE_VEC: dict[Way, dict[str, Any]] = {
     # A forked process may hang where torch has started threads.
     "AsyncVectorEnv": {"vectorization_mode": "async", "vector_kwargs": {"context": "spawn"}},
 }
-"""Arguments of `gym.make_vec`, by way."""
+"""Arguments of `gym.make_vec`, by interface."""
 
 
 class Door(NamedTuple):
-    """One way of stepping one environment."""
+    """One interface to one environment."""
 
     way: Way
     id: str
-    """An id of Gymnasium."""
+    """Gymnasium id."""
     rows: int = 1
     kwargs: dict[str, Any] = {}  # noqa: RUF012  Never changed.
-    """Arguments of the environment."""
+    """Keyword arguments of the environment."""
     whole_episodes: bool = False
-    """Spells end with an episode of the first row, so that resets, which can be slow, count as often as they occur."""
+    """Measure whole episodes of the first environment, so that slow resets count as often as they occur."""
 
     @property
     def call(self) -> str:
-        """The Python that opens it."""
+        """Python code that opens this interface."""
         given = ", ".join(f"{name}={value!r}" for name, value in self.kwargs.items())
         if self.way == "gym.make":
             return f"gym.make({', '.join(filter(None, (repr(self.id), given)))})"
@@ -71,18 +72,18 @@ class Door(NamedTuple):
 
 
 class OpenDoor:
-    """An environment, made and reset."""
+    """An environment that was made and reset."""
 
     def __init__(self, door: Door) -> None:
         self.door = door
         self.env = make(door)
         self.step: Callable[[], bool] = STEPS[kind_of(self.env)](self.env, draw_actions(self.env, door.rows))
-        """Steps every row once; returns whether the first row's episode ended."""
+        """Steps every environment once; returns whether the first environment's episode ended."""
         for _ in range(WARM_UP):
             self.step()
 
     def spell(self, seconds: float) -> float:
-        """Steps a second of all rows together, timed for at least `seconds`."""
+        """Measure steps per second of all environments together, for at least `seconds`."""
         calls, began = 0, time.perf_counter()
         while True:
             ended = self.step()
@@ -93,10 +94,10 @@ class OpenDoor:
                 return self.door.rows * calls / spent
 
     def gymnasium_figure(self, seconds: float) -> float | None:
-        """Steps a second by Gymnasium's own benchmark, which also times the drawing of actions.
+        """Measure steps per second with Gymnasium's own benchmark, which also times the sampling of actions.
 
         Returns:
-            None where the installed version has no benchmark for this kind of environment.
+            None if the installed version has no benchmark for this kind of environment.
         """
         names = {"single": "benchmark_step", "vector": "benchmark_vector_step"}
         benchmark = getattr(performance, names.get(kind_of(self.env), ""), None)
@@ -108,7 +109,7 @@ class OpenDoor:
 
 
 def make(door: Door) -> AnyEnv:
-    """The environment of a door, not yet reset."""
+    """Make the environment of a door without resetting it."""
     if door.way == "gym.make":
         return gym.make(door.id, **door.kwargs)
     if door.way == "make_vec_env":
@@ -118,14 +119,14 @@ def make(door: Door) -> AnyEnv:
 
 
 def kind_of(env: AnyEnv) -> Literal["single", "vector", "sb3"]:
-    """Whose interface an environment has."""
+    """Return which kind of interface an environment has."""
     if isinstance(env, VecEnv):
         return "sb3"
     return "vector" if isinstance(env, VectorEnv) else "single"
 
 
 def draw_actions(env: AnyEnv, rows: int) -> list[Any]:
-    """`ACTIONS` random actions, each for all rows."""
+    """Draw `ACTIONS` random actions, each for all rows."""
     env.action_space.seed(0)
     if not isinstance(env, VecEnv):
         return [env.action_space.sample() for _ in range(ACTIONS)]
@@ -133,7 +134,7 @@ def draw_actions(env: AnyEnv, rows: int) -> list[Any]:
 
 
 def single_steps(env: Any, actions: list[Any]) -> Callable[[], bool]:
-    """Steps of one environment, which is reset where its episode ends."""
+    """Return a function that steps one environment and resets it when its episode ends."""
     env.reset(seed=0)
     following = cycle(actions)
 
@@ -147,7 +148,7 @@ def single_steps(env: Any, actions: list[Any]) -> Callable[[], bool]:
 
 
 def vector_steps(envs: Any, actions: list[Any]) -> Callable[[], bool]:
-    """Steps of a vector environment of Gymnasium."""
+    """Return a function that steps a vector environment of Gymnasium."""
     envs.reset(seed=0)
     following = cycle(actions)
 
@@ -159,7 +160,7 @@ def vector_steps(envs: Any, actions: list[Any]) -> Callable[[], bool]:
 
 
 def sb3_steps(envs: Any, actions: list[Any]) -> Callable[[], bool]:
-    """Steps of a vector environment of Stable-Baselines3."""
+    """Return a function that steps a vector environment of Stable-Baselines3."""
     envs.seed(0)
     envs.reset()
     following = cycle(actions)
@@ -170,10 +171,11 @@ STEPS = {"single": single_steps, "vector": vector_steps, "sb3": sb3_steps}
 
 
 def by_turns(spells: Mapping[str, Callable[[], float]], seconds: float) -> dict[str, list[float]]:
-    """Call each by turns until `seconds` for each have passed; other processes slow all of them alike.
+    """Call the functions in turn until `seconds` have passed for each, so that other processes slow all
+    equally.
 
     Returns:
-        The results of each, by round.
+        For each name, one result per round.
     """
     rates: dict[str, list[float]] = {name: [] for name in spells}
     end = time.perf_counter() + seconds * len(spells)
@@ -185,16 +187,17 @@ def by_turns(spells: Mapping[str, Callable[[], float]], seconds: float) -> dict[
 
 
 def serve() -> None:
-    """Open and time doors as the parent process asks on stdin, and answer on stdout."""
+    """Open and time doors on request of the parent process: requests on stdin, answers on stdout."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # Other output must not reach the parent.
+    os.dup2(2, 1)  # Keep other output away from the parent.
     answer(sys.stdin, answers)
 
 
 def answer(questions: TextIO, answers: TextIO) -> None:
     """Answer every line with a line of JSON, `{name: value}`.
 
-    A line with a door as JSON opens it. "spell SECONDS" and "gymnasium_figure SECONDS" may follow, then "close".
+    A line that contains a door as JSON opens it. "spell SECONDS" and "gymnasium_figure SECONDS" may follow,
+    then "close".
     """
     print(json.dumps({"package": wm_envs.__file__}), file=answers)
     for line in iter(questions.readline, ""):

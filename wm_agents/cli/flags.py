@@ -1,7 +1,8 @@
 """One grammar of flags for all commands, read from a function's signature or from a config dataclass.
 
-Dashes and underscores are alike. A bool is a switch: `--x`, `--no-x`, `--x True`, `--x=no`. A tuple may be written
-`0.0,0.3`. `--config FILE` reads the same names, with underscores, from a TOML file; flags win over it.
+Dashes and underscores are equivalent. A bool is a switch: `--x`, `--no-x`, `--x True`, `--x=no`. A tuple may
+be written `0.0,0.3`. `--config FILE` reads the same names, with underscores, from a TOML file; flags override
+it.
 """
 
 from __future__ import annotations
@@ -23,19 +24,20 @@ jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 WORDS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 RENAMED = {"as_json": "--json", "where": "--in"}
-"""Flags of arguments that Python does not let us name so."""
+"""Flags whose names are no valid Python names, by argument."""
 
 
 class Parser(jsonargparse.ArgumentParser):
     """Reads TOML, accepts no abbreviations, and suggests the nearest flag for an unknown one."""
 
     def __init__(self, target: Callable[..., Any] | None = None, **kwargs: Any) -> None:
-        """A parser with flags for `target`, a function or a dataclass; without one, flags are added by the caller."""
+        """Create a parser with flags for `target`, a function or a dataclass; without it, the caller adds
+        flags."""
         if target is not None:
             kwargs.setdefault("description", about(target))
         super().__init__(allow_abbrev=False, parser_mode="toml", **kwargs)
         self.usually: dict[str, str] = {}
-        """What to give instead of a required flag, by flag."""
+        """An alternative to suggest when a required flag is missing, by flag."""
         self.also: dict[str, str] = {}
         """A second spelling, by argument."""
         self.reads_files = False
@@ -43,12 +45,12 @@ class Parser(jsonargparse.ArgumentParser):
             self.add_flags_of(target)
 
     def add_config_flag(self) -> None:
-        """Let a TOML file give what flags do not."""
+        """Add `--config FILE`, which reads values from a TOML file; flags override them."""
         self.reads_files = True
-        self.add_argument("--config", action="config", help="a TOML file with the names of the flags")
+        self.add_argument("--config", action="config", help="a TOML file with values for the flags, by name")
 
     def add_flags_of(self, target: Callable[..., Any]) -> None:
-        """Add a flag for each argument; required ones, and a first text that has a default, are positional."""
+        """Add a flag for each argument; required arguments and a first string argument are positional."""
         params = inspect.signature(target).parameters
         if "config" not in params:
             self.add_config_flag()
@@ -63,18 +65,19 @@ class Parser(jsonargparse.ArgumentParser):
         self.add_function_arguments(target, as_positional=True, fail_untyped=True, skip=optional)
 
     def parse_args(self, args: Any = None, *more: Any, **named: Any) -> Any:
-        """Parse `args`, each flag in any of its spellings; report a missing `--config` file as such."""
+        """Parse `args`, in which flags may have any of their spellings; report a missing `--config` file."""
         self.add_spellings()
         args = list(self._canonical(sys.argv[1:] if args is None else list(args)))
         file = value_of("--config", args)
         # The value may also be inline TOML.
         is_path = file is not None and file != "-" and not {"=", "\n"} & set(file)
         if is_path and not Path(str(file)).expanduser().exists():
-            self.error(f"--config: there is no file {file!r}")
+            self.error(f"--config: no such file: {file!r}")
         return super().parse_args(args, *more, **named)
 
     def arguments(self, args: list[str]) -> dict[str, Any]:
-        """What to call the target with; wrong flags end the program with 2 and one line that says what is right."""
+        """Return the target's arguments; invalid flags end the program with exit code 2 and a one-line
+        message."""
         values = dict(vars(self.instantiate(self.parse_args(args))))
         if self.reads_files:
             values.pop("config")
@@ -92,7 +95,7 @@ class Parser(jsonargparse.ArgumentParser):
         raise SystemExit(EXIT_STOPPED)
 
     def add_spellings(self) -> None:
-        """Show flags with dashes, renamed ones under their new name."""
+        """Show flags with dashes, and renamed flags under their new name."""
         for action in self._actions:
             if not action.option_strings or action.dest == "print_config":  # Its spelling is built in.
                 continue
@@ -107,7 +110,7 @@ class Parser(jsonargparse.ArgumentParser):
                 action.metavar = "True|False"
 
     def _canonical(self, args: list[str]) -> Iterator[str]:
-        """`args` with flags as they are registered, and switches and tuples as TOML writes them."""
+        """Yield `args` with the registered names of flags, and with switches and tuples in TOML notation."""
         known = {flag: action for action in self._actions for flag in action.option_strings}
         position = 0
         while position < len(args):
@@ -136,14 +139,14 @@ class Parser(jsonargparse.ArgumentParser):
                 yield flag + equals + value
 
     def _is_value_of(self, action: Any, word: str) -> bool:
-        """Whether `word`, which follows a switch, is its value and not an argument of its own."""
+        """Return whether `word`, which follows a switch, is its value and not a separate argument."""
         if word.startswith("--"):
             return False
         positional = any(not other.option_strings for other in self._actions)
         return word.lower() in WORDS or _hint_of(action) is not bool or not positional
 
     def _switched(self, flag: str, action: Any, word: str) -> str:
-        """A switch's value as TOML writes it."""
+        """Return a switch's value in TOML notation."""
         if word.lower() in WORDS:
             return str(WORDS[word.lower()]).lower()
         if _hint_of(action) is bool:
@@ -152,20 +155,20 @@ class Parser(jsonargparse.ArgumentParser):
 
 
 def about(target: Callable[..., Any]) -> str:
-    """What a function or a dataclass says of itself, without its arguments."""
+    """Return the description in the docstring of a function or dataclass, without its arguments."""
     docs = docstring_parser.parse(target.__doc__ or "")
     return "\n\n".join(filter(None, (docs.short_description, docs.long_description)))
 
 
 def value_of(flag: str, args: list[str]) -> str | None:
-    """The value of `flag` in `args`, before they are parsed."""
+    """Return the value of `flag` in `args` before they are parsed."""
     pairs = [a.partition("=") for a in args]
     after = [args[i + 1] for i, a in enumerate(args[:-1]) if a == flag]
     return next((value for key, _, value in pairs if key == flag and value), after[0] if after else None)
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested defaults under dotted names; free-form dicts (`kwargs`, `overrides`) stay whole."""
+    """Flatten nested defaults to dotted names; free-form dicts (`kwargs`, `overrides`) stay whole."""
     dotted: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict) and key not in ("kwargs", "overrides"):
@@ -194,6 +197,6 @@ def _is_tuple(action: Any) -> bool:
 
 
 def _listed(value: str) -> str:
-    """`0.0,0.3` as the list that TOML writes."""
+    """Return `0.0,0.3` as a TOML list."""
     plain = value[:1] not in ("[", '"', "'") and value != "null" and value != ""
     return f"[{value}]" if plain else value

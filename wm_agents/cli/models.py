@@ -1,4 +1,4 @@
-"""`wm models`: what there is to build or load, and what one of them is; to and from the Hub."""
+"""`wm models`: list and describe presets and saved models, and exchange them with the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from wm_agents.errors import ConfigurationError, did_you_mean
 
 
 def list_all(as_json: bool = False) -> None:
-    """List the presets and the models that ship.
+    """List the presets and the shipped models.
 
     Args:
-        as_json: one JSON object on stdout, by name.
+        as_json: print one JSON object on stdout, by name.
     """
     from wm_agents.factory import list_models
     from wm_agents.models.families import FAMILIES
@@ -33,17 +33,18 @@ def list_all(as_json: bool = False) -> None:
     for name, family in FAMILIES.items():
         say(f"{name}: {family.about}")
     say(
-        "Parameters are counted for these observations and actions. create_world_model(name, env=...) builds a preset, "
-        "and loads a model that ships, as those with a score do."
+        "Parameters are counted for these observations and actions. create_world_model(name, env=...) builds "
+        "a preset or loads a shipped model; shipped models have a score."
     )
 
 
 def info(name: str, as_json: bool = False) -> None:
-    """Tell what a preset or a saved model is.
+    """Describe a preset or a saved model.
 
     Args:
-        name: a preset as family:size, an alias, a model directory, a shipped model or dream, or org/name on the Hub.
-        as_json: one JSON object on stdout.
+        name: a preset (family:size), an alias, a model directory, a shipped model or dream, or org/name on
+            the Hub.
+        as_json: print one JSON object on stdout.
     """
     found = describe(name)
     if as_json:
@@ -56,7 +57,7 @@ def info(name: str, as_json: bool = False) -> None:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """What `info` shows, as JSON values."""
+    """Return what `info` shows, as JSON values."""
     from wm_agents.factory import get_config, get_model_info
     from wm_agents.models.families import resolve
 
@@ -89,11 +90,11 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def find(name: str) -> Path:
-    """The directory of a saved model.
+    """Return the directory of a saved model.
 
     Raises:
-        ConfigurationError: nothing has this name; the nearest of all names stands with it.
-        FileNotFoundError: what it names is no model.
+        ConfigurationError: nothing has this name; the message suggests the nearest name.
+        FileNotFoundError: the folder contains no model.
     """
     from wm_agents.factory import list_models
     from wm_agents.models.families import ALIASES
@@ -104,16 +105,17 @@ def find(name: str) -> Path:
         return model_path(name)
     except UnknownModel:
         hint = did_you_mean(name, [*ALIASES, *list_models(), *(task.dream_id for task in TASKS.values())])
-        text = f"no preset, saved model or folder {name!r}{hint or ';'} `wm models list` has all names"
+        text = f"no preset, saved model or folder {name!r}{hint or ';'} `wm models list` lists all names"
         raise ConfigurationError(text) from None
 
 
 def pull(repo: str, out: str | None = None) -> None:
-    """Fetch a model from the Hub, check it, and print where it lies.
+    """Download a model from the Hub, check it and print its directory.
 
     Args:
         repo: org/name or org/name@revision.
-        out: a directory to copy it to; without one it stays in the Hub's cache, where org/name finds it.
+        out: directory to copy the model to; by default it stays in the Hub's cache and can be loaded as
+            org/name.
     """
     from wm_agents.hub import resolve
     from wm_agents.models.saved import load_model
@@ -122,19 +124,19 @@ def pull(repo: str, out: str | None = None) -> None:
     load_model(path)
     if out is not None:
         if Path(out).exists():
-            raise FileExistsError(f"{out} exists; give another directory")
+            raise FileExistsError(f"{out} exists; choose another directory")
         shutil.copytree(path, out)
     print(out or path)
 
 
 def push(folder: str, repo: str, private: bool = False, message: str | None = None) -> None:
-    """Upload a saved model to the Hub, and print the address of its page.
+    """Upload a saved model to the Hub and print the URL of its page.
 
     Args:
         folder: the model's directory.
-        repo: org/name; made where it is new.
-        private: seen by its owners alone, where it is new.
-        message: of the commit.
+        repo: org/name; created if it does not exist.
+        private: create the repository as a private one.
+        message: commit message.
     """
     from wm_agents.hub import push_to_hub
 
@@ -142,7 +144,7 @@ def push(folder: str, repo: str, private: bool = False, message: str | None = No
 
 
 def _score(name: str) -> str | None:
-    """The real score on the card of a model that ships."""
+    """Return the real score on the card of a shipped model."""
     from wm_agents.hub import SCORE
     from wm_agents.models.saved import STORE
 

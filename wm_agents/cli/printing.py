@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 GAP, LAST = 3, 16
-"""Columns between cells, and what is left for the last one."""
+"""Number of spaces between columns, and minimum width of the last column."""
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table on stdout and wrap its last column; in a narrow terminal print several lines per row."""
+    """Print a table on stdout and wrap its last column; in a narrow terminal, print several lines per row."""
     console = Console(highlight=False, markup=False)
     rows = list(rows)
     made = Table(box=SIMPLE_HEAD, pad_edge=False)

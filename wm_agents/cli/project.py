@@ -1,4 +1,4 @@
-"""`wm init`, `wm train` and `wm verify`: flags in, exit code out."""
+"""`wm init`, `wm train` and `wm verify`: the commands, their flags and their exit codes."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from wm_agents.project.schema import Project
 
 VERIFIED, NOT_VERIFIED = 0, 1
-"""Exit codes of `wm verify`; interruptions and wrong flags are 2, and what kept it from a verdict 3."""
-ASKED = {"environment": "CartPole-v1", "model": "the usual one for it"}
+"""Exit codes of `wm verify`; an interruption or invalid flags give 2, an error before the verdict 3."""
+ASKED = {"environment": "CartPole-v1", "model": "the default for it"}
 
 
 def init(path: str, env: str | None = None, model: str | None = None, yes: bool = False, force: bool = False) -> int:
-    """Write a new project: wm.toml, train.py, inference.py, dataset.py and README.md.
+    """Create a project: wm.toml, train.py, inference.py, dataset.py and README.md.
 
-    Asks on a terminal for what is not said, and never in a pipe.
+    On a terminal, the command asks for missing values; in a pipe it never asks.
 
     Args:
         path: the project's folder.
         env: any Gymnasium id, or module:Id-v0.
-        model: a preset, family:size, such as ensemble:default, vmc:small, dreamerv3:ci or tdmpc2:1m.
-        yes: ask nothing, and take what is usual.
-        force: write into a folder that is not empty; other files in it stay.
+        model: a preset (family:size), such as ensemble:default, vmc:small, dreamerv3:ci or tdmpc2:1m.
+        yes: do not ask, and use the defaults.
+        force: write into a folder that is not empty; other files in it are kept.
     """
     from wm_agents.project.scaffold import write_project
 
@@ -41,7 +41,7 @@ def init(path: str, env: str | None = None, model: str | None = None, yes: bool 
     if env is None and asking:
         env = ask("environment", ASKED["environment"])
     if env is None:
-        raise ValueError("which environment? Give --env ID, such as --env CartPole-v1")
+        raise ValueError("an environment is required; give it with --env ID, such as --env CartPole-v1")
     if model is None and asking:
         model = ask("model", ASKED["model"])
         model = None if model == ASKED["model"] else model
@@ -53,13 +53,13 @@ def init(path: str, env: str | None = None, model: str | None = None, yes: bool 
 
 
 def ask(what: str, usual: str) -> str:
-    """What is typed on the terminal, or what is usual."""
+    """Return what the user types on the terminal, or the default `usual`."""
     print(f"{what} [{usual}]: ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip() or usual
 
 
 def train(settings: dict[str, Any], config: str, allow_degraded: bool) -> None:
-    """Train the model of the project in `config`, `settings` by dotted name in place of the file's."""
+    """Train the model of the project in `config`; `settings`, by dotted name, override the file's."""
     from wm_agents.project.run import train as train_project
 
     train_project(load_project(config, settings), allow_degraded=allow_degraded)
@@ -76,22 +76,23 @@ def verify(
     config: str = PROJECT_FILE,
     as_json: bool = False,
 ) -> int:
-    """Hold a model against reality, on real episodes that no training has seen.
+    """Compare a model with its real environment, on episodes that were not used for training.
 
-    Exit codes: 0 verified, 1 not verified, 2 interrupted or wrong flags, 3 an error kept it from a verdict.
+    Exit codes: 0 verified, 1 not verified, 2 interrupted or invalid flags, 3 an error before the verdict.
 
     Args:
-        target: a model directory, the name of a shipped model or dream, or an evidence bundle to be read and checked;
+        target: a model directory, the name of a shipped model or dream, or an evidence bundle to check again;
             by default the model of the project in this folder.
-        mode: quick judges frames, rewards, ends and seeds; proof also what the policy earns, dreamed and for real.
-        episodes: real episodes of each of four policies.
-        proof_episodes: real episodes that returns are compared over.
+        mode: quick checks frames, rewards, termination and seeds; proof also compares the policy's returns in
+            the dream and in the real environment.
+        episodes: number of real episodes per policy, for each of four policies.
+        proof_episodes: number of real episodes over which returns are compared.
         seed: first environment seed, at least 1,000,000.
-        procs: processes that play.
-        evidence_bundle: a folder for all that the verdict was reached by, under sha256; proof leaves one in any case,
-            by default `evidence` beside the model.
-        config: a project's wm.toml, whose [verify] says what flags do not.
-        as_json: one JSON object on stdout.
+        procs: number of processes that run real episodes.
+        evidence_bundle: folder for everything the verdict is based on, with sha256 checksums; proof always
+            writes one, by default `evidence` next to the model.
+        config: a project's wm.toml; its [verify] section gives values that flags do not.
+        as_json: print one JSON object on stdout.
     """
     from wm_agents.evaluation.verify import evidence
     from wm_agents.evaluation.verify import verify as judging
@@ -105,7 +106,7 @@ def verify(
     usual = project.verify if project else VerifySection()
     mode = mode or usual.mode
     if mode == "quick" and proof_episodes is not None:
-        raise ValueError("proof_episodes are of --mode proof, got --mode quick; leave them out")
+        raise ValueError("proof_episodes applies to --mode proof only, got --mode quick; remove it")
     verification = judging.verify(
         where,
         mode=mode,
@@ -125,6 +126,7 @@ def verify(
 
 
 def _project(config: str, needed: bool) -> Project | None:
-    """The project in `config`; none where none is needed and the usual file is not there."""
+    """Read the project in `config`; return None if no project is needed and the default file does not
+    exist."""
     there = (Path(config) / PROJECT_FILE if Path(config).is_dir() else Path(config)).is_file()
     return load_project(config) if there or needed or config != PROJECT_FILE else None

@@ -1,4 +1,4 @@
-"""Every key of a wm.toml as a flag: what is said on the command line wins over the file."""
+"""Every key of a wm.toml as a flag; flags override the file."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Key(NamedTuple):
 
 
 READ = ("data", "online_collection", "controller", "gameplay", "visualization")
-"""Sections that a training reads, beside [training] and [architecture]."""
+"""Sections that training reads in addition to [training] and [architecture]."""
 
 
-ALLOW_DEGRADED = "train on random numbers if no real data are available; the run is marked as degraded"
+ALLOW_DEGRADED = "train on random numbers if no real data is available; the run is marked as degraded"
 
 
 def keys_of(family: str | None) -> Iterator[Key]:
-    """All keys that a training reads, those of [architecture] being the family's."""
+    """Yield all keys that training reads; those of [architecture] depend on the family."""
     kinds: dict[str, type] = {"training": TrainingConfig, **{name: SECTIONS[name] for name in READ}}
     if family is not None:
         kinds["architecture"] = config_class(family)
@@ -48,16 +48,16 @@ def keys_of(family: str | None) -> Iterator[Key]:
 
 
 class TrainParser(Parser):
-    """The flags of `wm train`: --config, --model, --environment and one for each key of the file."""
+    """Parser of `wm train`: --config, --model, --environment and one flag for each key of the file."""
 
     def __init__(self, args: list[str], prog: str) -> None:
         super().__init__(
             prog=prog,
-            description="Train the model of a project, as its wm.toml says; the same command resumes. Flags win over "
-            "the file; those of [architecture] are the fields of the model's own config.",
+            description="Train the model of a project with the settings in its wm.toml; running it again "
+            "resumes. Flags override the file; [architecture] has the fields of the model's own config.",
         )
-        self.add_argument("--config", default=PROJECT_FILE, help="the project's wm.toml, or the folder that holds it")
-        self.add_argument("--model", default=argparse.SUPPRESS, help="a preset, family:size")
+        self.add_argument("--config", default=PROJECT_FILE, help="the project's wm.toml or its folder")
+        self.add_argument("--model", default=argparse.SUPPRESS, help="a preset (family:size)")
         self.add_argument("--environment", default=argparse.SUPPRESS, help="a Gymnasium id, or module:Id-v0")
         self.add_argument("--allow_degraded", type=bool, default=False, help=ALLOW_DEGRADED)
         for key in keys_of(_family(args)):
@@ -65,14 +65,14 @@ class TrainParser(Parser):
             self.add_argument(f"--{key.name}", type=key.hint, default=argparse.SUPPRESS, help=about, metavar="VALUE")
 
     def arguments(self, args: list[str]) -> dict[str, Any]:
-        """The settings that flags give, by dotted name, and what else `train` takes."""
+        """Return the settings given by flags, by dotted name, and the other arguments of `train`."""
         values = self.parse_args(args, defaults=False).as_dict()
         config, allowed = values.get("config", PROJECT_FILE), values.get("allow_degraded", False)
         return {"settings": said(values), "config": config, "allow_degraded": allowed}
 
 
 def said(values: dict[str, Any]) -> dict[str, Any]:
-    """What was given for keys of the file, by dotted name."""
+    """Return the given values of the file's keys, by dotted name."""
     given: dict[str, Any] = {name: values[name] for name in ("model", "environment") if name in values}
     for section in ("training", "architecture", *READ):
         given |= {f"{section}.{key}": value for key, value in values.get(section, {}).items()}
@@ -80,7 +80,8 @@ def said(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _family(args: list[str]) -> str | None:
-    """The family that the flags or the file ask for, if they can be read at all: what is wrong is told later."""
+    """Return the family that the flags or the file name; None if they cannot be read, which is reported
+    later."""
     path = Path(value_of("--config", args) or PROJECT_FILE)
     path = path / PROJECT_FILE if path.is_dir() else path
     model = value_of("--model", args)
