@@ -104,7 +104,7 @@ def test_what_is_no_model_is_told_in_one_plain_line(project: Path, capsys: pytes
 
 def test_differences_are_told_and_exit_with_1(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert wm("diff", "tdmpc2:1m", "tdmpc2:1m") == 0
-    assert capsys.readouterr().out == "no difference\n"
+    assert capsys.readouterr().out == "no differences\n"
     assert wm("diff", "dreamerv3:size12m", "dreamerv3:size25m", "--json") == 1
     assert json.loads(capsys.readouterr().out)["deter_dim"] == [2048, 3072]
     (project / "b").mkdir()

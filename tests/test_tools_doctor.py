@@ -75,7 +75,7 @@ def test_hardware_is_told_and_little_memory_is_wrong(monkeypatch: pytest.MonkeyP
     assert checks["CPU"].found.startswith("Abacus, ") and checks["CPU"].found.endswith("AVX2")
     told = "trains {} faster on this CPU (speed relative to float32: product {}, convolution 0.1, lstm fails)"
     assert checks["bfloat16"][1:3] == ("ok", told.format("product", "2.0"))
-    assert checks["torch"].found == "adds up on cpu"
+    assert checks["torch"].found == "computes on cpu"
     assert checks["memory"][1:3] == ("wrong", "0.9 GB free, at least 1.5 GB needed")
     speeds["product"] = 1.0
     assert found(doctor.look_at_hardware)["bfloat16"][1:3] == ("ok", told.format("nothing", "1.0"))
@@ -108,7 +108,7 @@ def test_a_changed_model_and_a_full_or_closed_disk_are_wrong(tmp_path: Path, mon
     checks = found(doctor.look_at_files)
     assert checks["good"].state == "ok" and checks["good"].found.endswith("sha256 matches")
     assert checks["bad"].state == "wrong" and "sha256 expected" in checks["bad"].found
-    assert checks["bad"].hint == "install this package again, with pip install --force-reinstall --no-deps"
+    assert checks["bad"].hint == "reinstall this package with pip install --force-reinstall --no-deps"
     assert checks["disk"].state == checks["ffmpeg"].state == "ok"
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage(1e9))

@@ -68,7 +68,7 @@ def test_pull_and_push_pass_on_what_they_were_given(
     assert capsys.readouterr().out == f"{path}\n{tmp_path / 'mine'}\n"
     assert sorted(file.name for file in (tmp_path / "mine").iterdir()) == sorted(f.name for f in path.iterdir())
     assert wm("pull", "org/pole", "--out", str(tmp_path)) == 1
-    assert "exists; give another directory" in capsys.readouterr().err
+    assert "exists; choose another directory" in capsys.readouterr().err
     assert wm("push", str(path), "org/pole", "--private", "--message", "hello") == 0
     assert pushed == [((str(path), "org/pole"), {"private": True, "commit_message": "hello"})]
     assert capsys.readouterr().out == "https://there\n"
@@ -100,7 +100,7 @@ def test_wrong_flags_exit_with_2_and_a_hint(args: str, text: str, capsys: pytest
 def test_help_of_a_verb_has_the_words_of_its_docstring(capsys: pytest.CaptureFixture[str]) -> None:
     assert wm("push", "--help") == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "usage: wm models push" in out and "seen by its owners alone, where it is new." in out
+    assert "usage: wm models push" in out and "create the repository as a private one." in out
 
 
 def test_narrow_terminals_lose_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
