@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pty
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import toy_env
 import toy_line
+from waiting import HANG_S
 
 from wm_agents.cli import app as cli
 from wm_agents.errors import ConfigurationError
@@ -174,8 +176,9 @@ def test_on_a_terminal_it_asks(tmp_path: Path) -> None:
     )
     os.close(theirs)
     seen = b""
-    for question, answer in ((b"environment [CartPole-v1]: ", b"Pendulum-v1\n"), (b"one for it]: ", b"\n")):
+    for question, answer in ((b"environment [CartPole-v1]: ", b"Pendulum-v1\n"), (b"model [", b"\n")):
         while question not in seen:
+            assert select.select([ours], [], [], HANG_S)[0], seen
             seen += os.read(ours, 1000)
         os.write(ours, answer)
     assert process.wait(60) == 0
