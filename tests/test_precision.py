@@ -123,7 +123,8 @@ def test_a_trial_leaves_no_trace(kind: Kind, training: bool) -> None:
         with torch.inference_mode():  # Planners ask in here.
             speed = bf16_speedup.__wrapped__(kind, "cpu", training)
             assert torch.is_inference_mode_enabled()
-        assert speed >= 0 and torch.equal(torch.get_rng_state(), before) and torch.get_num_threads() == 2
+        assert speed > 0 or kind == "lstm"  # Which fails on CPUs without bfloat16.
+        assert torch.equal(torch.get_rng_state(), before) and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
 

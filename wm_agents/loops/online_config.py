@@ -104,7 +104,7 @@ class OnlineConfig:
     warmup_steps: int = 0
     """Updates over which the learning rate rises."""
     mixed_precision: bool | Literal["auto"] = "auto"
-    """Use bfloat16; `auto`: if the device supports it natively."""
+    """Use bfloat16; `auto`: where a short trial finds it faster."""
     compile_model: bool = False
     """Apply `torch.compile` to the loss."""
     device: str = "auto"
