@@ -1,4 +1,4 @@
-"""bfloat16 where a trial finds it faster, float32 and one line where a device has none, through every entry point."""
+"""bfloat16 if a trial finds it faster, float32 and one line if a device lacks it, at every entry point."""
 
 from __future__ import annotations
 
@@ -165,6 +165,13 @@ def test_on_cuda_the_gpu_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     bf16_speedup.cache_clear()
 
 
+def test_other_accelerators_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_speedup", lambda run: pytest.fail("timed"))
+    monkeypatch.setattr(precision, "_example", lambda kind, device: (nn.Linear(8, 8), torch.ones(4, 8)))
+    assert bf16_speedup.__wrapped__("product", "mps") == 1
+    assert faster_in_bf16(torch.device("cuda"), lambda: pytest.fail("run"))
+
+
 def test_what_fails_in_bfloat16_is_not_faster_in_it() -> None:
     net = Broken(refuse)
     assert not faster_in_bf16(CPU, lambda: net(torch.ones(4, 8)))
@@ -192,7 +199,7 @@ def test_the_line_says_what_is_missing_and_what_is_used(speeds: Speeds, lines: C
     speeds |= {"product": 0.125, "lstm": 0.0}
     assert not use_bf16(True, KINDS, CPU)
     assert lines() == [
-        "bfloat16 was asked for, but this cpu has none (lstm fails, product 8 times as slow); float32 is used instead"
+        "bfloat16 is not supported on this cpu (lstm fails, product 8 times as slow); float32 is used instead"
     ]
 
 
@@ -382,5 +389,5 @@ def test_the_oldest_cpu_computes_in_float32_and_says_so_in_a_line() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["1", "float32", "1", "float32", "fp32"]
     said = [line for line in done.stderr.splitlines() if "bfloat16" in line]
-    assert len(said) == 3 and all(line.startswith("bfloat16 was asked for, but this cpu has none (") for line in said)
+    assert len(said) == 3 and all(line.startswith("bfloat16 is not supported on this cpu (") for line in said)
     assert "lstm fails" in said[1] and "primitive" not in done.stderr

@@ -48,9 +48,8 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
             Where rewards are negative an early end is a gain, and pessimism the better choice.
         disagreement: `info["disagreement"]` (N,) says how far the members of an ensemble are apart. It takes all
             members, where a step takes one, and is computed only for this, `pessimism` or `max_disagreement`.
-        precision: "fp32"; "bf16" for matrix products and convolutions in bfloat16, wherever the device has it; "auto"
-            for bf16 where a few steps are faster in it: many rows, on a device that has it. The attribute of this name
-            says which it became.
+        precision: "fp32"; "bf16": matrix products and convolutions in bfloat16, if the device supports it; "auto":
+            bf16 if a few trial steps are faster in it, as with many rows. The attribute holds the one in use.
         fps: steps a second of the real environment, for films and windows.
         drawing: id of the real environment; vectors are drawn as it would show them (`wm_envs.drawing`), else as bars.
             `metadata["drawn"]` says what frames are: decoded pixels, a drawing or bars.

@@ -1,7 +1,7 @@
-"""Whether to compute in bfloat16: each kind of layer is tried once a process, as CPU flags promise more than is there.
+"""Float32 or bfloat16, chosen by a short trial of each kind of layer, once per process.
 
-A CPU without bfloat16 emulates it, many times slower than float32, or has no kernel at all (oneDNN's LSTM); environment
-variables and builds of torch can take away what the CPU has.
+CPU flags do not tell. A CPU without bfloat16 emulates it, many times slower than float32, or fails (the LSTM of
+oneDNN); environment variables and builds of torch can disable what the CPU supports.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ Kind = Literal["product", "convolution", "lstm"]
 KINDS: tuple[Kind, ...] = ("product", "convolution", "lstm")
 PRODUCTS: frozenset[Kind] = frozenset({"product"})
 GAIN = 1.15
-"""bfloat16 is chosen where it is this many times as fast as float32."""
+"""bfloat16 is chosen if it is this many times as fast as float32."""
 EMULATED = 0.5
-"""Where it is slower than this, the device has no bfloat16 of its own."""
+"""Below this speed relative to float32, the device does not support bfloat16 natively."""
 REPEATS = 3
+"""Timed runs in each precision."""
 CLOSE = 0.05
-"""Largest relative error of what is right in bfloat16."""
+"""Largest relative error of a correct result in bfloat16."""
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +38,9 @@ def use_bf16(
     """Whether layers of `kinds` compute in bfloat16 on `device`.
 
     Args:
-        asked: "auto" for where all of them are faster in it; True for wherever the device has it for all of them, with
-            one line in the log where it has not; False for never.
-        training: whether there are backward passes.
+        asked: "auto": if all of them are faster in it; True: if the device supports it for all of them, else one line
+            is logged; False: never.
+        training: with backward passes.
     """
     if asked is False:
         return False
@@ -48,19 +49,17 @@ def use_bf16(
         return all(speed >= GAIN for speed in speeds.values())
     missing = [f"{kind} {_verdict(speed)}" for kind, speed in speeds.items() if speed < EMULATED]
     if missing:
-        _report_once(
-            f"bfloat16 was asked for, but this {device.type} has none ({', '.join(missing)}); float32 is used instead"
-        )
+        _report_once(f"bfloat16 is not supported on this {device.type} ({', '.join(missing)}); float32 is used instead")
     return not missing
 
 
 def bf16_runs(kinds: Collection[Kind], device: torch.device, *, training: bool = False) -> bool:
-    """Whether `device` has bfloat16 for `kinds`, be it faster or not."""
+    """Whether `device` supports bfloat16 for `kinds`, faster or not."""
     return all(bf16_speedup(kind, device.type, training) >= EMULATED for kind in kinds)
 
 
 def kinds_of(module: object) -> set[Kind]:
-    """The kinds of layers in `module`; whatever is not a torch module counts as products."""
+    """The kinds of layers in `module`; products only if it is not a torch module."""
     layers = list(module.modules()) if isinstance(module, nn.Module) else []
     kinds: set[Kind] = {"product"}
     if any(isinstance(layer, nn.LSTM) for layer in layers):
@@ -72,13 +71,13 @@ def kinds_of(module: object) -> set[Kind]:
 
 @cache
 def bf16_speedup(kind: Kind, device: str = "cpu", training: bool = False) -> float:
-    """How many times as fast as in float32 a small network of one kind is in bfloat16; 0 where it fails.
+    """The speed of a small network in bfloat16 relative to float32; 0 if it fails.
 
-    Takes a few hundredths of a second. On "cuda" nothing is timed, as what is small waits for launches: infinity where
-    the GPU has bfloat16.
+    A trial takes less than 0.1 s of CPU time. Only CPUs are timed, because small networks on a GPU wait for kernel
+    launches: on "cuda" the speed is infinite if the GPU supports bfloat16, elsewhere 1 if the network runs.
 
     Args:
-        training: forward and backward, not forward alone.
+        training: forward and backward, not forward only.
     """
     if device == "cuda":
         return math.inf if torch.cuda.is_bf16_supported(including_emulation=False) else 0.0
@@ -88,18 +87,17 @@ def bf16_speedup(kind: Kind, device: str = "cpu", training: bool = False) -> flo
             full, half = run(False), run(True)
             if not float((half - full).norm()) <= CLOSE * float(full.norm()):  # Nan is not close.
                 return 0.0
-            return _speedup(run)
+            return _speedup(run) if device == "cpu" else 1.0
     except Exception:  # Kernels raise what they like.
         return 0.0
 
 
 def faster_in_bf16(device: torch.device, run: Callable[[], object]) -> bool:
-    """Whether `run`, which takes no gradients, is faster in bfloat16 on `device`; it is called some ten times.
+    """Whether `run`, which needs no gradients, is faster in bfloat16 on a CPU; it is called up to eight times.
 
-    For what `use_bf16` allows: networks that are small, or see few rows, may lose by it all the same. On CUDA, where
-    nothing is timed, they are taken to gain.
+    This refines `use_bf16`: small networks and few rows may be slower in bfloat16. Other devices are not timed.
     """
-    if device.type == "cuda":
+    if device.type != "cpu":
         return True
 
     def cast(bf16: bool) -> object:
@@ -115,11 +113,11 @@ def faster_in_bf16(device: torch.device, run: Callable[[], object]) -> bool:
 
 
 def _speedup(run: Callable[[bool], object]) -> float:
-    """How many times as fast `run(True)` is as `run(False)`: the ratio of the shortest times, taken by turns."""
+    """The speed of `run(True)` relative to `run(False)`: the ratio of their shortest times, measured by turns."""
     best = [math.inf, math.inf]
     for _ in range(REPEATS):
         for bf16 in (False, True):
-            # The processor's time of this thread, which other work on the machine hardly changes.
+            # CPU time of this thread: other work on the machine hardly changes it.
             began = time.thread_time()
             run(bf16)
             best[bf16] = min(best[bf16], time.thread_time() - began)
@@ -131,7 +129,7 @@ def _speedup(run: Callable[[bool], object]) -> float:
 def _output(net: nn.Module, x: Tensor, bf16: bool) -> Tensor:
     with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
         out = net(x)
-    result: Tensor = out[0] if isinstance(out, tuple) else out  # An LSTM gives its state besides.
+    result: Tensor = out[0] if isinstance(out, tuple) else out  # An LSTM returns its state too.
     return result.float()
 
 
@@ -141,7 +139,7 @@ def _gradient(net: nn.Module, x: Tensor, bf16: bool) -> Tensor:
 
 
 def _example(kind: Kind, device: str) -> tuple[nn.Module, Tensor]:
-    """A network of one kind, about as large as those of the smaller models, and what it sees."""
+    """A network of one kind, as large as those of the smaller models, and its input."""
     if kind == "product":
         net: nn.Module = nn.Sequential(nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 256))
         return net.to(device), torch.randn(512, 256).to(device)
@@ -154,7 +152,7 @@ def _example(kind: Kind, device: str) -> tuple[nn.Module, Tensor]:
 
 @contextmanager
 def _undisturbed(training: bool) -> Iterator[None]:
-    """One thread, with gradients where they are asked for, and random numbers that nobody else notices."""
+    """One thread, gradients only for training, and no effect on the random numbers of the caller."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -117,7 +117,7 @@ class Trainer:
         self._heavy = _heavy(model) if cfg.use_gradient_checkpointing else []
 
     def _compute_in(self, precision: Precision) -> None:
-        """Set the type that products, convolutions and LSTMs are computed in."""
+        """Set the dtype of products, convolutions and LSTMs."""
         self.precision = precision
         self.scaler = torch.amp.GradScaler("cuda") if precision == "float16" else None
         self.fabric = make_fabric(self.cfg, precision, self.scaler)
@@ -487,7 +487,7 @@ class Trainer:
             raise ValueError(f"cannot resume {path.parent} with other settings: {what}; use another folder")
 
     def _resume_precision(self, began: Precision) -> None:
-        """Compute in what the run began with if this device can, and report it where a new run would not."""
+        """Keep the precision that the run began with if the device supports it, with a line if a new run would differ."""
         if began == self.precision:
             return
         device = self.fabric.device
