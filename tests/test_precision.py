@@ -207,6 +207,9 @@ def test_a_module_is_of_the_kinds_of_its_layers() -> None:
     assert kinds_of(Toy()) == kinds_of(nn.LSTMCell(2, 3)) == {"product"}
     assert kinds_of(MDRNN(4, 1, 8, 2)) == {"product", "lstm"}
     assert kinds_of(ConvVAE(3, 4, "small", 32)) == {"product", "convolution"}
+    for preset in ("dreamerv3:ci", "tdmpc2:ci"):
+        assert kinds_of(create_world_model(preset, obs_shape=(64, 64, 3), action_dim=2)) == {"product", "convolution"}
+        assert kinds_of(create_world_model(preset, obs_shape=(8,), action_dim=2)) == {"product"}
 
 
 def test_what_gains_stands_beside_every_number(speeds: Speeds) -> None:
@@ -281,7 +284,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     [
         ("auto", "latent", {}, "bf16"), ("auto", "pixels", {}, "bf16"), ("auto", "latent", {"product": EQUAL}, "fp32"),
         ("auto", "latent", {"convolution": FAILS, "lstm": FAILS}, "bf16"), ("fp32", "latent", {}, "fp32"),
-        ("auto", "pixels", {"convolution": EQUAL}, "fp32"), ("bf16", "pixels", {"convolution": EQUAL}, "bf16"),
+        ("auto", "pixels", {"lstm": FAILS}, "bf16"), ("auto", "pixels", {"convolution": EQUAL}, "fp32"),
+        ("bf16", "pixels", {"convolution": EQUAL}, "bf16"), ("bf16", "pixels", {"lstm": FAILS}, "bf16"),
         ("bf16", "pixels", {"convolution": EMULATED}, "fp32"), ("bf16", "latent", {"product": FAILS}, "fp32"),
     ],
 )  # fmt: skip

@@ -60,11 +60,12 @@ def bf16_runs(kinds: Collection[Kind], device: torch.device, *, training: bool =
 
 def kinds_of(module: object) -> set[Kind]:
     """The kinds of layers in `module`; products only if it is not a torch module."""
-    layers = list(module.modules()) if isinstance(module, nn.Module) else []
     kinds: set[Kind] = {"product"}
-    if any(isinstance(layer, nn.LSTM) for layer in layers):
+    if not isinstance(module, nn.Module):
+        return kinds
+    if any(isinstance(layer, nn.LSTM) for layer in module.modules()):
         kinds.add("lstm")
-    if any(isinstance(layer, nn.modules.conv._ConvNd) for layer in layers):
+    if any(weight.ndim == 4 for weight in module.parameters()):  # (out, in, high, wide)
         kinds.add("convolution")
     return kinds
 

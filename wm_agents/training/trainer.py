@@ -487,7 +487,7 @@ class Trainer:
             raise ValueError(f"cannot resume {path.parent} with other settings: {what}; use another folder")
 
     def _resume_precision(self, began: Precision) -> None:
-        """Keep the precision that the run began with if the device supports it, with a line if a new run would differ."""
+        """Keep the precision that the run began with if the device supports it; log where a new run differs."""
         if began == self.precision:
             return
         device = self.fabric.device
