@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from policies.dists import draw_one_hot
 from wm_envs.action import act_dim, decode_action
+from wm_envs.precision import step_in_bf16
 from wm_envs.world_model import Latent, WorldModel
 
 Array = NDArray[Any]
@@ -111,7 +112,7 @@ class MPPI:
         model: the world model.
         prior: proposes `num_prior_plans` of the plans.
         value: the value of the last latent of a plan; default: 0.
-        bf16: compute in bfloat16, which is twice as fast if the device supports it natively.
+        bf16: compute in bfloat16; "auto": if a step of all plans of a row is faster in it.
 
     Raises:
         ValueError: the action space is neither Box nor Discrete, or `iterations` is 0 without a prior.
@@ -123,11 +124,11 @@ class MPPI:
         cfg: MPPIConfig | None = None,
         prior: Prior | None = None,
         value: Value | None = None,
-        bf16: bool = False,
+        bf16: bool | Literal["auto"] = False,
     ) -> None:
         if not isinstance(model.act_space, spaces.Box | spaces.Discrete):
             raise ValueError(f"MPPI plans for Box and Discrete actions, got {model.act_space}")
-        self.model, self.prior, self.value, self.bf16 = model, prior, value, bf16
+        self.model, self.prior, self.value = model, prior, value
         self.cfg = cfg = cfg or MPPIConfig()
         if cfg.iterations == 0 and prior is None:
             raise ValueError("iterations=0 uses only the prior, but no prior was given; use at least 1 iteration")
@@ -136,6 +137,8 @@ class MPPI:
         self.num_prior_plans = 0 if prior is None else cfg.num_prior_plans
         # Two actions over 3 steps give only 8 plans.
         self.tries_all = self.choices and self.actions**cfg.horizon <= cfg.num_samples
+        num_plans = self.actions**cfg.horizon if self.tries_all else cfg.num_samples
+        self.bf16 = step_in_bf16(bf16, model, num_plans)
 
     @torch.no_grad()
     def plan(
@@ -322,7 +325,11 @@ class MPPIPolicy:
 
     @classmethod
     def from_tensors(
-        cls, model: WorldModel, tensors: Mapping[str, Tensor], about: Mapping[str, str], bf16: bool = False
+        cls,
+        model: WorldModel,
+        tensors: Mapping[str, Tensor],
+        about: Mapping[str, str],
+        bf16: bool | Literal["auto"] = False,
     ) -> MPPIPolicy:
         """Restore a policy from its `about`, for planning in `model`.
 

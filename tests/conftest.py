@@ -34,3 +34,4 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def native_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """What asks for bfloat16 gets it, be it emulated here: all but LSTMs then run on any CPU."""
     monkeypatch.setattr(precision, "bf16_speedup", lambda kind, device="cpu", training=False: 2.0)
+    monkeypatch.setattr(precision, "_speedup", lambda run: 2.0)

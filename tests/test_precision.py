@@ -30,14 +30,14 @@ from wm_agents.pretrained import load_model, load_starts
 from wm_agents.system.hardware import describe
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.fit_vmc import _casting
-from wm_agents.training.trainer import Trainer
+from wm_agents.training.trainer import Trainer, choose_precision
 from wm_envs import precision
 from wm_envs.dream import DreamVectorEnv
 from wm_envs.precision import KINDS, Kind, bf16_runs, bf16_speedup, faster_in_bf16, kinds_of, use_bf16
 
 CPU = torch.device("cpu")
 FASTER, EQUAL, EMULATED, FAILS = 2.0, 1.0, 0.1, 0.0
-Speeds = dict[Kind, float]
+Speeds = dict[str, float]
 CFG = TrainingConfig(
     total_steps=6, batch_size=4, device="cpu", log_interval=2, eval_interval=3, save_interval=3, mixed_precision="auto"
 )
@@ -45,10 +45,10 @@ CFG = TrainingConfig(
 
 @pytest.fixture
 def speeds(monkeypatch: pytest.MonkeyPatch) -> Speeds:
-    """How fast bfloat16 is taken to be, by kind, to be changed; as fast as float32 to begin with."""
-    found: Speeds = dict.fromkeys(KINDS, EQUAL)
+    """How fast bfloat16 is taken to be, by kind and in trials of the work itself; to be changed."""
+    found: Speeds = {**dict.fromkeys(KINDS, EQUAL), "trial": EQUAL}
     monkeypatch.setattr(precision, "bf16_speedup", lambda kind, device="cpu", training=False: found[kind])
-    monkeypatch.setattr("wm_envs.dream.faster_in_bf16", lambda device, run: True)
+    monkeypatch.setattr(precision, "_speedup", lambda run: found["trial"])
     precision._report_once.cache_clear()
     return found
 
@@ -67,14 +67,16 @@ def lines(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]
 
 
 class Line(nn.Module):
-    """A linear regression: products alone."""
+    """A linear regression: products, and everything that a trial could leave a trace in."""
 
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Linear(8, 1)
+        self.noise = nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.5))
 
     def loss(self, x: Tensor) -> LossOutput:
-        loss = (self.net(x).float() - 1).square().mean()
+        goal = 1 + np.random.standard_normal()
+        loss = (self.net(self.noise(x)).float() - goal).square().mean()
         return LossOutput(loss, {"fit": loss}, {})
 
 
@@ -93,25 +95,28 @@ def trained(path: Path, cfg: TrainingConfig = CFG, steps: int | None = None) -> 
 
 
 def test_the_speedup_is_the_ratio_of_the_shortest_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    spent = {False: iter([9.0, 6.0, 7.0]), True: iter([2.0, 8.0, 3.0])}
+    spent = {False: iter([0.009, 0.006, 0.007]), True: iter([0.002, 0.008, 0.003])}
     clock = [0.0]
     monkeypatch.setattr(precision, "time", type("Clock", (), {"thread_time": lambda: clock[0]}))
 
     def run(bf16: bool) -> None:
         clock[0] += next(spent[bf16])
 
-    assert precision._speedup(run) == 6.0 / 2.0
+    assert precision._speedup(run) == pytest.approx(0.006 / 0.002)
 
 
-def test_what_is_emulated_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("full", "half"), [(0.001, 0.01), (0.15, 0.1)], ids=["emulated", "long"])
+def test_what_is_emulated_or_takes_long_is_timed_once(
+    monkeypatch: pytest.MonkeyPatch, full: float, half: float
+) -> None:
     clock, calls = [0.0], []
     monkeypatch.setattr(precision, "time", type("Clock", (), {"thread_time": lambda: clock[0]}))
 
     def run(bf16: bool) -> None:
         calls.append(bf16)
-        clock[0] += 10.0 if bf16 else 1.0
+        clock[0] += half if bf16 else full
 
-    assert precision._speedup(run) == 0.1 and calls == [False, True]
+    assert precision._speedup(run) == pytest.approx(full / half) and calls == [False, True]
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -169,12 +174,14 @@ def test_other_accelerators_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(precision, "_speedup", lambda run: pytest.fail("timed"))
     monkeypatch.setattr(precision, "_example", lambda kind, device: (nn.Linear(8, 8), torch.ones(4, 8)))
     assert bf16_speedup.__wrapped__("product", "mps") == 1
-    assert faster_in_bf16(torch.device("cuda"), lambda: pytest.fail("run"))
+    monkeypatch.setattr(precision, "bf16_speedup", lambda kind, device, training: 1.0)
+    for name, want in (("cuda", True), ("mps", False)):
+        assert faster_in_bf16(lambda: pytest.fail("run"), {"product"}, torch.device(name)) == want
 
 
-def test_what_fails_in_bfloat16_is_not_faster_in_it() -> None:
+def test_what_fails_in_bfloat16_is_not_faster_in_it(speeds: Speeds) -> None:
     net = Broken(refuse)
-    assert not faster_in_bf16(CPU, lambda: net(torch.ones(4, 8)))
+    assert not faster_in_bf16(lambda: net(torch.ones(4, 8)), {"product"}, CPU)
 
 
 # The choice
@@ -221,54 +228,87 @@ def test_what_gains_stands_beside_every_number(speeds: Speeds) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "speed", "want"),
+    ("asked", "kind", "trial", "want"),
     [
-        ("auto", FASTER, "bfloat16"), ("auto", EQUAL, "float32"), ("auto", FAILS, "float32"), (True, EQUAL, "bfloat16"),
-        (True, EMULATED, "float32"), (True, FAILS, "float32"), (False, FASTER, "float32"),
+        ("auto", EQUAL, FASTER, "bfloat16"), ("auto", EQUAL, EQUAL, "float32"), ("auto", EMULATED, FASTER, "float32"),
+        ("auto", FAILS, FASTER, "float32"), (True, EQUAL, EQUAL, "bfloat16"), (True, EMULATED, FASTER, "float32"),
+        (True, FAILS, FASTER, "float32"), (False, FASTER, FASTER, "float32"),
     ],
 )  # fmt: skip
 def test_trainings_compute_in_what_was_found(
-    tmp_path: Path, speeds: Speeds, lines: Callable[[], list[str]], asked: Any, speed: float, want: str
+    tmp_path: Path,
+    speeds: Speeds,
+    lines: Callable[[], list[str]],
+    asked: Any,
+    kind: float,
+    trial: float,
+    want: str,
 ) -> None:
-    speeds["product"] = speed
-    dtypes: set[torch.dtype] = set()
+    speeds |= {"product": kind, "trial": trial}
+    dtypes: list[torch.dtype] = []
     trainer = Trainer(Line(), CFG.replace(mixed_precision=asked), run_dir=tmp_path)
-    trainer.model.net.register_forward_hook(lambda layer, args, out: dtypes.add(out.dtype))
+    trainer.model.net.register_forward_hook(lambda layer, args, out: dtypes.append(out.dtype))
     trainer.fit(batches)
-    assert trainer.precision == want and dtypes == {getattr(torch, want)}
+    assert trainer.precision == want and set(dtypes[-CFG.total_steps :]) == {getattr(torch, want)}
     assert len(lines()) == (asked is True and want == "float32")
 
 
-def test_a_memory_is_trained_in_float32_where_lstms_fail(tmp_path: Path, speeds: Speeds) -> None:
-    speeds |= {"product": FASTER, "convolution": FASTER, "lstm": FAILS}
+def test_the_trial_of_a_training_leaves_no_trace(tmp_path: Path, speeds: Speeds) -> None:
+    for trial, asked in ((FASTER, True), (EQUAL, False)):
+        speeds["trial"] = trial
+        ways = {f"{trial} {how}": CFG.replace(mixed_precision=how) for how in ("auto", asked)}
+        tried, plain = (trained(tmp_path / name, cfg) for name, cfg in ways.items())
+        want = plain.model.state_dict()
+        assert all(torch.equal(weight, want[name]) for name, weight in tried.model.state_dict().items())
+
+
+def test_compiled_losses_are_not_tried(speeds: Speeds) -> None:
+    compiled = CFG.replace(compile_model=True)
+    assert choose_precision(CFG, Line()) is None and choose_precision(compiled, Line()) == "float32"
+    speeds["product"] = FASTER
+    assert choose_precision(compiled, Line()) == "bfloat16"
+
+
+def test_a_memory_is_trained_in_float32_where_lstms_fail(speeds: Speeds) -> None:
+    speeds["lstm"] = FAILS
     model = VMC(VMCConfig(z_dim=4, hidden=8), gym.spaces.Box(0, 255, (32, 32, 3), np.uint8), BOX)
-    parts = {"vision": model.vision, "memory": model.memory}
-    found = {name: Trainer(part, CFG, loss=lambda x: x, run_dir=tmp_path).precision for name, part in parts.items()}
-    assert found == {"vision": "bfloat16", "memory": "float32"}
+    assert choose_precision(CFG, model.memory) == "float32" and choose_precision(CFG, model.vision) is None
 
 
 def test_a_resumed_training_keeps_the_precision_it_began_with(
     tmp_path: Path, speeds: Speeds, lines: Callable[[], list[str]]
 ) -> None:
     for began, later in ((FASTER, EQUAL), (EQUAL, FASTER)):
-        speeds["product"] = began
+        speeds["trial"] = began
         whole = trained(tmp_path / f"{began} whole")
         trained(tmp_path / f"{began}", steps=3)
-        speeds["product"] = later
+        speeds["trial"] = later
         again = trained(tmp_path / f"{began}")
         assert again.precision == whole.precision and torch.equal(again.model.net.weight, whole.model.net.weight)
-        assert lines() == [f"{tmp_path / str(began)} began in {whole.precision} and resumes in {whole.precision}"]
+    assert not lines()
 
 
 def test_a_training_that_cannot_keep_its_precision_says_so(
     tmp_path: Path, speeds: Speeds, lines: Callable[[], list[str]]
 ) -> None:
-    speeds["product"] = FASTER
+    speeds["trial"] = FASTER
     trained(tmp_path, steps=3)
     speeds["product"] = FAILS
     assert trained(tmp_path).precision == "float32"
     assert lines() == [f"{tmp_path} began in bfloat16 and resumes in float32"]
     assert trained(tmp_path, CFG.replace(total_steps=8)).update == 8 and not lines()
+
+
+def test_a_training_that_began_in_float32_stays_in_it(
+    tmp_path: Path, speeds: Speeds, lines: Callable[[], list[str]]
+) -> None:
+    asked = CFG.replace(mixed_precision=True)
+    speeds["product"] = FAILS
+    trained(tmp_path, asked, steps=3)
+    assert len(lines()) == 1
+    speeds["product"] = FASTER
+    assert trained(tmp_path, asked).precision == "float32"
+    assert lines() == [f"{tmp_path} began in float32 and resumes in float32"]
 
 
 # Dreams, controllers and planners
@@ -282,9 +322,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize(
     ("asked", "obs", "slow", "want"),
     [
-        ("auto", "latent", {}, "bf16"), ("auto", "pixels", {}, "bf16"), ("auto", "latent", {"product": EQUAL}, "fp32"),
+        ("auto", "latent", {}, "bf16"), ("auto", "pixels", {}, "bf16"), ("auto", "latent", {"product": FAILS}, "fp32"),
         ("auto", "latent", {"convolution": FAILS, "lstm": FAILS}, "bf16"), ("fp32", "latent", {}, "fp32"),
-        ("auto", "pixels", {"lstm": FAILS}, "bf16"), ("auto", "pixels", {"convolution": EQUAL}, "fp32"),
+        ("auto", "pixels", {"lstm": FAILS}, "bf16"), ("auto", "pixels", {"convolution": FAILS}, "fp32"),
         ("bf16", "pixels", {"convolution": EQUAL}, "bf16"), ("bf16", "pixels", {"lstm": FAILS}, "bf16"),
         ("bf16", "pixels", {"convolution": EMULATED}, "fp32"), ("bf16", "latent", {"product": FAILS}, "fp32"),
     ],
@@ -292,20 +332,22 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_dreams_compute_in_what_was_found(
     tiny: str, speeds: Speeds, lines: Callable[[], list[str]], asked: Any, obs: Any, slow: Speeds, want: str
 ) -> None:
-    speeds |= dict.fromkeys(KINDS, FASTER) | slow
+    speeds |= {**slow, "trial": FASTER}
     net, artifact = load_model(tiny)
     dreams = DreamVectorEnv(net, load_starts(artifact), 2, obs=obs, precision=asked)
     assert dreams.precision == want and len(lines()) == (asked == "bf16" and want == "fp32")
 
 
-def test_dreams_of_few_rows_try_a_step_of_their_own(tiny: str, speeds: Speeds, monkeypatch: pytest.MonkeyPatch) -> None:
-    speeds |= dict.fromkeys(KINDS, FASTER)
+@pytest.mark.parametrize("gain", [FASTER, EQUAL])
+def test_dreams_of_auto_try_a_step_of_their_own(
+    tiny: str, speeds: Speeds, monkeypatch: pytest.MonkeyPatch, gain: float
+) -> None:
     net, artifact = load_model(tiny)
     seen: list[Tensor] = []
-    monkeypatch.setattr("wm_envs.dream.faster_in_bf16", lambda device, run: seen.append(run()))
+    monkeypatch.setattr(precision, "_speedup", lambda run: seen.append(run(True)) or gain)
     for obs, shape in (("latent", (3, net.feat_dim)), ("pixels", (3, 32, 32, 3))):
         dreams = DreamVectorEnv(net, load_starts(artifact), 3, obs=obs, precision="auto")
-        assert dreams.precision == "fp32" and seen.pop().shape == shape
+        assert dreams.precision == ("bf16" if gain == FASTER else "fp32") and seen.pop().shape == shape
 
 
 def test_evolutions_go_on_in_the_precision_they_began_with(
@@ -313,8 +355,8 @@ def test_evolutions_go_on_in_the_precision_they_began_with(
 ) -> None:
     net, artifact = load_model(tiny)
     used = watch_dreams(monkeypatch, evolving)
-    for generations, speed in ((1, FASTER), (2, EQUAL), (3, FAILS)):
-        speeds["product"] = speed
+    for generations, kind, trial in ((1, EQUAL, FASTER), (2, EQUAL, EQUAL), (3, FAILS, FASTER)):
+        speeds |= {"product": kind, "trial": trial}
         cfg = CMAConfig(population=4, rollouts=2, generations=generations)
         evolve_in_dream(net, load_starts(artifact), cfg, horizon=2, state=tmp_path / "state.json")
     assert used == ["bf16", "bf16", "fp32"] and read_about(tmp_path / "state.json") == {"precision": "bf16"}
@@ -326,8 +368,8 @@ def test_ppo_goes_on_in_the_precision_it_began_with(
 ) -> None:
     starts = {bank: {"x": torch.zeros(2, 2)} for bank in ("begin", "anywhere")}
     used = watch_dreams(monkeypatch, learning)
-    for iterations, speed in ((1, FASTER), (2, EQUAL), (3, FAILS)):
-        speeds["product"] = speed
+    for iterations, kind, trial in ((1, EQUAL, FASTER), (2, EQUAL, EQUAL), (3, FAILS, FASTER)):
+        speeds |= {"product": kind, "trial": trial}
         cfg = PPOConfig(iterations=iterations, envs=4, steps=4, batch_size=16, net=(4,))
         ppo_in_dream(Toy(), starts, cfg, state=tmp_path / "ppo", horizon=4)
     assert used == ["bf16", "bf16", "fp32"]
@@ -346,13 +388,22 @@ def watch_dreams(monkeypatch: pytest.MonkeyPatch, module: Any) -> list[str]:
     return used
 
 
-def test_planners_and_encoders_compute_in_what_was_found(speeds: Speeds) -> None:
-    planning: Any = create_world_model("tdmpc2:ci", obs_shape=(4,), action_dim=2)
-    seeing = VMC(VMCConfig(z_dim=4, hidden=8), gym.spaces.Box(0, 255, (32, 32, 3), np.uint8), BOX)
+@pytest.mark.parametrize(
+    ("kind", "trial", "want"), [(EQUAL, FASTER, True), (EQUAL, EQUAL, False), (FAILS, FASTER, False)]
+)
+def test_planners_compute_in_what_was_found_once(speeds: Speeds, kind: float, trial: float, want: bool) -> None:
+    speeds |= {"product": kind, "trial": trial}
+    model: Any = create_world_model("tdmpc2:ci", obs_shape=(4,), action_dim=2)
+    assert model.planner().bf16 == want
+    speeds["trial"] = EQUAL if want else FASTER
+    assert model.planner().bf16 == want
+
+
+def test_encoders_compute_in_what_was_found(speeds: Speeds) -> None:
+    model = VMC(VMCConfig(z_dim=4, hidden=8), gym.spaces.Box(0, 255, (32, 32, 3), np.uint8), BOX)
     for product, convolution in ((FASTER, EQUAL), (FASTER, FASTER), (EQUAL, FASTER)):
         speeds |= {"product": product, "convolution": convolution}
-        assert planning.planner().bf16 == (product == FASTER)
-        with _casting(seeing):
+        with _casting(model):
             assert torch.is_autocast_enabled("cpu") == (product == convolution == FASTER)
 
 

@@ -23,7 +23,6 @@ from wm_agents.models.saved import load_model as load_model
 from wm_agents.models.saved import model_facts, model_path
 from wm_agents.system.run_folder import versions
 from wm_envs.dream import DreamEnv, DreamVectorEnv
-from wm_envs.precision import PRODUCTS, use_bf16
 from wm_envs.real import LatentObservation, make_real
 from wm_envs.registry import TASKS, RealSpec
 from wm_envs.trust import check_trusted
@@ -34,9 +33,7 @@ POLICIES: dict[str, Callable[[WorldModel, Mapping[str, Tensor], Mapping[str, str
     "linear": lambda model, tensors, about: LinearPolicy.from_tensors(model.act_space, tensors, about),
     "mlp": lambda model, tensors, about: MLPPolicy.from_tensors(model.act_space, tensors, about),
     "actor": lambda model, tensors, about: ActorPolicy.from_tensors(model.act_space, tensors, about),
-    "mppi": lambda model, tensors, about: MPPIPolicy.from_tensors(
-        model, tensors, about, bf16=use_bf16("auto", PRODUCTS, model.device)
-    ),
+    "mppi": lambda model, tensors, about: MPPIPolicy.from_tensors(model, tensors, about, bf16="auto"),
 }
 """Readers of controllers, by kind; a saved model stores a controller in `policy_<kind>.safetensors`."""
 DREAM_FIELDS = ("real", "temperature", "horizon", "fps")

@@ -15,9 +15,9 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wm_envs.action import act_dim, encode_action
+from wm_envs.action import encode_action
 from wm_envs.drawing import draw, how_drawn
-from wm_envs.precision import PRODUCTS, faster_in_bf16, kinds_of, use_bf16
+from wm_envs.precision import step_in_bf16
 from wm_envs.window import Window
 from wm_envs.world_model import EnsembleModel, Latent, RowStreams, Step, WorldModel, can_disagree, feat_space
 
@@ -95,7 +95,8 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         self.start = start
         self.cut_off = cut_off
         self.pessimism, self.max_disagreement, self.disagreement = pessimism, max_disagreement, disagreement
-        self.precision = self._choose_precision(precision)
+        asked: bool | Literal["auto"] = "auto" if precision == "auto" else precision == "bf16"
+        self.precision = "bf16" if step_in_bf16(asked, model, num_envs, obs == "pixels") else "fp32"
         self.render_mode, self.drawing = render_mode, drawing
         self.autoreset = _autoreset_mode(autoreset_mode)
         drawn = how_drawn(drawing, model.obs_space)
@@ -207,13 +208,10 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
             bank, picks = start, rows
         for row in rows:
             self.streams.restart(row)
-        new = self._move(_take(bank, picks))
+        new = {key: leaf.float().to(self.model.device) for key, leaf in _take(bank, picks).items()}
         self.latent = new if len(rows) == self.num_envs else _put(self._live(), rows, new)
         self._age[rows] = 0
         self._term[rows] = self._trunc[rows] = False
-
-    def _move(self, latent: Latent) -> Latent:
-        return {key: leaf.float().to(self.model.device) for key, leaf in latent.items()}
 
     def _live(self) -> Latent:
         if self.latent is None:
@@ -252,22 +250,6 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         for row in done:
             final[row] = obs[row].copy()
         return {"final_obs": final, "_final_obs": mask, "final_info": {}, "_final_info": mask.copy()}
-
-    def _choose_precision(self, asked: str) -> Literal["fp32", "bf16"]:
-        # Single steps of an LSTM are products.
-        kinds = kinds_of(self.model) - {"lstm"} if self.obs == "pixels" else PRODUCTS
-        if asked == "bf16":
-            return "bf16" if use_bf16(True, kinds, self.model.device) else "fp32"
-        if asked == "fp32" or not use_bf16("auto", kinds, self.model.device):
-            return "fp32"
-        latent = self._move(_take(self.starts[self.start], np.zeros(self.num_envs, np.int64)))
-        act = torch.zeros(self.num_envs, act_dim(self.model.act_space), device=self.model.device)
-        see = self.model.decode if self.obs == "pixels" else self.model.feat
-
-        def run() -> Tensor:
-            return see(self.model.step(latent, act, temperature=self.temperature).latent)
-
-        return "bf16" if faster_in_bf16(self.model.device, run) else "fp32"
 
     def _casting(self) -> AbstractContextManager[Any]:
         if self.precision == "fp32":

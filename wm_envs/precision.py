@@ -1,7 +1,8 @@
-"""Float32 or bfloat16, chosen by a short trial of each kind of layer, once per process.
+"""Float32 or bfloat16, chosen by short trials on this machine.
 
 CPU flags do not tell. A CPU without bfloat16 emulates it, many times slower than float32, or fails (the LSTM of
-oneDNN); environment variables and builds of torch can disable what the CPU supports.
+oneDNN); environment variables and builds of torch can disable what the CPU supports. So each kind of layer is tried,
+once per process. Where it works, the work itself is tried too: narrow layers and few rows are slower in bfloat16.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from wm_envs.action import act_dim
+from wm_envs.world_model import WorldModel
+
 Kind = Literal["product", "convolution", "lstm"]
 KINDS: tuple[Kind, ...] = ("product", "convolution", "lstm")
 PRODUCTS: frozenset[Kind] = frozenset({"product"})
@@ -25,7 +29,8 @@ GAIN = 1.15
 EMULATED = 0.5
 """Below this speed relative to float32, the device does not support bfloat16 natively."""
 REPEATS = 3
-"""Timed runs in each precision."""
+"""Timed runs in each precision, fewer if they take long."""
+ENOUGH_S = 0.2
 CLOSE = 0.05
 """Largest relative error of a correct result in bfloat16."""
 
@@ -93,20 +98,40 @@ def bf16_speedup(kind: Kind, device: str = "cpu", training: bool = False) -> flo
         return 0.0
 
 
-def faster_in_bf16(device: torch.device, run: Callable[[], object]) -> bool:
-    """Whether `run`, which needs no gradients, is faster in bfloat16 on a CPU; it is called up to eight times.
+def step_in_bf16(asked: bool | Literal["auto"], model: WorldModel, rows: int, pixels: bool = False) -> bool:
+    """Whether dreamed steps of `rows` rows compute in bfloat16.
 
-    This refines `use_bf16`: small networks and few rows may be slower in bfloat16. Other devices are not timed.
+    Args:
+        asked: "auto": if a step of `model` is faster in it; True: if the device supports it, else one line is logged;
+            False: never.
+        pixels: steps are decoded.
     """
+    kinds = kinds_of(model) - {"lstm"} if pixels else PRODUCTS  # A single step of an LSTM is made of products.
+    if asked != "auto":
+        return use_bf16(asked, kinds, model.device)
+    latent, see = model.initial(rows), model.decode if pixels else model.feat
+    act = torch.zeros(rows, act_dim(model.act_space), device=model.device)
+    return faster_in_bf16(lambda: see(model.step(latent, act).latent), kinds, model.device)
+
+
+def faster_in_bf16(
+    run: Callable[[], object], kinds: Collection[Kind], device: torch.device, *, training: bool = False
+) -> bool:
+    """Whether `run`, made of layers of `kinds`, is faster in bfloat16. It is called up to eight times, if on a CPU.
+
+    On CUDA nothing is timed, and bfloat16 is taken to be faster; other devices are not trusted with it.
+    """
+    if not bf16_runs(kinds, device, training=training):
+        return False
     if device.type != "cpu":
-        return True
+        return device.type == "cuda"
 
     def cast(bf16: bool) -> object:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             return run()
 
     try:
-        with _undisturbed(False):
+        with _undisturbed(training):
             cast(False), cast(True)
             return _speedup(cast) >= GAIN
     except Exception:  # Kernels raise what they like.
@@ -115,14 +140,14 @@ def faster_in_bf16(device: torch.device, run: Callable[[], object]) -> bool:
 
 def _speedup(run: Callable[[bool], object]) -> float:
     """The speed of `run(True)` relative to `run(False)`: the ratio of their shortest times, measured by turns."""
-    best = [math.inf, math.inf]
+    best, first = [math.inf, math.inf], time.thread_time()
     for _ in range(REPEATS):
         for bf16 in (False, True):
             # CPU time of this thread: other work on the machine hardly changes it.
             began = time.thread_time()
             run(bf16)
             best[bf16] = min(best[bf16], time.thread_time() - began)
-        if best[False] < EMULATED / 2 * best[True]:
+        if best[False] < EMULATED / 2 * best[True] or time.thread_time() - first > ENOUGH_S:
             break
     return best[False] / best[True]
 

@@ -30,7 +30,6 @@ from wm_agents.models.loss import LossOutput
 from wm_agents.models.model import Model
 from wm_agents.models.tdmpc2_layers import QEnsemble, SimNorm, Small, mlp
 from wm_envs.frames import frame_shape
-from wm_envs.precision import PRODUCTS, use_bf16
 from wm_envs.world_model import Generator, Latent, Step, draw_normal
 
 if TYPE_CHECKING:
@@ -208,6 +207,7 @@ class TDMPC2(Model):
         self.value_scale: Tensor
         self.register_buffer("value_scale", torch.ones(()))
         self._guess: Tensor | None = None
+        self._plans_in_bf16: bool | Literal["auto"] = "auto"
 
     def initial(self, num: int) -> Latent:
         """Uniform values in every group."""
@@ -271,8 +271,9 @@ class TDMPC2(Model):
 
     def planner(self) -> MPPI:
         """MPPI in this model, with its policy as the prior and its Q functions as the final value."""
-        bf16 = use_bf16("auto", PRODUCTS, self.device)
-        return MPPI(self, self.cfg.planner(self.actions), self.propose, self.worth, bf16)
+        planner = MPPI(self, self.cfg.planner(self.actions), self.propose, self.worth, self._plans_in_bf16)
+        self._plans_in_bf16 = planner.bf16  # One trial is enough.
+        return planner
 
     def act(
         self,

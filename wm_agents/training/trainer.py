@@ -33,7 +33,7 @@ from wm_agents.training.batches import Feed, checked, make_feed
 from wm_agents.training.callbacks import Callback, EarlyStoppingCallback
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.optim import Average, LearningRate, make_optimizer
-from wm_envs.precision import bf16_runs, kinds_of, use_bf16
+from wm_envs.precision import bf16_runs, faster_in_bf16, kinds_of, use_bf16
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,10 @@ class Trainer:
         trained."""
         self.cfg = cfg = config or TrainingConfig()
         self.run_dir = Path(run_dir or cfg.output_dir)
-        self._compute_in(choose_precision(cfg, model))
+        precision = choose_precision(cfg, model)
+        self._compute_in(precision or "float32")
+        self._undecided = precision is None
+        """Whether the first batch decides the precision."""
         self.model: nn.Module = self.fabric.to_device(model)
         self.loss: Callable[[Any], LossOutput] = loss or model.loss  # type: ignore[assignment]
         self._check: Callable[[Any], None] | None = getattr(model, "check_batch", None) if loss is None else None
@@ -218,6 +221,8 @@ class Trainer:
     def step(self, *batches: Any) -> LossOutput:
         """Take one optimizer step with the mean gradient of `batches` and return the loss of the last
         batch."""
+        if self._undecided:
+            self._decide_precision(batches[0])
         self.rate.before_step(self.update)
         self.optimizer.zero_grad()
         for batch in batches:
@@ -240,6 +245,22 @@ class Trainer:
             self.average.update()
         self.update += 1
         return out
+
+    def _decide_precision(self, batch: Any) -> None:
+        """Train in bfloat16 if gradients of the loss of `batch` are faster in it. The trial changes nothing else."""
+        self._undecided = False
+        batch = self.fabric.to_device(batch)
+
+        def run() -> None:
+            self.optimizer.zero_grad()
+            self.loss(batch).loss.backward()
+
+        numpy_state, buffers = np.random.get_state(), [buffer.clone() for buffer in self.model.buffers()]
+        if faster_in_bf16(run, kinds_of(self.model), self.fabric.device, training=True):
+            self._compute_in("bfloat16")
+        np.random.set_state(numpy_state)
+        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
 
     def _clip(self) -> dict[str, Tensor]:
         """Clip the gradients of every clip group and return their norms before clipping, by name."""
@@ -381,7 +402,7 @@ class Trainer:
             "stopped": self.stopped,
             "wall_s": self._wall_s,
             "cfg": self.cfg.to_dict(),
-            "precision": self.precision,
+            "precision": None if self._undecided else self.precision,
             "optimizer": {"param_groups": optimizer["param_groups"], "numbers": numbers},
             "scheduler": self.rate.state(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
@@ -456,7 +477,7 @@ class Trainer:
         except (TypeError, KeyError) as error:
             raise ValueError(f"{path} is not a training checkpoint; give a file that a Trainer wrote") from error
         self._check_same_run(path, state["cfg"])
-        self._resume_precision(state.get("precision", self.precision))
+        self._resume_precision(state.get("precision"))
         load_weights(self.model, _under(tensors, "module/"))
         if self.average is not None:
             self.average.load(_under(tensors, "average/"))
@@ -486,8 +507,11 @@ class Trainer:
             what = ", ".join(f"{k} was {saved.get(k)!r}, now {now[k]!r}" for k in changed)
             raise ValueError(f"cannot resume {path.parent} with other settings: {what}; use another folder")
 
-    def _resume_precision(self, began: Precision) -> None:
-        """Keep the precision that the run began with if the device supports it; log where a new run differs."""
+    def _resume_precision(self, began: Precision | None) -> None:
+        """Keep the precision that the run began with; log one line if the device, or a new run, requires another."""
+        if began is None:
+            return
+        undecided, self._undecided = self._undecided, False
         if began == self.precision:
             return
         device = self.fabric.device
@@ -498,7 +522,8 @@ class Trainer:
         }
         if runs[began]:
             self._compute_in(began)
-        log.warning(f"{self.run_dir} began in {began} and resumes in {self.precision}")
+        if not undecided:
+            log.warning(f"{self.run_dir} began in {began} and resumes in {self.precision}")
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -542,8 +567,8 @@ def make_fabric(cfg: TrainingConfig, precision: Precision, scaler: torch.amp.Gra
     return Fabric(accelerator=kind, devices=devices, plugins=[MixedPrecision(name, device, scaler)])
 
 
-def choose_precision(cfg: TrainingConfig, model: nn.Module) -> Precision:
-    """What `cfg` has the device compute in.
+def choose_precision(cfg: TrainingConfig, model: nn.Module) -> Precision | None:
+    """The precision that `cfg` requests; None if it takes a trial on the first batch.
 
     Raises:
         ConfigurationError: there is no such device, or it has no float16.
@@ -555,7 +580,11 @@ def choose_precision(cfg: TrainingConfig, model: nn.Module) -> Precision:
         if asked is True:
             raise ConfigurationError(f"mixed_precision_dtype float16 needs CUDA, the device is {device}; use bfloat16")
         return "float32"
-    return "bfloat16" if use_bf16(asked, kinds_of(model), device, training=True) else "float32"
+    kinds = kinds_of(model)
+    # Compiling the loss for a trial would take minutes.
+    if asked == "auto" and not cfg.compile_model and bf16_runs(kinds, device, training=True):
+        return None
+    return "bfloat16" if use_bf16(asked, kinds, device, training=True) else "float32"
 
 
 def _groups(model: nn.Module, lr: float) -> Any:
