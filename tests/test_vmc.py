@@ -226,7 +226,9 @@ def test_frames_of_patches_are_their_images_rounded(size: int, channels: int, st
     images = vae.decoder(z, vae.still).detach()
     assert images.shape == (40, channels, size, size)
     want = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
-    assert torch.equal(vae.decode_obs(z), want) and torch.equal(vae.decode_obs(z[39:]), want[39:])
+    for frames, image in ((vae.decode_obs(z), want), (vae.decode_obs(z[39:]), want[39:])):
+        assert frames.shape == image.shape and frames.dtype == torch.uint8
+        assert int((frames.int() - image.int()).abs().max()) <= 1  # Products round differently with their size.
 
 
 def test_patches_are_drawn_on_top_of_the_still_frame() -> None:

@@ -237,7 +237,7 @@ def video(model: str, out: str = "real_vs_dream.mp4", seed: int = EVAL_SEED, res
     print(f"{out}: {frames} frames")
 
 
-def demo(out: str = "outputs/demo", generations: int = 120, episodes: int = 8, procs: int = 2) -> None:
+def demo(out: str = "outputs/demo", generations: int = 60, episodes: int = 8, procs: int = 2) -> None:
     """Train a controller in the shipped dream, drive the real CarRacing-v3 with it, and record a video.
 
     Args:
