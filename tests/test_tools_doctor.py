@@ -35,7 +35,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
 
 def test_all_that_is_required_here_is_there_and_fits(installed: dict[str, str | None]) -> None:
     checks = found(doctor.look_at_versions)
-    assert {"Python", "gymnasium", "torch", "extra hub", "extra web"} <= checks.keys()
+    assert {"Python", "gymnasium", "torch", "extra hub", "extra minari"} <= checks.keys()
     assert not [check for check in checks.values() if check.state == "wrong"]
 
 
