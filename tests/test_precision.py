@@ -288,6 +288,12 @@ def test_a_resumed_training_keeps_the_precision_it_began_with(
     assert not lines()
 
 
+def test_a_training_killed_before_its_trial_is_tried_when_it_resumes(tmp_path: Path, speeds: Speeds) -> None:
+    Trainer(Line(), CFG, run_dir=tmp_path).save_checkpoint()
+    speeds["trial"] = FASTER
+    assert trained(tmp_path).precision == "bfloat16"
+
+
 def test_a_training_that_cannot_keep_its_precision_says_so(
     tmp_path: Path, speeds: Speeds, lines: Callable[[], list[str]]
 ) -> None:
