@@ -244,13 +244,13 @@ def score_in_dream(
 
 
 def score_in_real(
-    arena: EpisodePool,
+    pool: EpisodePool,
     cfg: CMAConfig,
     space: gym.Space[Any],
     *,
     widen: Callable[[Array], Array] = lambda weights: weights,
 ) -> Score:
-    """Score a population in real episodes; the arena's `make_policy` is called with the weights (A, F + 1).
+    """Score a population in real episodes; the pool's `make_policy` is called with the weights (A, F + 1).
 
     Rollout r of every candidate has the same seed.
     """
@@ -260,7 +260,7 @@ def score_in_real(
         weights = widen(unflatten(candidates, space)).astype(np.float32)
         jobs = [EpisodeTask(seed, (mine,)) for mine in weights for seed in seeds]
         total = np.empty(len(jobs))
-        for played in arena.play(jobs):
+        for played in pool.play(jobs):
             total[played.task] = played.ret
         per_candidate: Array = total.reshape(cfg.population, cfg.rollouts).mean(1)
         return per_candidate

@@ -269,11 +269,11 @@ def test_a_controller_is_evolved_in_the_real_environment_in_one_pool() -> None:
     cfg = CMAConfig(population=16, rollouts=2, generations=2, sigma=1.0, seed=1)
     space = gym.spaces.Discrete(2)
     seen: list[Generation] = []
-    with EpisodePool(RealSpec("CartPole-v1"), partial(LinearPolicy, space), procs=1) as arena:
-        score = score_in_real(arena, cfg, space)
+    with EpisodePool(RealSpec("CartPole-v1"), partial(LinearPolicy, space), procs=1) as pool:
+        score = score_in_real(pool, cfg, space)
         evolution = evolve(score, np.zeros(num_params(space, 4)), cfg, on_generation=seen.append)
-        assert len(arena._pool._executor._processes) == 1
-        assert arena.steps == pytest.approx(sum(g.mean for g in seen) * 16 * 2)
+        assert len(pool._pool._executor._processes) == 1
+        assert pool.steps == pytest.approx(sum(g.mean for g in seen) * 16 * 2)
         candidates = np.tile(evolution.mean, (16, 1))
         candidates[3] = 0.0
         values = score(candidates, 100)
@@ -285,10 +285,10 @@ def test_real_episodes_on_seeds_for_evaluation_are_refused() -> None:
     space = gym.spaces.Discrete(2)
     cfg = CMAConfig(population=8, rollouts=2, seed=999_999)
     with (
-        EpisodePool(RealSpec("CartPole-v1"), partial(LinearPolicy, space), procs=1) as arena,
+        EpisodePool(RealSpec("CartPole-v1"), partial(LinearPolicy, space), procs=1) as pool,
         pytest.raises(ValueError, match="got 1,000,000; seeds from 1,000,000 up are for evaluation only"),
     ):
-        score_in_real(arena, cfg, space)(np.zeros((8, 10)), 0)
+        score_in_real(pool, cfg, space)(np.zeros((8, 10)), 0)
 
 
 @pytest.mark.parametrize(

@@ -86,9 +86,9 @@ def test_an_evaluation_plays_one_episode_a_seed_with_the_model_at_hand(tiny: Pat
     assert on.play(SPEC, still, range(910_000, 910_003)).returns != first.returns
     assert len(Pool.opened) == 1  # The processes stay from one evaluation to the next.
     on.play(RealSpec("CarRacing-v3", size=32, action_repeat=4, max_episode_steps=5), tiny, range(910_000, 910_001))
-    assert [arena.closed for arena in Pool.opened] == [True, False]
+    assert [pool.closed for pool in Pool.opened] == [True, False]
     on.close()
-    assert [arena.closed for arena in Pool.opened] == [True, True]
+    assert [pool.closed for pool in Pool.opened] == [True, True]
 
 
 def film_facts(path: Path) -> tuple[int, float]:

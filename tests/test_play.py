@@ -26,38 +26,38 @@ TESTS = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def arena() -> Iterator[EpisodePool]:
-    with EpisodePool(RealSpec("toy_env:Echo-v0"), Always, procs=2) as arena:
-        yield arena
+def pool() -> Iterator[EpisodePool]:
+    with EpisodePool(RealSpec("toy_env:Echo-v0"), Always, procs=2) as pool:
+        yield pool
 
 
-def test_every_job_is_played_and_named(arena: EpisodePool) -> None:
-    before = arena.steps
+def test_every_job_is_played_and_named(pool: EpisodePool) -> None:
+    before = pool.steps
     jobs = [EpisodeTask(seed, (action,)) for seed in range(4) for action in (0.5, -1.0)]
-    played = sorted(arena.play(jobs))
+    played = sorted(pool.play(jobs))
     assert [(p.task, p.seed) for p in played] == [(i, job.seed) for i, job in enumerate(jobs)]
     for p, job in zip(played, jobs):
         assert 3 <= p.steps <= 12 and p.term and p.ret == pytest.approx(job.args[0] * p.steps)
     assert {(p.seed, p.steps) for p in played} == {(p.seed, p.steps) for p in played[::2]}  # The seed decides.
-    assert arena.steps - before == sum(p.steps for p in played)
+    assert pool.steps - before == sum(p.steps for p in played)
 
 
-def test_a_pool_is_kept_between_calls(arena: EpisodePool) -> None:
-    list(arena.play([EpisodeTask(0, (0.0,))]))
-    processes = set(arena._pool._executor._processes or {})
-    first, second = (sorted(arena.play([EpisodeTask(s, (1.0,)) for s in range(6)])) for _ in range(2))
-    assert first == second and set(arena._pool._executor._processes or {}) >= processes
+def test_a_pool_is_kept_between_calls(pool: EpisodePool) -> None:
+    list(pool.play([EpisodeTask(0, (0.0,))]))
+    processes = set(pool._pool._executor._processes or {})
+    first, second = (sorted(pool.play([EpisodeTask(s, (1.0,)) for s in range(6)])) for _ in range(2))
+    assert first == second and set(pool._pool._executor._processes or {}) >= processes
 
 
-def test_no_jobs_no_episodes(arena: EpisodePool) -> None:
-    assert list(arena.play([])) == []
+def test_no_jobs_no_episodes(pool: EpisodePool) -> None:
+    assert list(pool.play([])) == []
 
 
-def test_giving_up_midway_leaves_the_pool_usable(arena: EpisodePool) -> None:
-    episodes = arena.play([EpisodeTask(s, (1.0,)) for s in range(50)])
+def test_giving_up_midway_leaves_the_pool_usable(pool: EpisodePool) -> None:
+    episodes = pool.play([EpisodeTask(s, (1.0,)) for s in range(50)])
     next(episodes)
     episodes.close()  # type: ignore[attr-defined]
-    assert len(list(arena.play([EpisodeTask(0, (1.0,))]))) == 1
+    assert len(list(pool.play([EpisodeTask(0, (1.0,))]))) == 1
 
 
 def test_processes_play_what_one_process_would() -> None:
@@ -102,10 +102,10 @@ def test_no_processes_are_refused() -> None:
         EpisodePool(ECHO, Always, procs=-1)
 
 
-def test_without_processes_this_one_plays_the_same(arena: EpisodePool) -> None:
+def test_without_processes_this_one_plays_the_same(pool: EpisodePool) -> None:
     tasks = [EpisodeTask(seed, (0.5,)) for seed in range(4)]
     with EpisodePool(RealSpec("toy_env:Echo-v0"), Always, procs=0) as here:
-        assert list(here.play(tasks)) == sorted(arena.play(tasks)) and here.steps > 0
+        assert list(here.play(tasks)) == sorted(pool.play(tasks)) and here.steps > 0
     with pytest.raises(ArithmeticError, match="the policy broke at step 2"):
         list(play(ECHO, Raises, [EpisodeTask(0, (0.0,))], procs=0))
 

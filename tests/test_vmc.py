@@ -217,7 +217,10 @@ def test_wrong_shapes_are_refused_with_both_sides() -> None:
 
 @pytest.mark.parametrize("size, channels", [(32, 3), (64, 1), (96, 3)])
 @pytest.mark.parametrize("still", [False, True])
-def test_frames_of_patches_are_their_images_rounded(size: int, channels: int, still: bool) -> None:
+def test_frames_of_patches_are_their_images_rounded(
+    size: int, channels: int, still: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wm_agents.models.vmc.DRAWN_AT_ONCE", 32)  # 40 rows are two blocks.
     torch.manual_seed(0)
     vae = ConvVAE(channels, 8, "small", size, still, decoder="patches")
     if still:

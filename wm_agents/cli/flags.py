@@ -24,7 +24,7 @@ jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 WORDS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 RENAMED = {"as_json": "--json", "where": "--in"}
-"""Flags whose names are no valid Python names, by argument."""
+"""Flags that differ from the name of their argument, which would be unclear or a keyword in Python."""
 
 
 class Parser(jsonargparse.ArgumentParser):

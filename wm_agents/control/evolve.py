@@ -112,9 +112,9 @@ def evolve_in_real(
     """
     net, artifact = load_model(model)
     subspace = _subspace(net, load_starts(artifact), cfg)
-    with EpisodePool(real_spec(artifact), partial(frame_policy, model, squash=squash), procs) as arena:
+    with EpisodePool(real_spec(artifact), partial(frame_policy, model, squash=squash), procs) as pool:
         evolution = evolve(
-            score_in_real(arena, cfg, net.act_space, widen=subspace.widen),
+            score_in_real(pool, cfg, net.act_space, widen=subspace.widen),
             np.zeros(num_params(net.act_space, len(subspace.axes))),
             cfg,
             state=state,

@@ -19,15 +19,15 @@ class Stage:
 
     def __init__(self, cfg: CurriculumConfig) -> None:
         self.cfg = cfg
-        self.arena: EpisodePool | None = None
+        self.pool: EpisodePool | None = None
         self.window: Window | None = None
 
     def play(self, spec: RealSpec, model: Path, seeds: range) -> Played:
         """Play one real episode per seed, in order. The model at a path must not change."""
-        if self.arena is None or self.arena.spec != spec:
-            self.leave_arena()
-            self.arena = EpisodePool(spec, frame_policy, self.cfg.procs)
-        played = sorted(self.arena.play([EpisodeTask(seed, (str(model),)) for seed in seeds]))
+        if self.pool is None or self.pool.spec != spec:
+            self.close_pool()
+            self.pool = EpisodePool(spec, frame_policy, self.cfg.procs)
+        played = sorted(self.pool.play([EpisodeTask(seed, (str(model),)) for seed in seeds]))
         return Played([round(p.ret, 3) for p in played], sum(p.steps for p in played))
 
     def film(self, model: Path, path: Path, seed: int) -> int:
@@ -49,18 +49,18 @@ class Stage:
 
     def leave(self) -> None:
         """Called when a task ends."""
-        self.leave_arena()
+        self.close_pool()
         if self.cfg.close_on_completion:
             self.close_window()
 
     def close(self) -> None:
-        self.leave_arena()
+        self.close_pool()
         self.close_window()
 
-    def leave_arena(self) -> None:
-        if self.arena is not None:
-            self.arena.close()
-            self.arena = None
+    def close_pool(self) -> None:
+        if self.pool is not None:
+            self.pool.close()
+            self.pool = None
 
     def close_window(self) -> None:
         if self.window is not None:

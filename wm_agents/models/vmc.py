@@ -100,7 +100,8 @@ MEDIAN_OF = 1024
 """Frames, at least; twice as many at most, whose median stands still."""
 SMALL = 0.1
 """Of a frame's pixels. Where more of them move, as in a title that opens the game, each counts less in proportion."""
-DRAWN_AT_ONCE = 32
+DRAWN_AT_ONCE = 256
+"""Frames; the fastest of 32 to all of 1,024 (docs/log.md)."""
 MAX_CLASSES = 16
 """Different rewards that `classes` can tell apart."""
 RARE_WEIGHT = 3.0

@@ -47,7 +47,6 @@ POLICIES = 4
 MAX_GB = 1.0
 """Maximum memory of frames; no more episodes are played beyond that."""
 PROOF_EPISODES = 100
-CI95 = "95 % confidence intervals: Student for means, Welch for the gap"
 
 
 @dataclass(frozen=True)
