@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -12,15 +12,11 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wm_envs.action import act_dim
+from wm_envs.action import act_dim, decode_action
 
 Array = NDArray[Any]
 
-SQUASHES: dict[str, Callable[[Array], Array]] = {
-    "tanh": np.tanh,
-    "sigmoid": lambda x: (np.tanh(x) + 1) / 2,
-    "clip": lambda x: np.clip(np.tanh(x), 0, 1),
-}
+SQUASHES = ("clip", "sigmoid", "tanh")
 
 
 class LinearPolicy:
@@ -43,7 +39,7 @@ class LinearPolicy:
         if weights.ndim not in (2, 3) or weights.shape[-2] != outs:
             raise ValueError(f"weights must be ([P,] {outs}, F + 1) for {space}, got {weights.shape}")
         if isinstance(space, spaces.Box) and (bad := set(self.squash) - set(SQUASHES)):
-            raise ValueError(f"squash must contain only {sorted(SQUASHES)}, got {sorted(bad)}")
+            raise ValueError(f"squash must contain only {list(SQUASHES)}, got {sorted(bad)}")
         if isinstance(space, spaces.Box) and len(self.squash) != outs:
             raise ValueError(f"squash must have {outs} names, one per dimension of {space}, got {self.squash}")
         self.weights = np.ascontiguousarray(weights, np.float32)
@@ -61,7 +57,7 @@ class LinearPolicy:
             raise ValueError(f"obs must be (N, {f}) with N a multiple of {p}, got {obs.shape}")
         rows = torch.from_numpy(np.ascontiguousarray(obs, np.float32)).view(p, -1, f)
         outs = torch.baddbmm(self._bias, rows, self._matrix)
-        return to_actions(self.space, outs.flatten(0, 1).numpy(), self.squash)
+        return decode_action(self.space, squashed(outs.flatten(0, 1).numpy(), self.squash))
 
     def tensors(self) -> dict[str, Tensor]:
         """The weights by name, for a safetensors file."""
@@ -94,27 +90,17 @@ def default_squash(space: gym.Space[Any]) -> tuple[str, ...]:
     )
 
 
-def to_actions(space: gym.Space[Any], outs: Array, squash: tuple[str, ...]) -> Array:
-    """Convert controller outputs (N, act_dim) to the env's own actions (N, *space.shape)."""
-    num = len(outs)
-    if isinstance(space, spaces.Box):
-        low, high = space.low.ravel(), space.high.ravel()
-        act = np.empty_like(outs)
-        for i, name in enumerate(squash):
-            unit = SQUASHES[name](outs[:, i])
-            act[:, i] = low[i] + (high[i] - low[i]) * ((unit + 1) / 2 if name == "tanh" else unit)
-        act = np.clip(act, low, high)  # Rounding may exceed a bound.
-        return act.astype(space.dtype).reshape(num, *space.shape)
-    if isinstance(space, spaces.Discrete):
-        choice: Array = outs.argmax(1) + int(space.start)
-        return choice
-    if isinstance(space, spaces.MultiDiscrete):
-        ends = np.cumsum(space.nvec.ravel())[:-1]
-        picks = np.stack([part.argmax(1) for part in np.split(outs, ends, axis=1)], axis=1)
-        return (picks.reshape(num, *space.shape) + space.start).astype(space.dtype)
-    if isinstance(space, spaces.MultiBinary):
-        return (outs > 0).astype(space.dtype).reshape(num, *space.shape)
-    raise ValueError(f"unsupported action space {space}")
+def squashed(outs: Array, squash: tuple[str, ...]) -> Array:
+    """Map outputs (N, A) to [-1, 1], one name per column; without names they stay as they are.
+
+    "tanh" and "sigmoid" are the same curve over the whole range; "clip" stays at the lower bound below 0.
+    """
+    if not squash:
+        return outs
+    units = np.tanh(outs)
+    if "clip" in squash:
+        units = np.where(np.array(squash) == "clip", 2 * np.maximum(units, 0) - 1, units)
+    return units
 
 
 class Controller(nn.Module):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from policies.policy import Policy
-from wm_envs.action import act_dim
+from wm_envs.action import act_dim, clip_action, decode_action
 
 Array = NDArray[Any]
 Layer = tuple[Tensor, Tensor]
@@ -63,7 +63,13 @@ class MLPPolicy:
         """Map feat (N, F) to the env's own actions (N, *space.shape)."""
         if obs.ndim != 2 or obs.shape[1] != self.feat_dim:
             raise ValueError(f"obs must be (N, {self.feat_dim}), got {obs.shape}")
-        return _to_actions(self.space, self.outputs(obs), self.squash)
+        outs = self.outputs(obs).numpy()
+        if self.squash == "clip":
+            assert isinstance(self.space, spaces.Box), self.space
+            return clip_action(self.space, outs.reshape(len(outs), *self.space.shape))
+        if self.squash == "tanh":
+            outs = np.tanh(outs)
+        return decode_action(self.space, outs)
 
     def outputs(self, obs: Array) -> Tensor:
         """The last layer's outputs (N, A) for feat (N, F), before they become actions."""
@@ -133,23 +139,3 @@ def _check_shapes(layers: Sequence[tuple[Tensor, ...]], outs: int, space: gym.Sp
         raise ValueError(f"layers must be weights (out, in) and biases (out,) of matching sizes, got {shapes}")
     if shapes[-1][0][0] != outs:
         raise ValueError(f"the last layer must have {outs} outputs for {space}, got {shapes[-1][0][0]}")
-
-
-def _to_actions(space: gym.Space[Any], outs: Tensor, squash: str) -> Array:
-    """Convert network outputs (N, act_dim) to the env's own actions (N, *space.shape)."""
-    shape = (len(outs), *(space.shape or ()))
-    act: Array
-    if isinstance(space, spaces.Box):
-        low, high = space.low, space.high
-        act = (outs.tanh() if squash == "tanh" else outs).numpy().reshape(shape)
-        if squash == "tanh":
-            act = low + 0.5 * (act + 1) * (high - low)
-        act = np.clip(act, low, high)
-    elif isinstance(space, spaces.Discrete):
-        act = outs.argmax(1).numpy() + space.start
-    elif isinstance(space, spaces.MultiDiscrete):
-        parts = outs.split(space.nvec.ravel().tolist(), dim=1)
-        act = torch.stack([part.argmax(1) for part in parts], dim=1).numpy().reshape(shape) + space.start
-    else:
-        act = (outs > 0).numpy().reshape(shape)
-    return act.astype(space.dtype, copy=False)

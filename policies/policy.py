@@ -10,6 +10,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from wm_envs.action import act_dim, clip_action, decode_action
+
 Array = NDArray[Any]
 Space = spaces.Space[Any]
 Floats = NDArray[np.float64]
@@ -120,12 +122,15 @@ class RandomNetwork:
             self.weights = self._draw_weights(len(x), x.shape[1])
         w_in, bias, w_out = self.weights
         hid = np.tanh(np.einsum("nf,nfh->nh", x - 0.5 * self.first, w_in) + bias)
-        return from_scores(self.space, self.gain * np.einsum("nh,nha->na", hid, w_out))
+        scores = self.gain * np.einsum("nh,nha->na", hid, w_out)
+        if isinstance(self.space, spaces.Box):
+            scores = np.tanh(scores)
+        return decode_action(self.space, scores)
 
     def _draw_weights(self, num: int, width: int) -> tuple[Floats, Floats, Floats]:
         w_in = self.rng.standard_normal((num, width, self.hidden)) / np.sqrt(width)
         bias = self.rng.standard_normal((num, self.hidden)) * 0.5
-        w_out = self.rng.standard_normal((num, self.hidden, score_dim(self.space))) / np.sqrt(self.hidden)
+        w_out = self.rng.standard_normal((num, self.hidden, act_dim(self.space))) / np.sqrt(self.hidden)
         return 2 * w_in, bias, w_out
 
 
@@ -197,7 +202,7 @@ class NoisyPolicy:
         self.policy.reset(num, seed)
         self.rng = np.random.default_rng([seed, 1])  # Independent of the stream of the wrapped policy.
         self.level = self.rng.choice(self.noise, num)
-        self.x = np.zeros((num, score_dim(self.space)))
+        self.x = np.zeros((num, act_dim(self.space)))
         self.astray = np.zeros(num, bool)
         self.other.reset(num, int(self.rng.integers(2**31)))
         leaves, moment = self.rng.random(num) < self.leave, self.rng.integers(self.leave_by, size=num)
@@ -217,7 +222,7 @@ class NoisyPolicy:
         self.x = (1 - self.theta) * self.x + scale * self.rng.standard_normal(self.x.shape)
         half = (space.high.astype(np.float64) - space.low) / 2
         noise = (self.level[:, None] * self.x).reshape(act.shape) * half
-        return np.clip(act + noise, space.low, space.high).astype(space.dtype)
+        return clip_action(space, act + noise)
 
     def _swap(self, act: Array, random: Array) -> Array:
         # Random actions last 5 steps on average, and make up a share `level` of all steps.
@@ -267,33 +272,7 @@ def from_unit(space: spaces.Box, x: Floats) -> Array:
     """Map x (N, A), with 0 for no action and -1 and 1 for the bounds, to clipped actions."""
     low, high = space.low.astype(np.float64).ravel(), space.high.astype(np.float64).ravel()
     rest = np.where(low == 0, 0.0, (low + high) / 2)
-    act = np.clip(rest + x * (high - rest), low, high)
-    return act.reshape(-1, *space.shape).astype(space.dtype)
-
-
-def score_dim(space: Space) -> int:
-    """Number of scores that `from_scores` needs per action."""
-    if isinstance(space, spaces.Discrete):
-        return int(space.n)
-    if isinstance(space, spaces.MultiDiscrete):
-        return int(space.nvec.sum())
-    return int(np.prod(space.shape or ()))
-
-
-def from_scores(space: Space, scores: Floats) -> Array:
-    """Map scores (N, score_dim) to actions: tanh for Box, argmax for discrete actions, the sign for bits."""
-    shape = (len(scores), *(space.shape or ()))
-    if isinstance(space, spaces.Box):
-        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-        unit = (np.tanh(scores.reshape(shape)) + 1) / 2
-        return np.clip(low + unit * (high - low), low, high).astype(space.dtype)
-    if isinstance(space, spaces.Discrete):
-        return np.asarray(space.start + scores.argmax(1))
-    if isinstance(space, spaces.MultiDiscrete):
-        parts = np.split(scores, np.cumsum(space.nvec.ravel())[:-1], axis=1)
-        best = np.stack([p.argmax(1) for p in parts], axis=1).reshape(shape)
-        return np.asarray(space.start + best, space.dtype)
-    return np.asarray(scores.reshape(shape) > 0, space.dtype)
+    return clip_action(space, (rest + x * (high - rest)).reshape(-1, *space.shape))
 
 
 def features(obs: Array) -> Floats:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from wm_envs.action import act_dim, decode_action, encode_action
+from wm_envs.action import act_dim, clip_action, decode_action, encode_action
 
 CAR = spaces.Box(np.array([-1, 0, 0], np.float32), np.array([1, 1, 1], np.float32))
 CASES = [
@@ -52,6 +52,12 @@ def test_any_vector_becomes_an_action_of_the_space() -> None:
     assert decode_action(spaces.MultiDiscrete([2, 3]), np.array([[0.1, 0.7, 0.2, 0.9, 0.3]])).tolist() == [[1, 1]]
     with pytest.raises(ValueError, match=r"act must be \(N, 3\) for Box.*, got \(1, 2\)"):
         decode_action(CAR, np.zeros((1, 2)))
+
+
+def test_actions_in_own_units_are_clipped_and_rounded() -> None:
+    whole = clip_action(spaces.Box(0, 10, (2,), np.int64), np.array([[-3.0, 2.6], [4.4, 99.0]]))
+    assert whole.tolist() == [[0, 3], [4, 10]] and whole.dtype == np.int64
+    assert clip_action(CAR, np.array([[-9.0, 0.25, 9.0]])).tolist() == [[-1, 0.25, 1]]
 
 
 def test_a_box_action_out_of_bounds_is_clipped() -> None:

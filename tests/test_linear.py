@@ -8,7 +8,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from policies.linear import Controller, LinearPolicy, default_squash, num_params, to_actions
+from policies.linear import Controller, LinearPolicy, default_squash, num_params, squashed
+from wm_envs.action import decode_action
 from wm_envs.real import make_real
 from wm_envs.registry import TASKS, RealSpec
 
@@ -64,17 +65,17 @@ def test_policy_acts_as_the_torch_controller_does_before_squashing() -> None:
 
 
 def test_squashes_reach_from_bound_to_bound() -> None:
-    far = to_actions(BOX, sums([[99, 99, 99], [-99, -99, -99]]), SQUASH)
+    far = decode_action(BOX, squashed(sums([[99, 99, 99], [-99, -99, -99]]), SQUASH))
     assert far.tolist() == [[2, 10, 1], [-2, 0, 0]] and far.dtype == np.float32
 
 
 def test_squashes_rest_where_they_should() -> None:
-    assert to_actions(BOX, sums([[0, 0, 0]]), SQUASH).tolist() == [[0, 5, 0]]
+    assert decode_action(BOX, squashed(sums([[0, 0, 0]]), SQUASH)).tolist() == [[0, 5, 0]]
 
 
 def test_squashes_are_the_papers_between() -> None:
     x = 0.3
-    act = to_actions(BOX, sums([[x, x, x], [-x, -x, -x]]), SQUASH)
+    act = decode_action(BOX, squashed(sums([[x, x, x], [-x, -x, -x]]), SQUASH))
     t = np.tanh(x)
     assert np.allclose(act, [[2 * t, 10 * (t + 1) / 2, t], [-2 * t, 10 * (1 - t) / 2, 0]], atol=1e-5)
 
@@ -82,7 +83,7 @@ def test_squashes_are_the_papers_between() -> None:
 def test_default_squash_follows_each_range() -> None:
     space = spaces.Box(np.array([-1, 0, -5, 2], np.float32), np.array([1, 1, 0, 3], np.float32))
     assert default_squash(space) == ("tanh", "sigmoid", "sigmoid", "sigmoid")
-    rest = to_actions(space, np.zeros((1, 4), np.float32), default_squash(space))
+    rest = decode_action(space, squashed(np.zeros((1, 4), np.float32), default_squash(space)))
     assert np.allclose(rest, [[0, 0.5, -2.5, 2.5]])
 
 
@@ -103,17 +104,6 @@ def test_every_output_is_an_action_of_its_space() -> None:
             act = policy.act(feat)
             assert act.shape == (5, *(space.shape or ()))
             assert all(space.contains(space.dtype.type(row) if row.ndim == 0 else row) for row in act), (space, act)
-
-
-# Choices
-
-
-def test_choices_take_the_largest_output_of_each() -> None:
-    assert to_actions(spaces.Discrete(3, start=5), sums([[0, 2, 1], [3, 2, 1]]), ()).tolist() == [6, 5]
-    many = spaces.MultiDiscrete([2, 3], start=[0, 10])
-    assert to_actions(many, sums([[1, 0, 0, 0, 1], [0, 1, 0, 1, 0]]), ()).tolist() == [[0, 12], [1, 11]]
-    bits = to_actions(spaces.MultiBinary(3), sums([[1, -1, 0]]), ())
-    assert bits.tolist() == [[1, 0, 0]] and bits.dtype == np.int8
 
 
 def test_the_last_weight_is_the_bias() -> None:

@@ -70,15 +70,23 @@ def decode_action(space: gym.Space[Any], act: Array) -> Array:
     shape = (len(act), *(space.shape or ()))
     if isinstance(space, spaces.Box):
         low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-        own = np.clip(low + 0.5 * (act.reshape(shape).astype(np.float64) + 1) * (high - low), low, high)
-        return (own.round() if space.dtype.kind in "iu" else own).astype(space.dtype)
+        return clip_action(space, low + 0.5 * (act.reshape(shape).astype(np.float64) + 1) * (high - low))
     if isinstance(space, spaces.MultiBinary):
         return (act.reshape(shape) > 0).astype(space.dtype)
-    assert isinstance(space, spaces.Discrete | spaces.MultiDiscrete), space
-    counts = np.asarray(space.n if isinstance(space, spaces.Discrete) else space.nvec).ravel()
-    parts = np.split(act, np.cumsum(counts)[:-1], axis=1)
+    if isinstance(space, spaces.Discrete):
+        return np.asarray(space.start + act.argmax(1), space.dtype)
+    assert isinstance(space, spaces.MultiDiscrete), space
+    parts = np.split(act, np.cumsum(space.nvec.ravel())[:-1], axis=1)
     best = np.stack([part.argmax(1) for part in parts], 1).reshape(shape)
-    return (best + space.start).astype(space.dtype)
+    return np.asarray(space.start + best, space.dtype)
+
+
+def clip_action(space: spaces.Box, act: Array) -> Array:
+    """Clip actions (N, *space.shape) in the env's own units to their bounds; integer spaces round them."""
+    own = np.clip(act, space.low, space.high)
+    if space.dtype.kind in "iu":
+        own = own.round()
+    return own.astype(space.dtype, copy=False)
 
 
 def _scale(space: spaces.Box, act: Array) -> NDArray[np.float32]:
