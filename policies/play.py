@@ -11,6 +11,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from policies.policy import Policy
 from policies.pool import Halt, WorkerDied, WorkerPool
 from policies.rollout import rollout
+from policies.step_count import StepCount
 from wm_envs.real import make_real
 from wm_envs.registry import RealSpec
 
@@ -36,6 +37,15 @@ class EpisodeTask(NamedTuple):
     args: tuple[Any, ...] = ()
 
 
+class Stage(NamedTuple):
+    """What all workers share."""
+
+    spec: RealSpec
+    make_policy: MakePolicy
+    taken: StepCount | None = None
+    """Counts the steps before they are taken."""
+
+
 class EpisodePool:
     """A pool that plays real episodes. Use it in a `with` statement, or close it.
 
@@ -43,13 +53,14 @@ class EpisodePool:
         make_policy: called in a worker for each task with the arguments of the task. It must be picklable: a
             function of a module, a class, or a `functools.partial` of one.
         procs: number of worker processes, 0 to play in this process.
+        count: counts the steps before they are taken, also those of episodes that are interrupted.
     """
 
-    def __init__(self, spec: RealSpec, make_policy: MakePolicy, procs: int = 2) -> None:
+    def __init__(self, spec: RealSpec, make_policy: MakePolicy, procs: int = 2, count: StepCount | None = None) -> None:
         self.spec = spec
         self.steps = 0
         """Agent steps played so far."""
-        self._pool = WorkerPool((spec, make_policy), procs)
+        self._pool = WorkerPool(Stage(spec, make_policy, count), procs)
 
     def play(self, tasks: Iterable[EpisodeTask]) -> Iterator[EpisodeResult]:
         """Play all tasks and yield the episodes in the order in which they end.
@@ -79,21 +90,25 @@ class EpisodePool:
 
 
 def play(
-    spec: RealSpec, make_policy: MakePolicy, tasks: Iterable[EpisodeTask], procs: int = 2
+    spec: RealSpec,
+    make_policy: MakePolicy,
+    tasks: Iterable[EpisodeTask],
+    procs: int = 2,
+    count: StepCount | None = None,
 ) -> Iterator[EpisodeResult]:
     """Play all tasks in a new `EpisodePool` and yield the episodes in the order in which they end."""
-    with EpisodePool(spec, make_policy, procs) as pool:
+    with EpisodePool(spec, make_policy, procs, count) as pool:
         yield from pool.play(tasks)
 
 
-def play_task(stage: tuple[RealSpec, MakePolicy], halt: Halt, numbered: tuple[int, EpisodeTask]) -> EpisodeResult:
-    """Play one episode: a task of a `WorkerPool` that shares the environment and `make_policy`."""
-    (spec, make_policy), (index, task) = stage, numbered
-    policy = make_policy(*task.args)
-    envs = SyncVectorEnv([partial(make_real, spec)], autoreset_mode=AutoresetMode.DISABLED)
+def play_task(stage: Stage, halt: Halt, numbered: tuple[int, EpisodeTask]) -> EpisodeResult:
+    """Play one episode: a task of a `WorkerPool` that shares a `Stage`."""
+    index, task = numbered
+    policy = stage.make_policy(*task.args)
+    envs = SyncVectorEnv([partial(make_real, stage.spec)], autoreset_mode=AutoresetMode.DISABLED)
     ret, steps, term = 0.0, 0, False
     try:
-        for step in rollout(envs, policy, seed=task.seed, policy_seed=task.seed):
+        for step in rollout(envs, policy, seed=task.seed, policy_seed=task.seed, count=stage.taken):
             if halt.is_set():
                 break
             ret, steps, term = ret + float(step.rew[0]), steps + 1, bool(step.term[0])

@@ -10,6 +10,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from numpy.typing import NDArray
 
 from policies.policy import Policy
+from policies.step_count import StepCount
 
 Array = NDArray[Any]
 
@@ -38,10 +39,14 @@ def rollout(
     seed: int | list[int | None] | None,
     policy_seed: int = 0,
     options: dict[str, Any] | None = None,
+    count: StepCount | None = None,
 ) -> Iterator[Transition]:
     """Play one episode in each row until all have ended.
 
     Rows that have ended are still stepped, which a batch of dreams supports. Ignore their results.
+
+    Args:
+        count: counts the steps of a real environment before they are taken.
 
     Raises:
         ValueError: the envs reset ended rows automatically, or cannot step them. For a single real env use
@@ -60,6 +65,8 @@ def rollout(
     alive = np.ones(envs.num_envs, bool)
     while alive.any():
         act = policy.act(obs)
+        if count is not None:
+            count.add(int(alive.sum()))
         next_obs, rew, term, trunc, _ = envs.step(act)
         yield Transition(obs, act, rew, term, trunc, next_obs, alive)
         alive = alive & ~(term | trunc)

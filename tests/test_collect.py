@@ -21,6 +21,7 @@ from toy_env import is_aligned, make_random
 from waiting import HANG_S, wait_until, wait_until_gone
 
 from policies.policy import RandomPolicy
+from policies.step_count import StepCount
 from wm_agents.data import collect as collecting
 from wm_agents.data import shard
 from wm_agents.data.collect import CollectConfig, CollectSummary, collect
@@ -42,15 +43,16 @@ def run(out: Path, steps: int = 60, make: Callable = make_random, **changes: obj
 def run_here(out: Path, seed: int = 0, num: int = 3, stall: int | None = None, spec: RealSpec = ECHO) -> ShardInfo:
     """One shard in this process."""
     task = ShardTask(spec, str(out), make_random, seed, num, stall, None, 0.0)
-    return collect_shard(counters(), mp.Event(), task)
+    return collect_shard(counters(out), mp.Event(), task)
 
 
-def counters() -> Counters:
-    return Counters(mp.Value("q", 0), mp.Value("q", 10**9))
+def counters(out: Path) -> Counters:
+    out.mkdir(parents=True, exist_ok=True)
+    return Counters(StepCount(out / "real_steps"), mp.Value("q", 10**9))
 
 
 def names(out: Path) -> list[str]:
-    return sorted(path.name for path in out.iterdir() if path.name != ".collect.lock")
+    return sorted(path.name for path in out.iterdir() if path.name not in (".collect.lock", "real_steps"))
 
 
 def test_collecting_gives_the_steps_asked_for_and_collecting_again_resumes(tmp_path: Path) -> None:
@@ -105,7 +107,7 @@ def test_each_life_of_a_game_is_an_episode_and_the_next_seeds_follow(tmp_path: P
     lives = list(Dataset(tmp_path).iter_episodes())
     assert all(np.array_equal(a.obs[-1], b.obs[0]) for a, b in pairwise(lives))
     task = ShardTask(replace(spec, lives_end=False), str(tmp_path / "whole"), make_random, 3, 1, None, None, 0.0)
-    whole = collect_shard(counters(), mp.Event(), task)
+    whole = collect_shard(counters(tmp_path), mp.Event(), task)
     assert isinstance(whole, ShardInfo) and whole.lengths.sum() == info.lengths.sum() and len(whole.lengths) == 1
     again = run(tmp_path, steps=1, seed=3, spec=spec, shard_episodes=1)
     assert again.new_steps == 0 and again.episodes == 5
@@ -162,7 +164,7 @@ def test_max_gb_is_never_passed(tmp_path: Path) -> None:
 def test_too_little_free_disk_stops_before_it_begins_and_before_a_shard_lands(tmp_path: Path) -> None:
     assert run(tmp_path, min_free_gb=1e9).stopped == "free_disk"
     task = ShardTask(ECHO, str(tmp_path), make_random, 0, 3, None, None, 1e9)
-    assert collect_shard(counters(), mp.Event(), task) == "free_disk"
+    assert collect_shard(counters(tmp_path), mp.Event(), task) == "free_disk"
     assert names(tmp_path) == ["manifest.json"]
 
 
@@ -170,7 +172,7 @@ def test_a_halted_worker_drops_its_shard_at_once(tmp_path: Path) -> None:
     halt = mp.Event()
     halt.set()
     task = ShardTask(ENDLESS, str(tmp_path), make_random, 0, 1, None, None, 0.0)
-    assert collect_shard(counters(), halt, task) == "interrupted"
+    assert collect_shard(counters(tmp_path), halt, task) == "interrupted"
     assert names(tmp_path) == []
 
 
@@ -262,14 +264,15 @@ def test_a_killed_collector_leaves_no_half_shard_and_no_orphan_and_resumes(tmp_p
     proc.communicate()
     wait_until_gone(proc.pid)
     (out / ".seed-0000099.h5.77.part").write_bytes(b"left by a kill in mid write")
-    data = Dataset(out)
+    data, taken = Dataset(out), (out / "real_steps").stat().st_size
     found = data.num_episodes
-    assert found >= 2 and not data.skipped
+    assert found >= 2 and not data.skipped and taken >= data.num_steps
     for ep in data.iter_episodes():
         assert ep.num_steps == 2000 and is_aligned(ep.obs, ep.act, ep.rew)
     spec = RealSpec("toy_env:Echo-v0", kwargs={"length": 2000})
     summary = run(out, spec=spec, steps=2000 * (found + 1), shard_episodes=1)
     assert (summary.episodes, summary.new_steps) == (found + 1, 2000)
+    assert summary.taken == taken + 2000
     assert names(out) == ["manifest.json", *(f"seed-{i:07d}.h5" for i in range(found + 1))]
 
 

@@ -213,6 +213,9 @@ def test_a_run_killed_between_any_two_things_ends_as_one_that_was_not(tmp_path: 
     resumed = run(POLE, tmp_path / "killed")
     assert equal(learned(tmp_path / "killed"), learned(tmp_path / "whole"))
     assert resumed["real"] == whole["real"] and resumed["dream"] == whole["dream"]
+    judge = json.loads((tmp_path / "whole" / "summary.json").read_text())["rounds"]["0"]["judge"]
+    played_twice = round(judge["real"] * judge["episodes"])  # A step of CartPole pays 1.
+    assert resumed["real_steps"] == whole["real_steps"] + played_twice
 
 
 @pytest.mark.usefixtures("at_home")
@@ -493,5 +496,5 @@ def test_whitening_is_of_the_first_dreams_and_kept(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("at_home")
 def test_rounds_judged_on_fewer_episodes_do_not_compete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([Score([99.0]), Score([5.0, 7.0]), Score([3.0, 4.0])])
-    monkeypatch.setattr(improving, "evaluate_real", lambda *args: next(scores))
+    monkeypatch.setattr(improving, "evaluate_real", lambda *args, **more: next(scores))
     assert run(replace(POLE, rounds=3), tmp_path)["round"] == 1

@@ -312,10 +312,10 @@ def test_the_best_weights_are_delivered(tmp_path: Path, monkeypatch: pytest.Monk
     scores = iter([1.0, 5.0, 5.0, 2.0, 0.0, 0.0, 0.0])
     weights: list[tuple[float, float]] = []
 
-    def scored(learner: StandIn, model: Any, spec: RealSpec, seeds: Any) -> Any:
+    def scored(learner: StandIn, model: Any, spec: RealSpec, seeds: Any, count: Any) -> Any:
         score = next(scores)
         weights.append((score, learner.weight.item()))
-        episodes = play(learner, model, spec, seeds)
+        episodes = play(learner, model, spec, seeds, count)
         return [ep._replace(rew=np.eye(1, ep.num_steps, dtype=np.float32)[0] * np.float32(score)) for ep in episodes]
 
     monkeypatch.setattr(onlining, "play", scored)
@@ -355,7 +355,6 @@ def test_a_killed_run_goes_on_and_counts_what_it_lost(tmp_path: Path, monkeypatc
 
     def dies(self: Online, episode: Any, latents: Any) -> None:
         if self.now.played > 130:
-            self._log({})  # A line of progress was written since the last checkpoint.
             raise Killed
         real(self, episode, latents)
 
@@ -367,13 +366,40 @@ def test_a_killed_run_goes_on_and_counts_what_it_lost(tmp_path: Path, monkeypatc
     assert before > 130
     training, folder = begun_again(tmp_path)
     assert training.now.played == 100 and training.trainer.update == 40
-    counted = json.loads((tmp_path / "state.json").read_text())["real_steps"]
-    assert training.now.real_steps == counted and before - counted <= 1  # The step it died in.
+    assert training.now.real_steps == before
     assert [ep.seed for ep in Dataset(tmp_path / "data").iter_episodes()] == seeds_of(training.buffer, tmp_path)
     training.loop()
     folder.close()
-    assert 0 <= Watched.steps - training.now.real_steps <= 1
+    assert Watched.steps == training.now.real_steps <= CFG.real_steps
     assert training.trainer.update == int(training.now.played * 0.4)
+
+
+def test_steps_of_evaluations_that_were_killed_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(*args: Any) -> None:
+        play(*args)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(onlining, "play", dies)
+        with pytest.raises(Killed):
+            run(tmp_path)
+    training, folder = begun_again(tmp_path)
+    assert training.now.judged == 0 and training.now.real_steps == Watched.steps > 80
+    folder.close()
+
+
+def test_a_budget_that_kills_used_up_is_named(tmp_path: Path) -> None:
+    (tmp_path / "real_steps").write_bytes(b"." * 290)
+    with pytest.raises(ConfigurationError, match="290 of 300 real steps were lost when the run was killed, .* raise"):
+        run(tmp_path)
+    assert Watched.steps == 0
+
+
+def test_a_run_of_an_earlier_version_keeps_its_count(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text('{"real_steps": 7}')
+    training, folder = begun_again(tmp_path)
+    assert training.now.real_steps == 7
+    folder.close()
 
 
 def test_ctrl_c_saves_what_was_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

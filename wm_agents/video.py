@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from policies.latent import LatentPolicy
 from policies.policy import Policy
 from policies.rollout import rollout
+from policies.step_count import StepCount
 from wm_agents.system.files import replacing
 from wm_envs.action import encode_action
 from wm_envs.drawing import draw
@@ -59,6 +60,7 @@ def real_and_dream(
     temperature: float = 1.0,
     cut_off: float = 0.5,
     drawing: str | None = None,
+    count: StepCount | None = None,
 ) -> Iterator[Pair]:
     """Play a real episode and its dream, from the same frame and with the same actions. T steps give T + 1
     pairs.
@@ -69,6 +71,7 @@ def real_and_dream(
         controller: a policy on the model's latents.
         resync_every: synchronise the dream with the real frame every N steps; None: never.
         drawing: id of the real environment, for dreams of vectors (`wm_envs.drawing`).
+        count: counts the real steps before they are taken.
     """
     policy = LatentPolicy(model, controller)
     watched = Watched(envs, policy, drawing)
@@ -76,7 +79,7 @@ def real_and_dream(
     generator = torch.Generator(model.device).manual_seed(seed)
     dream: Latent | None = None
     earned, dreamed, age, over = 0.0, 0.0, 0, False
-    for step in rollout(envs, watched, seed=seed, policy_seed=seed):
+    for step in rollout(envs, watched, seed=seed, policy_seed=seed, count=count):
         if dream is None or age == resync_every:
             # The policy has just acted on step.obs, so its latent and watched.frame belong to that step.
             assert policy.observer.latent is not None
@@ -204,6 +207,7 @@ def record(
     cut_off: float = 0.5,
     max_frames: int | None = None,
     fps: float | None = None,
+    count: StepCount | None = None,
 ) -> int:
     """Write a video of one real episode beside its dream and return the number of frames.
 
@@ -211,13 +215,13 @@ def record(
     given.
 
     A dream of pixels is shown beside the preprocessed frames. A drawing of a dream of vectors is shown beside
-    the rendering of the environment, or beside a drawing of the real vectors.
+    the rendering of the environment, or beside a drawing of the real vectors. `count` counts the real steps.
     """
     if resync_every is not None and resync_every < 1:
         raise ValueError(f"resync_every must be at least 1 step, or None, got {resync_every}")
     with closing(one_env(spec, rendered=not is_image(model.obs_space))) as envs:
         how: dict[str, Any] = {"resync_every": resync_every, "temperature": temperature, "cut_off": cut_off}
-        pairs = real_and_dream(envs, model, controller, seed=seed, drawing=spec.id, **how)
+        pairs = real_and_dream(envs, model, controller, seed=seed, drawing=spec.id, count=count, **how)
         speed = envs.metadata["render_fps"] if fps is None else fps
         return write_video(path, map(compose, islice(pairs, max_frames)), speed)
 

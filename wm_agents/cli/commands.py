@@ -88,7 +88,8 @@ def collect(
         print(json.dumps(summary._replace(returns=[])._asdict()))
     else:
         print(
-            f"{out}: {summary.episodes:,} episodes with {summary.steps:,} steps ({summary.new_steps:,} new), "
+            f"{out}: {summary.episodes:,} episodes with {summary.steps:,} steps ({summary.new_steps:,} new; "
+            f"{summary.taken:,} taken so far, with those of interrupted shards), "
             f"{summary.bytes / 1e6:.1f} MB, {summary.wall_s:.0f} s"
         )
     if summary.stopped == "interrupted":

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from policies.cmaes import CMAConfig, Generation
 from policies.linear import LinearPolicy
-from policies.play import EpisodeResult, EpisodeTask, play_task
+from policies.play import EpisodeResult, EpisodeTask, Stage, play_task
 from policies.policy import Policy, RandomPolicy
 from policies.pool import Halt, WorkerPool, result_of
 from policies.rollout import EVAL_SEED
@@ -115,7 +115,7 @@ def _drive_and_film(
     drivers: list[tuple[Any, ...]] = [(policy.weights, policy.squash), ()]
     tasks = [EpisodeTask(seed, driver) for driver in drivers for seed in seeds]
     results: list[EpisodeResult] = []
-    with WorkerPool((spec, partial(_driver, DREAM)), procs) as pool:
+    with WorkerPool(Stage(spec, partial(_driver, DREAM)), procs) as pool:
         filming = pool.submit(_film, film, policy.weights, policy.squash, seeds[0])
         for _, result in pool.run(play_task, enumerate(tasks)):
             results.append(result)

@@ -21,10 +21,12 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from policies.pool import WORKERS, WorkerDied, WorkerPool, finished, result_of
 from policies.rollout import check_seed
+from policies.step_count import StepCount
 from wm_agents.data.dataset import write_manifest
 from wm_agents.data.shard import SUFFIX, TEMPORARY, ShardError, ShardInfo, read_info
 from wm_agents.data.worker import Counters, MakePolicy, ShardTask, collect_shard, shard_name
 from wm_agents.system.interrupt import deferred_interrupt
+from wm_agents.system.run_folder import STEPS
 from wm_envs.registry import RealSpec
 
 __all__ = ["CollectConfig", "CollectSummary", "MakePolicy", "check_seed", "collect"]
@@ -80,9 +82,13 @@ class CollectSummary(NamedTuple):
     """done | max_gb | free_disk | no_space | interrupted"""
     returns: list[float]
     new_steps: int
+    taken: int
+    """Agent steps taken so far by all calls, including those of shards that were interrupted"""
 
 
-def collect(cfg: CollectConfig, make_policy: MakePolicy, *, console: Console | None = None) -> CollectSummary:
+def collect(
+    cfg: CollectConfig, make_policy: MakePolicy, *, console: Console | None = None, count: StepCount | None = None
+) -> CollectSummary:
     """Collect `cfg.steps` agent steps in worker processes, each of which writes one shard at a time.
 
     However it stops (done, a limit, a full disk, SIGINT, SIGTERM, SIGKILL), `out` contains only complete
@@ -91,6 +97,7 @@ def collect(cfg: CollectConfig, make_policy: MakePolicy, *, console: Console | N
     Args:
         make_policy: called in each worker with its environment. It must be picklable, such as a
             `functools.partial` of a function of a module.
+        count: counts the steps before they are taken; by default in the file `real_steps` of `out`.
 
     Raises:
         ValueError: a seed reserved for evaluation is reached, or `out` contains data of another environment.
@@ -104,8 +111,9 @@ def collect(cfg: CollectConfig, make_policy: MakePolicy, *, console: Console | N
         _sweep(out)
         plan = _Plan(cfg)
         old = plan.steps
+        count = count or StepCount(out / STEPS, start=plan.found_steps)
         try:
-            stopped = _full(cfg) or _work(cfg, make_policy, plan, stopping, show)
+            stopped = _full(cfg) or _work(cfg, make_policy, plan, count, stopping, show)
         finally:
             _sweep(out)
             _note(out)
@@ -118,15 +126,23 @@ def collect(cfg: CollectConfig, make_policy: MakePolicy, *, console: Console | N
         stopped=stopped,
         returns=[float(r) for s in sorted(plan.shards, key=lambda s: s.name) for r in s.returns],
         new_steps=plan.steps - old,
+        taken=count.value,
     )
 
 
-def _work(cfg: CollectConfig, make_policy: MakePolicy, plan: _Plan, stopping: Callable[[], bool], show: _Show) -> str:
+def _work(
+    cfg: CollectConfig,
+    make_policy: MakePolicy,
+    plan: _Plan,
+    count: StepCount,
+    stopping: Callable[[], bool],
+    show: _Show,
+) -> str:
     """Keep all processes busy until `plan` has enough steps, and return the reason for stopping."""
     room = int(cfg.max_gb * 1e9) - _used(Path(cfg.out))
-    counters = Counters(WORKERS.Value("q", 0), WORKERS.Value("q", room))
+    counters = Counters(count, WORKERS.Value("q", room))
     running: dict[Future[ShardInfo | str], ShardTask] = {}
-    stopped, old = "", plan.steps
+    stopped, old, before = "", plan.steps, count.value
     pool = WorkerPool(counters, cfg.procs)
     try:
         while True:
@@ -145,7 +161,7 @@ def _work(cfg: CollectConfig, make_policy: MakePolicy, plan: _Plan, stopping: Ca
                     stopped = stopped or got  # No room for this shard: finish the running ones, start no more.
                 else:
                     plan.add(got)
-            show(plan, old, counters.steps.value)
+            show(plan, old, count.value - before)
     except WorkerDied as error:
         if stopping():  # The workers received the signal too.
             return "interrupted"
@@ -169,6 +185,7 @@ class _Plan:
         self.shards: list[ShardInfo] = []
         self.steps = 0
         self.found = dict(_find_shards(cfg))
+        self.found_steps = sum(shard.num_steps for shard in self.found.values())
         self._take_found()
 
     def add(self, shard: ShardInfo) -> None:

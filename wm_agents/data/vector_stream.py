@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from policies.step_count import StepCount
 from wm_agents.data.episode import Episode, check_episode
 from wm_envs.real import make_real
 from wm_envs.registry import RealSpec
@@ -20,13 +21,16 @@ class Stream:
     """`num` environments in lockstep; a row whose episode ends starts the next one with the next seed.
 
     Rows without a seed stop; `going` marks the active rows. Use it in a `with` statement, or close it.
+
+    Args:
+        count: counts the steps of all rows before they are taken.
     """
 
-    def __init__(self, spec: RealSpec, num: int, seeds: Iterator[int]) -> None:
+    def __init__(self, spec: RealSpec, num: int, seeds: Iterator[int], count: StepCount | None = None) -> None:
         if num < 1:
             raise ValueError(f"num must be at least 1, got {num}")
         self.envs: list[gym.Env[Any, Any]] = [make_real(spec) for _ in range(num)]
-        self.seeds = seeds
+        self.seeds, self.count = seeds, count
         self.obs_space, self.act_space = self.envs[0].observation_space, self.envs[0].action_space
         self.obs: Array = np.zeros((num, *(self.obs_space.shape or ())), self.obs_space.dtype)
         """(N, *obs_shape): the current observation of each row."""
@@ -40,6 +44,8 @@ class Stream:
     def step(self, act: Array) -> list[tuple[int, Episode]]:
         """Take one step in every active row and return the finished episodes, each with its row."""
         ended = []
+        if self.count is not None:
+            self.count.add(int(self.going.sum()))
         for row in map(int, np.flatnonzero(self.going)):
             obs, rew, term, trunc, _ = self.envs[row].step(act[row])
             played = self._played[row]

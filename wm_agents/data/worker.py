@@ -15,6 +15,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from policies.policy import Policy
 from policies.pool import Halt
 from policies.rollout import Transition, check_seed, rollout
+from policies.step_count import StepCount
 from wm_agents.data.episode import Episode, collect_episode, split_episode
 from wm_agents.data.shard import ShardInfo, write_shard
 from wm_envs.real import make_real
@@ -45,10 +46,9 @@ class ShardTask(NamedTuple):
 
 
 class Counters(NamedTuple):
-    """Counters shared by all workers and their parent."""
+    """What all workers and their parent count together."""
 
-    steps: Synchronized[int]
-    """Steps taken by all workers"""
+    steps: StepCount
     room: Synchronized[int]
     """Bytes that may still be written to disk"""
 
@@ -88,7 +88,7 @@ def play(task: ShardTask, counters: Counters, halt: Halt) -> Iterator[Episode]:
         policy = task.make_policy(envs.envs[0])
         for seed in range(task.seed, task.seed + task.num):
             check_seed(seed)
-            steps = _counted(rollout(envs, policy, seed=[seed], policy_seed=seed), counters, halt)
+            steps = _until(halt, rollout(envs, policy, seed=[seed], policy_seed=seed, count=counters.steps))
             lives: list[int] = []
             if task.spec.lives_end:
                 steps = _counting_lives(steps, envs.envs[0], lives)
@@ -98,12 +98,10 @@ def play(task: ShardTask, counters: Counters, halt: Halt) -> Iterator[Episode]:
         envs.close()
 
 
-def _counted(transitions: Iterator[Transition], counters: Counters, halt: Halt) -> Iterator[Transition]:
+def _until(halt: Halt, transitions: Iterator[Transition]) -> Iterator[Transition]:
     for transition in transitions:
         if halt.is_set():
             raise Halted
-        with counters.steps.get_lock():
-            counters.steps.value += 1
         yield transition
 
 

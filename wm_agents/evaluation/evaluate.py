@@ -15,6 +15,7 @@ from rich.console import Console
 from policies.play import EpisodeResult, EpisodeTask, play
 from policies.policy import Policy
 from policies.rollout import EVAL_SEED, returns, rollout
+from policies.step_count import StepCount
 from wm_agents.checkpoint import Artifact
 from wm_agents.degraded import degraded_of
 from wm_agents.models.saved import load_model
@@ -76,11 +77,12 @@ def evaluate_real(
     seeds: Sequence[int],
     procs: int = 2,
     console: Console | None = None,
+    count: StepCount | None = None,
 ) -> Score:
-    """Play one real episode per seed; returns are in the order of `seeds`."""
+    """Play one real episode per seed; returns are in the order of `seeds`. `count` counts the steps."""
     played: list[EpisodeResult] = []
     with Bar(f"real {spec.id}", len(seeds), console) as bar:
-        for episode in play(spec, make_policy, [EpisodeTask(seed) for seed in seeds], procs):
+        for episode in play(spec, make_policy, [EpisodeTask(seed) for seed in seeds], procs, count):
             played.append(episode)
             bar.update(len(played), f"mean return {np.mean([p.ret for p in played]):.1f}")
     steps = sum(p.steps for p in played)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from policies.step_count import StepCount
 from wm_agents.data.episode import Episode
 from wm_agents.data.replay import Batch
 from wm_agents.data.vector_stream import Stream
@@ -67,10 +68,12 @@ class Actor:
         return own
 
 
-def play(learner: Learner, model: Model, spec: RealSpec, seeds: Sequence[int]) -> list[Episode]:
+def play(
+    learner: Learner, model: Model, spec: RealSpec, seeds: Sequence[int], count: StepCount | None = None
+) -> list[Episode]:
     """Play one episode without exploration per seed, in their order."""
     episodes: list[Episode] = []
-    with Stream(spec, min(len(seeds), ROWS), iter(seeds)) as stream:
+    with Stream(spec, min(len(seeds), ROWS), iter(seeds), count) as stream:
         actor = Actor(learner, model, explore=False, seed=seeds[0])
         while stream.going.any():
             episodes += [episode for _, episode in stream.step(actor.act(stream.obs, stream.first))]

@@ -25,6 +25,7 @@ from torch import nn
 
 from policies.policy import Policy, explorer
 from policies.rollout import check_seed
+from policies.step_count import StepCount
 from wm_agents.checkpoint import load_weights
 from wm_agents.data.dataset import Dataset, write_shard
 from wm_agents.data.episode import Episode
@@ -40,7 +41,7 @@ from wm_agents.models.families import build, config_class
 from wm_agents.models.model import Model
 from wm_agents.system.files import write_tensors
 from wm_agents.system.interrupt import deferred_interrupt
-from wm_agents.system.run_folder import MetricsLog, RunFolder, start_run
+from wm_agents.system.run_folder import STEPS, MetricsLog, RunFolder, start_run
 from wm_agents.training.callbacks import Callback
 from wm_agents.training.trainer import Trainer
 from wm_envs.action import act_dim
@@ -65,7 +66,7 @@ class Standing:
     judged: int = 0
     """Agent steps of evaluations."""
     lost: int = 0
-    """Agent steps that were lost when the run was killed."""
+    """Agent steps that were taken since the last checkpoint of a killed run."""
     shards: int = 0
     best: float | None = None
     evaluations: list[dict[str, float]] = field(default_factory=list)
@@ -95,6 +96,7 @@ class Online:
         )
         self.limit = episode_limit(cfg.spec) or 0
         self.now = Standing(next_seed=cfg.seed)
+        self.count = StepCount(run.path / STEPS, start=run.state.get("real_steps", 0))
         self.fresh: list[Episode] = []
         """Episodes that are not yet on disk."""
         self.explorers: list[Policy] = []
@@ -120,6 +122,7 @@ class Online:
                         self._save()
                     if interrupted():
                         raise KeyboardInterrupt
+                self._check_learned()
                 self._judge()
                 self.now.wall_s = time.perf_counter() - began
                 self._save()
@@ -133,7 +136,7 @@ class Online:
         """Step all rows while the budget lasts, store the episodes that end, and yield the number of
         steps."""
         cfg, keeps_latents = self.cfg, hasattr(self.learner, "latents")
-        with Stream(cfg.spec, cfg.num_envs, self._seeds()) as stream:
+        with Stream(cfg.spec, cfg.num_envs, self._seeds(), self.count) as stream:
             actor = Actor(self.learner, self.model, explore=True, seed=self.now.next_seed)
             seen: list[list[Latent]] = [[] for _ in range(cfg.num_envs)]
             while self.now.real_steps + self._reserve() <= cfg.real_steps:
@@ -146,6 +149,14 @@ class Online:
                     seen[row] = []
                 self.now.played += cfg.num_envs
                 yield self.now.played
+
+    def _check_learned(self) -> None:
+        """Check that interruptions have not used up the steps for training."""
+        if self.trainer.update == 0 and self.now.lost > 0:
+            raise ConfigurationError(
+                f"{self.run.path}: {self.now.lost:,} of {self.cfg.real_steps:,} real steps were lost when the run was "
+                "killed, and the rest is too few to train on; raise real_steps, or lower save_every"
+            )
 
     def _reserve(self) -> int:
         """Steps reserved in the budget: the next one in all rows, and those of the last evaluation."""
@@ -203,7 +214,7 @@ class Online:
             return
         self.trainer.check_finite()
         seeds = range(JUDGE_SEED, JUDGE_SEED + num)
-        episodes = self.trainer.quietly(lambda: play(self.learner, self.model, self.cfg.spec, seeds))
+        episodes = self.trainer.quietly(lambda: play(self.learner, self.model, self.cfg.spec, seeds, self.count))
         write_shard(self.judged_dir, f"eval-{len(then):04d}", episodes, self.cfg.spec.to_dict())
         self.now.judged += sum(ep.num_steps for ep in episodes)
         mean = float(np.mean([ep.rew.sum() for ep in episodes]))
@@ -225,7 +236,6 @@ class Online:
     def _log(self, values: Mapping[str, float]) -> None:
         if self.log is not None:
             self.log.write(self.now.real_steps, values)
-        # After a kill, the steps since the last checkpoint are lost but still counted.
         self.run.update(real_steps=self.now.real_steps)
 
     def _show(self, every_s: float = 15.0) -> None:
@@ -254,7 +264,7 @@ class Online:
             self.trainer.load_checkpoint()
         for path in sorted(self.data_dir.glob("part-*.h5"))[self.now.shards :]:
             path.unlink()
-        self.now.lost += max(self.run.state.get("real_steps", 0) - self.now.real_steps, 0)
+        self.now.lost = self.count.value - self.now.played - self.now.judged
         if self.now.shards:
             for episode in Dataset(self.data_dir).iter_episodes():
                 self.buffer.add(episode, self.model.act_space)

@@ -24,6 +24,7 @@ from policies.linear import LinearPolicy
 from policies.mlp import DrawnPolicy
 from policies.policy import NoisyPolicy, Policy, explorer
 from policies.sb3 import check_actions
+from policies.step_count import StepCount
 from wm_agents.control.evolve import controller_at, evolve_in_dream
 from wm_agents.control.ppo import Iteration, ppo_in_dream
 from wm_agents.data.collect import CollectConfig, collect
@@ -37,7 +38,7 @@ from wm_agents.models.ensemble import Ensemble
 from wm_agents.models.saved import load_model
 from wm_agents.models.vmc import VMC, sizes
 from wm_agents.pretrained import Controller, cached_model, frame_policy, load_policy, load_starts, save_model
-from wm_agents.system.run_folder import RunFolder, start_run
+from wm_agents.system.run_folder import STEPS, RunFolder, start_run
 from wm_agents.training.callbacks import Callback, LoggingCallback, ProgressCallback
 from wm_agents.video import record
 from wm_envs.real import check_spec, episode_limit, make_real
@@ -87,6 +88,7 @@ class Improvement:
         self.round: int = run.state.get("round", 0)
         self.stage: str = run.state.get("stage", STAGES[0])
         self.stopped: bool = run.state.get("stopped", False)
+        self.count = StepCount(run.path / STEPS, start=self._real_steps())
         self.began = time.perf_counter()
 
     def loop(self) -> None:
@@ -96,6 +98,8 @@ class Improvement:
             self.console.print(f"round {self.round}: {self.stage}")
             facts = getattr(self, self.stage)()
             facts["wall_s"] = time.perf_counter() - self.began
+            if taken := self.count.value - self._real_steps():
+                facts["steps"] = taken  # Also those of a start that was killed in this stage.
             self._note(facts)
 
     def collect(self) -> dict[str, float]:
@@ -117,6 +121,7 @@ class Improvement:
             ),
             explorer if first else driver,
             console=self.console,
+            count=self.count,
         )
         if summary.stopped == "interrupted":
             raise KeyboardInterrupt
@@ -126,7 +131,7 @@ class Improvement:
             )
         if summary.stopped != "done":
             self.console.print(f"  collection stopped after {summary.steps} steps: {summary.stopped}")
-        return {"return": float(np.mean(summary.returns)), "steps": summary.steps}
+        return {"return": float(np.mean(summary.returns))}
 
     def learn(self) -> dict[str, float]:
         """Fit the model to all data, and compute initial latents."""
@@ -190,11 +195,15 @@ class Improvement:
             return {}
         seeds = range(JUDGE_SEED, JUDGE_SEED + self.cfg.judge_episodes)
         score = evaluate_real(
-            self.cfg.spec, partial(frame_policy, str(self._dir() / "model")), list(seeds), self.cfg.procs
+            self.cfg.spec,
+            partial(frame_policy, str(self._dir() / "model")),
+            list(seeds),
+            self.cfg.procs,
+            count=self.count,
         )
         self.console.print(f"  real return {score}")
         net, artifact = load_model(self._dir() / "model")
-        filmed = record(
+        record(
             self._dir() / "real_vs_dream.mp4",
             self.cfg.spec,
             net,
@@ -202,13 +211,13 @@ class Improvement:
             seed=JUDGE_SEED,
             cut_off=artifact.config["cut_off"],
             max_frames=FILMED,
+            count=self.count,
         )
         return {
             "real": score.mean,
             "std": score.std,
             "ci95": score.ci95,
             "episodes": len(score.returns),
-            "steps": score.frames // self.cfg.spec.action_repeat + filmed - 1,
         }
 
     def finish(self) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def train_offline(project: Project, spaces: Spaces, console: Console) -> dict[st
         data=f"by exploration; seeds from {seed}",
         training=f"{learned.result.updates} updates",
         text=f"{project.model} was trained offline.",
-        real_steps=summary.steps,
+        real_steps=summary.taken,
         train_wall_s=learned.result.wall_s,
         result={"updates": learned.result.updates, "val": learned.result.best_val},
         summary={},

@@ -5,6 +5,7 @@ runs/<env>/<family>/<time>/
   metrics.jsonl   one JSON object per line: {"step": ..., "train/loss": ...}
   events.*        the same for TensorBoard
   state.json      the progress of the run, for resuming
+  real_steps      the count of real steps: a byte each (see `policies.step_count`)
   lock            held by the process that is using the folder
 """
 
@@ -31,6 +32,10 @@ PACKAGES = (
     "gymnasium", "ale-py", "Box2D", "numpy", "torch", "cma", "h5py", "safetensors", "stable-baselines3",
     "lightning-fabric", "moviepy", "opencv-python-headless",
 )  # fmt: skip
+
+
+STEPS = "real_steps"
+"""The file that counts the real steps of a run."""
 
 
 class FolderInUse(RuntimeError):
