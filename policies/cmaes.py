@@ -1,6 +1,6 @@
 """CMA-ES for linear controllers, in dreams (the whole population is one batch) or in the real environment.
 
-pycma does the strategy; this file turns it round to maximise, makes it resumable and feeds it returns.
+The package pycma implements the strategy. This file makes it maximise, makes it resumable and scores its candidates.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from wm_envs.action import act_dim
 Array = NDArray[Any]
 EMPTY: Mapping[str, str] = MappingProxyType({})
 Score = Callable[[Array, int], Array]
-"""(P, D) candidates and the generation's number to their (P,) returns."""
+"""Maps candidates (P, D) and the number of the generation to returns (P,)."""
 
 
 @dataclass(frozen=True)
 class CMAConfig:
-    """The strategy's constants; the paper has 64 x 16 and sigma 0.1."""
+    """Settings of the strategy; population, rollouts and sigma default to those of the paper."""
 
     population: int = 64
     rollouts: int = 16
-    """Episodes a candidate; all candidates of a generation meet the same ones."""
+    """Episodes per candidate. Their seeds are the same for all candidates of a generation."""
     generations: int = 120
     sigma: float = 0.1
     components: int | None = None
-    """Evolve weights on this many principal components of feat (`policies.subspace`) instead of one weight for each of
-    its numbers: far fewer dreams do, where feat has many that vary together."""
+    """Evolve weights on the first N principal components of feat (`policies.subspace`) instead of on feat itself. This
+    takes far fewer dreams if feat has many correlated dimensions."""
     average: int = 1
-    """The result is the mean of the distribution's means after the last N generations (Polyak & Juditsky 1992): with
-    few rollouts each of them is off in a direction of its own."""
+    """The result is the average of the distribution's means after the last N generations (Polyak & Juditsky 1992).
+    With few rollouts this removes much of the noise of a single mean."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -59,7 +59,7 @@ class CMAConfig:
 
 
 class Generation(NamedTuple):
-    """What one generation reports."""
+    """The progress after one generation."""
 
     number: int
     mean: float
@@ -68,31 +68,31 @@ class Generation(NamedTuple):
     sigma: float
     wall_s: float
     weights: Array
-    """The evolution's result so far (D,)."""
+    """The result so far (D,)."""
 
 
 class Evolution:
-    """Ask and tell, returns going up.
+    """CMA-ES by `ask` and `tell`, which maximises returns.
 
-    The state is the list of returns told so far: replaying them gives back cma's covariance, its path and its random
-    numbers (drawn from a generator of our own) to the last bit, with nothing to unpickle. The mean is kept beside it
-    and compared, for another machine's linear algebra may turn the candidates another way.
+    The saved state is the list of all returns so far. Replaying them restores the covariance and the random numbers of
+    pycma exactly, without unpickling. The mean is saved too and compared after the replay, because the linear algebra
+    of another machine may give other candidates.
     """
 
     def __init__(self, x0: Array, cfg: CMAConfig, told: Array | None = None, about: Mapping[str, str] = EMPTY) -> None:
-        import cma  # Brings Matplotlib along; workers and `--help` do without.
+        import cma  # Imports Matplotlib, which workers and `--help` do not need.
 
         self.cfg = cfg
         self.x0 = np.asarray(x0, np.float64)
         self.about = dict(about)
-        """What the scores are to be made by again, in the words of whoever makes them."""
+        """Facts that the caller needs to compute scores in the same way after resuming."""
         self.told: list[Array] = []
         self._means: deque[Array] = deque(maxlen=cfg.average)
         rng = np.random.default_rng(cfg.seed)
         options = {
             "popsize": cfg.population,
             "randn": lambda *shape: rng.standard_normal(shape),
-            "seed": np.nan,  # Its own seeding of NumPy's global generator stays off.
+            "seed": np.nan,  # Do not seed NumPy's global generator.
             "verbose": -9,
             "verb_log": 0,
             "maxiter": np.inf,
@@ -104,7 +104,7 @@ class Evolution:
 
     @property
     def generation(self) -> int:
-        """Generations told so far."""
+        """Number of generations so far."""
         return len(self.told)
 
     @property
@@ -114,7 +114,7 @@ class Evolution:
 
     @property
     def result(self) -> Array:
-        """The mean of the last `cfg.average` means (D,): what is reported and kept, never the best sample."""
+        """The average of the last `cfg.average` means (D,), which is reported and saved instead of the best sample."""
         return np.mean(self._means, axis=0) if self._means else self.mean
 
     @property
@@ -122,12 +122,12 @@ class Evolution:
         return float(self._es.sigma)
 
     def ask(self) -> Array:
-        """Candidates (P, D)."""
+        """The next candidates (P, D)."""
         self._asked = np.asarray(self._es.ask())
         return self._asked
 
     def tell(self, values: Array) -> None:
-        """Returns (P,) of the candidates last asked for; higher is better.
+        """Update the distribution with the returns (P,) of the last candidates; higher is better.
 
         Raises:
             ValueError: a return is not finite.
@@ -140,7 +140,7 @@ class Evolution:
         self._means.append(self.mean)
 
     def save(self, path: Path) -> None:
-        """Write the state, whole or not at all."""
+        """Write the state completely or not at all."""
         state = {
             "cfg": asdict(self.cfg),
             "x0": self.x0.tolist(),
@@ -154,27 +154,31 @@ class Evolution:
 
     @classmethod
     def load(cls, path: Path, cfg: CMAConfig | None = None) -> Evolution:
-        """Read a state back; `cfg` may ask for more generations, nothing else may differ.
+        """Restore a saved state. `cfg` may differ from the saved settings only in the number of generations.
 
         Raises:
-            ValueError: other settings, or a machine on which the replay comes out differently.
+            ValueError: the settings differ, or the replay gives another mean on this machine.
         """
         state = json.loads(path.read_text())
         saved = CMAConfig(**state["cfg"])
         cfg = cfg or saved
         if asdict(cfg) | {"generations": 0} != asdict(saved) | {"generations": 0}:
-            raise ValueError(f"{path} was made with {saved}, got {cfg}; resume with the same or start afresh")
+            raise ValueError(
+                f"{path} was written with {saved}, got {cfg}; use the same settings to resume, or remove the file to "
+                "start over"
+            )
         evolution = cls(np.array(state["x0"]), cfg, np.array(state["told"]), state.get("about", {}))
         if not np.allclose(evolution.mean, state["mean"], rtol=1e-6, atol=1e-9):
             raise ValueError(
-                f"{path} does not replay here: another machine, library or number of threads made it. "
-                "Resume where it was made, or remove the file to start afresh"
+                f"the replay of {path} gives another result, because it was written on another machine, with other "
+                "libraries or with another number of threads. Resume where it was written, or remove the file to "
+                "start over"
             )
         return evolution
 
 
 def read_about(state: Path | None) -> dict[str, str]:
-    """What an evolution kept about its scores when it began; nothing where it did not begin yet."""
+    """The `about` of a saved evolution; empty if there is no saved state."""
     if state is None or not state.exists():
         return {}
     about: dict[str, str] = json.loads(state.read_text()).get("about", {})
@@ -190,9 +194,12 @@ def evolve(
     about: Mapping[str, str] = EMPTY,
     on_generation: Callable[[Generation], bool | None] | None = None,
 ) -> Evolution:
-    """Run the generations that are left; with `state` the run goes on where it was stopped, to the generation.
+    """Run the remaining generations.
 
-    `about` is kept in the state of a run that begins, for `read_about`; `on_generation` may return True to stop.
+    Args:
+        state: file in which the state is saved after every generation, and from which the run resumes.
+        about: facts to save in the state of a new run, for `read_about`.
+        on_generation: called after every generation; returns True to stop.
     """
     evolution = Evolution.load(state, cfg) if state is not None and state.exists() else Evolution(x0, cfg, about=about)
 
@@ -203,7 +210,7 @@ def evolve(
         means = float(values.mean()), float(values.max())
         return bool(on_generation(Generation(evolution.generation, *means, evolution.sigma, wall_s, evolution.result)))
 
-    # A run that was killed before this generation was looked at looks at it now.
+    # A run that was killed before the callback of this generation calls it now.
     stopped = told(time.perf_counter())
     while evolution.generation < cfg.generations and not stopped:
         began = time.perf_counter()
@@ -223,10 +230,11 @@ def score_in_dream(
     start: str = "anywhere",
     widen: Callable[[Array], Array] = lambda weights: weights,
 ) -> Score:
-    """Score a population in `envs`: population x rollouts rows, obs="latent", autoreset DISABLED.
+    """Score a population in dreams, which have the same seeds for every candidate.
 
-    Rollout r of every candidate has the same seed, hence the same start and the same luck. `widen` turns the evolved
-    weights into those that act, where only part of them is evolved.
+    Args:
+        envs: dreams with population x rollouts rows, obs="latent" and autoreset DISABLED.
+        widen: converts evolved weights to weights on feat, if only some of them are evolved.
     """
     want = cfg.population * cfg.rollouts
     if envs.num_envs != want:
@@ -250,9 +258,11 @@ def score_in_real(
     *,
     widen: Callable[[Array], Array] = lambda weights: weights,
 ) -> Score:
-    """Score a population in real episodes; the pool's `make_policy` is called with the weights (A, F + 1).
+    """Score a population in real episodes, which have the same seeds for every candidate.
 
-    Rollout r of every candidate has the same seed.
+    Args:
+        pool: its `make_policy` is called with weights (A, F + 1).
+        widen: converts evolved weights to weights on feat, if only some of them are evolved.
     """
 
     def score(candidates: Array, generation: int) -> Array:
@@ -269,7 +279,7 @@ def score_in_real(
 
 
 def rollout_seeds(cfg: CMAConfig, generation: int) -> range:
-    """The seeds that all candidates of a generation meet; those for evaluation are refused."""
+    """The seeds of all candidates of a generation. Raises ValueError for seeds reserved for evaluation."""
     first = cfg.seed + generation * cfg.rollouts
     check_seed(first)
     check_seed(first + cfg.rollouts - 1)

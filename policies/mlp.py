@@ -108,23 +108,23 @@ class MLPPolicy:
 
 
 class DrawnPolicy:
-    """Draws discrete actions by the chances that a network's outputs are logits of: how it acted as it learned.
+    """Samples discrete actions with the probabilities of a network, as PPO does in training.
 
     Args:
-        policy: one of Discrete actions, as PPO leaves it.
+        policy: a network whose outputs are logits of Discrete actions.
 
     Raises:
-        ValueError: it has other actions.
+        ValueError: it is not an `MLPPolicy` with Discrete actions.
     """
 
     def __init__(self, policy: Policy) -> None:
         if not isinstance(policy, MLPPolicy) or not isinstance(policy.space, spaces.Discrete):
-            raise ValueError(f"actions can be drawn by an MLPPolicy of Discrete ones only, got {policy!r}")
+            raise ValueError(f"sampling actions needs an MLPPolicy with Discrete actions, got {policy!r}")
         self.policy, self.space = policy, policy.space
 
     def reset(self, num: int, seed: int) -> None:
         self.policy.reset(num, seed)
-        self.rng = np.random.default_rng([seed, 3])  # No other policy's stream.
+        self.rng = np.random.default_rng([seed, 3])  # Independent of the streams of other policies.
 
     def act(self, obs: Array) -> Array:
         shares = self.policy.outputs(obs).double().softmax(1).cumsum(1).numpy()

@@ -1,4 +1,4 @@
-"""A subspace of feat, so that a linear controller is searched with fewer numbers than feat has."""
+"""A subspace of feat, in which a linear controller has fewer weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Array = NDArray[Any]
 
 
 class Subspace(NamedTuple):
-    """Coordinates `(feat - centre) @ axes.T`, K of them."""
+    """K coordinates `(feat - centre) @ axes.T`."""
 
     centre: Array
     """(F,)"""
@@ -19,29 +19,31 @@ class Subspace(NamedTuple):
     """(K, F), orthonormal rows."""
 
     def widen(self, weights: Array) -> Array:
-        """Weights on the coordinates (..., A, K + 1) as the weights on feat (..., A, F + 1) that act the same."""
+        """Convert weights on the coordinates (..., A, K + 1) to equivalent weights on feat (..., A, F + 1)."""
         on_feat = weights[..., :-1] @ self.axes
         bias = weights[..., -1:] - (on_feat @ self.centre)[..., None]
         return np.concatenate([on_feat, bias], axis=-1)
 
     def narrow(self, weights: Array) -> Array:
-        """Weights on feat (..., A, F + 1) as those on the coordinates (..., A, K + 1): the inverse of `widen`, which
-        loses the part of the weights along other directions."""
+        """Project weights on feat (..., A, F + 1) to weights on the coordinates (..., A, K + 1).
+
+        This is the inverse of `widen`. Parts of the weights along other directions are lost.
+        """
         on_axes = weights[..., :-1] @ self.axes.T
         bias = weights[..., -1:] + (weights[..., :-1] @ self.centre)[..., None]
         return np.concatenate([on_axes, bias], axis=-1)
 
 
 def seen(feat_dim: int, sees: slice = slice(None)) -> Subspace:
-    """The part `sees` of feat as it is."""
+    """The subspace of the dimensions `sees` of feat."""
     return Subspace(np.zeros(feat_dim), np.eye(feat_dim)[sees])
 
 
 def principal(feat: Array, num: int, sees: slice = slice(None)) -> Subspace:
-    """The `num` directions in which the part `sees` of feat (S, F) varies most (Pearson 1901), the largest first.
+    """The first `num` principal components of the dimensions `sees` of feat (S, F) (Pearson 1901).
 
     Raises:
-        ValueError: that part has fewer directions than `num`.
+        ValueError: there are fewer than `num` components.
     """
     centre = feat[:, sees].mean(0, dtype=np.float64)
     _, _, axes = np.linalg.svd(feat[:, sees] - centre, full_matrices=False)
@@ -50,6 +52,6 @@ def principal(feat: Array, num: int, sees: slice = slice(None)) -> Subspace:
             f"components must be from 1 to {len(axes)} for {len(feat)} latents of {len(centre)} features, got {num}"
         )
     largest = np.abs(axes).argmax(1)[:, None]
-    axes *= np.sign(np.take_along_axis(axes, largest, 1))  # Libraries differ in the signs that they choose.
+    axes *= np.sign(np.take_along_axis(axes, largest, 1))  # The sign depends on the library.
     whole = seen(feat.shape[1], sees).axes
     return Subspace(centre @ whole, axes[:num] @ whole)

@@ -162,7 +162,7 @@ BROKEN = [
     (put(4, lambda info: None), "info must be a dict, got"),
     (put(4, lambda info: {}), r"SAME_STEP, step \d+: info\['_final_obs'\] must be"),
     (changed(end_shows_the_new_episode), r"info\['final_obs'\]\[\d\] must be the last frame of the episode"),
-    (RewardAtReset, r"NEXT_STEP.*row \d: \(rew, term, trunc\) must be \(0.0, False, False\) \(the step after an end"),
+    (RewardAtReset, r"NEXT_STEP.*row \d: \(rew, term, trunc\) must be \(0.0, False, False\) \(the step after an ep"),
     (MaskIgnored, r"reset_mask=.*rows outside the mask must not change"),
     (TermIsTrunc, r"row \d: \(rew, term, trunc\) must be .*False, True.* got .*True, False"),
 ]

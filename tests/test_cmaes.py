@@ -224,15 +224,15 @@ def test_the_result_is_the_mean_of_the_last_means_after_a_kill_too(tmp_path: Pat
     assert np.array_equal(evolve(distance, np.zeros(5), cfg, state=tmp_path / "s.json").result, averaged.result)
 
 
-def test_another_runs_state_is_refused(tmp_path: Path) -> None:
+def test_the_state_of_another_run_is_rejected(tmp_path: Path) -> None:
     state = tmp_path / "evolution.json"
     evolve(distance, np.zeros(5), CFG, state=state)
-    with pytest.raises(ValueError, match=r"was made with CMAConfig\(.*sigma=0.3.*got CMAConfig\(.*sigma=0.5"):
+    with pytest.raises(ValueError, match=r"was written with CMAConfig\(.*sigma=0.3.*got CMAConfig\(.*sigma=0.5"):
         evolve(distance, np.zeros(5), CMAConfig(**{**vars(CFG), "sigma": 0.5}), state=state)
     values = json.loads(state.read_text())
     values["mean"][0] += 0.01
     state.write_text(json.dumps(values))
-    with pytest.raises(ValueError, match="does not replay here: another machine.*remove the file to start afresh"):
+    with pytest.raises(ValueError, match="gives another result.* another machine.*remove the file to start over"):
         Evolution.load(state)
 
 

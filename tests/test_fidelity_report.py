@@ -143,7 +143,7 @@ def test_verdicts_own_up_to_what_cannot_be_said(bare: Fidelity) -> None:
     assert said["termination"] == ("No real episode terminated, so the prediction of termination cannot be evaluated.")
     assert "no policy" in said["gap"] and "no policy" in said["temperature"]
     assert "too few policies" in said["ranking"]
-    assert "There are no evaluated rounds" in said["training"]
+    assert "The run has no evaluated rounds" in said["training"]
     assert said["disagreement"] == "The model is not an ensemble."
 
 

@@ -159,5 +159,5 @@ def test_drawn_actions_come_as_often_as_the_outputs_say_and_follow_the_seed() ->
 
 
 def test_only_discrete_actions_can_be_drawn() -> None:
-    with pytest.raises(ValueError, match="drawn by an MLPPolicy of Discrete ones only"):
+    with pytest.raises(ValueError, match="sampling actions needs an MLPPolicy with Discrete actions"):
         DrawnPolicy(identity(BOX, "clip"))

@@ -119,7 +119,7 @@ def check_rows(envs: Vector, rows: list[Any], mode: AutoresetMode, steps: int) -
                 want[i], *rest = row.step(actions[i])
                 facts = (float(rest[0]), bool(rest[1]), bool(rest[2]))
             got = (float(seen.rew[i]), bool(seen.term[i]), bool(seen.trunc[i]))
-            rule = "the step after an end starts a new episode: reward 0, not done" if over[i] else "row == single"
+            rule = "the step after an episode starts a new one: reward 0, not done" if over[i] else "row == single"
             close = np.allclose(got[0], facts[0], rtol=1e-3, atol=1e-4) and got[1:] == facts[1:]
             assert close, f"{where}, row {i}: (rew, term, trunc) must be {facts} ({rule}), got {got}"
             if mode == AutoresetMode.SAME_STEP and seen.done[i]:

@@ -1,8 +1,9 @@
 """Float32 or bfloat16, chosen by short trials on this machine.
 
-CPU flags do not tell. A CPU without bfloat16 emulates it, many times slower than float32, or fails (the LSTM of
-oneDNN); environment variables and builds of torch can disable what the CPU supports. So each kind of layer is tried,
-once per process. Where it works, the work itself is tried too: narrow layers and few rows are slower in bfloat16.
+CPU flags are not enough. A CPU without bfloat16 emulates it, many times slower than float32, or fails (the LSTM of
+oneDNN). Environment variables and builds of torch can disable what the CPU supports. So each kind of layer is tried
+once per process. If bfloat16 works, the caller's own computation is timed too, because narrow layers and small batches
+are slower in it.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ def use_bf16(
     """Whether layers of `kinds` compute in bfloat16 on `device`.
 
     Args:
-        asked: "auto": if all of them are faster in it; True: if the device supports it for all of them, else one line
-            is logged; False: never.
-        training: with backward passes.
+        asked: "auto": yes if all kinds are faster in bfloat16. True: yes if the device supports it for all kinds, else
+            one line is logged. False: no.
+        training: include backward passes.
     """
     if asked is False:
         return False
@@ -83,7 +84,7 @@ def bf16_speedup(kind: Kind, device: str = "cpu", training: bool = False) -> flo
     launches: on "cuda" the speed is infinite if the GPU supports bfloat16, elsewhere 1 if the network runs.
 
     Args:
-        training: forward and backward, not forward only.
+        training: time forward and backward passes instead of forward passes only.
     """
     if device == "cuda":
         return math.inf if torch.cuda.is_bf16_supported(including_emulation=False) else 0.0
@@ -102,9 +103,9 @@ def step_in_bf16(asked: bool | Literal["auto"], model: WorldModel, rows: int, pi
     """Whether dreamed steps of `rows` rows compute in bfloat16.
 
     Args:
-        asked: "auto": if a step of `model` is faster in it; True: if the device supports it, else one line is logged;
-            False: never.
-        pixels: steps are decoded.
+        asked: "auto": yes if a step of `model` is faster in bfloat16. True: yes if the device supports it, else one
+            line is logged. False: no.
+        pixels: include decoding.
     """
     kinds = kinds_of(model) - {"lstm"} if pixels else PRODUCTS  # A single step of an LSTM is made of products.
     if asked != "auto":
@@ -117,9 +118,10 @@ def step_in_bf16(asked: bool | Literal["auto"], model: WorldModel, rows: int, pi
 def faster_in_bf16(
     run: Callable[[], object], kinds: Collection[Kind], device: torch.device, *, training: bool = False
 ) -> bool:
-    """Whether `run`, made of layers of `kinds`, is faster in bfloat16. It is called up to eight times, if on a CPU.
+    """Whether `run`, which consists of layers of `kinds`, is faster in bfloat16.
 
-    On CUDA nothing is timed, and bfloat16 is taken to be faster; other devices are not trusted with it.
+    On a CPU, `run` is called up to eight times. On CUDA bfloat16 is assumed to be faster if it is supported, and on
+    other devices float32.
     """
     if not bf16_runs(kinds, device, training=training):
         return False
@@ -139,11 +141,11 @@ def faster_in_bf16(
 
 
 def _speedup(run: Callable[[bool], object]) -> float:
-    """The speed of `run(True)` relative to `run(False)`: the ratio of their shortest times, measured by turns."""
+    """The speed of `run(True)` relative to `run(False)`: the ratio of their shortest times, measured alternately."""
     best, first = [math.inf, math.inf], time.thread_time()
     for _ in range(REPEATS):
         for bf16 in (False, True):
-            # CPU time of this thread: other work on the machine hardly changes it.
+            # The CPU time of this thread hardly depends on other processes.
             began = time.thread_time()
             run(bf16)
             best[bf16] = min(best[bf16], time.thread_time() - began)
@@ -165,7 +167,7 @@ def _gradient(net: nn.Module, x: Tensor, bf16: bool) -> Tensor:
 
 
 def _example(kind: Kind, device: str) -> tuple[nn.Module, Tensor]:
-    """A network of one kind, as large as those of the smaller models, and its input."""
+    """A network of one kind, with the size of those in small models, and its input."""
     if kind == "product":
         net: nn.Module = nn.Sequential(nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 256))
         return net.to(device), torch.randn(512, 256).to(device)
@@ -178,7 +180,7 @@ def _example(kind: Kind, device: str) -> tuple[nn.Module, Tensor]:
 
 @contextmanager
 def _undisturbed(training: bool) -> Iterator[None]:
-    """One thread, gradients only for training, and no effect on the random numbers of the caller."""
+    """In this context torch uses one thread, has gradients only for training, and keeps the caller's random state."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""Which modules a file that somebody else made may have imported: `real.id = "module:Id-v0"` runs the module."""
+"""Which modules a foreign file may import: an environment id `module:Id-v0` in a saved model runs the module."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ class UntrustedModule(ValueError):
 
 
 def trust(*modules: str) -> None:
-    """Let files of this process name environments of these modules, as `--trust-module` does."""
+    """Allow saved models and datasets to import these modules in this process, like `--trust-module`."""
     _trusted.update(modules)
 
 
 def check_trusted(env_id: str, source: object) -> None:
-    """Check, before anything is imported, that the environment that a file names may be made.
+    """Check that the environment id in a file may be used, before anything is imported.
 
-    A module may be imported if it already is, if an installed package holds it, or if it is trusted by name; modules
-    that only lie in the working directory are not.
+    A module may be imported if it is already imported, belongs to an installed package, or is trusted by name. Modules
+    in the working directory are not trusted.
 
     Args:
         source: the file, for the message.
 
     Raises:
-        UntrustedModule: importing it would run code that nobody vouched for.
-        ValueError: the id is a dream's.
+        UntrustedModule: the module is not trusted.
+        ValueError: the id is that of a dream.
     """
     module, _, name = env_id.rpartition(":")
     if OURS.match(name):
@@ -40,6 +40,6 @@ def check_trusted(env_id: str, source: object) -> None:
     if module.partition(".")[0] in packages_distributions():
         return
     raise UntrustedModule(
-        f"{source} names the environment {env_id}, and making it would run the module {module}, which no installed "
-        f"package holds; if you trust it, give --trust-module {module}, or call wm_envs.trust.trust({module!r})"
+        f"{source} names the environment {env_id}, whose module {module} would be run, but belongs to no installed "
+        f"package; if you trust it, give --trust-module {module}, or call wm_envs.trust.trust({module!r})"
     )

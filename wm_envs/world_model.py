@@ -1,7 +1,8 @@
-"""The interface everything hangs on: what a world model is, and what it means to imagine with one.
+"""The interface of all world models, and imagination with one. Read this first.
 
-Read this first. Families implement `WorldModel`, `DreamVectorEnv` turns one into an environment, controllers see
-`feat`. Time runs `obs[t], act[t] -> rew[t], obs[t+1]`; every leaf of a latent is (B, ...), rows never mix.
+Model families implement `WorldModel`, `DreamVectorEnv` turns a model into an environment, and controllers observe
+`feat`. Steps are `obs[t], act[t] -> rew[t], obs[t+1]`. Every tensor of a latent has shape (B, ...), and rows of a batch
+are independent.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ Latent = dict[str, Tensor]
 
 
 Rows = NDArray[np.int64] | slice
-"""Which rows of a batch."""
+"""Selects rows of a batch."""
 EVERYONE = slice(None)
 
 
 class RowStreams:
-    """Standard normals for N rows, each row from a stream of its own, drawn ahead in blocks.
+    """Standard normal noise for N rows, with an independent stream per row.
 
-    `restart` opens a row's stream from the row's generator. What follows depends on that and on the calls since, never
-    on the neighbours, so that a row of a batch repeats the same dream alone. Only the `active` rows draw, all of
-    them unless set otherwise.
+    `restart` seeds the stream of a row from the generator of the row. The noise of a row does not depend on other
+    rows, so that a row of a batch repeats the same dream alone. `active` selects the rows that draw noise; default:
+    all. Noise is drawn in blocks, which is faster.
     """
 
     def __init__(self, rngs: list[np.random.Generator], block: int = 2048) -> None:
@@ -44,24 +45,24 @@ class RowStreams:
         self.active: Rows = EVERYONE
 
     def restart(self, row: int) -> None:
-        """Open a new stream in `row`: an episode begins there."""
+        """Start a new stream in `row`, for a new episode."""
         self._streams[row].manual_seed(int(self.rngs[row].integers(2**63)))
         self._cursor[row] = self.block
 
     def normal(self, dim: int) -> Tensor:
-        """The next `dim` numbers of each `active` row, (rows, dim) float32 on the CPU."""
+        """The next `dim` values of each `active` row, (rows, dim) float32 on the CPU."""
         if dim > self.block:
             raise ValueError(f"dim must be at most {self.block}, got {dim}; make RowStreams with a larger block")
         at = self._cursor[self.active]
         if (used_up := at + dim > self.block).any():
             for row in np.arange(len(self.rngs))[self.active][used_up]:
-                self._rows[row].normal_(generator=self._streams[row])  # Faster than numpy's by three.
+                self._rows[row].normal_(generator=self._streams[row])  # Three times as fast as numpy.
                 self._cursor[row] = 0
             at = self._cursor[self.active]
         if (at == at[0]).all():
             ahead = self._ahead[:, at[0] : at[0] + dim].clone()
         else:
-            columns = self._cursor.clip(max=self.block - dim)  # The clip is for others, whose block may be used up.
+            columns = self._cursor.clip(max=self.block - dim)  # Inactive rows may be past it.
             ahead = self._ahead.gather(1, torch.from_numpy(columns)[:, None] + torch.arange(dim))
         self._cursor[self.active] += dim
         return ahead[self.active]
@@ -71,30 +72,30 @@ Generator = torch.Generator | RowStreams | None
 
 
 def draw_normal(num: int, dim: int, generator: Generator, device: torch.device) -> Tensor:
-    """Standard normals (num, dim) from whichever source the caller owns; None is torch's global generator."""
+    """Standard normal noise (num, dim) from a generator; None is torch's global generator."""
     if isinstance(generator, RowStreams):
         return generator.normal(dim).to(device)
     return torch.randn(num, dim, generator=generator, device=device)
 
 
 class Step(NamedTuple):
-    """What one dreamed step gives."""
+    """The result of one dreamed step."""
 
     latent: Latent
     rew: Tensor
     """(B,)"""
     cont: Tensor
-    """(B,) probability that the episode goes on."""
+    """(B,) probability that the episode continues."""
     end: Tensor | None = None
-    """(B,) bool, the model's own draw of the end, which `rew` belongs to; None leaves it to a cut-off on `cont`."""
+    """(B,) bool: termination, if the model samples it together with `rew`; None: a threshold on `cont` decides."""
 
     def over(self, cut_off: float = 0.5) -> Tensor:
-        """(B,) bool: the episode ends with this step."""
+        """(B,) bool: the episode terminates with this step."""
         return self.cont < cut_off if self.end is None else self.end
 
 
 class WorldModel(Protocol):
-    """Anything that can be dreamed in. Actions are (B, A) in [-1, 1] or one-hot: see `wm_envs.action`."""
+    """The interface of a world model. Actions are (B, A), in [-1, 1] or one-hot: see `wm_envs.action`."""
 
     obs_space: gym.Space[Any]
     act_space: gym.Space[Any]
@@ -102,46 +103,52 @@ class WorldModel(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors live."""
+        """The device of its tensors."""
 
     def initial(self, num: int) -> Latent:
-        """The latent before any frame was seen."""
+        """The latent of `num` rows before the first frame."""
 
     def encode(
         self, obs: Tensor, latent: Latent | None = None, act: Tensor | None = None, first: Tensor | None = None
     ) -> Latent:
-        """Take in one real frame. `obs` is (B, *obs_shape); `latent` and `act` are those of the step before;
-        rows where `first` (B,) bool is set forget them."""
+        """Update the latent with one real frame.
+
+        Args:
+            obs: (B, *obs_shape).
+            latent: the latent of the previous frame; None for the first frame.
+            act: (B, A), the action between the two frames.
+            first: (B,) bool, rows in which an episode starts; they ignore `latent` and `act`.
+        """
 
     def step(self, latent: Latent, act: Tensor, *, temperature: float = 1.0, generator: Generator = None) -> Step:
-        """Dream one step. `temperature` is Ha & Schmidhuber's tau; 0 takes the most likely future."""
+        """Dream one step. `temperature` is tau in Ha & Schmidhuber; 0 gives the most likely future."""
 
     def decode(self, latent: Latent) -> Tensor:
         """The observation (B, *obs_shape) in the dtype of `obs_space`."""
 
     def feat(self, latent: Latent) -> Tensor:
-        """What a controller sees, (B, feat_dim) float32."""
+        """The features for controllers, (B, feat_dim) float32."""
 
 
 @runtime_checkable
 class EnsembleModel(WorldModel, Protocol):
-    """A world model of several members, whose disagreement is computed only on request: it needs all of them."""
+    """A world model of several members, whose disagreement is computed on request, because it takes all members."""
 
     @property
     def members(self) -> int:
-        """Their number; one alone cannot disagree."""
+        """Number of members."""
 
     def disagreement(self, latent: Latent, act: Tensor, ahead: Latent) -> Tensor:
-        """How far the members are apart about the step from `latent` by `act` to `ahead`: (B,), 0 where they agree."""
+        """The disagreement (B,) of the members about the step from `latent` with `act` to `ahead`; 0 if they agree."""
 
 
 def can_disagree(model: WorldModel) -> TypeGuard[EnsembleModel]:
-    """Whether `model` has two members or more."""
+    """Whether `model` is an ensemble of at least two members."""
     return isinstance(model, EnsembleModel) and model.members > 1
 
 
 def feat_space(model: WorldModel) -> spaces.Box:
-    """The space of feat as an observation; it has no bounds of its own, and checkers frown on infinite ones."""
+    """The observation space of feat, bounded by the largest float32, because checkers warn about infinite bounds."""
     most = float(np.finfo(np.float32).max)
     return spaces.Box(-most, most, (model.feat_dim,), np.float32)
 
@@ -150,7 +157,7 @@ class Trajectory(NamedTuple):
     """An imagined trajectory, time first."""
 
     latents: list[Latent]
-    """H + 1 latents, the start among them."""
+    """H + 1 latents, including the first one."""
     acts: Tensor
     """(H, B, A)"""
     rewards: Tensor
@@ -168,7 +175,14 @@ def imagine(
     temperature: float = 1.0,
     generator: Generator = None,
 ) -> Trajectory:
-    """Dream from `latent` under given actions (H, B, A), or under a function from feat (B, F) to actions (B, A)."""
+    """Dream from `latent` with actions (H, B, A), or with a function that maps feat (B, F) to actions (B, A).
+
+    Args:
+        horizon: number of steps; default: the number of given actions.
+
+    Raises:
+        ValueError: `horizon` is below 1, missing, or above the number of given actions.
+    """
     given = len(acts) if isinstance(acts, Tensor) else None
     horizon = given if horizon is None else horizon
     if horizon is None or horizon < 1 or (given is not None and horizon > given):
@@ -187,19 +201,19 @@ def imagine(
 
 
 class Observer:
-    """Carries a model's latent along real frames, one call a frame."""
+    """Updates the latent of a model with real frames, one call per frame."""
 
     def __init__(self, model: WorldModel) -> None:
         self.model = model
         self.latent: Latent | None = None
 
     def reset(self) -> None:
-        """Forget: the next frame opens an episode."""
+        """Start a new episode with the next frame."""
         self.latent = None
 
     @torch.inference_mode()
     def observe(self, obs: NDArray[np.generic], act: NDArray[np.generic] | None) -> NDArray[np.float32]:
-        """Take in frames (N, *obs_shape) that followed the env's own actions `act`; returns feat (N, F)."""
+        """Update with frames (N, *obs_shape) after the env's own actions `act`, and return feat (N, F)."""
         _check_obs(self.model.obs_space, obs)
         encoded = None
         if act is not None and self.latent is not None:

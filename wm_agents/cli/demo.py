@@ -1,4 +1,4 @@
-"""The main job in one call: open the shipped dream, train a controller in it, drive the real car, film both."""
+"""`wm demo`: trains a controller in the shipped dream, drives the real CarRacing-v3, and records a video of both."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ from wm_envs.registry import RealSpec
 
 DREAM = "Dream-CarRacing-v0"
 CMA = CMAConfig(population=64, rollouts=16, sigma=0.2, components=64, average=20, seed=1)
-"""A quarter of the dreamed steps of the recipe; docs/log.md compares variants."""
+"""These settings take a quarter of the dreamed steps of the recipe; docs/log.md compares variants."""
 TEMPERATURE = 1.2
-"""Hotter than the recipe: dreams are smoother than real tracks."""
-SHARES = {"loading": 0.02, "dreaming": 0.58, "driving and filming": 0.4}
-"""Of the whole time, on two cores without bfloat16."""
+"""Above that of the recipe, because dreams are smoother than real tracks."""
+SHARES = {"loading": 0.02, "training in the dream": 0.58, "driving": 0.4}
+"""Share of the total time of each stage, on two cores without bfloat16."""
 
 
 class Drives(NamedTuple):
-    """Scores in the real environment, of the new controller and of random actions on the same tracks."""
+    """Real scores of the new controller and of random actions, on the same tracks."""
 
     real: Score
     random: Score
 
 
 def run_demo(out: Path, *, generations: int, episodes: int, procs: int, console: Console) -> dict[str, Any]:
-    """Leave `summary.json` and `real_vs_dream.mp4` in `out`; the controller starts from zero and sees dreams only."""
+    """Train a controller from scratch, only in dreams, and write `summary.json` and `real_vs_dream.mp4` to `out`."""
     for name, value in (("generations", generations), ("episodes", episodes), ("procs", procs)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
@@ -68,7 +68,7 @@ def run_demo(out: Path, *, generations: int, episodes: int, procs: int, console:
     summary = {
         "dream_env": DREAM,
         "real_env": real_spec(artifact).id,
-        "controller": f"linear, {policy.weights.size} parameters, evolved from zero in dreams only",
+        "controller": f"linear, {policy.weights.size} parameters, trained from scratch only in dreams",
         "dream_steps": evolved.steps,
         "real": {"episodes": episodes, "seed": EVAL_SEED, **drives.real.to_dict()},
         "random": {"episodes": episodes, "seed": EVAL_SEED, **drives.random.to_dict()},
@@ -96,11 +96,11 @@ def _load() -> tuple[Model, Artifact]:
 
 
 def _evolve(model: Model, artifact: Artifact, generations: int, bar: StageBar) -> Evolved:
-    """A controller evolved from zero in the recipe's dreams."""
+    """Train a controller from scratch in dreams with the settings of the recipe."""
 
     def show(generation: Generation) -> None:
-        text = f"generation {generation.number}/{generations}, mean return {generation.mean:.0f} in the dream"
-        bar.update("dreaming", generation.number / generations, text)
+        text = f"generation {generation.number}/{generations}, mean dream return {generation.mean:.0f}"
+        bar.update("training in the dream", generation.number / generations, text)
 
     recipe = replace(RECIPES["CarRacing"], cma=replace(CMA, generations=generations), temperature=TEMPERATURE)
     starts, cut_off = load_starts(artifact), cut_off_of(artifact)
@@ -110,8 +110,8 @@ def _evolve(model: Model, artifact: Artifact, generations: int, bar: StageBar) -
 def _drive_and_film(
     spec: RealSpec, policy: LinearPolicy, film: Path, seeds: range, procs: int, bar: StageBar
 ) -> Drives:
-    """Drive with the controller and with random actions, once a seed, while one of the processes films a drive."""
-    bar.update("driving and filming", 0.0)
+    """Drive with the controller and with random actions, one episode per seed, and record a video of one episode."""
+    bar.update("driving", 0.0)
     drivers: list[tuple[Any, ...]] = [(policy.weights, policy.squash), ()]
     tasks = [EpisodeTask(seed, driver) for driver in drivers for seed in seeds]
     results: list[EpisodeResult] = []
@@ -119,15 +119,15 @@ def _drive_and_film(
         filming = pool.submit(_film, film, policy.weights, policy.squash, seeds[0])
         for _, result in pool.run(play_task, enumerate(tasks)):
             results.append(result)
-            bar.update("driving and filming", len(results) / (len(tasks) + 1), f"{len(results)}/{len(tasks)} drives")
+            bar.update("driving", len(results) / (len(tasks) + 1), f"{len(results)}/{len(tasks)} episodes")
         result_of(filming)
-    bar.update("driving and filming", 1.0, str(film))
+    bar.update("driving", 1.0, str(film))
     returns = [round(result.ret, 3) for result in sorted(results)]
     return Drives(Score(returns[: len(seeds)]), Score(returns[len(seeds) :]))
 
 
 def _driver(dream: str, weights: NDArray[np.float32] | None = None, squash: tuple[str, ...] | None = None) -> Policy:
-    """Who drives on real frames: the controller of these weights, or random actions."""
+    """A policy on real frames: the controller with these weights, or random actions."""
     if weights is None:
         return RandomPolicy(cached_model(dream)[0].act_space)
     return frame_policy(dream, weights, squash)

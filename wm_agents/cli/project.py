@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from wm_agents.project.schema import Project
 
 VERIFIED, NOT_VERIFIED = 0, 1
-"""Exit codes of `wm verify`; an interruption or invalid flags give 2, an error before the verdict 3."""
-ASKED = {"environment": "CartPole-v1", "model": "the default for it"}
+"""Exit codes of `wm verify`; an interruption or invalid flags give 2, an error 3."""
+ASKED = {"environment": "CartPole-v1", "model": "the default for this environment"}
 
 
 def init(path: str, env: str | None = None, model: str | None = None, yes: bool = False, force: bool = False) -> int:
@@ -78,7 +78,7 @@ def verify(
 ) -> int:
     """Compare a model with its real environment, on episodes that were not used for training.
 
-    Exit codes: 0 verified, 1 not verified, 2 interrupted or invalid flags, 3 an error before the verdict.
+    Exit codes: 0 verified, 1 not verified, 2 interrupted or invalid flags, 3 an error.
 
     Args:
         target: a model directory, the name of a shipped model or dream, or an evidence bundle to check again;
@@ -89,8 +89,8 @@ def verify(
         proof_episodes: number of real episodes over which returns are compared.
         seed: first environment seed, at least 1,000,000.
         procs: number of processes that run real episodes.
-        evidence_bundle: folder for everything the verdict is based on, with sha256 checksums; proof always
-            writes one, by default `evidence` next to the model.
+        evidence_bundle: folder for the evidence bundle: all results and checksums; proof always writes one, by default
+            to `evidence` next to the model.
         config: a project's wm.toml; its [verify] section gives values that flags do not.
         as_json: print one JSON object on stdout.
     """

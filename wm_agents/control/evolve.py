@@ -1,4 +1,4 @@
-"""A controller evolved for a model: in its dream, or in the real environment it dreams of."""
+"""Trains a linear controller on the latents of a model with CMA-ES, in its dream or in the real environment."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ OnGeneration = Callable[[Generation], bool | None]
 
 
 class Evolved(NamedTuple):
-    """What CMA-ES arrived at."""
+    """The result of CMA-ES in a dream."""
 
     policy: LinearPolicy
     dream_return: float
-    """The last population's mean return in the dream."""
+    """Mean return of the last population in the dream."""
     steps: int
-    """Steps dreamed in this call, of all rows together."""
+    """Dreamed steps of this call, over all rows."""
 
 
 def evolve_in_dream(
@@ -53,16 +53,16 @@ def evolve_in_dream(
     state: Path | None = None,
     on_generation: OnGeneration | None = None,
 ) -> Evolved:
-    """Evolve a linear controller on latents; the whole population dreams in one batch.
+    """Evolve a linear controller on latents; one batch of dreams scores the whole population.
 
     Args:
-        horizon: steps of each dream, started anywhere in the data.
-        x0: flat weights on feat to start from; zeros as in the paper unless given. With `cfg.components` what they
-            say of other directions is lost.
-        sees: the part of feat that the controller sees; its weights on the rest are 0 and are not evolved.
-        stall: a dream is truncated after N steps in a row without a positive reward.
-        state: file that a killed run resumes from.
-        on_generation: gets each generation, its weights as those on feat.
+        horizon: steps of each dream. Dreams start from latents of any moment in the data.
+        x0: initial weights on feat, flat; default: zeros, as in the paper. With `cfg.components` they are projected to
+            the components.
+        sees: the dimensions of feat that the controller uses; its weights on the others stay 0.
+        stall: truncate a dream after N consecutive steps without a positive reward.
+        state: file from which an interrupted run resumes.
+        on_generation: called after every generation, with weights on feat.
     """
     envs = DreamVectorEnv(
         model,
@@ -93,7 +93,7 @@ def evolve_in_dream(
 
 
 def controller_at(flat: NDArray[np.float64], model: WorldModel, squash: tuple[str, ...] | None) -> LinearPolicy:
-    """The controller that flat parameters of an evolution stand for."""
+    """The controller with the flat weights `flat`."""
     return LinearPolicy(model.act_space, unflatten(flat, model.act_space), squash)
 
 
@@ -106,9 +106,15 @@ def evolve_in_real(
     state: Path | None = None,
     on_generation: OnGeneration | None = None,
 ) -> LinearPolicy:
-    """Evolve the same controller on the same latents, but in real episodes over processes, as the paper did for cars.
+    """Evolve a linear controller on latents in real episodes, as the paper does for CarRacing.
 
-    A candidate's return is that of whole episodes, on environment seeds below 1,000,000.
+    The score of a candidate is its mean return over whole episodes, with environment seeds below 1,000,000.
+
+    Args:
+        model: a model directory, or the name of a shipped model or dream.
+        procs: number of worker processes.
+        state: file from which an interrupted run resumes.
+        on_generation: called after every generation, with weights on feat.
     """
     net, artifact = load_model(model)
     subspace = _subspace(net, load_starts(artifact), cfg)
@@ -124,7 +130,7 @@ def evolve_in_real(
 
 
 def show_generations(bar: Bar) -> OnGeneration:
-    """What moves `bar` as an evolution goes on."""
+    """A callback that updates `bar` after every generation."""
 
     def show(generation: Generation) -> None:
         bar.update(generation.number, f"mean return {generation.mean:.1f}, best {generation.best:.1f}")
@@ -133,7 +139,7 @@ def show_generations(bar: Bar) -> OnGeneration:
 
 
 def _subspace(model: WorldModel, starts: dict[str, Latent], cfg: CMAConfig, sees: slice = slice(None)) -> Subspace:
-    """What of feat the controller sees: all of `sees`, or the principal components of the moments it starts at."""
+    """The subspace that the controller uses: all dimensions `sees`, or principal components of initial latents."""
     if cfg.components is None:
         return seen(model.feat_dim, sees)
     with torch.inference_mode():
@@ -143,7 +149,7 @@ def _subspace(model: WorldModel, starts: dict[str, Latent], cfg: CMAConfig, sees
 
 
 def _on_feat(on_generation: OnGeneration | None, subspace: Subspace, act_space: gym.Space[Any]) -> OnGeneration | None:
-    """`on_generation` for generations whose weights are those on `subspace`: it gets them on feat."""
+    """Wrap `on_generation` to receive weights on feat instead of weights on `subspace`."""
     if on_generation is None:
         return None
 

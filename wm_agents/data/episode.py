@@ -122,7 +122,7 @@ def drop_autoreset_rows(
 ) -> list[Episode]:
     """Split the stream of one environment, recorded with NEXT_STEP autoreset, into episodes.
 
-    With NEXT_STEP, the step after an end ignores its action and returns the first frame of the next episode
+    With NEXT_STEP, the step after an episode ignores its action and returns the first frame of the next episode
     with reward 0. That row is not a transition and is dropped. An unfinished last episode counts as
     truncated, with `info["cut"]`. Only the first episode can have `seed`.
 

@@ -31,7 +31,7 @@ LEVEL = 12
 """Level of zstd: 5 % smaller files than level 6, and still negligible beside rendering."""
 ZSTD_ID = 32015
 MAX_ROWS = 10**8
-"""Frames of a shard, at most; a foreign file may claim any number without storing one."""
+"""Maximum number of frames in a shard, because a foreign file may declare any number without storing data."""
 
 
 @dataclass(frozen=True)
@@ -210,22 +210,22 @@ def _read_info(file: h5py.File, path: Path) -> ShardInfo:
 
 
 def check_self_contained(file: h5py.File) -> None:
-    """Check, before any read, that a shard holds its own data: no links, no groups, no storage in other files.
+    """Check, before reading any data, that a shard contains its own data: no links, groups or external storage.
 
     Raises:
-        ShardError: a part of it is a window onto something else, or claims more rows than a shard may have.
+        ShardError: a part of it is stored elsewhere, or has more rows than a shard may have.
     """
     for name in file:
         link = file.get(name, getlink=True)
         if not isinstance(link, h5py.HardLink):
-            raise ShardError(f"refused: {name} is a link to other data ({type(link).__name__})")
+            raise ShardError(f"rejected: {name} is a link to other data ({type(link).__name__})")
         part = file[name]
         if not isinstance(part, h5py.Dataset):
-            raise ShardError(f"refused: {name} must be a dataset, got {type(part).__name__}")
+            raise ShardError(f"rejected: {name} must be a dataset, got {type(part).__name__}")
         if part.external or part.is_virtual:
-            raise ShardError(f"refused: {name} is stored in another file")
+            raise ShardError(f"rejected: {name} is stored in another file")
         if part.ndim == 0 or len(part) > MAX_ROWS:
-            raise ShardError(f"refused: {name} claims shape {part.shape}; a shard has at most {MAX_ROWS:,} rows")
+            raise ShardError(f"rejected: {name} has shape {part.shape}; a shard has at most {MAX_ROWS:,} rows")
 
 
 def _uses_zstd(obs: h5py.Dataset) -> bool:

@@ -37,7 +37,12 @@ FAMILIES = {
         "ensemble", "Ensemble", "EnsembleConfig", "probabilistic ensemble on vectors, after PETS and MBPO", (8,), 2
     ),
     "objects": Family(
-        "objects", "Objects", "ObjectsConfig", "things on a still background, moved by discrete draws", (160, 160, 1), 3
+        "objects",
+        "Objects",
+        "ObjectsConfig",
+        "objects on a static background, with discrete predictions",
+        (160, 160, 1),
+        3,
     ),
     "dreamerv3": Family(
         "dreamerv3", "DreamerV3", "DreamerV3Config", "DreamerV3 of Hafner et al.: a recurrent state-space model",

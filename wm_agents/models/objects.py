@@ -1,12 +1,13 @@
-"""Objects: a world model whose latent is where things are, in whole pixels, and whose every guess is discrete.
+"""A world model of objects: its latent contains object positions in whole pixels, and all its predictions are discrete.
 
-V (`Slots`) finds things by colour. M sees the slots of the last frames and actions, and draws the next frame's slots
-one after another, the largest thing first, each knowing where those before it went: whether it is seen, how many rows
-and then how many columns it moves, or at which row and column it appears; then the reward and the end. Positions never
-blur, so a dream of ten thousand steps is as sharp as its first frame.
+The encoder (`Slots`) finds objects by their colour. The dynamics model (`Heads`) samples the slots of the next frame
+from those of the last frames and actions, one object after another, the largest first. For each object it samples
+whether it is visible, and by how many rows and columns it moves; or, for a new object, at which row and column it
+appears. Each prediction is conditioned on the previous ones. Reward and termination come last. Positions stay exact, so
+a dream of 10,000 steps is as sharp as its first frame.
 
-An episode may end by a count of rewards, as a game to 21 points does: the counts are part of the latent, and the limits
-are read off the episodes that ended.
+An episode may terminate at a count of rewards, as a game to 21 points does. The counts are part of the latent, and the
+limits are inferred from the recorded episodes.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from wm_agents.data.replay import Batch
 
 LONGEST = 32
-"""Steps since a thing came or went, counted so far."""
+"""Maximum age of an object, in steps since it appeared or disappeared."""
 
 
 @strict(ELSEWHERE)
@@ -45,15 +46,15 @@ class ObjectsConfig(WorldModelConfig):
     SIZES: ClassVar[Mapping[str, Mapping[str, Any]]] = {"ci": {"slots": 2, "hidden": 32, "head": 16}, "default": {}}
 
     slots: int = 4
-    """Things at most, one a colour."""
+    """Maximum number of objects; each has its own colour."""
     history: int = 4
-    """Frames that the next one depends on."""
+    """Number of frames on which the next one depends."""
     reach: int = 32
-    """Pixels that a thing moves in a step at most, along each axis; what goes further appears anew."""
+    """Maximum movement of an object per step and axis, in pixels; faster objects count as new ones."""
     hidden: int = 256
-    """Units of the two layers that all heads share."""
+    """Width of the two layers that all heads share."""
     head: int = 128
-    """Units of the one layer of each head."""
+    """Width of the hidden layer of each head."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,7 +63,7 @@ class ObjectsConfig(WorldModelConfig):
 
 
 class Transitions(NamedTuple):
-    """Steps of real episodes: latent, act -> rew and what is seen next."""
+    """Steps of real episodes: latent, act -> rew, and the objects of the next frame."""
 
     latent: Latent
     act: Tensor
@@ -70,17 +71,20 @@ class Transitions(NamedTuple):
     rew: Tensor
     """(B,)"""
     term: Tensor
-    """(B,), 1 where the step ended the episode other than by a limit of rewards"""
+    """(B,), 1 if the step terminated the episode for another reason than a reward limit"""
     place: Tensor
-    """(B, K, 2), the last known one where the thing is not seen"""
+    """(B, K, 2), positions; the last known ones for invisible objects"""
     here: Tensor
-    """(B, K)"""
+    """(B, K), 1 for visible objects"""
 
 
 class Objects(Model):
-    """The world model. Its latent: `place` (B, T, K, 2) in pixels and `here` (B, T, K), the newest frame last, `acts`
-    (B, T-1, A) between them, `age` (B, K) steps since each thing came or went, `score` (B, 2) rewards below and above
-    0 since the episode began, where that is known."""
+    """The world model of K objects.
+
+    Its latent contains the last T frames: `place` (B, T, K, 2), positions in pixels; `here` (B, T, K), 1 for visible
+    objects; `acts` (B, T-1, A), the actions between the frames; `age` (B, K), steps since each object appeared or
+    disappeared; `score` (B, 2), the number of negative and positive rewards since the episode started, if known.
+    """
 
     family: ClassVar[str] = "objects"
     cfg: ObjectsConfig
@@ -96,7 +100,7 @@ class Objects(Model):
         self.channels_first = tuple(obs_space.shape or ()) == frame
         self.eye = Slots(cfg.slots, height, width, channels)
         self.limit: Tensor
-        # Counts of rewards below and above 0 that end an episode; infinite where none was seen to.
+        # Numbers of negative and of positive rewards at which an episode terminates; infinite if there is no limit.
         self.register_buffer("limit", torch.full((2,), torch.inf))
         later, earlier = torch.tril_indices(cfg.slots, cfg.slots, -1)
         self.register_buffer("later", later, persistent=False)
@@ -118,7 +122,7 @@ class Objects(Model):
     def encode(
         self, obs: Tensor, latent: Latent | None = None, act: Tensor | None = None, first: Tensor | None = None
     ) -> Latent:
-        """Take in a frame. Before an episode's first one the world stood still; the score stays what it was."""
+        """Update the latent with a frame. The first frame of an episode fills the whole history; `score` is kept."""
         place, here = self.eye.see(self.pixels(obs))
         opening = {
             **self.initial(len(obs)),
@@ -133,7 +137,7 @@ class Objects(Model):
         return {key: torch.where(_like(first, leaf), opening[key], leaf) for key, leaf in after.items()}
 
     def advance(self, latent: Latent, act: Tensor, place: Tensor, here: Tensor) -> Latent:
-        """The latent once `act` was taken and things are at `place` (B, K, 2) where `here` (B, K); score as it was."""
+        """The latent after `act` and a frame with objects at `place` (B, K, 2) if `here` (B, K); `score` is kept."""
         place = torch.where(here[..., None] > 0, place, latent["place"][:, -1])
         same = (here == latent["here"][:, -1]).float()
         return {
@@ -145,19 +149,19 @@ class Objects(Model):
         }
 
     def step(self, latent: Latent, act: Tensor, *, temperature: float = 1.0, generator: Generator = None) -> Step:
-        """Dream one step; tau divides every head's logits, and 0 takes the likeliest of each in turn."""
+        """Dream one step. The temperature divides the logits of every head; 0 takes the most likely classes."""
         num = len(latent["age"])
         self.check_act(act, num)
         chance = None
         if temperature > 0:
-            # A normal's own quantile is uniform.
+            # The CDF of a normal sample is uniform.
             chance = torch.special.ndtr(draw_normal(num, 3 * self.cfg.slots + 2, generator, self.device))
         drawn = self.heads.draw(self.feat(latent), act, latent, self.eye.count, self._odds, Dice(chance, temperature))
         after = self.advance(latent, act, drawn.place, drawn.here)
         rew = self.rewards.values[drawn.rew]
         counts = torch.stack([rew < 0, rew > 0], 1).float()
         after["score"] = latent["score"] + counts
-        # A score that is not known may pass a limit in its first step: only the step that reaches it ends.
+        # An unknown score may exceed a limit at once, so only a step that changes the count terminates.
         over = ((after["score"] >= self.limit) & (counts > 0)).any(1)
         return Step(after, rew, torch.where(over, 0.0, 1 - drawn.end_chance), over | drawn.end)
 
@@ -166,7 +170,7 @@ class Objects(Model):
         return frames.movedim(-1, 1).contiguous() if self.channels_first else frames
 
     def feat(self, latent: Latent) -> Tensor:
-        """Where things are, how they moved, how far each is from each other and from the borders, what was done."""
+        """Positions and movements of the objects, their distances to each other and to the borders, and the actions."""
         place, here = latent["place"], latent["here"]
         now, seen = place[:, -1], here[:, -1, :, None]
         centre = now + self.eye.size / 2
@@ -192,9 +196,9 @@ class Objects(Model):
         return torch.cat([part.flatten(1) for part in parts], 1)
 
     def loss(self, batch: Batch) -> LossOutput:
-        """`transitions_loss` of every step in the windows. First frames have no past; reward counts end no episode.
+        """`transitions_loss` of all steps of the windows, without reward limits and without frames before a window.
 
-        In training mode the first batch finds the things and, as each later one, the rewards that occur.
+        In training mode the first batch defines the objects, and every batch adds the rewards that occur.
         """
         if self.training:
             if not self.eye.count:
@@ -213,7 +217,7 @@ class Objects(Model):
         return self.transitions_loss(Transitions(before, *outcome, *seen))
 
     def transitions_loss(self, transitions: Transitions) -> LossOutput:
-        """Cross-entropy of all that is drawn in a step, each guess given those before it, summed."""
+        """The sum of the cross-entropies of all predictions of a step, each conditioned on the real previous ones."""
         latent, seen = transitions.latent, (transitions.place, transitions.here)
         taught = self.heads.teach(self.feat(latent), transitions.act, latent, self.eye.count, *seen)
         parts = {
@@ -224,7 +228,7 @@ class Objects(Model):
         return LossOutput(torch.stack(list(parts.values())).sum(), parts, {})
 
     def _odds(self, logits: Tensor) -> Tensor:
-        """Logits of the rewards that occur, the weights that they were learned with taken out again."""
+        """Logits of the rewards that occur, corrected for the weights of the loss."""
         weights = self.rewards.weights
         return (logits - weights.log()).where(weights > 0, -torch.inf)
 
@@ -236,13 +240,13 @@ class Objects(Model):
 
 
 class Dice(NamedTuple):
-    """What is drawn with: uniform numbers (B, N), one a guess, and tau; None takes the likeliest."""
+    """Samples classes with uniform noise (B, N), one column per prediction; None takes the most likely classes."""
 
     chance: Tensor | None
     temperature: float
 
     def pick(self, logits: Tensor, guess: int, rows: Tensor | None = None) -> Tensor:
-        """A class (B,) of logits (B, C) by the number of `guess`; of those of `rows` alone if given."""
+        """Classes (B,) for logits (B, C), sampled with noise column `guess`; `rows` selects rows of the noise."""
         if self.chance is None:
             return logits.argmax(-1)
         chance = self.chance[:, guess] if rows is None else self.chance[rows, guess]
@@ -250,28 +254,29 @@ class Dice(NamedTuple):
         return torch.searchsorted(shares, chance[:, None].contiguous())[:, 0].clamp(max=logits.shape[-1] - 1)
 
     def flip(self, logit: Tensor, guess: int) -> Tensor:
-        """1.0 or 0.0 (B,) of a logit (B,)."""
+        """1.0 or 0.0 (B,) for logits (B,)."""
         if self.chance is None:
             return (logit > 0).float()
         return (self.chance[:, guess] < torch.sigmoid(logit.float() / self.temperature)).float()
 
 
 class Drawn(NamedTuple):
-    """The next frame as it was drawn."""
+    """The sampled next frame, reward and termination."""
 
     place: Tensor
     """(B, K, 2)"""
     here: Tensor
     """(B, K)"""
     rew: Tensor
-    """(B,) class of the reward"""
+    """(B,) classes of the rewards"""
     end: Tensor
     """(B,) bool"""
     end_chance: Tensor
+    """(B,) probability of termination"""
 
 
 class Taught(NamedTuple):
-    """What the heads lose on things, and what they say of reward and end."""
+    """The losses of the object heads, and the logits of reward and termination."""
 
     parts: dict[str, Tensor]
     rew: Tensor
@@ -281,9 +286,10 @@ class Taught(NamedTuple):
 
 
 class Heads(nn.Module):
-    """M: two layers shared by all heads; a head adds to its share of them what was drawn before it.
+    """The dynamics model: two shared layers, and heads that also get the previous predictions of the step.
 
-    Guess 3k is whether thing k is seen, 3k + 1 its row, 3k + 2 its column; the last two are the reward and the end.
+    Prediction 3k is whether object k is visible, 3k + 1 its row, 3k + 2 its column. The last two predictions are reward
+    and termination.
     """
 
     def __init__(self, cfg: ObjectsConfig, in_dim: int, frame: tuple[int, int]) -> None:
@@ -308,7 +314,7 @@ class Heads(nn.Module):
     def draw(
         self, feat: Tensor, act: Tensor, latent: Latent, used: int, odds: Callable[[Tensor], Tensor], dice: Dice
     ) -> Drawn:
-        """The next frame of every row; `used` slots hold things."""
+        """Sample the next frame of every row. The first `used` slots contain objects."""
         shares = self._shares(feat, act)
         now, was = latent["place"][:, -1], latent["here"][:, -1]
         place, here = now.clone(), torch.zeros_like(was)
@@ -330,7 +336,7 @@ class Heads(nn.Module):
         return Drawn(place, here, dice.pick(odds(rew), last), dice.flip(end, last + 1) > 0, torch.sigmoid(end.float()))
 
     def teach(self, feat: Tensor, act: Tensor, latent: Latent, used: int, place: Tensor, here: Tensor) -> Taught:
-        """What the heads lose on the next frame's `place` and `here`, each given the truth of those before it."""
+        """The losses for the next frame's `place` and `here`; each prediction gets the real previous ones."""
         shares = self._shares(feat, act)
         now, was = latent["place"][:, -1], latent["here"][:, -1]
         parts = {name: feat.new_zeros(()) for name in ("here", "move", "new")}
@@ -362,24 +368,24 @@ class Heads(nn.Module):
         return F.silu(shares[self.slots + k] + self.column_given[k](told))
 
     def _outcome(self, shares: tuple[Tensor, ...], place: Tensor, here: Tensor, now: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of the reward (B, 16) and of the end (B,)."""
+        """Logits of the reward (B, 16) and of termination (B,)."""
         given = torch.cat([_told(place[:, k : k + 1], here[:, k : k + 1], now[:, k]) for k in range(self.slots)], 1)
         out = self.outcome(F.silu(shares[-1] + self.end_given(given)))
         return out[:, :-1].float(), out[:, -1].float()
 
 
 TOLD = 7
-"""Numbers that tell a head of another thing."""
+"""Number of inputs of a head per other object."""
 
 
 def _told(place: Tensor, here: Tensor, origin: Tensor) -> Tensor:
-    """Where things (B, K, 2) that are `here` (B, K) lie from `origin` (B, 2), at three scales: (B, 7 K)."""
+    """Positions (B, K, 2) of objects relative to `origin` (B, 2) at three scales, and `here` (B, K): (B, 7 K)."""
     seen = here[..., None]
     return torch.cat([_scaled(place - origin[:, None]) * seen, seen], -1).flatten(1)
 
 
 def _scaled(pixels: Tensor) -> Tensor:
-    """A distance at three scales, last axis tripled: pixels tell apart what is close, none is lost that is far."""
+    """Distances at three scales, which triple the last axis: fine for close objects, coarse for distant ones."""
     return torch.cat([pixels / 80, torch.tanh(pixels / 16), torch.tanh(pixels / 4)], -1)
 
 

@@ -1,8 +1,8 @@
-"""V of the object family: things that differ from the background, one slot a colour, found without any label.
+"""The encoder of the object family: finds objects by their colour, without labels, one slot per object.
 
-The background is each pixel's median. What differs from it by an exact colour is one thing; a slot says whether it is
-seen, and where its upper left corner is, in whole pixels. A thing that the frame cuts off keeps its size, so that its
-corner may lie outside. Pictures are painted back from the slots and stay sharp however long a dream lasts.
+The background is the median of each pixel. All pixels of one exact colour that differ from the background are one
+object. Its slot contains whether it is visible, and the position of its upper left corner in whole pixels. An object
+that is partly outside the frame keeps its size, so its corner may be outside. `paint` draws frames from slots.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ import torch
 from torch import Tensor, nn
 
 MIN_SHARE = 0.02
-"""A colour seen in fewer of the frames is no thing."""
+"""Minimum share of the frames in which the colour of an object occurs."""
 MAX_COLOURS = 64
-"""Of all that moves, so many colours with the most pixels are looked at."""
+"""Maximum number of colours that are considered, those with the most pixels first."""
 
 
 class Seen(NamedTuple):
-    """What the slots hold."""
+    """The content of the slots."""
 
     place: Tensor
-    """(B, K, 2) float: row and column of the upper left corner, in pixels; 0 where it is not seen."""
+    """(B, K, 2) float: row and column of the upper left corner, in pixels; 0 for invisible objects."""
     here: Tensor
-    """(B, K) float: 1 where the thing is seen, else 0."""
+    """(B, K) float: 1 for visible objects, else 0."""
 
 
 class Slots(nn.Module):
-    """K slots on frames (H, W, C), the largest thing first; unfitted, it sees nothing.
+    """K slots for frames (H, W, C), the largest object first. All slots are empty before `fit`.
 
     Args:
-        num: K, slots at most; colours beyond it, the rarest, are left to the background.
+        num: K, the maximum number of objects; if there are more, the rarest colours are ignored.
     """
 
     def __init__(self, num: int, height: int, width: int, channels: int) -> None:
@@ -50,12 +50,12 @@ class Slots(nn.Module):
 
     @property
     def count(self) -> int:
-        """Slots that hold a thing; they are the first ones."""
+        """Number of slots with an object; these are the first slots."""
         return int(self.used.sum())
 
     @torch.no_grad()
     def fit(self, frames: Tensor) -> None:
-        """Find background and things in uint8 frames (N, H, W, C) of all that may be met."""
+        """Find background and objects in uint8 frames (N, H, W, C), in which every object must occur."""
         self.background.copy_(frames.median(0).values)
         codes, still = _codes(frames), _codes(self.background[None])
         moving = codes != still
@@ -74,7 +74,7 @@ class Slots(nn.Module):
             self.used[k] = 1
 
     def see(self, frames: Tensor) -> Seen:
-        """The things in uint8 frames (B, H, W, C)."""
+        """Find the objects in uint8 frames (B, H, W, C)."""
         codes = _codes(frames)
         moving = codes != _codes(self.background[None])
         mask = (codes[:, None] == _codes(self.colour)[None, :, None, None]) & moving[:, None]  # (B, K, H, W)
@@ -86,7 +86,7 @@ class Slots(nn.Module):
         return Seen(torch.stack([row, column], -1) * here[..., None], here)
 
     def paint(self, place: Tensor, here: Tensor) -> Tensor:
-        """Frames (B, H, W, C) uint8 of things at (B, K, 2), larger ones first; those not `here` (B, K) are left out."""
+        """Draw objects at positions (B, K, 2) if `here` (B, K), larger ones first; frames (B, H, W, C) uint8."""
         frames = self.background.expand(len(place), -1, -1, -1).clone()
         corner = place.round().long()
         for k in range(self.num):
@@ -100,7 +100,7 @@ class Slots(nn.Module):
 
 
 class _Thing(NamedTuple):
-    """A colour that moves: in which share of the frames, and its commonest shape."""
+    """The colour of an object, the share of frames in which it occurs, and its most common shape."""
 
     code: int
     share: float
@@ -123,12 +123,12 @@ def _thing(codes: Tensor, moving: Tensor, code: int) -> _Thing:
 
 
 def _codes(frames: Tensor) -> Tensor:
-    """Each pixel's colour (..., C) as one number."""
+    """The colour of each pixel (..., C) as one integer."""
     return sum((frames[..., c].int() << (8 * c) for c in range(frames.shape[-1])), torch.zeros((), dtype=torch.int32))
 
 
 def _extent(line: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """First set place, length up to the last one, and whether there is any, (...) float each, of (..., L) bool."""
+    """For (..., L) bool: the first True, the length up to the last True, and whether there is one; (...) float each."""
     first, last = line.int().argmax(-1), line.shape[-1] - line.flip(-1).int().argmax(-1)
     any_set = line.any(-1).float()
     return first * any_set, (last - first) * any_set, any_set

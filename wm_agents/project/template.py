@@ -116,15 +116,15 @@ def main() -> None:
 
     obs, _ = env.reset(seed=0)
     policy.reset(1, seed=0)
-    frames, earned = [env.render()], 0.0
+    frames, total = [env.render()], 0.0
     for _ in range(project.inference.horizon):
         obs, reward, terminated, truncated, _ = env.step(policy.act(obs[None])[0])
         frames.append(env.render())
-        earned += float(reward)
+        total += float(reward)
         if terminated or truncated:
             break
     write_video(project.out / "dream.mp4", iter(frames), env.metadata["render_fps"])
-    print(f"dreamed {len(frames) - 1} steps, return {earned:.1f}: {project.out / 'dream.mp4'}")
+    print(f"dreamed {len(frames) - 1} steps, return {total:.1f}: {project.out / 'dream.mp4'}")
 
 
 if __name__ == "__main__":

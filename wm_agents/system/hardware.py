@@ -1,4 +1,4 @@
-"""What this machine is and can do: devices, threads, the facts of run records."""
+"""The hardware of this machine: devices, threads, memory, and a description for run records."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from wm_envs.precision import KINDS, use_bf16
 
 
 def find_device(name: str | torch.device) -> torch.device:
-    """The device of a name, "auto" being the best there is.
+    """The device with this name; "auto" is the best available one.
 
     Raises:
-        ConfigurationError: there is no such device here.
+        ConfigurationError: this machine does not have the device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -30,7 +30,7 @@ def find_device(name: str | torch.device) -> torch.device:
         raise ConfigurationError(f"device must be auto, cpu, cuda, cuda:1 or mps, got {str(name)!r}") from None
     if (device.index or 0) >= num:
         raise ConfigurationError(
-            f"device {str(name)!r} is not on this machine; use 'cpu', or 'auto' for the best there is"
+            f"device {str(name)!r} is not on this machine; use 'cpu', or 'auto' for the best device available"
         )
     return device
 
@@ -41,10 +41,10 @@ def num_cores() -> int:
 
 
 def check_threads(num: int) -> int:
-    """`num`, a number of threads for torch.
+    """Check a number of threads for torch, and return it.
 
     Raises:
-        ConfigurationError: this process has fewer cores, or it is below 1.
+        ConfigurationError: `num` is below 1, or above the number of cores of this process.
     """
     if not 1 <= num <= num_cores():
         raise ConfigurationError(f"threads must be from 1 to {num_cores()}, the cores of this process, got {num}")
@@ -53,10 +53,10 @@ def check_threads(num: int) -> int:
 
 @cache
 def keep_freed_memory() -> bool:
-    """Have glibc keep what is freed for the next tensor, up to two gigabytes; whether it could be told.
+    """Make glibc keep up to 2 GB of freed memory for new tensors, and return whether it supports this.
 
-    It gives the memory back otherwise, and the kernel hands the same pages out again, one fault each: networks of a
-    thousand rows spend as long on that as on their products. Large tensors, which would be mapped one by one, too.
+    By default glibc returns freed memory to the kernel, and every new tensor then causes page faults. Networks with
+    batches of 1,000 rows spend as much time on these faults as on matrix products.
     """
     trim_threshold, mmap_max = -1, -4  # As malloc.h names them.
     try:
@@ -67,7 +67,7 @@ def keep_freed_memory() -> bool:
 
 
 def describe() -> dict[str, Any]:
-    """CPU model, cores this process may use, RAM, what trains faster in bfloat16, GPU: the context of every number."""
+    """CPU model, cores of this process, RAM, kinds of layers that train faster in bfloat16, GPU, and system."""
     ram_kb = _proc_field("/proc/meminfo", "MemTotal").split()
     return {
         "cpu": _proc_field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),

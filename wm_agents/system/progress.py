@@ -1,4 +1,4 @@
-"""Progress of what takes long: a bar, or a line now and then where stderr is not a terminal."""
+"""Progress of long tasks: a bar on a terminal, else a line every few seconds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rich.progress import (
 
 
 class Bar:
-    """Shows how many of `total` are done and a text; use it in a `with`. Without a console it is silent."""
+    """Shows how many of `total` items are done, and a text. Use it in a `with` statement. Silent without a console."""
 
     def __init__(self, title: str, total: int, console: Console | None, line_every_s: float = 10.0) -> None:
         self.title, self.total, self.console, self.line_every_s = title, total, console, line_every_s
@@ -45,13 +45,13 @@ class Bar:
 
 
 class StageBar:
-    """One bar over several stages, with the time that is left; use it in a `with`.
+    """One bar over several stages, with the remaining time. Use it in a `with` statement.
 
-    Where stderr is not a terminal, each stage prints a line as it begins, and a thread prints one every `line_every_s`
-    whether or not anything was reported, so that silence means trouble.
+    Without a terminal, it prints a line when a stage starts and every `line_every_s` seconds, even without new
+    progress, so that missing lines show a hanging process.
 
     Args:
-        shares: the share of the whole time that each stage is expected to take, in their order; they sum to 1.
+        shares: expected share of the total time of each stage, in order; they sum to 1.
     """
 
     def __init__(self, shares: Mapping[str, float], console: Console, line_every_s: float = 5.0) -> None:
@@ -64,7 +64,7 @@ class StageBar:
         self._beat = threading.Thread(target=self._print_lines, daemon=True)
 
     def update(self, stage: str, done: float, text: str = "") -> None:
-        """Report that the share `done`, from 0 to 1, of `stage` is done."""
+        """Show that the share `done`, from 0 to 1, of `stage` is done."""
         begins, names = stage != self._stage, list(self.shares)
         before = sum(self.shares[name] for name in names[: names.index(stage)])
         self._stage, self._done, self._text = stage, before + done * self.shares[stage], text
@@ -73,7 +73,7 @@ class StageBar:
             self._print_line()
 
     def line(self, now: float) -> str:
-        """The state at `now` (of `time.monotonic`) as a line of text."""
+        """The progress at time `now` (of `time.monotonic`) as a line of text."""
         passed = now - self.began
         left = f", about {_clock(passed / self._done - passed)} left" if self._done > 0 else ""
         return f"{self._done:4.0%} {_clock(passed)}{left}  {self._stage} {self._text}".rstrip()

@@ -1,6 +1,6 @@
-"""How an object model is fitted to a dataset of pictures, and where its dreams start from.
+"""Fits an object model to a dataset of images, and computes initial latents.
 
-Every frame is looked at once; what the slots held is kept beside the data, a file a shard.
+Every frame is encoded once. The slots are cached beside the data, one file per shard.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from wm_envs.world_model import Latent
 Ints = NDArray[np.int64]
 
 FITTED = 1000
-"""Frames that things are found in."""
+"""Number of frames in which objects are searched."""
 AT_ONCE = 64
-"""Frames looked at side by side."""
+"""Number of frames that are encoded together."""
 NEAR = 24.0
-"""Pixels along both axes within which two things' centres are near each other: what touches next is among them."""
+"""Maximum distance in pixels, along both axes, of the centres of two objects that count as near each other."""
 VALIDATED = 4096
-"""Held-out steps for a validation, at most."""
+"""Maximum number of held-out steps for validation."""
 FEW_ENDS = 2
-"""Episodes that must have ended at one count of rewards before it is a limit."""
+"""Minimum number of episodes that ended at a count of rewards, for the count to be a limit."""
 
 
 class SlotSet(NamedTuple):
-    """Every frame of a dataset as the slots saw it, and the step that leaves it; an episode's last frame has none."""
+    """The slots of every frame of a dataset, and the step from each frame; the last frame of an episode has no step."""
 
     place: Tensor
-    """(F, K, 2), the last known one where a thing is not seen"""
+    """(F, K, 2), positions; the last known ones for invisible objects"""
     here: Tensor
     """(F, K)"""
     age: Tensor
-    """(F, K) steps since the thing came or went, as `Objects` counts them"""
+    """(F, K), steps since the object appeared or disappeared, as in `Objects`"""
     score: Tensor
-    """(F, 2) rewards below and above 0 since the episode began"""
+    """(F, 2), number of negative and positive rewards since the episode started"""
     act: Tensor
     """(F, A), encoded"""
     rew: Tensor
@@ -57,16 +57,16 @@ class SlotSet(NamedTuple):
     term: Tensor
     """(F,)"""
     first: Ints
-    """(F,) the first frame of the same episode."""
+    """(F,), the first frame of the same episode"""
     leaving: Ints
-    """(N,) the frames that a step leaves, in the order they were played."""
+    """(N,), the frames with a step, in order"""
     near: Ints
-    """Those of `leaving` in which two things are near each other."""
+    """The frames of `leaving` in which two objects are near each other"""
     episode: Ints
     """(F,)"""
 
     def latent(self, frame: Ints, history: int) -> Latent:
-        """What the model's latent was at the frames (B,)."""
+        """The latent of the model at the frames (B,)."""
         back = frame[:, None] - np.arange(history)[::-1]
         at = torch.from_numpy(np.maximum(back, self.first[frame][:, None]))
         acted = torch.from_numpy(back[:, :-1] >= self.first[frame][:, None]).float()[..., None]
@@ -80,16 +80,17 @@ class SlotSet(NamedTuple):
         }
 
     def transitions(self, frame: Ints, history: int) -> Transitions:
-        """The steps that leave the frames (B,), all of `leaving`."""
+        """The steps from the frames (B,), which must be in `leaving`."""
         now = torch.from_numpy(frame)
         seen = self.place[now + 1], self.here[now + 1]
         return Transitions(self.latent(frame, history), self.act[now], self.rew[now], self.term[now], *seen)
 
     def pick(self, num: int, rng: np.random.Generator) -> Ints:
-        """Frames to learn from: half of the newest quarter and half of all, half of each near and half any.
+        """Sample `num` frames for training.
 
-        What is near is drawn by the state alone. By its outcome it would not be the world's own chances that are
-        learned.
+        Half of them are from the newest quarter of the data, the others from all data. In each half, every second frame
+        has two objects near each other. Frames are selected only by their own state: a selection by what happens next
+        would bias the learned probabilities.
         """
         recent, near = rng.random((2, num)) < 0.5
         since = self.leaving[len(self.leaving) * 3 // 4]
@@ -98,10 +99,10 @@ class SlotSet(NamedTuple):
 
 
 def read_slots(model: Objects, dataset: Dataset, cache: Path) -> SlotSet:
-    """All frames of `dataset` as `model` sees them; those of shards seen before come from the folder `cache`.
+    """Encode all frames of `dataset`. The slots of each shard are cached in the folder `cache`.
 
     Raises:
-        ValueError: there is no episode.
+        ValueError: the dataset has no episodes.
     """
     if not dataset.num_episodes:
         raise ValueError(f"no episodes in {dataset.root} (skipped: {dataset.skipped}); collect some first")
@@ -119,13 +120,13 @@ def read_slots(model: Objects, dataset: Dataset, cache: Path) -> SlotSet:
 
 
 def fit_eye(model: Objects, dataset: Dataset, rng: np.random.Generator) -> None:
-    """Find background and things in frames of all episodes."""
+    """Find background and objects in frames of all episodes."""
     frames = torch.from_numpy(dataset.frames(min(FITTED, dataset.num_frames), rng))
     model.eye.fit(frames.movedim(1, -1) if model.channels_first else frames)
 
 
 def fit_limits(model: Objects, data: SlotSet) -> SlotSet:
-    """Take in at which counts of rewards episodes end; ends that these explain are none of M's in what comes back."""
+    """Set the reward limits at which episodes end, and return the data without the terminations that they explain."""
     counts = torch.stack([data.rew < 0, data.rew > 0], 1).float()
     after, steps = data.score + counts, torch.from_numpy(data.leaving)
     ends = data.term[steps] > 0
@@ -138,7 +139,7 @@ def fit_limits(model: Objects, data: SlotSet) -> SlotSet:
 def fit_objects(
     model: Objects, data: SlotSet, cfg: TrainingConfig, run_dir: Path, callbacks: tuple[Callback, ...] = ()
 ) -> TrainingResult:
-    """Train M on what the slots held, on from the weights it has."""
+    """Train the dynamics model on the slots, starting from its current weights."""
     model.rewards.learn(data.rew[torch.from_numpy(data.leaving)])
     history = model.cfg.history
     train, val = hold_out(int(data.episode[-1]) + 1, cfg.seed)
@@ -160,7 +161,7 @@ def fit_objects(
 
 
 def make_starts(data: SlotSet, history: int, num: int, rng: np.random.Generator, recent: Ints) -> dict[str, Latent]:
-    """Banks of latents of real moments: "begin" of all episodes, "anywhere" half of the episodes `recent`."""
+    """Initial latents from real episodes: "begin" (first frames), and "anywhere" (half from `recent` episodes)."""
     newest = data.leaving[np.isin(data.episode[data.leaving], recent)]
     anywhere = np.concatenate([rng.choice(newest, num // 2), rng.choice(data.leaving, num - num // 2)])
     begin = rng.choice(np.unique(data.first), num)
@@ -168,13 +169,13 @@ def make_starts(data: SlotSet, history: int, num: int, rng: np.random.Generator,
 
 
 def _draw(frames: Ints, since: np.int64, recent: NDArray[np.bool_], rng: np.random.Generator) -> Ints:
-    """One of `frames` (sorted) for each entry of `recent`, from the frame `since` on where it is set."""
+    """Sample one of the sorted `frames` for each entry of `recent`; for True entries, one from the frame `since` on."""
     low = min(int(np.searchsorted(frames, since)), len(frames) - 1)
     return frames[rng.integers(np.where(recent, low, 0), len(frames))]
 
 
 def _limit(after: Tensor, counted: Tensor, ends: Tensor) -> float:
-    """The count that ended every episode which came to it, and at which several did; infinite if there is none."""
+    """The count at which every episode that reached it ended, if there are enough of them; else infinite."""
     reached = after[ends & counted]
     if len(reached) < FEW_ENDS or (reached != reached[0]).any() or (after[~ends] >= reached[0]).any():
         return float("inf")
@@ -184,7 +185,7 @@ def _limit(after: Tensor, counted: Tensor, ends: Tensor) -> float:
 def _see_shard(
     model: Objects, dataset: Dataset, name: str, episodes: list[int], cache: Path
 ) -> list[tuple[Tensor, Tensor]]:
-    """Place and here of every frame of a shard's episodes."""
+    """`place` and `here` of all frames of each episode of a shard."""
     path, vision = cache / f"{name}.safetensors", _fingerprint(model)
     lengths = (dataset.lengths[episodes] + 1).tolist()
     if path.exists():
@@ -204,14 +205,14 @@ def _see_shard(
 
 
 def _fingerprint(model: Objects) -> str:
-    """Says whether two models see alike."""
+    """A hash that is equal for two models with the same encoder."""
     eye = model.eye
     parts = (eye.background, eye.colour, eye.size.to(torch.int64), eye.used.to(torch.int64))
     return hashlib.sha256(b"".join(part.cpu().numpy().tobytes() for part in parts)).hexdigest()
 
 
 def _episode(model: Objects, dataset: Dataset, i: int, place: Tensor, here: Tensor) -> tuple[Tensor, ...]:
-    """Place, here, age, score, act, rew and term of an episode's frames, the step of the last one zero."""
+    """`place`, `here`, `age`, `score`, `act`, `rew` and `term` of an episode's frames; 0 for the missing last step."""
     act, rew = dataset.steps(i)
     encoded = torch.from_numpy(encode_action(model.act_space, np.concatenate([act, act[-1:]])))
     rews = torch.from_numpy(np.append(rew, 0).astype(np.float32))
@@ -226,13 +227,13 @@ def _episode(model: Objects, dataset: Dataset, i: int, place: Tensor, here: Tens
 
 
 def _latest(flag: Tensor) -> Tensor:
-    """The last frame up to each one where `flag` (F, K) is set; 0 before there is one."""
+    """For each frame, the latest frame so far in which `flag` (F, K) is set; 0 if there is none."""
     latest: Tensor = (torch.arange(len(flag))[:, None] * (flag > 0)).cummax(0).values
     return latest
 
 
 def _near(model: Objects, place: Tensor, here: Tensor) -> NDArray[np.bool_]:
-    """(F,) whether two things that are seen are near each other."""
+    """(F,), whether two visible objects are near each other."""
     centre = place + model.eye.size / 2
     later, earlier = torch.tril_indices(here.shape[1], here.shape[1], -1)
     apart = (centre[:, later] - centre[:, earlier]).abs().amax(-1)

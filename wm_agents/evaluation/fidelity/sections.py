@@ -281,7 +281,7 @@ def _temperatures(found: Fidelity) -> Section:
 def _history(found: Fidelity) -> Section:
     title, history = "Gap during training", found.history
     if history is None:
-        return Section("training", title, "There are no evaluated rounds (`--run DIR` names a run folder).")
+        return Section("training", title, "The run has no evaluated rounds (`--run DIR` names a run folder).")
     gaps = [r.dream - r.real for r in history.rounds]
     over = sum(gap > 0 for gap in gaps)
     verdict = (
