@@ -297,6 +297,7 @@ def test_evolve_takes_its_flags_and_the_models_own_squash_and_temperature(tiny: 
     assert called["args"][2] == CMAConfig(population=8, seed=4)
     assert (called["where"], called["horizon"], called["temperature"], called["stall"]) == ("real", 9, 1.2, 5)
     assert (called["squash"], called["procs"]) == (("clip", "clip", "clip"), 3)
+    assert wm("evolve", tiny, "runs/out", "--seed", "6") == 0 and called["args"][2] == CMAConfig(seed=6)
 
 
 def test_squash_comes_from_the_models_controller_or_else_from_its_tasks_recipe(tiny: str, tmp_path: Path) -> None:

@@ -142,7 +142,9 @@ def test_a_run_leaves_a_model_its_scores_and_how_it_came_about(tmp_path: Path) -
     card = (tmp_path / "model" / "README.md").read_text()
     assert f"{summary['real']['mean']} ± {summary['real']['std']}" in card and "seeds from 1000000" in card
     record = json.loads((tmp_path / "run.json").read_text())
-    assert record["seeds"] == {"collect": 1, "judge": 900_000} and record["starts"][0]["hardware"]["cores"] >= 1
+    assert (
+        record["seeds"] == {"run": 1, "collect": 1, "judge": 900_000} and record["starts"][0]["hardware"]["cores"] >= 1
+    )
     names = {name for row in read_metrics(tmp_path / "metrics.jsonl") for name in row}
     assert {"collect/return", "learn/val_memory", "control/dream", "judge/real", "dream/return"} <= names
 
@@ -233,7 +235,7 @@ def test_a_finished_run_takes_more_rounds_and_other_settings_but_not_another_pro
     assert [start["config"]["horizon"] for start in starts] == [30, 30, 50]
 
 
-@pytest.mark.parametrize("changes", [{"seed": 890_000}, {"rounds": 45}, {"seed": -1}])
+@pytest.mark.parametrize("changes", [{"env_seed": 890_000}, {"rounds": 45}, {"env_seed": -30_000}])
 def test_seeds_for_judging_are_never_collected(changes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"collect up to seed .*, but seeds from 900,000 up "):
         replace(POLE, **changes)

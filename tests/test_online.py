@@ -248,7 +248,7 @@ def test_seeds_of_collection_and_of_evaluation_are_kept_apart(tmp_path: Path) ->
     trained(tmp_path)
     low = [seed for seed in Watched.resets if seed < 900_000]
     high = [seed for seed in Watched.resets if seed >= 900_000]
-    assert low == list(range(CFG.seed, CFG.seed + len(low)))
+    assert low == list(range(CFG.first_env_seed, CFG.first_env_seed + len(low)))
     assert len(high) % 2 == 0 and set(high) == {900_000, 900_001}
 
 
@@ -279,7 +279,7 @@ def test_actions_are_explored_with_and_judged_without(tmp_path: Path) -> None:
 def test_what_is_remembered_is_what_was_played_and_is_on_disk(tmp_path: Path) -> None:
     training = trained(tmp_path)
     stored = list(Dataset(tmp_path / "data").iter_episodes())
-    assert [ep.seed for ep in stored] == list(range(CFG.seed, CFG.seed + len(stored)))
+    assert [ep.seed for ep in stored] == list(range(CFG.first_env_seed, CFG.first_env_seed + len(stored)))
     assert training.buffer.num_episodes == len(stored) and len(training.buffer) == sum(e.num_steps for e in stored)
     begins, lengths = training.buffer.episodes()
     assert lengths.tolist() == [ep.num_steps for ep in stored]
@@ -420,7 +420,7 @@ def test_ctrl_c_saves_what_was_learned(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def begun_again(out: Path) -> tuple[Online, Any]:
-    folder = start_run(str(out), CFG.to_dict(), {"collect": CFG.seed, "judge": 900_000})
+    folder = start_run(str(out), CFG.to_dict(), {"run": CFG.seed, "collect": CFG.first_env_seed, "judge": 900_000})
     return Online(replace(CFG, out=str(out)), folder, Console(file=io.StringIO())), folder
 
 
@@ -518,7 +518,7 @@ def test_the_cut_off_is_calibrated_only_where_it_is_used_and_can_be(monkeypatch:
         ({"family": "vmc"}, "family must be one of dreamerv3, tdmpc2, got 'vmc'"),
         ({"size": "5"}, "size of TDMPC2Config must be one of ci, 1m.*, got '5'"),
         ({"overrides": {"horizn": 3}}, "unknown field 'horizn' of TDMPC2Config; did you mean 'horizon'"),
-        ({"seed": 899_900}, "300 steps from seed 899,900 may collect up to seed 900,200"),
+        ({"env_seed": 899_900}, "300 steps from environment seed 899,900 may collect up to seed 900,200"),
         ({"learning_rate": -1.0}, "learning_rate must be a number of at least 0"),
     ],
 )

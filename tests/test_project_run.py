@@ -142,7 +142,7 @@ def test_the_manifest_tells_what_was_run_on_what(done: tuple[Project, dict[str, 
     assert (values["environment"], values["model"], values["family"]) == ("toy_env:Echo-v0", "ensemble:ci", "ensemble")
     assert values["config"]["training"]["total_steps"] == 12 and values["config"]["data"]["num_steps"] == 80
     assert values["plan"]["dynamics"]["total_steps"] == 12 and values["plan"]["controller"] == "linear"
-    assert values["seeds"] == {"collect": 1, "judge": 900_000}
+    assert values["seeds"] == {"run": 1, "collect": 1, "judge": 900_000}
     assert values["versions"]["torch"] and values["hardware"]["cores"] and "git" in values and values["command"]
     assert values["degraded_modes"] == [] and values["run_classification"] == MEANINGFUL
     assert {"collect_s", "learn_s", "control_s", "judge_s", "train_s", "this_start_s"} <= values["timings"].keys()
@@ -267,7 +267,7 @@ def test_the_projects_own_scripts_end_as_commands_do(
     monkeypatch.setattr(Improvement, "collect", stop)
     assert script(tmp_path / "train.py", monkeypatch, "--training.seed", "3") == 2
     assert capsys.readouterr().err.endswith("wm train: interrupted; run the same command to resume\n")
-    assert json.loads((tmp_path / "outputs" / "run_manifest.json").read_text())["seeds"]["collect"] == 3
+    assert json.loads((tmp_path / "outputs" / "run_manifest.json").read_text())["seeds"]["run"] == 3
 
 
 def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,7 +310,7 @@ def test_another_run_does_not_take_the_folder_over(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(running, "_learn", lambda *args: {})
     monkeypatch.setattr(running, "finish", lambda *args: None)
     trained(project(tmp_path))
-    with pytest.raises(ValueError, match=r"contains a run with other settings: seeds.collect was 1, now 5"):
+    with pytest.raises(ValueError, match=r"contains a run with other settings: seeds.run was 1, now 5"):
         trained(project(tmp_path, training__seed=5))
     for changes in ({"architecture__hidden": 7}, {"online_collection__warmup_transitions": 41}):
         ((name, value),) = changes.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -110,6 +110,7 @@ def evolve(
     temperature: float | None = None,
     stall: int | None = None,
     squash: tuple[str, ...] | None = None,
+    seed: int | None = None,
     procs: int = 2,
 ) -> None:
     """Train a linear controller on a model's latents with CMA-ES, and save it with the model.
@@ -125,6 +126,7 @@ def evolve(
         stall: stop counting reward after N steps without any (8 for the shipped CarRacing dream).
         squash: tanh, sigmoid or clip for each action dimension, as in `'["tanh", "clip"]'`; default: as in the
             model's own controller, or in the recipe of its task.
+        seed: random seed, in place of `--cma.seed`.
         procs: number of worker processes for real episodes.
     """
     artifact = load_model(model)[1]
@@ -132,7 +134,7 @@ def evolve(
     evolve_artifact(
         model,
         Path(out),
-        cma,
+        cma if seed is None else replace(cma, seed=seed),
         where=where,
         horizon=(dream_horizon(artifact) or 150) if horizon is None else horizon,
         temperature=artifact.config["temperature"] if temperature is None else temperature,
@@ -280,6 +282,7 @@ class ImproveParser(Parser):
         recipe = self._recipe(args)
         if recipe is not None:
             self.set_defaults(flat(asdict(recipe)))
+        self.follow_seed()
         self.usually = {"spec.id": "give --env ID (any Gymnasium id, or module:Id-v0) or --task NAME"}
 
     def arguments(self, args: list[str]) -> dict[str, Any]:

@@ -40,6 +40,8 @@ class Parser(jsonargparse.ArgumentParser):
         """An alternative to suggest when a required flag is missing, by flag."""
         self.also: dict[str, str] = {}
         """A second spelling, by argument."""
+        self.following: list[str] = []
+        """Seeds of parts that follow `--seed`, by argument."""
         self.reads_files = False
         if target is not None:
             self.add_flags_of(target)
@@ -48,6 +50,14 @@ class Parser(jsonargparse.ArgumentParser):
         """Add `--config FILE`, which reads values from a TOML file; flags override them."""
         self.reads_files = True
         self.add_argument("--config", action="config", help="a TOML file with values for the flags, by name")
+
+    def follow_seed(self) -> None:
+        """Let the seed of every part, such as `--ppo.seed`, be that of `--seed` unless it is given."""
+        self.following = [action.dest for action in self._actions if action.dest.endswith(".seed")]
+        self.set_defaults(dict.fromkeys(self.following))
+        for action in self._actions:
+            if action.dest in self.following:
+                action.help = "Random seed; null: that of `--seed`."
 
     def add_flags_of(self, target: Callable[..., Any]) -> None:
         """Add a flag for each argument; required arguments and a first string argument are positional."""
@@ -78,7 +88,11 @@ class Parser(jsonargparse.ArgumentParser):
     def arguments(self, args: list[str]) -> dict[str, Any]:
         """Return the target's arguments; invalid flags end the program with exit code 2 and a one-line
         message."""
-        values = dict(vars(self.instantiate(self.parse_args(args))))
+        parsed = self.parse_args(args)
+        for seed in self.following:
+            if parsed[seed] is None:
+                parsed[seed] = parsed.seed
+        values = dict(vars(self.instantiate(parsed)))
         if self.reads_files:
             values.pop("config")
         return values

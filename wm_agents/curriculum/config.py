@@ -26,7 +26,8 @@ class CurriculumConfig:
     max_generations: int | None = None
     """Maximum generations per task, over all rounds; default: those of its recipe."""
     seed: int = 1
-    """Random seed of training, and first environment seed."""
+    """Random seed of all tasks: collection, initial weights, models and controllers. Runs with different seeds
+    collect different episodes."""
     procs: int = 2
     """Worker processes for real episodes."""
     checkpoint_dir: str = "runs/curriculum"

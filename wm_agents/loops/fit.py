@@ -55,7 +55,7 @@ class Lesson(NamedTuple):
     @property
     def recent(self) -> NDArray[np.int64]:
         """Episodes of the last rounds, for the initial latents."""
-        since = self.cfg.seed + (self.round - self.cfg.start_rounds + 1) * self.cfg.round_seeds
+        since = self.cfg.first_env_seed + (self.round - self.cfg.start_rounds + 1) * self.cfg.round_seeds
         return np.flatnonzero(np.array(self.dataset.seeds) >= since)
 
     @property

@@ -13,7 +13,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -36,7 +37,7 @@ from wm_agents.evaluation.starts import find_cut_off, make_starts
 from wm_agents.loops.driver import Actor, play
 from wm_agents.loops.finish import Candidate, Story, deliver
 from wm_agents.loops.online_config import LEARNERS, OnlineConfig
-from wm_agents.loops.recipes import JUDGE_SEED
+from wm_agents.loops.seeds import JUDGE_SEED, kept_env_seed
 from wm_agents.models.families import build, config_class
 from wm_agents.models.model import Model
 from wm_agents.system.files import write_tensors
@@ -95,7 +96,7 @@ class Online:
             cfg.capacity, obs_space.shape or (), act_dim(act_space), obs_space.dtype or np.float32, max_gb=cfg.max_gb
         )
         self.limit = episode_limit(cfg.spec) or 0
-        self.now = Standing(next_seed=cfg.seed)
+        self.now = Standing(next_seed=cfg.first_env_seed)
         self.count = StepCount(run.path / STEPS, start=run.state.get("real_steps", 0))
         self.fresh: list[Episode] = []
         """Episodes that are not yet on disk."""
@@ -283,7 +284,7 @@ class Online:
         candidate = Candidate(self.model, policy, cfg.spec, starts, find_cut_off(self.model, judged))
         chosen = f"the best of {len(self.now.evaluations)} evaluations" if best.exists() else "the last weights"
         story = Story(
-            data=f"including evaluations; seeds from {cfg.seed}, for evaluation from {JUDGE_SEED}",
+            data=f"including evaluations; seeds from {cfg.first_env_seed}, for evaluation from {JUDGE_SEED}",
             training=f"{self.trainer.update} updates; {chosen}",
             text=f"{cfg.family}:{cfg.size} was trained online, with {cfg.ratio:g} replayed steps per real step.",
             real_steps=self.now.real_steps,
@@ -317,10 +318,11 @@ def online(cfg: OnlineConfig, console: Console | None = None) -> dict[str, Any]:
     console = console or Console(stderr=True)
     check_spec(cfg.spec)
     check_budget(cfg)  # Before the folder is created.
+    if cfg.env_seed is None:
+        cfg = replace(cfg, env_seed=kept_env_seed(Path(cfg.out), cfg.seed))
     settings = cfg.to_dict()
-    with start_run(
-        cfg.out, settings, {"collect": cfg.seed, "judge": JUDGE_SEED}, may_change=set(settings) - FIXED
-    ) as run:
+    seeds = {"run": cfg.seed, "collect": cfg.first_env_seed, "judge": JUDGE_SEED}
+    with start_run(cfg.out, settings, seeds, may_change=set(settings) - FIXED) as run:
         training = Online(cfg, run, console)
         training.loop()
         return training.finish()

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 from wm_agents.errors import ConfigurationError
 from wm_agents.loops.driver import Learner
-from wm_agents.loops.recipes import JUDGE_SEED
+from wm_agents.loops.seeds import JUDGE_SEED, first_env_seed
 from wm_agents.models.families import config_class
 from wm_agents.models.model import Model
 from wm_agents.pretrained import Controller
@@ -127,7 +127,10 @@ class OnlineConfig:
     starts: int = 512
     """Initial latents of each kind (`begin`, `anywhere`)."""
     seed: int = 1
-    """Random seed, and first environment seed of collection."""
+    """Random seed of the run: collection, initial weights, training and planning."""
+    env_seed: int | None = None
+    """First environment seed of collection. null: derived from `seed`, so that runs with different seeds collect
+    different episodes."""
     procs: int = 2
     """Worker processes for evaluation."""
 
@@ -145,11 +148,11 @@ class OnlineConfig:
             self._fail("eval_every", "at least 1, or None for four evaluations")
         if self.family not in LEARNERS:
             self._fail("family", f"one of {', '.join(LEARNERS)}")
-        if self.seed + self.real_steps > JUDGE_SEED:
+        first, end = self.first_env_seed, self.first_env_seed + self.real_steps
+        if first < 0 or end > JUDGE_SEED:
             raise ConfigurationError(
-                f"{self.real_steps:,} steps from seed {self.seed:,} may collect up to seed "
-                f"{self.seed + self.real_steps:,}, but seeds from {JUDGE_SEED:,} up are reserved for evaluation; "
-                "use a lower seed"
+                f"{self.real_steps:,} steps from environment seed {first:,} may collect up to seed {end:,}, but "
+                f"seeds from {JUDGE_SEED:,} up are reserved for evaluation; use a lower env_seed"
             )
         config_class(self.family).from_size(self.size, **self.overrides)
         if self.spec.lives_end:
@@ -158,6 +161,11 @@ class OnlineConfig:
 
     def _fail(self, name: str, expected: str) -> None:
         raise ConfigurationError(f"OnlineConfig.{name} must be {expected}, got {getattr(self, name)!r}")
+
+    @property
+    def first_env_seed(self) -> int:
+        """The environment seed of the first collected episode."""
+        return first_env_seed(self.seed) if self.env_seed is None else self.env_seed
 
     @property
     def period(self) -> int:

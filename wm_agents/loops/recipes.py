@@ -12,16 +12,13 @@ import gymnasium as gym
 from policies.cmaes import CMAConfig
 from policies.sb3 import check_actions
 from wm_agents.control.ppo import PPOConfig
+from wm_agents.loops.seeds import JUDGE_SEED, SEEDS_A_ROUND, first_env_seed
 from wm_agents.models.ensemble import EnsembleConfig
 from wm_agents.models.objects import ObjectsConfig
 from wm_agents.models.vmc import VMCConfig
 from wm_agents.training.config import TrainingConfig
 from wm_envs.real import check_spec, make_real, spec_for
 from wm_envs.registry import TASKS, RealSpec
-
-SEEDS_A_ROUND = 20_000
-JUDGE_SEED = 900_000
-"""First seed for model selection; these seeds are used neither for collection nor for final scores."""
 
 FIT = TrainingConfig(
     optimizer="adam", scheduler="onecycle", grad_clip=None, mixed_precision="auto",
@@ -115,8 +112,11 @@ class ImproveConfig:
     start_rounds: int = 4
     """Take initial latents only from the episodes of the last N rounds."""
     seed: int = 1
-    """Seed of the initial weights and latents, and first environment seed of collection. Each training stage
-    has its own seed, such as `--memory.seed`."""
+    """Random seed of the run: collection, initial weights and latents, and every part that is trained. A part
+    takes another one by its own flag, such as `--ppo.seed`."""
+    env_seed: int | None = None
+    """First environment seed of collection. null: derived from `seed`, so that runs with different seeds collect
+    different episodes."""
     procs: int = 2
     """Worker processes."""
     max_gb: float = 5.0
@@ -140,12 +140,19 @@ class ImproveConfig:
         for name in ("max_disagreement", "max_gb"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        end = self.seed + self.rounds * self.round_seeds
-        if self.seed < 0 or end > JUDGE_SEED:
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
+        end = self.first_env_seed + self.rounds * self.round_seeds
+        if self.first_env_seed < 0 or end > JUDGE_SEED:
             raise ValueError(
-                f"{self.rounds} rounds from seed {self.seed:,} collect up to seed {end:,}, but seeds from "
-                f"{JUDGE_SEED:,} up are reserved for evaluation; use a lower seed or fewer rounds"
+                f"{self.rounds} rounds from environment seed {self.first_env_seed:,} collect up to seed {end:,}, but "
+                f"seeds from {JUDGE_SEED:,} up are reserved for evaluation; use a lower env_seed or fewer rounds"
             )
+
+    @property
+    def first_env_seed(self) -> int:
+        """The environment seed of the first collected episode."""
+        return first_env_seed(self.seed, self.round_seeds) if self.env_seed is None else self.env_seed
 
     @property
     def generations(self) -> int:
@@ -157,6 +164,16 @@ class ImproveConfig:
         for machine_only in ("out", "procs", "rounds", "max_gb"):
             values.pop(machine_only)
         return values
+
+
+SEEDED = ("vision", "memory", "dynamics", "cma", "ppo")
+"""The parts of `ImproveConfig` with a seed of their own."""
+
+
+def seeded(cfg: ImproveConfig, seed: int) -> ImproveConfig:
+    """`cfg` with `seed` as the seed of the run and of every part that is trained."""
+    trained: dict[str, Any] = {name: replace(getattr(cfg, name), seed=seed) for name in SEEDED}
+    return replace(cfg, seed=seed, **trained)
 
 
 # For games with a ball of two pixels and sparse points.
@@ -292,18 +309,11 @@ RECIPES["Breakout"] = replace(
     stall=300,
     judge_episodes=8,
 )
+RECIPES = {name: seeded(recipe, recipe.seed) for name, recipe in RECIPES.items()}
 """Training settings of each task, as in the last rounds of the shipped dreams. scripts/reference/ has the
 complete history."""
 PROJECT_RECIPES = {**RECIPES, "Pong": PONG_IN_PICTURES}
 """The same by the families that a wm.toml supports."""
-
-
-def seeded(cfg: ImproveConfig, seed: int) -> ImproveConfig:
-    """`cfg` with `seed` as the seed of collection and of every training stage."""
-    trained: dict[str, Any] = {
-        name: replace(getattr(cfg, name), seed=seed) for name in ("vision", "memory", "dynamics", "cma", "ppo")
-    }
-    return replace(cfg, seed=seed, **trained)
 
 
 def recipe_for(env_id: str) -> ImproveConfig:
@@ -317,7 +327,7 @@ def recipe_for(env_id: str) -> ImproveConfig:
     with closing(make_real(spec)) as env:
         controller = _controller_for(env.action_space)
     pixels = spec.size is not None
-    return ImproveConfig(
+    recipe = ImproveConfig(
         spec,
         out=f"runs/{env_id.rpartition(':')[2].replace('/', '-').lower()}",
         rounds=6,
@@ -332,6 +342,7 @@ def recipe_for(env_id: str) -> ImproveConfig:
         judge_episodes=10,
         starts=4096,
     )
+    return seeded(recipe, recipe.seed)
 
 
 def _controller_for(actions: gym.Space[Any]) -> Literal["linear", "ppo"]:

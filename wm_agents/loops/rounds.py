@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +34,8 @@ from wm_agents.evaluation.evaluate import evaluate_real
 from wm_agents.factory import Model
 from wm_agents.loops.finish import Candidate, Story, deliver
 from wm_agents.loops.fit import Lesson, learn, new_model
-from wm_agents.loops.recipes import JUDGE_SEED, ImproveConfig
+from wm_agents.loops.recipes import ImproveConfig
+from wm_agents.loops.seeds import JUDGE_SEED, kept_env_seed
 from wm_agents.models.ensemble import Ensemble
 from wm_agents.models.saved import load_model
 from wm_agents.models.vmc import VMC, sizes
@@ -112,7 +114,7 @@ class Improvement:
                 cfg.spec,
                 str(self.data_dir),
                 steps=cfg.random_steps if first else cfg.round_steps,
-                seed=cfg.seed + self.round * cfg.round_seeds,
+                seed=cfg.first_env_seed + self.round * cfg.round_seeds,
                 procs=cfg.procs,
                 shard_episodes=cfg.shard_episodes,
                 stall=cfg.stall,
@@ -258,8 +260,9 @@ class Improvement:
         judged = self.cfg.judge_episodes > 0 and not self.stopped
         chosen = f"round {best}, " + (f"selected on seeds from {JUDGE_SEED}" if judged else "the last one")
         stages = [stage for stages in history.values() for stage in stages.values()]
+        seeds = f"seeds from {self.cfg.first_env_seed}, for evaluation from {JUDGE_SEED}"
         return Story(
-            data=f"including evaluation of rounds; seeds from {self.cfg.seed}, for evaluation from {JUDGE_SEED}",
+            data=f"including evaluation of rounds; {seeds}",
             training=f"{len(history)} rounds; {chosen}",
             text="The controller was trained only in dreams.",
             real_steps=self._real_steps(),
@@ -354,8 +357,10 @@ def improve(
     """
     console = console or Console(stderr=True)
     check_training(cfg)
+    if cfg.env_seed is None:
+        cfg = replace(cfg, env_seed=kept_env_seed(Path(cfg.out), cfg.seed))
     settings = cfg.to_dict()
-    seeds = {"collect": cfg.seed, "judge": JUDGE_SEED}
+    seeds = {"run": cfg.seed, "collect": cfg.first_env_seed, "judge": JUDGE_SEED}
     with start_run(cfg.out, settings, seeds, may_change=set(settings) - FIXED) as run:
         improvement = Improvement(cfg, run, console, on_check, looks)
         improvement.loop()

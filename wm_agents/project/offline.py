@@ -26,7 +26,7 @@ from wm_agents.models.saved import save_bare
 from wm_agents.pretrained import save_model
 from wm_agents.project.noise import write_noise
 from wm_agents.project.schema import ACTS, Project
-from wm_agents.project.translate import FINAL_EPISODES, Spaces, model_of, replay_of, seed_of, spec_of
+from wm_agents.project.translate import FINAL_EPISODES, Spaces, env_seed_of, model_of, replay_of, seed_of, spec_of
 from wm_agents.training.callbacks import LoggingCallback, ProgressCallback
 from wm_agents.training.trainer import Trainer, TrainingResult
 from wm_envs.action import act_dim
@@ -50,9 +50,9 @@ class Learned(NamedTuple):
 
 def train_offline(project: Project, spaces: Spaces, console: Console) -> dict[str, Any]:
     """Collect real episodes by exploration, train on them, and save and score the model with its policy."""
-    spec, seed = spec_of(project), seed_of(project)
+    spec, seed, env_seed = spec_of(project), seed_of(project), env_seed_of(project)
     data, folder = project.data, project.out / "data"
-    cfg = CollectConfig(spec, str(folder), data.num_steps, seed, shard_episodes=2, max_steps=data.episode_length)
+    cfg = CollectConfig(spec, str(folder), data.num_steps, env_seed, shard_episodes=2, max_steps=data.episode_length)
     summary = collect(cfg, explorer, console=console)
     if summary.stopped == "interrupted":
         raise KeyboardInterrupt
@@ -68,7 +68,7 @@ def train_offline(project: Project, spaces: Spaces, console: Console) -> dict[st
         find_cut_off(model, learned.held_out),
     )
     story = Story(
-        data=f"by exploration; seeds from {seed}",
+        data=f"by exploration; seeds from {env_seed}",
         training=f"{learned.result.updates} updates",
         text=f"{project.model} was trained offline.",
         real_steps=summary.taken,

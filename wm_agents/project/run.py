@@ -23,8 +23,9 @@ from wm_agents.degraded import NO_ENV, RANDOM_DATA, mark_degraded
 from wm_agents.errors import ConfigurationError
 from wm_agents.loops.online import Online, check_budget
 from wm_agents.loops.online_config import OnlineConfig
-from wm_agents.loops.recipes import JUDGE_SEED, ImproveConfig
+from wm_agents.loops.recipes import ImproveConfig
 from wm_agents.loops.rounds import STAGES, Improvement, check_training
+from wm_agents.loops.seeds import JUDGE_SEED
 from wm_agents.models.saved import load_model
 from wm_agents.pretrained import load_policy
 from wm_agents.project.curves import draw_curves
@@ -32,7 +33,17 @@ from wm_agents.project.finished import check_more, digest, flatten, tell, warn
 from wm_agents.project.manifest import NAME, Manifest, artifact_facts, data_facts
 from wm_agents.project.offline import train_offline, train_on_noise
 from wm_agents.project.schema import ACTS, Project
-from wm_agents.project.translate import Spaces, model_of, online_of, replay_of, rounds_of, seed_of, spaces_of, spec_of
+from wm_agents.project.translate import (
+    Spaces,
+    env_seed_of,
+    model_of,
+    online_of,
+    replay_of,
+    rounds_of,
+    seed_of,
+    spaces_of,
+    spec_of,
+)
 from wm_agents.system.run_folder import RunFolder, start_run
 from wm_agents.training.config import TrainingConfig
 from wm_agents.video import record
@@ -84,7 +95,7 @@ def train(project: Project, *, allow_degraded: bool = False, console: Console | 
     model, plan = model_of(project, spaces), make_plan(project, ground, spaces)
     # All settings of the model, because a newly added key is also a change.
     settings = flatten({**project.to_dict(), "architecture": model.cfg.to_dict()})
-    seeds = {"collect": seed_of(project), "judge": JUDGE_SEED}
+    seeds = {"run": seed_of(project), "collect": env_seed_of(project), "judge": JUDGE_SEED}
     changeable = {name for name in settings if name.startswith(MAY_CHANGE) and name != "training.seed"}
     with start_run(project.out, settings, seeds, may_change=changeable) as folder:
         before: dict[str, Any] = json.loads((project.out / NAME).read_text()) if (project.out / NAME).exists() else {}

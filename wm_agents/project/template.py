@@ -26,7 +26,7 @@ WIDTH = 118
 TOLD = {
     "training.total_steps": "Updates of each network, in each round.",
     "training.batch_size": "Rows per batch.",
-    "training.seed": "Random seed, and first environment seed.",
+    "training.seed": "Random seed of the run: collection, weights, training.",
     "training.output_dir": "Output folder, relative to this file.",
 }
 """Descriptions of keys that have a more specific meaning in a project."""

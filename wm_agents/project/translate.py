@@ -11,6 +11,7 @@ import gymnasium as gym
 from wm_agents.errors import ConfigurationError
 from wm_agents.loops.online_config import LEARNERS, OnlineConfig, online_recipe
 from wm_agents.loops.recipes import PROJECT_RECIPES, ImproveConfig, recipe_for, seeded
+from wm_agents.loops.seeds import first_env_seed, kept_env_seed
 from wm_agents.models.config import WorldModelConfig
 from wm_agents.models.ensemble import EnsembleConfig
 from wm_agents.models.families import build, config_class
@@ -134,6 +135,7 @@ def rounds_of(project: Project, spaces: Spaces) -> ImproveConfig:
         horizon=horizon,
         final_episodes=FINAL_EPISODES,
         judge_episodes=base.judge_episodes if rounds > 1 else 0,
+        env_seed=env_seed_of(project),
     )
     cfg = seeded(cfg, seed_of(project))
     if said.iterations is not None:
@@ -169,6 +171,7 @@ def online_of(project: Project) -> OnlineConfig:
         prefill=online.warmup_transitions,
         capacity=data.buffer_capacity,
         final_episodes=FINAL_EPISODES,
+        env_seed=env_seed_of(project),
         **said,
     )
     return replace(cfg, ratio=cfg.batch_size * cfg.length / online.collect_steps_per_update)
@@ -200,8 +203,15 @@ def training_of(project: Project) -> TrainingConfig:
 
 
 def seed_of(project: Project) -> int:
-    """The random seed, and first environment seed."""
+    """The random seed of the run."""
     return int(project.training.get("seed", 1))
+
+
+def env_seed_of(project: Project) -> int:
+    """The first environment seed of collection: that of a run to resume, or else derived from the seed."""
+    seed = seed_of(project)
+    kept = kept_env_seed(project.out, seed)
+    return first_env_seed(seed) if kept is None else kept
 
 
 def _recipe(project: Project) -> ImproveConfig:
