@@ -116,7 +116,7 @@ def _drive_and_film(
     tasks = [EpisodeTask(seed, driver) for driver in drivers for seed in seeds]
     results: list[EpisodeResult] = []
     with WorkerPool(Stage(spec, partial(_driver, DREAM)), procs) as pool:
-        filming = pool.submit(_film, film, policy.weights, policy.squash, seeds[0])
+        filming = pool.submit(_film, DREAM, film, policy.weights, policy.squash, seeds[0])
         for _, result in pool.run(play_task, enumerate(tasks)):
             results.append(result)
             bar.update("driving", len(results) / (len(tasks) + 1), f"{len(results)}/{len(tasks)} episodes")
@@ -134,13 +134,15 @@ def _driver(dream: str, weights: NDArray[np.float32] | None = None, squash: tupl
 
 
 def _film(
-    stage: tuple[RealSpec, partial[Policy]],
+    stage: Stage,
     halt: Halt,
+    dream: str,
     path: Path,
     weights: NDArray[np.float32],
     squash: tuple[str, ...],
     seed: int,
 ) -> None:
-    spec, driver = stage
-    model, artifact = cached_model(driver.args[0])
-    record(path, spec, model, LinearPolicy(model.act_space, weights, squash), seed=seed, cut_off=cut_off_of(artifact))
+    model, artifact = cached_model(dream)
+    record(
+        path, stage.spec, model, LinearPolicy(model.act_space, weights, squash), seed=seed, cut_off=cut_off_of(artifact)
+    )
