@@ -53,10 +53,11 @@ PHRASES = [
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, text) of a page, without its code; of a module, of every string literal."""
+    """(first line, text) of every paragraph of a page, without code; of every string literal of a module."""
     if path.suffix == ".md":
         page = re.sub(r"^```.*?^```", lambda code: "\n" * code[0].count("\n"), path.read_text(), flags=re.M | re.S)
-        yield from enumerate(page.splitlines(), 1)
+        for paragraph in re.finditer(r"^[^\n]+(\n(?![*|-] |\d+\.|\n)[^\n]+)*", page, re.MULTILINE):
+            yield page.count("\n", 0, paragraph.start()) + 1, paragraph[0]
         return
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.JoinedStr):
