@@ -194,13 +194,15 @@ def test_disagreement_is_the_spread_of_mean_changes_and_rewards() -> None:
     torch.testing.assert_close(opposed().disagreement(latent, torch.zeros(3, 1), latent), torch.ones(3))
 
 
-def test_a_step_follows_weights_that_change_in_place_and_that_move() -> None:
-    obs, act = {"obs": torch.zeros(16, 1)}, torch.zeros(16, 1)
+@pytest.mark.parametrize("num", [1, 16])
+def test_a_step_follows_weights_that_change_in_place_and_that_move(num: int) -> None:
+    obs, act = {"obs": torch.zeros(num, 1)}, torch.zeros(num, 1)
 
     def moves_by(model: Ensemble) -> set[float]:
+        generator = torch.Generator().manual_seed(3)
         with torch.no_grad():
-            out = model.step(obs, act, temperature=1e-9, generator=torch.Generator().manual_seed(3))
-        return {round(float(x), 3) for x in out.latent["obs"]}
+            outs = [model.step(obs, act, temperature=1e-9, generator=generator) for _ in range(16 // num)]
+        return {round(float(x), 3) for out in outs for x in out.latent["obs"]}
 
     model, other = opposed(), opposed()
     assert moves_by(model) == {1, -1}
@@ -217,6 +219,29 @@ def test_a_step_follows_weights_that_change_in_place_and_that_move() -> None:
     with torch.no_grad():
         model.change.biases[-1][:, 0, 0] *= 3
     assert moves_by(model) == {3, -3}
+    model.scale.change_std.fill_(2)
+    assert moves_by(model) == {6, -6}
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
+def test_the_step_of_one_row_is_the_plain_step(temperature: float) -> None:
+    torch.manual_seed(0)
+    model = Ensemble(EnsembleConfig(members=3, hidden=16), space(3), ACT).eval()
+    obs, next_obs = (torch.randn(50, 3) for _ in range(2))
+    obs[:, 1], next_obs[:, 1] = (torch.randint(0, 2, (2, 50)) - 0.5).unbind()  # Two-valued.
+    obs[0, 1], obs[1, 1] = -0.5, 0.5
+    model.scale.fit(obs, next_obs, torch.randn(50), torch.arange(50) % 2.0, first=True)
+    ends = []
+    for i in range(50):
+        latent, act = {"obs": 2 * obs[i : i + 1]}, torch.rand(1, 1) * 2 - 1  # Some go beyond the walls.
+        with torch.no_grad():
+            row = model.step(latent, act, temperature=temperature, generator=torch.Generator().manual_seed(i))
+        plain = model.step(latent, act, temperature=temperature, generator=torch.Generator().manual_seed(i))
+        torch.testing.assert_close(row.latent["obs"], plain.latent["obs"].detach(), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close((row.rew, row.cont), (plain.rew.detach(), plain.cont.detach()), atol=1e-5, rtol=1e-5)
+        assert row.end is not None and plain.end is not None and torch.equal(row.end, plain.end)
+        ends.append(bool(row.end))
+    assert 0 < sum(ends) < 50
 
 
 def test_gradients_of_a_step_reach_the_weights() -> None:

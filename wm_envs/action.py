@@ -38,25 +38,55 @@ def encode_action(space: gym.Space[Any], act: Array) -> NDArray[np.float32]:
     Raises:
         ValueError: wrong shape or dtype, NaN or infinity, or a discrete action outside the space.
     """
-    width = act_dim(space)
-    shape = space.shape or ()
-    if act.ndim == 0 or act.shape[1:] != shape:
-        raise ValueError(f"act must be (N, {', '.join(map(str, shape))}) for {space}, got {act.shape}")
-    if isinstance(space, spaces.Box):
-        return _scale(space, act).reshape(-1, width)
-    if isinstance(space, spaces.MultiBinary):
-        _check_choice(space, act, np.zeros(shape, np.int64), np.full(shape, 2))
-        return (2 * act.astype(np.float32) - 1).reshape(-1, width)
-    assert isinstance(space, spaces.Discrete | spaces.MultiDiscrete), space
-    counts = np.asarray(space.n if isinstance(space, spaces.Discrete) else space.nvec)
-    start = np.asarray(space.start)
-    _check_choice(space, act, start, counts)
-    # Discrete action k of a row sets column offset[k] + action.
-    offset = np.cumsum(counts) - counts.ravel()
-    columns = (act.astype(np.int64) - start).reshape(len(act), -1) + offset
-    hot = np.zeros((len(act), width), np.float32)
-    np.put_along_axis(hot, columns, 1, axis=1)
-    return hot
+    return ActionEncoder(space)(act)
+
+
+class ActionEncoder:
+    """`encode_action` for one space; what depends on the space alone is computed once."""
+
+    def __init__(self, space: gym.Space[Any]) -> None:
+        self.space, self.width, self.shape = space, act_dim(space), space.shape or ()
+        if isinstance(space, spaces.Box):
+            self.low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+            self.scale = 2 / np.where(high > self.low, high - self.low, 1)
+            return
+        counts = np.full(self.shape, 2)
+        if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+            counts = np.asarray(space.n if isinstance(space, spaces.Discrete) else space.nvec)
+        self.start, self.counts = np.asarray(getattr(space, "start", 0)), counts.astype(np.uint64)
+        # Discrete action k of a row sets column offset[k] + action.
+        self.offset = np.cumsum(counts) - counts.ravel()
+
+    def __call__(self, act: Array) -> NDArray[np.float32]:
+        """Encode actions (N, *space.shape) as float32 (N, act_dim): see `encode_action`."""
+        if act.ndim == 0 or act.shape[1:] != self.shape:
+            raise ValueError(f"act must be (N, {', '.join(map(str, self.shape))}) for {self.space}, got {act.shape}")
+        if isinstance(self.space, spaces.Box):
+            return self._scaled(act)
+        choice = self._choices(act)
+        if isinstance(self.space, spaces.MultiBinary):
+            return (2 * choice - 1).astype(np.float32)
+        hot = np.zeros((len(act), self.width), np.float32)
+        hot.put(choice + self.offset + self.width * np.arange(len(act))[:, None], 1)
+        return hot
+
+    def _scaled(self, act: Array) -> NDArray[np.float32]:
+        if act.dtype.kind not in "fiu":
+            raise ValueError(f"act must be numeric for {self.space}, got dtype {act.dtype}")
+        if not np.isfinite(act).all():
+            raise ValueError(f"act must be finite for {self.space}, got NaN or infinity; the policy has diverged")
+        unit = np.minimum(np.maximum((act - self.low) * self.scale - 1, -1), 1)
+        return unit.astype(np.float32).reshape(-1, self.width)
+
+    def _choices(self, act: Array) -> NDArray[np.int64]:
+        """Discrete actions or bits counted from 0, flat: (N, K)."""
+        if act.dtype.kind not in "iub":
+            raise ValueError(f"act must be integers for {self.space}, got dtype {act.dtype}")
+        choice = act.astype(np.int64) - self.start
+        if np.count_nonzero(choice.astype(np.uint64) >= self.counts):  # What is below 0 becomes very large.
+            raise ValueError(f"act must be in {self.space}, got values from {act.min()} to {act.max()}")
+        flat: NDArray[np.int64] = choice.reshape(len(act), -1)
+        return flat
 
 
 def decode_action(space: gym.Space[Any], act: Array) -> Array:
@@ -87,21 +117,3 @@ def clip_action(space: spaces.Box, act: Array) -> Array:
     if space.dtype.kind in "iu":
         own = own.round()
     return own.astype(space.dtype, copy=False)
-
-
-def _scale(space: spaces.Box, act: Array) -> NDArray[np.float32]:
-    if act.dtype.kind not in "fiu":
-        raise ValueError(f"act must be numeric for {space}, got dtype {act.dtype}")
-    if not np.isfinite(act).all():
-        raise ValueError(f"act must be finite for {space}, got NaN or infinity; the policy has diverged")
-    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    span = np.where(high > low, high - low, 1)
-    unit: NDArray[np.float32] = np.clip(2 * (act - low) / span - 1, -1, 1).astype(np.float32)
-    return unit
-
-
-def _check_choice(space: gym.Space[Any], act: Array, start: Array, counts: Array) -> None:
-    if act.dtype.kind not in "iub":
-        raise ValueError(f"act must be integers for {space}, got dtype {act.dtype}")
-    if ((act < start) | (act >= start + counts)).any():
-        raise ValueError(f"act must be in {space}, got values from {act.min()} to {act.max()}")

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from wm_agents.errors import strict
 from wm_agents.models.config import ELSEWHERE, WorldModelConfig
+from wm_agents.models.cpu_kernels import is_dream
+from wm_agents.models.ensemble_row import EnsembleRow
 from wm_agents.models.loss import LossOutput
 from wm_agents.models.model import Model
 from wm_envs.world_model import Generator, Latent, Step, draw_normal
@@ -70,6 +72,7 @@ class Ensemble(Model):
 
     family: ClassVar[str] = "ensemble"
     cfg: EnsembleConfig
+    threaded_from: ClassVar[int] = 4096  # A step is made of a hundred short operations.
 
     def __init__(self, cfg: EnsembleConfig, obs_space: gym.Space[Any], act_space: gym.Space[Any]) -> None:
         super().__init__(cfg, obs_space, act_space)
@@ -82,6 +85,8 @@ class Ensemble(Model):
         self.end = EnsembleMLP(cfg, dim + self.actions, 2)
         self.scale = Scale(dim)
         self.dtype = torch.from_numpy(obs_space.low).dtype
+        self.low: Tensor
+        self.high: Tensor
         for name in ("low", "high"):
             self.register_buffer(name, torch.from_numpy(getattr(obs_space, name).copy()).float(), persistent=False)
 
@@ -104,10 +109,13 @@ class Ensemble(Model):
         Otherwise change, end and reward of a row are those of one member, which is drawn for this step alone.
         """
         obs = latent["obs"]
-        self.check_act(act, len(obs))
+        num = len(obs)
+        self.check_act(act, num)
         if temperature == 0:
             return self._step_mean(obs, act)
-        noise = draw_normal(len(obs), self.feat_dim + 2, generator, obs.device)
+        noise = draw_normal(num, self.feat_dim + 2, generator, obs.device)
+        if num == 1 and is_dream(obs):
+            return EnsembleRow.of(self).step(obs, act, noise, temperature)
         uniform = torch.special.ndtr(noise[:, -2:])  # A normal's own quantile is uniform.
         member = (uniform[:, 0] * self.members).long().clamp(max=self.members - 1)
         order = member.argsort()
@@ -159,8 +167,8 @@ class Ensemble(Model):
         return torch.sigmoid(end - math.log(self.cfg.term_weight))
 
     def decode(self, latent: Latent) -> Tensor:
-        obs = torch.clamp(latent["obs"], self.low, self.high)  # type: ignore[arg-type]
-        return (obs if self.dtype.is_floating_point else obs.round()).to(self.dtype)
+        obs = torch.clamp(latent["obs"], self.low, self.high)
+        return obs.to(self.dtype) if self.dtype.is_floating_point else obs.round().to(self.dtype)
 
     def feat(self, latent: Latent) -> Tensor:
         return (latent["obs"] - self.scale.feat_mean) / self.scale.feat_std

@@ -1,0 +1,112 @@
+"""`Ensemble.step` of one row on a CPU. `ensemble` has the plain definition, which this equals."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wm_envs.world_model import Step
+
+if TYPE_CHECKING:
+    from wm_agents.models.ensemble import Ensemble, EnsembleMLP
+
+Layers = list[tuple[Tensor, Tensor]]
+"""Weights (O, I) and biases (O,)."""
+
+
+class EnsembleRow:
+    """The step of one row: Python's own numbers around products of a matrix and a vector.
+
+    An operation of PyTorch or NumPy takes longer than all the arithmetic on a handful of numbers. Weights are views,
+    never copies, so that what a training run or a load writes into them is seen; `fits` says whether they, and the
+    units, are still what they were.
+    """
+
+    @classmethod
+    def of(cls, model: Ensemble) -> EnsembleRow:
+        """The one of `model`, made anew if its weights have moved or its units have changed."""
+        row = _ROWS.get(model)
+        if row is None or not row.fits():
+            row = _ROWS[model] = cls(model)
+        return row
+
+    def __init__(self, model: Ensemble) -> None:
+        self._weights: Any = model.change.weights._parameters  # Looked up by the list itself, they take longer.
+        self._units = [unit for unit in model.scale.buffers() if not unit.is_inference()]
+        self._made_of = self._state()
+        self.members = list(zip(*(_by_member(net) for net in (model.change, model.end, model.reward))))
+        self.odds = math.log(model.cfg.term_weight)
+        scale: dict[str, Any] = {name: unit.tolist() for name, unit in model.scale.named_buffers()}
+        self.obs, self.change = list(zip(scale["obs_mean"], scale["obs_std"])), scale["change_std"]
+        self.rew, self.end_rew = scale["rew"], scale["end_rew"]
+        seen = list(zip(scale["seen_low"], scale["seen_high"]))
+        self.walls = [(low - (high - low), high + (high - low)) for low, high in seen]
+        self.two_valued = [(i, *seen[i]) for i, two in enumerate(scale["two_valued"]) if two > 0]
+
+    def fits(self) -> bool:
+        """Whether the weights of the model are where they were, and its units what they were."""
+        return self._made_of == self._state()
+
+    def _state(self) -> list[int]:
+        return [self._weights["0"].data_ptr(), *[unit._version for unit in self._units]]
+
+    def step(self, obs: Tensor, act: Tensor, normal: Tensor, temperature: float) -> Step:
+        """From (1, D), encoded (1, A) and standard normals (1, D + 2)."""
+        (was,), (did,), ((*noise, pick, luck),) = obs.tolist(), act.tolist(), normal.tolist()
+        change, end, reward = self.members[min(int(_uniform(pick) * len(self.members)), len(self.members) - 1)]
+        seen = [(x - mean) / std for x, (mean, std) in zip(was, self.obs)] + did
+        x = _tensor(seen)
+        now = self._move(was, _through(change, x).tolist(), noise, temperature**0.5)
+        logit, end_rew = _through(end, x).tolist()
+        chance = _sigmoid(logit - self.odds)
+        ends = chance > _uniform(luck)
+        if ends:
+            rew = end_rew * self.end_rew
+        else:
+            moved = [(x - before) / unit for x, before, unit in zip(now, was, self.change)]
+            rew = _through(reward, _tensor(seen + moved)).item() * self.rew
+        return Step({"obs": _tensor([now])}, _tensor([rew]), _tensor([1 - chance]), torch.from_numpy(np.array([ends])))
+
+    def _move(self, was: list[float], ahead: list[float], noise: list[float], spread: float) -> list[float]:
+        """The observation that the mean change and the bounded log-variance in `ahead` and the noise lead to."""
+        dim = len(was)
+        now = []
+        for x, mean, logvar, normal, unit in zip(was, ahead[:dim], ahead[dim:], noise, self.change):
+            std = math.exp(-5 + 6 * _sigmoid(logvar))
+            now.append(x + (mean + std * spread * normal) * unit)
+        for i, low, high in self.two_valued:
+            now[i] = high if now[i] > (low + high) / 2 else low
+        return [min(max(x, low), high) for x, (low, high) in zip(now, self.walls)]
+
+
+_ROWS: WeakKeyDictionary[Any, EnsembleRow] = WeakKeyDictionary()
+
+
+def _by_member(net: EnsembleMLP) -> list[Layers]:
+    return [[(weight.t(), bias[0]) for weight, bias in layers] for layers in net.layers()]
+
+
+def _through(layers: Layers, x: Tensor) -> Tensor:
+    out = x
+    for i, (weight, bias) in enumerate(layers):
+        out = torch.addmv(bias, weight, F.silu(out, inplace=True) if i else out)
+    return out
+
+
+def _tensor(numbers: list[Any]) -> Tensor:
+    return torch.from_numpy(np.array(numbers, np.float32))  # `torch.tensor` takes three times as long.
+
+
+def _sigmoid(x: float) -> float:
+    return 0.5 + 0.5 * math.tanh(0.5 * x)
+
+
+def _uniform(normal: float) -> float:
+    """A normal's own quantile, which is uniform."""
+    return 0.5 * math.erfc(-normal * math.sqrt(0.5))

@@ -1,0 +1,39 @@
+"""Threads of a dream: one for few rows, all of PyTorch's for many.
+
+PyTorch splits single operations, and its threads wait for each other at the end of each. Beside a process that keeps a
+core busy, each of these waits takes as long as the scheduler lets that process run: a step of one row takes twenty
+times as long (docs/log.md).
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+ROWS = 256
+"""Rows from which a step takes less time on two threads than on one, unless the model sets `threaded_from`."""
+FRAMES = 32
+"""The same for decoded images."""
+
+
+def few_threads(model: object, rows: int, images: bool) -> AbstractContextManager[object]:
+    """One thread within, if steps of `rows` rows are too short for more; it may be entered again and again.
+
+    Args:
+        model: a model may set `threaded_from`, the rows from which its steps gain from threads.
+        images: every row is decoded to an image.
+    """
+    threaded_from: int = FRAMES if images else getattr(model, "threaded_from", ROWS)
+    return nullcontext() if rows >= threaded_from else OneThread()
+
+
+class OneThread:  # `contextlib.contextmanager` takes three times as long to enter and leave.
+    """Within, PyTorch computes on one thread what this thread of Python asks for."""
+
+    def __enter__(self) -> None:
+        self._before = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    def __exit__(self, *error: object) -> None:
+        torch.set_num_threads(self._before)
