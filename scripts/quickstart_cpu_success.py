@@ -34,7 +34,8 @@ from wm_agents.data.episode import Episode
 from wm_agents.data.replay import ReplayBuffer
 from wm_agents.evaluation.held_out import play_episode
 from wm_agents.models.model import Model
-from wm_agents.system.files import replacing, write_json
+from wm_agents.system.files import write_json
+from wm_agents.system.replace import replacing
 from wm_agents.training import NonFiniteLoss, Trainer, TrainingConfig
 from wm_envs.action import act_dim, encode_action
 from wm_envs.drawing import draw

@@ -23,11 +23,11 @@ from waiting import HANG_S, wait_until, wait_until_gone
 from policies.policy import RandomPolicy
 from policies.step_count import StepCount
 from wm_agents.data import collect as collecting
-from wm_agents.data import shard
 from wm_agents.data.collect import CollectConfig, CollectSummary, collect
 from wm_agents.data.dataset import Dataset
 from wm_agents.data.shard import ShardInfo
 from wm_agents.data.worker import Counters, ShardTask, collect_shard
+from wm_agents.system import replace as replace_file
 from wm_envs.registry import TASKS, RealSpec
 
 ECHO = RealSpec("toy_env:Echo-v0")
@@ -185,7 +185,7 @@ def full_after_two(env: gym.Env) -> RandomPolicy:
             raise OSError(28, "No space left on device")
         fsync(handle)
 
-    shard.os = type("os", (), {**vars(os), "fsync": staticmethod(fail_on_third)})
+    replace_file.os = type("os", (), {**vars(os), "fsync": staticmethod(fail_on_third)})
     return make_random(env)
 
 
@@ -263,7 +263,7 @@ def test_a_killed_collector_leaves_no_half_shard_and_no_orphan_and_resumes(tmp_p
     proc.kill()
     proc.communicate()
     wait_until_gone(proc.pid)
-    (out / ".seed-0000099.h5.77.part").write_bytes(b"left by a kill in mid write")
+    (out / ".seed-0000099.h5.77.0a1b2c3d.tmp").write_bytes(b"left by a kill in mid write")
     data, taken = Dataset(out), (out / "real_steps").stat().st_size
     found = data.num_episodes
     assert found >= 2 and not data.skipped and taken >= data.num_steps

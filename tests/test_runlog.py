@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from wm_agents.system.files import replacing, write_json
+from wm_agents.system.files import write_json
 from wm_agents.system.hardware import describe
+from wm_agents.system.replace import replacing
 from wm_agents.system.run_folder import FolderInUse, MetricsLog, RunFolder, git_state, read_metrics, start_run, versions
 from wm_envs.precision import KINDS
 

@@ -149,7 +149,7 @@ def say_it_again(path: Path) -> None:
         (put_nan, ["seed-0000001.h5"], "episode 0: obs must be finite (seed 3)"),
         (Path.unlink, ["seed-0000001.h5"], "missing, but listed in manifest.json"),
         (say_it_again, ["seed-0000001.h5", "seed-0000007.h5"], "seed 3 occurs more than once in the data"),
-        (lambda path: (path.parent / ".x.h5.1.part").touch(), [".x.h5.1.part"], "incomplete file"),
+        (lambda path: (path.parent / ".x.h5.1.0a1b2c3d.tmp").touch(), [".x.h5.1.0a1b2c3d.tmp"], "incomplete file"),
     ],
 )
 def test_damage_is_found_and_named(

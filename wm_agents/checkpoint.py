@@ -14,8 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from wm_agents.system.files import parse_json, write_tensors, write_text
+from wm_agents.system.replace import replacing_folder, restore
 
 FORMAT_VERSION = 1
 
@@ -56,7 +56,8 @@ def save_artifact(
     policies: Mapping[str, Mapping[str, Tensor] | Policy] | None = None,
     half: bool = False,
 ) -> Path:
-    """Write the directory `path` completely or not at all. An existing artifact is replaced.
+    """Write the directory `path` completely or not at all. An existing artifact is replaced, and other
+    files in its folder are kept.
 
     Args:
         config: JSON values; `format_version` and `files` (sha256) are added.
@@ -68,7 +69,7 @@ def save_artifact(
         raise ArtifactError(
             f"{path} exists and has no config.json; only a saved model may be replaced, so give another path"
         )
-    with _replacing_folder(path) as tmp:
+    with replacing_folder(path) as tmp:
         write_tensors(tmp / "model.safetensors", plain_names(_halved(tensors) if half else tensors))
         if starts:
             write_tensors(tmp / "starts.safetensors", _halved(starts) if half else starts)
@@ -79,7 +80,19 @@ def save_artifact(
         files = {file.name: sha256(file) for file in sorted(tmp.iterdir())}
         facts = {**config, "format_version": FORMAT_VERSION, "files": files}
         write_text(tmp / "config.json", json.dumps(facts, indent=2) + "\n")
+        _keep_others(path, tmp)
     return path
+
+
+def _keep_others(path: Path, tmp: Path) -> None:
+    """Link what else is in the artifact `path` (notes, the .git of a clone) into its replacement."""
+    for other in path.iterdir() if path.exists() else ():
+        if other.suffix == ".safetensors" or (tmp / other.name).exists():
+            continue
+        if other.is_dir() and not other.is_symlink():
+            shutil.copytree(other, tmp / other.name, symlinks=True, copy_function=os.link)
+        else:
+            os.link(other, tmp / other.name, follow_symlinks=False)
 
 
 def load_artifact(path: str | Path) -> Artifact:
@@ -89,6 +102,31 @@ def load_artifact(path: str | Path) -> Artifact:
         ArtifactError: it is not an artifact, is damaged, or has a newer format.
     """
     path = Path(path)
+    restore(path)
+    while True:
+        with _held(path) as is_replaced:
+            try:
+                return _read_artifact(path)
+            except (ArtifactError, FileNotFoundError):
+                if not is_replaced():  # Else another process has just saved it again.
+                    raise
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[Callable[[], bool]]:
+    """A function that returns whether another folder has taken the place of `path` since the block began."""
+    try:
+        folder = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        yield path.exists
+        return
+    try:
+        yield lambda: not path.exists() or not os.path.samestat(os.fstat(folder), os.stat(path))
+    finally:
+        os.close(folder)
+
+
+def _read_artifact(path: Path) -> Artifact:
     config = _load_config(path)
     found = sorted(path.glob("policy_*.safetensors"))
     starts_file = path / "starts.safetensors"
@@ -249,25 +287,3 @@ def _halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _fits_half(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and bool((tensor.half().isfinite() == tensor.isfinite()).all())
-
-
-@contextmanager
-def _replacing_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that replaces `path` if the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    mark = f"{os.getpid()}.{uuid.uuid4().hex[:8]}"
-    tmp, old = path.with_name(f".{path.name}.{mark}.tmp"), path.with_name(f".{path.name}.{mark}.old")
-    tmp.mkdir()
-    try:
-        yield tmp
-        if path.exists():
-            os.rename(path, old)
-        try:
-            os.rename(tmp, path)
-        except OSError:
-            if old.exists():
-                os.rename(old, path)
-            raise
-    finally:
-        shutil.rmtree(tmp, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

@@ -21,7 +21,7 @@ from policies.latent import LatentPolicy
 from policies.policy import Policy
 from policies.rollout import rollout
 from policies.step_count import StepCount
-from wm_agents.system.files import replacing
+from wm_agents.system.replace import replacing
 from wm_envs.action import encode_action
 from wm_envs.drawing import draw
 from wm_envs.frames import is_image

@@ -18,9 +18,10 @@ from wm_agents.data.episode import UNKNOWN_SEED, check_episode
 from wm_agents.data.minari import export_minari, import_minari
 from wm_agents.data.npz import npz_to_shards, shards_to_npz
 from wm_agents.data.replay import ReplayBuffer
-from wm_agents.data.shard import SUFFIX, TEMPORARY, ShardError, read_info
+from wm_agents.data.shard import SUFFIX, ShardError, read_info
 from wm_agents.spaces import spaces_of
 from wm_agents.system.progress import Bar
+from wm_agents.system.replace import orphans
 
 
 def info(path: str, as_json: bool = False) -> None:
@@ -147,8 +148,7 @@ def _verify_shards(root: Path, console: Console) -> list[Verified]:
     skipped = {name: why for name, why in data.skipped.items() if name not in names}
     found += [Verified(name, *_size(root / name), problem=why) for name, why in skipped.items()]
     found += [
-        Verified(file.name, 0, 0, "incomplete file of a killed process; it can be deleted")
-        for file in sorted(root.glob(f".*{TEMPORARY}"))
+        Verified(file.name, 0, 0, "incomplete file of a killed process; it can be deleted") for file in orphans(root)
     ]
     if not found:
         raise FileNotFoundError(f"no *{SUFFIX} shards in {root}")

@@ -15,7 +15,8 @@ import numpy as np
 
 from wm_agents.curriculum.latex import latex_table
 from wm_agents.curriculum.record import Evaluation, Record
-from wm_agents.system.files import replacing, write_text
+from wm_agents.system.files import write_text
+from wm_agents.system.replace import replacing
 
 
 def snapshot(record: Record, e: Evaluation) -> dict[str, Any]:

@@ -29,7 +29,8 @@ from wm_agents.loops.recipes import ImproveConfig
 from wm_agents.loops.rounds import Check, OnCheck, Rounds
 from wm_agents.models.saved import load_model
 from wm_agents.models.vmc import VMC
-from wm_agents.system.files import replacing, write_text
+from wm_agents.system.files import write_text
+from wm_agents.system.replace import replacing
 from wm_agents.system.run_folder import MetricsLog
 from wm_agents.training.fit_vmc import encode_dataset
 from wm_envs.registry import RealSpec

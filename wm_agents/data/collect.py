@@ -23,9 +23,10 @@ from policies.pool import WORKERS, WorkerDied, WorkerPool, finished, result_of
 from policies.rollout import check_seed
 from policies.step_count import StepCount
 from wm_agents.data.dataset import write_manifest
-from wm_agents.data.shard import SUFFIX, TEMPORARY, ShardError, ShardInfo, read_info
+from wm_agents.data.shard import SUFFIX, ShardError, ShardInfo, read_info
 from wm_agents.data.worker import Counters, MakePolicy, ShardTask, collect_shard, shard_name
 from wm_agents.system.interrupt import deferred_interrupt
+from wm_agents.system.replace import tidy
 from wm_agents.system.run_folder import STEPS
 from wm_envs.registry import RealSpec
 
@@ -108,14 +109,14 @@ def collect(
     out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     with _locked(out), deferred_interrupt(STOPPING) as stopping, _worker_environment(), _progress(cfg, console) as show:
-        _sweep(out)
+        tidy(out)
         plan = _Plan(cfg)
         old = plan.steps
         count = count or StepCount(out / STEPS, start=plan.found_steps)
         try:
             stopped = _full(cfg) or _work(cfg, make_policy, plan, count, stopping, show)
         finally:
-            _sweep(out)
+            tidy(out)
             _note(out)
     return CollectSummary(
         episodes=sum(s.num_episodes for s in plan.shards),
@@ -239,12 +240,6 @@ def _full(cfg: CollectConfig) -> str:
     if shutil.disk_usage(cfg.out).free < cfg.min_free_gb * 1e9:
         return "free_disk"
     return ""
-
-
-def _sweep(out: Path) -> None:
-    """Remove incomplete files; the lock ensures that no other process writes them."""
-    for path in out.glob(f".*{TEMPORARY}"):
-        path.unlink(missing_ok=True)
 
 
 def _note(out: Path) -> None:

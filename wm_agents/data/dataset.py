@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm_agents.data.episode import Episode
-from wm_agents.data.shard import SUFFIX, TEMPORARY, ShardError, ShardInfo, check_self_contained, read_info, write_shard
+from wm_agents.data.shard import SUFFIX, ShardError, ShardInfo, check_self_contained, read_info, write_shard
+from wm_agents.system.files import write_json
 
 __all__ = ["Dataset", "ShardInfo", "Windows", "hold_out", "split_episodes", "write_manifest", "write_shard"]
 
@@ -358,12 +358,7 @@ def write_manifest(root: Path | str) -> dict[str, Any]:
         "shards": {s.name: {"episodes": s.num_episodes, "steps": s.num_steps, "bytes": s.bytes} for s in data.shards},
         "skipped": {name: why for name, why in data.skipped.items() if (root / name).exists()},
     }
-    part = root / f".{MANIFEST}.{os.getpid()}{TEMPORARY}"
-    try:
-        part.write_text(json.dumps(manifest, indent=1))
-        os.replace(part, root / MANIFEST)
-    finally:
-        part.unlink(missing_ok=True)
+    write_json(root / MANIFEST, manifest)
     return manifest
 
 

@@ -23,8 +23,8 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from wm_agents.data.episode import Episode, check_episode
-from wm_agents.system.files import replacing
 from wm_agents.system.hardware import find_device
+from wm_agents.system.replace import replacing
 from wm_envs.action import act_dim, encode_action
 from wm_envs.world_model import Latent
 

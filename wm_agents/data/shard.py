@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm_agents.data.episode import Episode, check_episode
+from wm_agents.system.replace import replacing
 
 try:
     import hdf5plugin  # Registers zstd with HDF5, also for reading.
@@ -26,7 +27,6 @@ FORMAT = "wm-episodes"
 FORMAT_VERSION = 1
 CHUNK_FRAMES = 32
 SUFFIX = ".h5"
-TEMPORARY = ".part"
 LEVEL = 12
 """Level of zstd: 5 % smaller files than level 6, and still negligible beside rendering."""
 ZSTD_ID = 32015
@@ -88,16 +88,8 @@ def write_shard(
     path.parent.mkdir(parents=True, exist_ok=True)
     if admit is not None:
         admit(len(image))
-    part = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
-    try:
-        with open(part, "wb") as file:
-            file.write(image)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with replacing(path) as tmp:
+        tmp.write_bytes(image)
     sync_dir(path.parent)
     return read_info(path)
 

@@ -18,6 +18,7 @@ from wm_agents.models.model import Model
 from wm_agents.spaces import space_from_dict, space_to_dict
 from wm_agents.system.files import PROJECT_FILE, read_toml
 from wm_agents.system.hardware import find_device
+from wm_agents.system.replace import restore
 from wm_agents.system.run_folder import versions
 from wm_envs.registry import TASKS
 
@@ -39,6 +40,7 @@ def model_path(model: str) -> Path:
         FileNotFoundError: there is no such model, or it is not trained yet.
     """
     shipped = {task.dream_id: task.model for task in TASKS.values()}
+    restore(Path(model))
     for path in (Path(model), STORE / shipped.get(model, model)):
         if (path / "config.json").is_file():
             return path

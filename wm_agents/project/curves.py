@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from wm_agents.system.files import replacing
+from wm_agents.system.replace import replacing
 from wm_agents.system.run_folder import read_metrics
 
 Floats = NDArray[np.float64]

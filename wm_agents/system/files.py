@@ -1,13 +1,11 @@
-"""All-or-nothing writes (temporary name, fsync, rename), and reading of JSON and TOML."""
+"""Reads and writes text, JSON, TOML and tensors; every file is written completely or not at all."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from wm_agents.errors import ConfigurationError
+from wm_agents.system.replace import replacing
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,20 +25,6 @@ MAX_JSON = 16_000_000
 """Bytes; the largest config.json that is read."""
 PROJECT_FILE = "wm.toml"
 """The file that makes a folder a project."""
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder, which replaces `path` if the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield tmp
-        with open(tmp, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(tmp, path)
-    finally:
-        tmp.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -116,8 +101,24 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors to `path` atomically; tied tensors are stored once per name."""
+    """Write tensors as safetensors to `path` atomically; tied tensors are stored once per name.
+
+    Equal tensors and metadata give equal bytes.
+    """
     whole = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
     with replacing(path) as tmp:
         # save_file would create a file that only the owner can read.
-        tmp.write_bytes(save(whole, metadata=dict(metadata or {})))
+        _write_sorted(tmp, save(whole, metadata=dict(metadata or {}) or None))
+
+
+def _write_sorted(path: Path, data: bytes) -> None:
+    """Write a safetensors image with sorted metadata, which the library writes in random order."""
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:begin])
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # Tensors begin at a multiple of 8 bytes.
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(memoryview(data)[begin:])

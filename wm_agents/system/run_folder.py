@@ -27,6 +27,7 @@ from typing import Any
 
 from wm_agents.system.files import write_json, write_text
 from wm_agents.system.hardware import describe
+from wm_agents.system.replace import tidy
 
 PACKAGES = (
     "gymnasium", "ale-py", "Box2D", "numpy", "torch", "cma", "h5py", "safetensors", "stable-baselines3",
@@ -133,6 +134,7 @@ def start_run(
     """
     run = RunFolder(Path(path))
     try:
+        tidy(run.path)
         file = run.path / "run.json"
         wanted = json.loads(json.dumps({"config": config, "seeds": seeds}))
         starts: list[Any] = []

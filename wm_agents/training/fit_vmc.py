@@ -15,7 +15,8 @@ from torch import Tensor
 from wm_agents.data.dataset import Dataset, hold_out
 from wm_agents.models.loss import LossOutput
 from wm_agents.models.vmc import VMC, ConvVAE, Identity, to_input
-from wm_agents.system.files import replacing, write_tensors
+from wm_agents.system.files import write_tensors
+from wm_agents.system.replace import replacing
 from wm_agents.training.callbacks import Callback
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.trainer import Trainer, TrainingResult

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from wm_agents.checkpoint import sha256
 from wm_agents.evaluation.verify.verify import Verification, report
 from wm_agents.models.saved import model_path
 from wm_agents.system.files import write_json, write_text
+from wm_agents.system.replace import replacing_folder
 
 SCHEMA = "wm.evidence.v1"
 MANIFEST = "manifest.json"
@@ -37,9 +37,7 @@ def write_evidence(found: Verification, out: Path) -> Path:
     if out.exists() and any(out.iterdir()) and not is_evidence(out):
         raise EvidenceError(f"{out} is not empty and not an evidence bundle; give another folder")
     model = model_path(found.model)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    tmp = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with replacing_folder(out) as tmp:
         write_json(tmp / "verification.json", found.to_dict())
         write_text(tmp / "report.txt", report(found) + "\n")
         shutil.copyfile(model / "config.json", tmp / "model_config.json")
@@ -49,12 +47,6 @@ def write_evidence(found: Verification, out: Path) -> Path:
         written = datetime.now(timezone.utc).isoformat(timespec="seconds")
         facts = {"schema": SCHEMA, "verified": found.verified, "mode": found.mode, "written_at": written}
         write_json(tmp / MANIFEST, {**facts, "files": files})
-        tmp.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        tmp.rename(out)
-    finally:
-        shutil.rmtree(tmp, ignore_errors=True)
     return out
 
 
