@@ -86,6 +86,12 @@ COMMANDS = {
     "evaluate": Command(
         "evaluation", "score a model's policy on held-out real episodes and in its dream", "commands:evaluate"
     ),
+    "transfer": Command(
+        "evaluation",
+        "train fresh controllers in a model's dream and score each in the real environment",
+        "commands:transfer",
+        resumes=True,
+    ),
     "fidelity": Command(
         "evaluation",
         "measure how closely a model's dream matches reality",

@@ -27,6 +27,8 @@ from wm_agents.loops.online_config import LEARNERS, OnlineConfig, online_recipe,
 from wm_agents.loops.recipes import RECIPES, ImproveConfig, recipe_for
 from wm_agents.loops.rounds import explore_with
 from wm_agents.loops.rounds import improve as improve_rounds
+from wm_agents.loops.transfer import lines_of as transfer_lines
+from wm_agents.loops.transfer import transfer as transfer_policies
 from wm_agents.models.saved import load_model
 from wm_agents.pretrained import check_dream, cut_off_of, load_policy, real_spec
 from wm_agents.video import record
@@ -144,6 +146,56 @@ def evolve(
         console=console,
     )
     console.print(f"saved {out}; score it with `wm evaluate {out}`")
+
+
+def transfer(
+    model: str,
+    out: str | None = None,
+    policies: int = 5,
+    seed: int = 1,
+    algo: Literal["recipe", "ppo", "linear"] = "recipe",
+    iterations: int | None = None,
+    episodes: int = 100,
+    procs: int = 2,
+    as_json: bool = False,
+) -> int:
+    """Train fresh controllers in a model's frozen dream, and score each in the real environment.
+
+    This measures how well a dream teaches: the model is not trained further, and the last state of each controller
+    is scored, without selection by real episodes. The same command resumes an interrupted run. Exit code 1: a
+    policy failed; the same command tries it again.
+
+    Args:
+        model: a model directory, or the name of a shipped model or dream.
+        out: run folder; default: runs/transfer/<model>.
+        policies: number of controllers, each trained from scratch with its own seed.
+        seed: seed of the first controller; the others follow at a distance of 10,000.
+        algo: ppo, linear (a linear controller by CMA-ES), or that of the recipe of the task.
+        iterations: iterations of PPO or generations of CMA-ES; default: those of all rounds of the recipe, but at
+            most 20 million dreamed steps and at least one round.
+        episodes: held-out real episodes for the score of each controller.
+        procs: number of worker processes for real episodes.
+        as_json: print the content of transfer.json on stdout.
+    """
+    folder = Path(out or f"runs/transfer/{Path(model).name}")
+    result = transfer_policies(
+        model,
+        folder,
+        policies=policies,
+        seed=seed,
+        algo=algo,
+        iterations=iterations,
+        episodes=episodes,
+        procs=procs,
+        console=console,
+    )
+    if as_json:
+        print(json.dumps(result))
+    else:
+        print("\n".join(transfer_lines(result)))
+        print(f"protocol: {result['protocol']}")
+        print(f"all returns: {folder / 'transfer.json'}")
+    return 1 if result["real"]["failed"] else 0
 
 
 def evaluate(model: str, episodes: int = 100, seed: int = EVAL_SEED, procs: int = 2, as_json: bool = False) -> None:

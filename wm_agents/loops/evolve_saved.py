@@ -14,7 +14,7 @@ from wm_agents.checkpoint import Artifact, model_card, save_artifact, sha256
 from wm_agents.control.evolve import Evolved, OnGeneration, evolve_in_dream, evolve_in_real, show_generations
 from wm_agents.loops.recipes import ImproveConfig
 from wm_agents.models.saved import load_model
-from wm_agents.pretrained import POLICIES, cut_off_of, load_starts
+from wm_agents.pretrained import POLICIES, Controller, cut_off_of, load_starts
 from wm_agents.system.progress import Bar
 from wm_agents.system.run_folder import start_run
 from wm_envs.world_model import Latent, WorldModel
@@ -97,11 +97,11 @@ def evolve_artifact(
     return policy
 
 
-def save_with_policy(out: Path, artifact: Artifact, policy: LinearPolicy, facts: dict[str, Any]) -> None:
+def save_with_policy(out: Path, artifact: Artifact, policy: Controller, facts: dict[str, Any]) -> None:
     """Write `artifact` to `out` with a new controller and a card with its `facts`."""
     card = model_card(out.name, facts, f"A model with a new controller. Score it with `wm evaluate {out}`.")
     if (old := artifact.path / "README.md").exists():
         card += f"\n## The original card, with scores of an earlier controller\n\n{old.read_text()}"
     others = {name: old for name, old in artifact.policies.items() if name not in POLICIES}
-    policies = others | {"linear": (policy.tensors(), policy.about())}
+    policies = others | {policy.about()["kind"]: (policy.tensors(), policy.about())}
     save_artifact(out, artifact.config, artifact.tensors, artifact.starts, card, policies)
