@@ -56,7 +56,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     score = {"mean": 1.0, "std": 2.0, "ci95": 3.0}
     keep("improve_rounds")
     keep("learn_online")
-    keep("collect_episodes", CollectSummary(1, 2, 8, 100, 0.5, "done", [1.0], 2))
+    keep("collect_episodes", CollectSummary(1, 2, 8, 100, 0.5, "done", [1.0], 2, 2))
     keep("evolve_artifact")
     keep("judge", {"real": score, "dream": score, "gap": 0.0, "protocol": "as usual", "wall_s": 1.0})
     keep("record", 251)
@@ -278,13 +278,13 @@ def test_collect_takes_its_flags(called: dict[str, Any], capsys: pytest.CaptureF
 def test_a_collection_that_stopped_early_does_not_pass_for_done(
     stopped: str, code: int, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    summary = CollectSummary(1, 7, 28, 100, 0.5, stopped, [1.0], 7)
+    summary = CollectSummary(1, 7, 28, 100, 0.5, stopped, [1.0], 7, 7)
     monkeypatch.setattr(commands, "collect_episodes", lambda *args, **kwargs: summary)
     assert wm("collect", "data", "--spec.id", "A-v0", "--json") == code
     out, err = capsys.readouterr()
     assert json.loads(out)["steps"] == 7 and text in err
     assert wm("collect", "data", "--spec.id", "A-v0") == code
-    assert capsys.readouterr().out == "data: 1 episodes with 7 steps (7 new), 0.0 MB, 0 s\n"
+    assert capsys.readouterr().out.startswith("data: 1 episodes with 7 steps (7 new; 7 taken ")
 
 
 def test_evolve_takes_its_flags_and_the_models_own_squash_and_temperature(tiny: str, called: dict[str, Any]) -> None:
