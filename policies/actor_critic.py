@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 import gymnasium as gym
@@ -23,6 +23,7 @@ from policies.dists import TwoHot, draw_one_hot, entropy, likeliest
 from policies.nets import MLP, Linear, compute_dtype, forgetful_autocast, make_layers
 from policies.returns import lambda_returns
 from wm_envs.action import act_dim, decode_action
+from wm_envs.fields import at_least, check_fields, share
 from wm_envs.world_model import Generator, Latent, WorldModel, draw_normal, imagine
 
 Array = NDArray[Any]
@@ -32,35 +33,23 @@ Array = NDArray[Any]
 class ActorCriticConfig:
     """Sizes and weights of the authors' code; `units` should match the model's."""
 
-    units: int = 256
-    layers: int = 3
-    horizon: int = 15
+    units: int = field(default=256, metadata=at_least(1))
+    layers: int = field(default=3, metadata=at_least(1))
+    horizon: int = field(default=15, metadata=at_least(1))
     """Steps of a dream."""
-    discount: float = 1 - 1 / 333
-    lam: float = 0.95
-    entropy: float = 3e-4
+    discount: float = field(default=1 - 1 / 333, metadata=share())
+    lam: float = field(default=0.95, metadata=share())
+    entropy: float = field(default=3e-4, metadata=at_least(0))
     """Weight of the actor's entropy; advantages are divided by the range of returns."""
-    slow_rate: float = 0.02
+    slow_rate: float = field(default=0.02, metadata=share())
     """Rate at which the slow critic follows the critic, per update."""
-    slow_weight: float = 1.0
+    slow_weight: float = field(default=1.0, metadata=at_least(0))
     """Weight of the regularisation of the critic towards the slow critic."""
-    return_rate: float = 0.01
+    return_rate: float = field(default=0.01, metadata=share())
     """Update rate of the running range of returns."""
 
     def __post_init__(self) -> None:
-        for name in ("units", "layers", "horizon"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise ValueError(
-                    f"ActorCriticConfig.{name} must be a whole number of at least 1, got {getattr(self, name)!r}"
-                )
-        for name in ("discount", "lam", "slow_rate", "return_rate"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"ActorCriticConfig.{name} must be between 0 and 1, got {getattr(self, name)!r}")
-        for name in ("entropy", "slow_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(
-                    f"ActorCriticConfig.{name} must be a number of at least 0, got {getattr(self, name)!r}"
-                )
+        check_fields(self)
 
 
 class Choice(NamedTuple):

@@ -10,7 +10,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from policies.linear import LinearPolicy
 from policies.play import EpisodePool, EpisodeTask
 from policies.rollout import check_seed, returns, rollout
 from wm_envs.action import act_dim
+from wm_envs.fields import above, at_least, check_fields
 
 Array = NDArray[Any]
 EMPTY: Mapping[str, str] = MappingProxyType({})
@@ -35,27 +36,21 @@ Score = Callable[[Array, int], Array]
 class CMAConfig:
     """Settings of the strategy; population, rollouts and sigma default to those of the paper."""
 
-    population: int = 64
-    rollouts: int = 16
+    population: int = field(default=64, metadata=at_least(2))
+    rollouts: int = field(default=16, metadata=at_least(1))
     """Episodes per candidate. Their seeds are the same for all candidates of a generation."""
-    generations: int = 120
-    sigma: float = 0.1
-    components: int | None = None
+    generations: int = field(default=120, metadata=at_least(1))
+    sigma: float = field(default=0.1, metadata=above(0))
+    components: int | None = field(default=None, metadata=at_least(1))
     """Evolve weights on the first N principal components of feat (`policies.subspace`) instead of on feat itself. This
     takes far fewer dreams if feat has many correlated dimensions."""
-    average: int = 1
+    average: int = field(default=1, metadata=at_least(1))
     """The result is the average of the distribution's means after the last N generations (Polyak & Juditsky 1992).
     With few rollouts this removes much of the noise of a single mean."""
-    seed: int = 0
+    seed: int = field(default=0, metadata=at_least(0))
 
     def __post_init__(self) -> None:
-        for name, low in (("population", 2), ("rollouts", 1), ("generations", 1), ("average", 1), ("seed", 0)):
-            if getattr(self, name) < low:
-                raise ValueError(f"CMAConfig.{name} must be at least {low}, got {getattr(self, name)}")
-        if self.components is not None and self.components < 1:
-            raise ValueError(f"CMAConfig.components must be at least 1, or None, got {self.components}")
-        if not self.sigma > 0:
-            raise ValueError(f"CMAConfig.sigma must be above 0, got {self.sigma}")
+        check_fields(self)
 
 
 class Generation(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from policies.dists import draw_one_hot
 from wm_envs.action import act_dim, decode_action
+from wm_envs.fields import above, at_least, check_fields, fail, share
 from wm_envs.precision import step_in_bf16
 from wm_envs.world_model import Latent, WorldModel
 
@@ -32,45 +33,33 @@ Random = torch.Generator | None
 class MPPIConfig:
     """Settings of sampling and weighting; the defaults are those of TD-MPC2."""
 
-    horizon: int = 3
+    horizon: int = field(default=3, metadata=at_least(1))
     """Steps of a plan."""
-    iterations: int = 6
+    iterations: int = field(default=6, metadata=at_least(0))
     """Iterations of sampling; 0 uses only the prior."""
-    num_samples: int = 512
+    num_samples: int = field(default=512, metadata=at_least(1))
     """Plans per iteration, including those of the prior."""
-    num_elites: int = 64
+    num_elites: int = field(default=64, metadata=at_least(1))
     """Number of best plans to which the distribution is fitted."""
-    num_prior_plans: int = 24
-    temperature: float = 0.5
+    num_prior_plans: int = field(default=24, metadata=at_least(0))
+    temperature: float = field(default=0.5, metadata=at_least(0))
     """The weight of an elite is exp(temperature * (value - best value))."""
-    min_std: float = 0.05
+    min_std: float = field(default=0.05, metadata=above(0))
     max_std: float = 2.0
     """Initial and maximum standard deviation of Box actions."""
-    smoothing: float = 0.1
+    smoothing: float = field(default=0.1, metadata=share())
     """Share of the uniform distribution in that of discrete actions; the counterpart of `min_std`."""
-    discount: float = 0.99
-    cut_off: float = 0.5
+    discount: float = field(default=0.99, metadata=share())
+    cut_off: float = field(default=0.5, metadata=share())
     """A dream terminates when `cont` falls below this, unless the model samples termination itself."""
 
     def __post_init__(self) -> None:
-        low = {"horizon": 1, "iterations": 0, "num_samples": 1, "num_elites": 1, "num_prior_plans": 0}
-        for name, least in low.items():
-            if type(getattr(self, name)) is not int or getattr(self, name) < least:
-                self._fail(name, f"a whole number of at least {least}")
-        if self.num_prior_plans > self.num_samples:
-            self._fail("num_prior_plans", f"at most num_samples ({self.num_samples})")
-        if self.num_elites > self.num_samples:
-            self._fail("num_elites", f"at most num_samples ({self.num_samples})")
-        if not 0 < self.min_std <= self.max_std:
-            self._fail("min_std", f"above 0 and at most max_std ({self.max_std})")
-        for name in ("smoothing", "discount", "cut_off"):
-            if not 0 <= getattr(self, name) <= 1:
-                self._fail(name, "between 0 and 1")
-        if not self.temperature >= 0:
-            self._fail("temperature", "at least 0")
-
-    def _fail(self, name: str, expected: str) -> None:
-        raise ValueError(f"MPPIConfig.{name} must be {expected}, got {getattr(self, name)!r}")
+        check_fields(self)
+        for name in ("num_prior_plans", "num_elites"):
+            if getattr(self, name) > self.num_samples:
+                fail(self, name, f"at most num_samples ({self.num_samples})")
+        if self.min_std > self.max_std:
+            fail(self, "min_std", f"at most max_std ({self.max_std})")
 
 
 class Prior(Protocol):

@@ -267,5 +267,5 @@ def test_weights_of_something_else_are_refused() -> None:
 def test_settings_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match=r"ActorCriticConfig.horizon must be a whole number of at least 1, got 0"):
         ActorCriticConfig(horizon=0)
-    with pytest.raises(ValueError, match=r"ActorCriticConfig.lam must be between 0 and 1, got 1.5"):
+    with pytest.raises(ValueError, match=r"ActorCriticConfig.lam must be a number between 0 and 1, got 1.5"):
         ActorCriticConfig(lam=1.5)

@@ -129,9 +129,9 @@ def test_seeds_kept_for_evaluation_are_refused(tmp_path: Path) -> None:
 
 def test_senseless_settings_are_refused(tmp_path: Path) -> None:
     for name in ("steps", "shard_episodes", "stall"):
-        with pytest.raises(ValueError, match=f"{name} must be at least 1"):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1"):
             run(tmp_path, **{name: 0})
-    with pytest.raises(ValueError, match="procs must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="procs must be a whole number of at least 0, got -1"):
         run(tmp_path, procs=-1)
 
 

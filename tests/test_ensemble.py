@@ -375,10 +375,10 @@ def test_every_step_of_a_dataset_is_read_and_no_other(tmp_path: Path) -> None:
     [
         (lambda: Ensemble(SMALL, spaces.Box(0, 255, (8, 8, 3), np.uint8), ACT), "needs a Box of vectors"),
         (lambda: EnsembleConfig(members=0), "EnsembleConfig.members must be a whole number of at least 1, got 0"),
-        (lambda: EnsembleConfig(members=1.5), "members must be a whole number, got 1.5"),
-        (lambda: EnsembleConfig(hidden=1.5), "hidden must be a whole number, got 1.5"),
-        (lambda: EnsembleConfig(layers=1.5), "layers must be a whole number, got 1.5"),
-        (lambda: EnsembleConfig(term_weight=0.0), "term_weight must be above 0, got 0.0"),
+        (lambda: EnsembleConfig(members=1.5), "members must be a whole number of at least 1, got 1.5"),
+        (lambda: EnsembleConfig(hidden=1.5), "hidden must be a whole number of at least 1, got 1.5"),
+        (lambda: EnsembleConfig(layers=1.5), "layers must be a whole number of at least 1, got 1.5"),
+        (lambda: EnsembleConfig(term_weight=0.0), "term_weight must be a number above 0, got 0.0"),
         (lambda: Ensemble(SMALL, space(2), ACT).encode(torch.zeros(3, 4)), r"obs must be \(B, 2\), got \(3, 4\)"),
         (
             lambda: Ensemble(SMALL, space(2), ACT).step({"obs": torch.zeros(3, 2)}, torch.zeros(3, 2)),

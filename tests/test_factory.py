@@ -156,7 +156,7 @@ def test_an_environment_or_its_id_gives_the_spaces() -> None:
          "'encoder_type' of DreamerV3Config; the observation shape determines encoder and decoder"),
         ({"obs_shape": (8,), "action_dim": 2, "foo": 1}, "unknown field 'foo' of DreamerV3Config; it has action_dim, "),
         ({"obs_shape": (8,), "action_dim": 2, "unimix": 2.0}, r"DreamerV3Config.unimix must be .*, got 2.0"),
-        ({"obs_shape": (8,), "action_dim": 2, "unimix": 0.0}, r"unimix must be above 0 and at most 1, got 0.0"),
+        ({"obs_shape": (8,), "action_dim": 2, "unimix": 0.0}, r"must be a number above 0 and at most 1, got 0.0"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(kwargs: dict[str, Any], message: str) -> None:
@@ -312,7 +312,7 @@ def test_get_config_is_what_a_model_would_be_made_with() -> None:
         (lambda path: TDMPC2Config(plan=True), "'plan' of TDMPC2Config; did you mean 'planning'"),
         (lambda path: VMCConfig(obs_shape=(0,)), r"obs_shape must be a tuple of positive integers.*, got \(0,\)"),
         (lambda path: VMCConfig(obs_shape=4), r"VMCConfig.obs_shape must be a tuple of .*, got 4"),
-        (lambda path: VMCConfig(action_dim=-1), "VMCConfig.action_dim must be a positive integer, got -1"),
+        (lambda path: VMCConfig(action_dim=-1), "action_dim must be a whole number of at least 1, or None, got -1"),
         (lambda path: WorldModelConfig.load(path / "list.json"), "got a list"),
         (lambda path: WorldModelConfig.load(path / "text.json"), "is not valid JSON"),
         (lambda path: WorldModelConfig.load(path / "other.json"), "must contain 'family' and 'model'"),

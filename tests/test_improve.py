@@ -244,17 +244,17 @@ def test_seeds_for_judging_are_never_collected(changes: dict[str, int]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rounds": 0}, "rounds must be at least 1, got 0"),
-        ({"round_steps": 0}, "round_steps must be at least 1, got 0"),
-        ({"horizon": 0}, "horizon must be at least 1, got 0"),
-        ({"temperature": -1.0}, "temperature must be at least 0, got -1.0"),
-        ({"pessimism": math.nan}, "pessimism must be at least 0, got nan"),
-        ({"start_rounds": 0}, "start_rounds must be at least 1, got 0"),
-        ({"dream_stall": 0}, "dream_stall must be at least 1, or None, got 0"),
-        ({"leave": 2.0}, "leave must be between 0 and 1, got 2.0"),
-        ({"noise": ()}, r"noise must be one or more levels of at least 0, got \(\)"),
-        ({"noise": (-2.0,)}, "noise must be one or more levels of at least 0"),
-        ({"max_gb": 0.0}, "max_gb must be above 0, got 0.0"),
+        ({"rounds": 0}, "rounds must be a whole number of at least 1, got 0"),
+        ({"round_steps": 0}, "round_steps must be a whole number of at least 1, got 0"),
+        ({"horizon": 0}, "horizon must be a whole number of at least 1, got 0"),
+        ({"temperature": -1.0}, "temperature must be a number of at least 0, got -1.0"),
+        ({"pessimism": math.nan}, "pessimism must be a finite number, got nan"),
+        ({"start_rounds": 0}, "start_rounds must be a whole number of at least 1, got 0"),
+        ({"dream_stall": 0}, "dream_stall must be a whole number of at least 1, or None, got 0"),
+        ({"leave": 2.0}, "leave must be a number between 0 and 1, got 2.0"),
+        ({"noise": ()}, r"noise must be one or more levels, got \(\)"),
+        ({"noise": (-2.0,)}, "noise must be a list of numbers of at least 0"),
+        ({"max_gb": 0.0}, "max_gb must be a number above 0, got 0.0"),
     ],
 )
 def test_what_a_run_cannot_do_is_refused_before_it_begins(changes: dict[str, Any], message: str) -> None:
@@ -263,10 +263,10 @@ def test_what_a_run_cannot_do_is_refused_before_it_begins(changes: dict[str, Any
 
 
 def test_what_an_environment_or_ppo_cannot_do_is_refused() -> None:
-    with pytest.raises(ValueError, match="CartPole-v1: action_repeat must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="RealSpec.action_repeat must be a whole number of at least 1, got 0"):
         RealSpec("CartPole-v1", action_repeat=0)
     for values in ({"batch_size": 1}, {"envs": 1, "steps": 1}):
-        with pytest.raises(ValueError, match="must be at least 2, got 1"):
+        with pytest.raises(ValueError, match="must be .*at least 2.*, got 1"):
             PPOConfig(**values)
 
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ["wm_envs", "policies", "wm_agents", "scripts"]
 """Each may import those before it."""
 LAYERS = [
-    ["errors", "fields"],
+    ["errors"],
     ["system"],
     ["spaces"],
     ["data", "checkpoint", "video"],

@@ -254,9 +254,9 @@ def test_the_policy_acts_in_the_environments_own_units_and_is_saved_as_its_setti
         (lambda: MPPIConfig(horizon=0), "MPPIConfig.horizon must be a whole number of at least 1, got 0"),
         (lambda: MPPIConfig(num_elites=600), r"num_elites must be at most num_samples \(512\), got 600"),
         (lambda: MPPIConfig(num_prior_plans=600), r"num_prior_plans must be at most num_samples \(512\), got 600"),
-        (lambda: MPPIConfig(min_std=3.0), r"min_std must be above 0 and at most max_std \(2.0\), got 3.0"),
-        (lambda: MPPIConfig(smoothing=1.5), "smoothing must be between 0 and 1, got 1.5"),
-        (lambda: MPPIConfig(temperature=-1.0), "temperature must be at least 0, got -1.0"),
+        (lambda: MPPIConfig(min_std=3.0), r"min_std must be at most max_std \(2.0\), got 3.0"),
+        (lambda: MPPIConfig(smoothing=1.5), "smoothing must be a number between 0 and 1, got 1.5"),
+        (lambda: MPPIConfig(temperature=-1.0), "temperature must be a number of at least 0, got -1.0"),
         (
             lambda: MPPI(Toy(act_space=spaces.MultiBinary(2))),
             r"MPPI plans for Box and Discrete actions, got MultiBinary\(2\)",

@@ -11,13 +11,13 @@ import pytest
 
 from wm_agents.cli.project_flags import keys_of, said
 from wm_agents.errors import ConfigurationError
-from wm_agents.fields import in_words, is_kind
 from wm_agents.project import schema
 from wm_agents.project.absent import ABSENT
 from wm_agents.project.lines import find_lines, line_of
 from wm_agents.project.schema import ONLY, SECTIONS, DataSection, Project
 from wm_agents.project.settings import ProjectError, every_key, load_project
 from wm_agents.training.config import TrainingConfig
+from wm_envs.fields import describe_type, has_type
 
 PACKAGE = Path(schema.__file__).parent
 LEAST = 'environment = "CartPole-v1"\nmodel = "ensemble:default"\n'
@@ -105,13 +105,13 @@ mode = "quick"
         "colour is unknown; known keys: architecture, controller,",
         "architecture.hiden is unknown; did you mean 'hidden'?",
         "architecture.layers must be a whole number of at least 1, got 0",
-        "architecture.members must be a whole number, got 'five'",
+        "architecture.members must be a whole number of at least 1, got 'five'",
         "training.total_stepz is unknown; did you mean 'total_steps'?",
         "training.batch_size must be a whole number of at least 1, got 0",
-        "training.learning_rate must be a number of at least 0, got -1.0",
+        "training.learning_rate must be a number above 0, got -1.0",
         "training.scheduler must be one of 'none', 'constant', 'linear', 'cosine', 'onecycle', 'plateau', got 'onecic",
         "data.num_episodes is not supported: set num_steps, because data are counted in real steps",
-        "data.num_steps must be at least 1, got 0",
+        "data.num_steps must be a whole number of at least 1, got 0",
         "data.batch_size is unknown; did you mean 'training.batch_size'?",
         "data.source must be one of 'gym', 'random', got 'gim'",
         "verfy is unknown; did you mean 'verify'?",
@@ -259,14 +259,14 @@ k = 1
     ],
 )  # fmt: skip
 def test_values_fit_the_types_of_fields(value: Any, hint: Any, fits: bool) -> None:
-    assert is_kind(value, hint) is fits
+    assert has_type(value, hint) is fits
 
 
-def test_types_are_named_in_words() -> None:
-    assert in_words(tuple[int, int]) == "a list of 2 whole numbers"
-    assert in_words(tuple[float, ...]) == "a list of numbers"
-    assert in_words(int | None) == "a whole number"
-    assert in_words(Literal["a", "b"]) == "one of 'a', 'b'"
+def test_types_are_named_describe_type() -> None:
+    assert describe_type(tuple[int, int]) == "a list of 2 whole numbers"
+    assert describe_type(tuple[float, ...]) == "a list of numbers"
+    assert describe_type(int | None) == "a whole number"
+    assert describe_type(Literal["a", "b"]) == "one of 'a', 'b'"
 
 
 def test_every_key_is_a_flag_with_help() -> None:

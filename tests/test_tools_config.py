@@ -12,7 +12,6 @@ from tiny import save_tiny
 from wm_agents.cli import app as cli
 from wm_agents.cli import config
 from wm_agents.factory import get_config
-from wm_agents.fields import field_docs
 from wm_agents.loops.online_config import LEARNERS
 from wm_agents.loops.recipes import DYNAMICS, RECIPES
 from wm_agents.loops.recipes import PONG_IN_PICTURES as PONG
@@ -20,6 +19,7 @@ from wm_agents.models.families import config_class
 from wm_agents.project.json_schema import project_schema, section_schema, type_schema
 from wm_agents.project.schema import SECTIONS
 from wm_agents.training.config import TrainingConfig
+from wm_envs.fields import field_docs
 from wm_envs.registry import RealSpec
 
 TOML = 'environment = "CartPole-v1"\nmodel = "dreamerv3:ci"\n[training]\ntotal_steps = 123\n'
@@ -140,7 +140,7 @@ def test_a_right_file_is_valid_and_a_wrong_one_is_told_by_line(
     assert wm("validate") == 1
     err = capsys.readouterr().err
     assert "line 4: training.total_stps is unknown; did you mean 'total_steps'?" in err
-    assert "line 5: training.batch_size must be a whole number, got 'many'" in err
+    assert "line 5: training.batch_size must be a whole number of at least 1, got 'many'" in err
     assert wm("validate", "nowhere.toml") == 1
     assert "nowhere.toml does not exist; create it with `wm init" in capsys.readouterr().err
 

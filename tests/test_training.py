@@ -38,7 +38,6 @@ from wm_agents.training.callbacks import (
     LoggingCallback,
     ProgressCallback,
 )
-from wm_agents.training.config import CHOICES
 from wm_agents.training.data import create_random_buffer
 from wm_agents.training.dreamer_agent import DreamerLearner
 from wm_agents.training.optim import LearningRate, make_optimizer
@@ -158,19 +157,19 @@ def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, text: str, messa
         ("total_steps", True, "got True"),
         ("batch_size", 2.5, "batch_size must be a whole number of at least 1, got 2.5"),
         ("batch_size", "64", "got '64'"),
-        ("learning_rate", 0.0, "learning_rate must be above 0"),
-        ("learning_rate", math.nan, "learning_rate must be a number of at least 0, got nan"),
-        ("grad_clip", 0, "None for no clipping"),
-        ("optimizer", "lion", "optimizer must be one of adamw, adam, sgd, rmsprop, laprop, got 'lion'"),
-        ("scheduler", "cosin", "one of none, constant, linear, cosine, onecycle, plateau"),
-        ("mixed_precision", "fp16", "one of True, False, auto, got 'fp16'"),
-        ("mixed_precision", 1, "one of True, False, auto, got 1"),
-        ("mixed_precision_dtype", "half", "one of bfloat16, float16"),
+        ("learning_rate", 0.0, "learning_rate must be a number above 0"),
+        ("learning_rate", math.nan, "learning_rate must be a finite number, got nan"),
+        ("grad_clip", 0, "grad_clip must be a number above 0, or None, got 0"),
+        ("optimizer", "lion", "optimizer must be one of 'adamw', 'adam', 'sgd', 'rmsprop', 'laprop', got 'lion'"),
+        ("scheduler", "cosin", "one of 'none', 'constant', 'linear', 'cosine', 'onecycle', 'plateau'"),
+        ("mixed_precision", "fp16", "must be true or false or 'auto', got 'fp16'"),
+        ("mixed_precision", 1, "must be true or false or 'auto', got 1"),
+        ("mixed_precision_dtype", "half", "one of 'bfloat16', 'float16'"),
         ("min_lr", 1.0, r"min_lr must be at most learning_rate \(0.0003\), got 1.0"),
-        ("ema_decay", 1.0, "ema_decay must be between 0 and 1"),
+        ("ema_decay", 1.0, "ema_decay must be a number above 0 and below 1, or None"),
         ("output_dir", "", "output_dir must be the name of a folder"),
         ("patience", 0, "patience must be a whole number of at least 1"),
-        ("plateau_factor", 1.0, "plateau_factor must be between 0 and 1"),
+        ("plateau_factor", 1.0, "plateau_factor must be a number above 0 and below 1"),
     ],
 )
 def test_a_wrong_value_is_named(field: str, value: Any, message: str) -> None:
@@ -630,7 +629,7 @@ def heavy_calls(tmp_path: Path, on: bool) -> int:
 
 def optimizers(tmp_path: Path) -> bool:
     """All of them differ, Adam's two by how weights decay."""
-    ends = [outcome(tmp_path, optimizer=name) for name in CHOICES["optimizer"] if name != "adamw"]
+    ends = [outcome(tmp_path, optimizer=name) for name in ("adam", "sgd", "rmsprop", "laprop")]
     ends += [outcome(tmp_path, optimizer=name, weight_decay=0.1) for name in ("adam", "adamw")]
     return all(differ(a, b) for i, a in enumerate(ends) for b in ends[:i])
 

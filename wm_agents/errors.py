@@ -9,16 +9,14 @@ from functools import wraps
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from wm_envs.fields import ConfigurationError as ConfigurationError
+
 T = TypeVar("T")
 NOWHERE: Mapping[str, str] = MappingProxyType({})
 
 EXIT_ERROR, EXIT_STOPPED = 1, 2
 CLEAR = (ValueError, OSError, RuntimeError, ArithmeticError)
 """Errors whose message is enough; other errors are printed with their type, because they may be bugs."""
-
-
-class ConfigurationError(ValueError):
-    """Settings that name something unknown, or that contradict each other."""
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:

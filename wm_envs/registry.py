@@ -8,6 +8,8 @@ from typing import Any
 
 from gymnasium.envs.registration import register, registry
 
+from wm_envs.fields import at_least, check_fields
+
 
 @dataclass(frozen=True)
 class RealSpec:
@@ -17,12 +19,12 @@ class RealSpec:
     """A Gymnasium id, or `module:Id-v0` to import the module first."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments of `gym.make`."""
-    size: int | None = None
+    size: int | None = field(default=None, metadata=at_least(1))
     """Resize images by area to (size, size, C) uint8, with C = 1 for grey and 3 for RGB. None keeps the
     native observation, flattened to a vector if necessary, with discrete parts as one-hot vectors."""
-    action_repeat: int = 1
+    action_repeat: int = field(default=1, metadata=at_least(1))
     """Frames per agent step."""
-    max_episode_steps: int | None = None
+    max_episode_steps: int | None = field(default=None, metadata=at_least(1))
     """Limit in agent steps of `action_repeat` frames; None keeps the env's own limit."""
     crop: tuple[int, int, int, int] | None = None
     """Part of the native image to keep: (top, bottom, left, right)."""
@@ -38,12 +40,7 @@ class RealSpec:
     visible."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.id, str) or not isinstance(self.kwargs, dict):
-            raise ValueError(f"id must be a string and kwargs a dict, got {self.id!r} and {self.kwargs!r}")
-        for name in ("size", "action_repeat", "max_episode_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{self.id}: {name} must be at least 1, got {value}")
+        check_fields(self)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values. Newer fields are omitted at their default, so that older files compare equal."""

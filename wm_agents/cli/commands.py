@@ -326,11 +326,11 @@ class ImproveParser(Parser):
             self.error(f"--family must be one of {', '.join(families)}, got {self.family!r}{hint}")
         if self.task is not None and self.env is not None:
             self.error(f"--task {self.task} and --env {self.env} exclude each other")
-        self.kind = OnlineConfig if self.family in LEARNERS else ImproveConfig
+        kind = OnlineConfig if self.family in LEARNERS else ImproveConfig
         self.add_config_flag()
         self.add_argument("--task", choices=sorted(RECIPES), help="recipe of a shipped dream to start from")
         self.add_argument("--env", help="any Gymnasium id, or module:Id-v0, with default settings")
-        self.add_class_arguments(self.kind, fail_untyped=True)
+        self.add_fields_of(kind)
         recipe = self._recipe(args)
         if recipe is not None:
             self.set_defaults(flat(asdict(recipe)))
@@ -342,7 +342,7 @@ class ImproveParser(Parser):
         values = super().arguments(args)
         if (values.pop("task"), values.pop("env")) != (self.task, self.env):
             self.error("give task and env as --task NAME or --env ID, not in a file")
-        return {"cfg": self.kind(**values)}
+        return {"cfg": self.build(values)}
 
     def _recipe(self, args: list[str]) -> ImproveConfig | OnlineConfig | None:
         """The settings to start from; an online family's depend on how `args` have the environment seen."""

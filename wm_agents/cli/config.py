@@ -9,7 +9,6 @@ from typing import Any
 
 from wm_agents.cli.models import find
 from wm_agents.cli.printing import say, table
-from wm_agents.fields import field_docs
 from wm_agents.models.config import WorldModelConfig
 from wm_agents.models.families import config_class, resolve
 from wm_agents.project.json_schema import project_schema
@@ -18,6 +17,7 @@ from wm_agents.project.settings import load_project
 from wm_agents.project.translate import training_of
 from wm_agents.system.files import PROJECT_FILE
 from wm_agents.training.config import TrainingConfig
+from wm_envs.fields import field_docs
 
 DIFFERENT = 1
 

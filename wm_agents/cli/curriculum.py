@@ -96,8 +96,4 @@ class CurriculumParser(Parser):
 
     def arguments(self, args: list[str]) -> dict[str, Any]:
         """Return the config that the flags describe."""
-        values = super().arguments(args)
-        try:
-            return {"cfg": CurriculumConfig(**values)}
-        except ValueError as error:
-            self.error(str(error))
+        return {"cfg": self.build(super().arguments(args))}

@@ -8,6 +8,7 @@ it.
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
@@ -19,6 +20,7 @@ import docstring_parser
 import jsonargparse
 
 from wm_agents.errors import EXIT_STOPPED
+from wm_envs.fields import fields_of, range_note
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -43,6 +45,8 @@ class Parser(jsonargparse.ArgumentParser):
         self.following: list[str] = []
         """Seeds of parts that follow `--seed`, by argument."""
         self.reads_files = False
+        self.kind: type = object
+        """The config whose fields are the flags, if it is one."""
         if target is not None:
             self.add_flags_of(target)
 
@@ -65,7 +69,7 @@ class Parser(jsonargparse.ArgumentParser):
         if "config" not in params:
             self.add_config_flag()
         if is_dataclass(target):
-            self.add_class_arguments(target, fail_untyped=True)
+            self.add_fields_of(target)
             return
         first = next(iter(params), "")
         may_lead = first not in ("", "out") and isinstance(params[first].default, str)
@@ -73,6 +77,32 @@ class Parser(jsonargparse.ArgumentParser):
         if optional:
             self.add_argument(first, nargs="?", default=params[first].default, help=_helps(target)[first])
         self.add_function_arguments(target, as_positional=True, fail_untyped=True, skip=optional)
+
+    def add_fields_of(self, kind: type) -> None:
+        """Add a flag for each field of a config; `build` makes the config of their values."""
+        self.kind = kind
+        self.add_class_arguments(kind, fail_untyped=True)
+        self._add_ranges(kind)
+
+    def build(self, values: dict[str, Any]) -> Any:
+        """Return the config of `values`; an invalid one ends the program with exit code 2 and a one-line message."""
+        try:
+            return self.kind(**values)
+        except ValueError as error:
+            # The fields of the config are flags.
+            text = re.sub(
+                rf"\b{self.kind.__name__}\.(\w+)", lambda field: f"--{field[1]}".replace("_", "-"), str(error)
+            )
+            self.error(text)
+
+    def _add_ranges(self, target: Any, prefix: str = "") -> None:
+        """Add the ranges of a config's fields to the help."""
+        for name, (field, hint) in fields_of(target).items():
+            if is_dataclass(hint):
+                self._add_ranges(hint, f"{prefix}{name}.")
+            for action in self._actions:
+                if action.dest == prefix + name:
+                    action.help = " ".join([action.help or "", *range_note(field)]).strip()
 
     def parse_args(self, args: Any = None, *more: Any, **named: Any) -> Any:
         """Parse `args`, in which flags may have any of their spellings; report a missing `--config` file."""

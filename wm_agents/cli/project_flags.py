@@ -5,17 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
-
-from docstring_parser import parse_from_object
+from typing import Any, NamedTuple
 
 from wm_agents.cli.flags import Parser, value_of
 from wm_agents.models.families import config_class, resolve
 from wm_agents.project.schema import SECTIONS
 from wm_agents.system.files import PROJECT_FILE, read_toml
 from wm_agents.training.config import TrainingConfig
+from wm_envs.fields import field_docs, fields_of
 
 
 class Key(NamedTuple):
@@ -40,11 +38,9 @@ def keys_of(family: str | None) -> Iterator[Key]:
     if family is not None:
         kinds["architecture"] = config_class(family)
     for section, kind in kinds.items():
-        hints = get_type_hints(kind)
-        abouts = {param.arg_name: param.description or "" for param in parse_from_object(kind).params}
-        for field in fields(kind):
-            about = " ".join(abouts.get(field.name, "").split())
-            yield Key(f"{section}.{field.name}", hints[field.name], about)
+        docs = field_docs(kind)
+        for name, (_, hint) in fields_of(kind).items():
+            yield Key(f"{section}.{name}", hint, docs[name])
 
 
 class TrainParser(Parser):

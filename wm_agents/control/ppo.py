@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +19,7 @@ from policies.sb3 import DreamVecEnv, Whitened, to_mlp
 from wm_agents.checkpoint import load_weights, read_tensors
 from wm_agents.system.files import write_tensors
 from wm_envs.dream import DreamVectorEnv
+from wm_envs.fields import above, at_least, at_most, check_fields, fail
 from wm_envs.world_model import Latent, WorldModel
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
@@ -30,25 +31,25 @@ LEAST_STD = 1e-3
 class PPOConfig:
     """Settings of PPO. An iteration is `envs` x `steps` dreamed steps and `epochs` passes over them."""
 
-    iterations: int = 60
+    iterations: int = field(default=60, metadata=at_least(1))
     """Iterations of PPO."""
-    envs: int = 256
+    envs: int = field(default=256, metadata=at_least(1))
     """Dreams in parallel."""
-    steps: int = 64
+    steps: int = field(default=64, metadata=at_least(1))
     """Steps per dream and iteration."""
-    batch_size: int = 2048
+    batch_size: int = field(default=2048, metadata=at_least(2))
     """Dreamed steps per gradient step."""
-    epochs: int = 4
+    epochs: int = field(default=4, metadata=at_least(1))
     """Passes over the steps of an iteration."""
-    lr: float = 5e-4
+    lr: float = field(default=5e-4, metadata=above(0))
     """Learning rate."""
-    gamma: float = 0.99
+    gamma: float = field(default=0.99, metadata=above(0) | at_most(1))
     """Discount."""
-    gae_lambda: float = 0.95
+    gae_lambda: float = field(default=0.95, metadata=above(0) | at_most(1))
     """λ of generalised advantage estimation."""
     ent_coef: float = 0.01
     """Weight of the entropy bonus."""
-    net: tuple[int, ...] = (64, 64)
+    net: tuple[int, ...] = field(default=(64, 64), metadata=at_least(1))
     """Hidden units of actor and critic."""
     activation: Literal["tanh", "relu", "silu"] = "tanh"
     """Activation of actor and critic."""
@@ -58,16 +59,9 @@ class PPOConfig:
     """Random seed."""
 
     def __post_init__(self) -> None:
-        for name, low in (("iterations", 1), ("envs", 1), ("steps", 1), ("batch_size", 2), ("epochs", 1)):
-            if getattr(self, name) < low:
-                raise ValueError(f"PPOConfig.{name} must be at least {low}, got {getattr(self, name)}")
+        check_fields(self)
         if self.envs * self.steps < 2:
-            raise ValueError(f"PPOConfig.envs times steps must be at least 2, got {self.envs * self.steps}")
-        for name in ("gamma", "gae_lambda"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"PPOConfig.{name} must be above 0 and at most 1, got {getattr(self, name)}")
-        if not self.lr > 0:
-            raise ValueError(f"PPOConfig.lr must be above 0, got {self.lr}")
+            fail(self, "steps", "at least 2 if envs is 1")
 
 
 class Iteration(NamedTuple):

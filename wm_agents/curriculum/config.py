@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from wm_agents.curriculum.films import Mode
 from wm_agents.curriculum.promotion import WINDOW
+from wm_envs.fields import above, at_least, check_fields
 
 
 @dataclass(frozen=True)
@@ -23,33 +24,33 @@ class CurriculumConfig:
     """Lower thresholds and short training: one pass of everything in about half an hour on two cores."""
     device: str = "auto"
     """Device for model training: auto, cpu, cuda, cuda:1 or mps; controllers are trained on the CPU."""
-    max_generations: int | None = None
+    max_generations: int | None = field(default=None, metadata=at_least(1))
     """Maximum generations per task, over all rounds; default: those of its recipe."""
     seed: int = 1
     """Random seed of all tasks: collection, initial weights, models and controllers. Runs with different seeds
     collect different episodes."""
-    procs: int = 2
+    procs: int = field(default=2, metadata=at_least(0))
     """Worker processes for real episodes."""
     checkpoint_dir: str = "runs/curriculum"
     """Run folder; the same command resumes in it."""
     artifact_root: str | None = None
     """Directory for large files (episodes, models, videos); default: the run folder."""
-    max_gb: float = 5.0
+    max_gb: float = field(default=5.0, metadata=above(0))
     """Maximum size of the episodes of a task on disk."""
     clean_cache: bool = True
     """Delete tmp/ of a task (episodes, rounds) when the task ends; logs and models are kept."""
     keep_latents: bool = False
     """Keep the encoded episodes: checkpoints/latent_episodes.npz."""
 
-    episodes_per_eval: int = 5
+    episodes_per_eval: int = field(default=5, metadata=at_least(1))
     """Real episodes per evaluation."""
-    eval_every: int | None = None
+    eval_every: int | None = field(default=None, metadata=at_least(1))
     """Generations between evaluations; default: 10, or fewer so that there are at least 10 evaluations."""
     early_stop: bool = True
     """Stop a task on a plateau."""
-    patience: int = 20
+    patience: int = field(default=20, metadata=at_least(1))
     """Evaluations without improvement before stopping."""
-    min_delta: float = 1.0
+    min_delta: float = field(default=1.0, metadata=at_least(0))
     """Minimum rise of the mean of five evaluations that counts as improvement."""
 
     smoke_test: bool = False
@@ -68,15 +69,15 @@ class CurriculumConfig:
     quick runs and from 200 generations on, else all."""
     video_gens: tuple[int, ...] = ()
     """Record these generations, as in 25,500,975."""
-    video_every_n_gens: int | None = None
+    video_every_n_gens: int | None = field(default=None, metadata=at_least(1))
     """Record every N generations."""
     visualize: bool = False
     """Show an episode of each evaluation."""
     render_mode: Literal["human", "rgb_array"] = "human"
     """human: show it in a window; rgb_array: write it to videos/watch.mp4, which each evaluation replaces."""
-    fps: int | None = None
+    fps: int | None = field(default=None, metadata=at_least(1))
     """Frames per second of videos; default: those of the real environment."""
-    eval_fps: int = 60
+    eval_fps: int = field(default=60, metadata=at_least(1))
     """Frames per second in the window."""
     window_reuse: bool = True
     """Use one window for the whole run; False: one per episode."""
@@ -89,30 +90,17 @@ class CurriculumConfig:
     """bfloat16 autocast where the device gains by it; False: models are trained in float32."""
     tf32: bool = True
     """Allow TF32 for float32 matrix products on CUDA."""
-    vae_img_size: int | None = None
+    vae_img_size: Literal[32, 64, 96] | None = None
     """Image size for V-M-C: 32, 64 or 96 pixels; default: that of the recipe."""
-    vae_batch: int | None = None
+    vae_batch: int | None = field(default=None, metadata=at_least(1))
     """Images per batch for the training of V; default: those of the recipe."""
-    grad_accum: int = 1
+    grad_accum: int = field(default=1, metadata=at_least(1))
     """Batches accumulated per optimizer step."""
 
     def __post_init__(self) -> None:
-        for name, low in (("episodes_per_eval", 1), ("patience", 1), ("min_delta", 0), ("procs", 0), ("eval_fps", 1),
-                          ("grad_accum", 1)):  # fmt: skip
-            self._at_least(name, low)
-        for name in ("max_generations", "eval_every", "video_every_n_gens", "fps", "vae_batch"):
-            if getattr(self, name) is not None:
-                self._at_least(name, 1)
-        if not self.max_gb > 0:
-            raise ValueError(f"--max-gb must be above 0, got {self.max_gb}")
-        if self.vae_img_size not in (None, 32, 64, 96):
-            raise ValueError(f"--vae-img-size must be 32, 64 or 96, got {self.vae_img_size}")
+        check_fields(self)
         if self.max_generations is not None:
             self.period(self.max_generations)
-
-    def _at_least(self, name: str, low: int) -> None:
-        if not getattr(self, name) >= low:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
 
     def period(self, max_generations: int) -> int:
         """Generations between evaluations of a task with `max_generations`.

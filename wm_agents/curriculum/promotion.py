@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from wm_envs.fields import at_least, check_fields
+
 WINDOW = 5
 """Number of evaluations that are averaged for a promotion."""
 Verdict = Literal["solved", "plateau", "max_generations"]
@@ -49,14 +51,14 @@ class Plateau:
     """
 
     threshold: float
-    max_generations: int
-    patience: int = 20
+    max_generations: int = field(metadata=at_least(1))
+    patience: int = field(default=20, metadata=at_least(1))
     """Consecutive evaluations without improvement before stopping."""
-    min_delta: float = 1.0
+    min_delta: float = field(default=1.0, metadata=at_least(0))
     """Minimum rise of the rolling mean over its best value that counts as improvement."""
     early_stop: bool = True
     """False: stop only when the generations are used up."""
-    period: int = 1
+    period: int = field(default=1, metadata=at_least(1))
     """Generations between evaluations; an extension ends with one."""
     best: float | None = None
     """The best rolling mean that counted as improvement."""
@@ -66,9 +68,7 @@ class Plateau:
     """The last generation without the extension."""
 
     def __post_init__(self) -> None:
-        for name, low in (("max_generations", 1), ("patience", 1), ("period", 1), ("min_delta", 0)):
-            if not getattr(self, name) >= low:
-                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        check_fields(self)
 
     def add(self, generation: int, rolling: float | None) -> Verdict | None:
         """Add the rolling mean of an evaluation (None before five) and return the reason to stop, or None."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -28,6 +28,7 @@ from wm_agents.data.worker import Counters, MakePolicy, ShardTask, collect_shard
 from wm_agents.system.interrupt import deferred_interrupt
 from wm_agents.system.replace import tidy
 from wm_agents.system.run_folder import STEPS
+from wm_envs.fields import at_least, check_fields
 from wm_envs.registry import RealSpec
 
 __all__ = ["CollectConfig", "CollectSummary", "MakePolicy", "check_seed", "collect"]
@@ -44,16 +45,16 @@ class CollectConfig:
     spec: RealSpec
     out: str
     """Directory of the dataset; existing shards count, so a second call resumes"""
-    steps: int
+    steps: int = field(metadata=at_least(1))
     """Number of agent steps"""
     seed: int
     """Environment seed of the first episode; the others are consecutive, all below 1,000,000"""
-    procs: int = 2
+    procs: int = field(default=2, metadata=at_least(0))
     """Worker processes; 0 collects in this one"""
-    shard_episodes: int = 8
-    stall: int | None = None
+    shard_episodes: int = field(default=8, metadata=at_least(1))
+    stall: int | None = field(default=None, metadata=at_least(1))
     """Truncate an episode after N agent steps without a positive reward"""
-    max_steps: int | None = None
+    max_steps: int | None = field(default=None, metadata=at_least(1))
     """Truncate an episode after N agent steps"""
     max_gb: float = 5.0
     """Maximum size of the shards in `out`"""
@@ -61,12 +62,7 @@ class CollectConfig:
     """Minimum free disk space"""
 
     def __post_init__(self) -> None:
-        for name, low in (("steps", 1), ("procs", 0), ("shard_episodes", 1)):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        for name in ("stall", "max_steps"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1 step, or None, got {getattr(self, name)}")
+        check_fields(self)
         check_seed(self.seed)
 
 

@@ -14,6 +14,7 @@ from wm_agents.models.families import config_class
 from wm_agents.models.model import Model
 from wm_agents.pretrained import Controller
 from wm_agents.training.config import TrainingConfig
+from wm_envs.fields import above, at_least, check_fields
 from wm_envs.real import check_spec, episode_limit, spec_for
 from wm_envs.registry import RealSpec
 
@@ -83,17 +84,17 @@ class OnlineConfig:
     """A preset of the family, such as size1m or 5m."""
     overrides: dict[str, int | float | bool | str] = field(default_factory=dict)
     """Fields of the model's config that differ from the preset, as in `--overrides.horizon 5`."""
-    real_steps: int = 20_000
+    real_steps: int = field(default=20_000, metadata=at_least(1))
     """Budget of agent steps in the real environment, including evaluations during training."""
-    num_envs: int = 1
+    num_envs: int = field(default=1, metadata=at_least(1))
     """Real environments that collect in parallel."""
-    prefill: int = 1000
+    prefill: int = field(default=1000, metadata=at_least(1))
     """Exploration steps before the first update."""
-    ratio: float = 512.0
+    ratio: float = field(default=512.0, metadata=above(0))
     """Replayed steps per environment step (the train ratio)."""
-    batch_size: int = 16
+    batch_size: int = field(default=16, metadata=at_least(1))
     """Windows per batch."""
-    length: int = 64
+    length: int = field(default=64, metadata=at_least(1))
     """Steps per window."""
     learning_rate: float = 1e-4
     """Learning rate after the warm-up."""
@@ -109,47 +110,35 @@ class OnlineConfig:
     """Apply `torch.compile` to the loss."""
     device: str = "auto"
     """Device of the model, such as cpu or cuda."""
-    capacity: int = 1_000_000
+    capacity: int = field(default=1_000_000, metadata=at_least(1))
     """Capacity of the replay buffer in steps."""
-    max_gb: float = 4.0
+    max_gb: float = field(default=4.0, metadata=above(0))
     """Maximum memory of the replay buffer; the oldest episodes are dropped."""
-    eval_every: int | None = None
+    eval_every: int | None = field(default=None, metadata=at_least(1))
     """Real steps between evaluations; None: four evaluations in the run."""
-    eval_episodes: int = 3
+    eval_episodes: int = field(default=3, metadata=at_least(0))
     """Real episodes per evaluation, on seeds reserved for model selection. The best weights are saved; with 0
     the last ones."""
-    save_every: int = 1000
+    save_every: int = field(default=1000, metadata=at_least(1))
     """Real steps between checkpoints."""
-    log_every: int = 100
+    log_every: int = field(default=100, metadata=at_least(1))
     """Updates between rows of metrics."""
-    final_episodes: int = 100
+    final_episodes: int = field(default=100, metadata=at_least(1))
     """Held-out episodes for the final score."""
-    starts: int = 512
+    starts: int = field(default=512, metadata=at_least(1))
     """Initial latents of each kind (`begin`, `anywhere`)."""
-    seed: int = 1
+    seed: int = field(default=1, metadata=at_least(0))
     """Random seed of the run: collection, initial weights, training and planning."""
-    env_seed: int | None = None
+    env_seed: int | None = field(default=None, metadata=at_least(0))
     """First environment seed of collection. null: derived from `seed`, so that runs with different seeds collect
     different episodes."""
-    procs: int = 2
+    procs: int = field(default=2, metadata=at_least(0))
     """Worker processes for evaluation."""
 
     def __post_init__(self) -> None:
-        least = {"real_steps": 1, "num_envs": 1, "prefill": 1, "batch_size": 1, "length": 1, "capacity": 1,
-                 "eval_episodes": 0, "save_every": 1, "log_every": 1, "final_episodes": 1, "starts": 1, "seed": 0,
-                 "procs": 0}  # fmt: skip
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                self._fail(name, f"at least {low}")
-        for name in ("ratio", "max_gb"):
-            if not getattr(self, name) > 0:
-                self._fail(name, "above 0")
-        if self.eval_every is not None and self.eval_every < 1:
-            self._fail("eval_every", "at least 1, or None for four evaluations")
-        if self.family not in LEARNERS:
-            self._fail("family", f"one of {', '.join(LEARNERS)}")
+        check_fields(self)
         first, end = self.first_env_seed, self.first_env_seed + self.real_steps
-        if first < 0 or end > JUDGE_SEED:
+        if end > JUDGE_SEED:
             raise ConfigurationError(
                 f"{self.real_steps:,} steps from environment seed {first:,} may collect up to seed {end:,}, but "
                 f"seeds from {JUDGE_SEED:,} up are reserved for evaluation; use a lower env_seed"
@@ -158,9 +147,6 @@ class OnlineConfig:
         if self.spec.lives_end:
             raise ConfigurationError("online training does not support spec.lives_end; remove it")
         self.training()  # Checks the fields of TrainingConfig.
-
-    def _fail(self, name: str, expected: str) -> None:
-        raise ConfigurationError(f"OnlineConfig.{name} must be {expected}, got {getattr(self, name)!r}")
 
     @property
     def first_env_seed(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -12,11 +11,13 @@ import gymnasium as gym
 from policies.cmaes import CMAConfig
 from policies.sb3 import check_actions
 from wm_agents.control.ppo import PPOConfig
+from wm_agents.errors import ConfigurationError
 from wm_agents.loops.seeds import JUDGE_SEED, SEEDS_A_ROUND, first_env_seed
 from wm_agents.models.ensemble import EnsembleConfig
 from wm_agents.models.objects import ObjectsConfig
 from wm_agents.models.vmc import VMCConfig
 from wm_agents.training.config import TrainingConfig
+from wm_envs.fields import above, at_least, check_fields, fail, share
 from wm_envs.real import check_spec, make_real, spec_for
 from wm_envs.registry import TASKS, RealSpec
 
@@ -37,23 +38,23 @@ class ImproveConfig:
     """The real environment and its preprocessing."""
     out: str
     """Run folder."""
-    rounds: int = 8
+    rounds: int = field(default=8, metadata=at_least(1))
     """Rounds of collection, training and evaluation."""
-    random_steps: int = 60_000
+    random_steps: int = field(default=60_000, metadata=at_least(1))
     """Agent steps of exploration before the first round."""
-    round_steps: int = 30_000
+    round_steps: int = field(default=30_000, metadata=at_least(1))
     """Agent steps with the current controller before each further round."""
-    round_seeds: int = SEEDS_A_ROUND
+    round_seeds: int = field(default=SEEDS_A_ROUND, metadata=at_least(1))
     """Environment seeds reserved for each round; all lie below 900,000, so many rounds need a smaller number."""
-    shard_episodes: int = 8
+    shard_episodes: int = field(default=8, metadata=at_least(1))
     """Episodes per data file; collection completes whole files, so use few if real steps are expensive."""
-    stall: int | None = None
+    stall: int | None = field(default=None, metadata=at_least(1))
     """Truncate collected episodes after N steps without reward."""
-    max_steps: int | None = None
+    max_steps: int | None = field(default=None, metadata=at_least(1))
     """Truncate collected episodes after N steps."""
-    noise: tuple[float, ...] = (0.0, 0.3, 0.6)
+    noise: tuple[float, ...] = field(default=(0.0, 0.3, 0.6), metadata=at_least(0))
     """Levels of exploration noise on the controller; one is drawn per episode."""
-    leave: float = 0.0
+    leave: float = field(default=0.0, metadata=share())
     """Share of episodes in which random actions take over until the end, from a step within `horizon`."""
     draw_actions: bool = False
     """Collect with discrete actions drawn from PPO's probabilities instead of the most likely ones."""
@@ -64,14 +65,14 @@ class ImproveConfig:
     """Settings of V-M-C."""
     vision: TrainingConfig = VISION
     """Training of the encoder V."""
-    vision_rounds: int = 3
+    vision_rounds: int = field(default=3, metadata=at_least(0))
     """Train V in the first N rounds and then keep it, so that latents stay stable. Rounds after the first use
     half the updates."""
     warm_start: str | None = None
     """Initialise the encoder V from this model, if the shapes match."""
     memory: TrainingConfig = MEMORY
     """Training of the dynamics model M."""
-    window: int = 64
+    window: int = field(default=64, metadata=at_least(1))
     """Steps of the windows that M is trained on."""
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     """Settings of an ensemble."""
@@ -88,63 +89,47 @@ class ImproveConfig:
     """tanh, sigmoid or clip for each action dimension of a linear controller."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """Settings of PPO."""
-    horizon: int = 150
+    horizon: int = field(default=150, metadata=at_least(1))
     """Steps of a dream in which the controller is trained."""
-    temperature: float = 1.0
+    temperature: float = field(default=1.0, metadata=at_least(0))
     """Randomness of these dreams; 1 is the model's own uncertainty."""
-    pessimism: float = 0.0
+    pessimism: float = field(default=0.0, metadata=at_least(0))
     """Subtract this factor times the ensemble's disagreement from the reward."""
-    max_disagreement: float | None = None
+    max_disagreement: float | None = field(default=None, metadata=above(0))
     """Terminate a dream when the ensemble's disagreement exceeds this value."""
-    dream_stall: int | None = None
+    dream_stall: int | None = field(default=None, metadata=at_least(1))
     """CMA-ES stops counting reward after N steps without any: models are too optimistic about a car that has
     left the track."""
-    judge_episodes: int = 24
+    judge_episodes: int = field(default=24, metadata=at_least(0))
     """Real episodes for the evaluation of each round, which selects the best round; 0 keeps the last round."""
-    judge_every: int = 1
+    judge_every: int = field(default=1, metadata=at_least(1))
     """Rounds between these evaluations; the last round always has one."""
-    final_episodes: int = 100
+    final_episodes: int = field(default=100, metadata=at_least(1))
     """Held-out episodes for the final score."""
-    check_every: int | None = None
+    check_every: int | None = field(default=None, metadata=at_least(1))
     """Generations (PPO: iterations) between evaluations of the controller during training."""
-    starts: int = 512
+    starts: int = field(default=512, metadata=at_least(1))
     """Initial latents of each kind (`begin`, `anywhere`); a saved model keeps the first 512."""
-    start_rounds: int = 4
+    start_rounds: int = field(default=4, metadata=at_least(1))
     """Take initial latents only from the episodes of the last N rounds."""
-    seed: int = 1
+    seed: int = field(default=1, metadata=at_least(0))
     """Random seed of the run: collection, initial weights and latents, and every part that is trained. A part
     takes another one by its own flag, such as `--ppo.seed`."""
-    env_seed: int | None = None
+    env_seed: int | None = field(default=None, metadata=at_least(0))
     """First environment seed of collection. null: derived from `seed`, so that runs with different seeds collect
     different episodes."""
-    procs: int = 2
+    procs: int = field(default=2, metadata=at_least(0))
     """Worker processes."""
-    max_gb: float = 5.0
+    max_gb: float = field(default=5.0, metadata=above(0))
     """Maximum size of the collected data on disk."""
 
     def __post_init__(self) -> None:
-        least = {"rounds": 1, "random_steps": 1, "round_steps": 1, "round_seeds": 1, "shard_episodes": 1,
-                 "vision_rounds": 0, "window": 1, "horizon": 1, "temperature": 0, "pessimism": 0,
-                 "judge_episodes": 0, "judge_every": 1, "final_episodes": 1, "starts": 1, "start_rounds": 1,
-                 "procs": 0}  # fmt: skip
-        for name, low in least.items():
-            if not low <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        for name in ("stall", "max_steps", "dream_stall", "check_every"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, or None, got {getattr(self, name)}")
-        if not 0 <= self.leave <= 1:
-            raise ValueError(f"leave must be between 0 and 1, got {self.leave}")
-        if not self.noise or not all(0 <= level < math.inf for level in self.noise):
-            raise ValueError(f"noise must be one or more levels of at least 0, got {self.noise}")
-        for name in ("max_disagreement", "max_gb"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, got {self.seed}")
+        check_fields(self)
+        if not self.noise:
+            fail(self, "noise", "one or more levels")
         end = self.first_env_seed + self.rounds * self.round_seeds
-        if self.first_env_seed < 0 or end > JUDGE_SEED:
-            raise ValueError(
+        if end > JUDGE_SEED:
+            raise ConfigurationError(
                 f"{self.rounds} rounds from environment seed {self.first_env_seed:,} collect up to seed {end:,}, but "
                 f"seeds from {JUDGE_SEED:,} up are reserved for evaluation; use a lower env_seed or fewer rounds"
             )

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_type_hints
+from typing import Any, ClassVar, Literal
 
 import gymnasium as gym
-import numpy as np
 from typing_extensions import Self  # A dependency of torch; in `typing` from Python 3.11 on.
 
 from wm_agents.errors import ConfigurationError, check_names, did_you_mean, strict
-from wm_agents.fields import in_words, is_kind
 from wm_agents.spaces import SHAPE, is_shape
 from wm_agents.system.files import read_json, write_json
+from wm_envs.fields import at_least, check_fields, fail
 
-ACTION_TYPES = ("continuous", "discrete")
 WANTED = "the directory of a saved model, or a saved config"
 TRAINING_FIELDS = (
     "total_steps", "batch_size", "sequence_length", "learning_rate", "optimizer", "weight_decay",
@@ -48,70 +45,18 @@ class WorldModelConfig:
 
     obs_shape: tuple[int, ...] | None = None
     """(D,) for vectors, (H, W, C) or (C, H, W) for frames; None: that of the environment."""
-    action_dim: int | None = None
+    action_dim: int | None = field(default=None, metadata=at_least(1))
     """Width of an encoded action: dimensions of a Box, number of Discrete actions; None: that of the
     environment."""
     action_type: Literal["continuous", "discrete"] | None = None
     """continuous: a Box of `action_dim` dimensions; discrete: `action_dim` discrete actions."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if isinstance(value := getattr(self, field.name), np.generic):
-                object.__setattr__(self, field.name, value.item())
         if self.obs_shape is not None:
             if not is_shape(self.obs_shape):
-                self.fail("obs_shape", SHAPE)
+                fail(self, "obs_shape", SHAPE)
             object.__setattr__(self, "obs_shape", tuple(int(n) for n in self.obs_shape))
-        if self.action_dim is not None and (type(self.action_dim) is not int or self.action_dim < 1):
-            self.fail("action_dim", "a positive integer")
-        if self.action_type is not None and self.action_type not in ACTION_TYPES:
-            self.fail("action_type", "'continuous' or 'discrete'")
-        hints = get_type_hints(type(self))
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not is_kind(value, hints[field.name]):
-                self.fail(field.name, in_words(hints[field.name]))
-            if isinstance(value, float) and not math.isfinite(value) and value != field.default:
-                self.fail(field.name, "a finite number")
-
-    def check_least(self, low: int, *names: str) -> None:
-        """Check that fields are at least `low`.
-
-        Raises:
-            ConfigurationError: a field is not.
-        """
-        hints = get_type_hints(type(self))
-        for name in names:
-            if getattr(self, name) < low:
-                self.fail(name, f"{in_words(hints[name])} of at least {low}")
-
-    def check_above_0(self, *names: str) -> None:
-        """Check that fields are above 0.
-
-        Raises:
-            ConfigurationError: a field is not.
-        """
-        for name in names:
-            if not getattr(self, name) > 0:
-                self.fail(name, "above 0")
-
-    def check_share(self, *names: str) -> None:
-        """Check that fields are between 0 and 1.
-
-        Raises:
-            ConfigurationError: a field is not.
-        """
-        for name in names:
-            if not 0 <= getattr(self, name) <= 1:
-                self.fail(name, "between 0 and 1")
-
-    def fail(self, name: str, expected: str) -> None:
-        """Raise the error that field `name` is not `expected`.
-
-        Raises:
-            ConfigurationError: always.
-        """
-        raise ConfigurationError(f"{type(self).__name__}.{name} must be {expected}, got {getattr(self, name)!r}")
+        check_fields(self)
 
     @classmethod
     def from_size(cls, size: str, **overrides: Any) -> Self:

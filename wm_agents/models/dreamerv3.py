@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 import gymnasium as gym
@@ -41,6 +41,7 @@ from wm_agents.models.conv_layers import (
 from wm_agents.models.frames import to_frames
 from wm_agents.models.loss import LossOutput
 from wm_agents.models.model import Model
+from wm_envs.fields import above, at_least, at_most, fail, share
 from wm_envs.frames import frame_shape
 from wm_envs.world_model import Generator, Latent, Step, draw_normal
 
@@ -77,43 +78,35 @@ class DreamerV3Config(WorldModelConfig):
     }
     """The published sizes, and a tiny one for tests."""
 
-    deter_dim: int = 2048
+    deter_dim: int = field(default=2048, metadata=at_least(1))
     """Width of the GRU state."""
-    stoch_discrete: int = 32
+    stoch_discrete: int = field(default=32, metadata=at_least(1))
     """Number of one-hot groups."""
-    stoch_classes: int = 16
+    stoch_classes: int = field(default=16, metadata=at_least(2))
     """Classes per group."""
-    hidden_dim: int = 256
+    hidden_dim: int = field(default=256, metadata=at_least(1))
     """Width inside the recurrent model."""
-    units: int = 256
+    units: int = field(default=256, metadata=at_least(1))
     """Width of encoders, decoders and heads."""
-    cnn_depth: int = 16
+    cnn_depth: int = field(default=16, metadata=at_least(1))
     """The convolutions have 2, 3, 4 and 4 times as many channels."""
-    blocks: int = 8
+    blocks: int = field(default=8, metadata=at_least(1))
     """Independent blocks of the GRU."""
-    unimix: float = 0.01
+    unimix: float = field(default=0.01, metadata=above(0) | at_most(1))
     """Share of the uniform distribution in every categorical."""
-    kl_free: float = 1.0
+    kl_free: float = field(default=1.0, metadata=at_least(0))
     """Free nats of KL per step, summed over all groups."""
-    kl_scale: float = 1.1
+    kl_scale: float = field(default=1.1, metadata=at_least(0))
     """Weight of both KL terms together."""
-    kl_balance: float = 1 / 1.1
+    kl_balance: float = field(default=1 / 1.1, metadata=share())
     """Share of `kl_scale` that trains the prior; the rest trains the posterior."""
-    discount_horizon: int = 333
+    discount_horizon: int = field(default=333, metadata=at_least(2))
     """The target of the continue head is 1 - 1 / discount_horizon for steps without termination."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_least(1, "deter_dim", "stoch_discrete", "hidden_dim", "units", "cnn_depth", "blocks")
-        self.check_least(2, "stoch_classes")
-        self.check_least(0, "kl_free", "kl_scale")
-        self.check_share("kl_balance")
-        if not self.discount_horizon > 1:
-            self.fail("discount_horizon", "above 1")
         if self.deter_dim % self.blocks:
-            self.fail("deter_dim", f"divisible by blocks ({self.blocks})")
-        if not 0 < self.unimix <= 1:
-            self.fail("unimix", "above 0 and at most 1")
+            fail(self, "deter_dim", f"divisible by blocks ({self.blocks})")
 
 
 class DreamerV3(Model):
@@ -467,7 +460,8 @@ class ImageEye(nn.Module):
         self.encoder = nn.Sequential(*[Down(a, b) for a, b in zip([channels, *depths], depths, strict=False)])
         self.token_dim = math.prod(self.small) * depths[-1]
         if depths[-1] % cfg.blocks:
-            cfg.fail(
+            fail(
+                cfg,
                 "cnn_depth",
                 f"such that {depths[-1] // cfg.cnn_depth} times as many can be shared by {cfg.blocks} blocks",
             )

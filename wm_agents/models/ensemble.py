@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
@@ -26,6 +26,7 @@ from wm_agents.models.cpu_kernels import is_dream
 from wm_agents.models.ensemble_row import EnsembleRow
 from wm_agents.models.loss import LossOutput
 from wm_agents.models.model import Model
+from wm_envs.fields import above, at_least
 from wm_envs.world_model import Generator, Latent, Step, draw_normal
 
 if TYPE_CHECKING:
@@ -40,17 +41,12 @@ class EnsembleConfig(WorldModelConfig):
     family: ClassVar[str] = "ensemble"
     SIZES: ClassVar[Mapping[str, Mapping[str, Any]]] = {"ci": {"members": 2, "hidden": 32}, "default": {}}
 
-    members: int = 5
-    hidden: int = 256
-    layers: int = 2
+    members: int = field(default=5, metadata=at_least(1))
+    hidden: int = field(default=256, metadata=at_least(1))
+    layers: int = field(default=2, metadata=at_least(1))
     """Hidden layers of each of the two networks of a member."""
-    term_weight: float = 5.0
+    term_weight: float = field(default=5.0, metadata=above(0))
     """Weight of the rare terminal steps in the cross-entropy; it is taken out of the odds again when dreaming."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_least(1, "members", "hidden", "layers")
-        self.check_above_0("term_weight")
 
 
 class Moves(NamedTuple):

@@ -1,6 +1,7 @@
 """A world model of objects: its latent contains object positions in whole pixels, and all its predictions are discrete.
 
 The encoder (`Slots`) finds objects by their colour. The dynamics model (`Heads`) samples the slots of the next frame
+from wm_envs.fields import at_least, check_fields
 from those of the last frames and actions, one object after another, the largest first. For each object it samples
 whether it is visible, and by how many rows and columns it moves; or, for a new object, at which row and column it
 appears. Each prediction is conditioned on the previous ones. Reward and termination come last. Positions stay exact, so
@@ -13,7 +14,7 @@ limits are inferred from the recorded episodes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import gymnasium as gym
@@ -27,6 +28,7 @@ from wm_agents.models.loss import LossOutput
 from wm_agents.models.model import Model
 from wm_agents.models.slots import Slots
 from wm_agents.models.vmc import MAX_CLASSES, RewardClasses
+from wm_envs.fields import at_least
 from wm_envs.frames import frame_shape
 from wm_envs.world_model import Generator, Latent, Step, draw_normal
 
@@ -45,21 +47,16 @@ class ObjectsConfig(WorldModelConfig):
     family: ClassVar[str] = "objects"
     SIZES: ClassVar[Mapping[str, Mapping[str, Any]]] = {"ci": {"slots": 2, "hidden": 32, "head": 16}, "default": {}}
 
-    slots: int = 4
+    slots: int = field(default=4, metadata=at_least(1))
     """Maximum number of objects; each has its own colour."""
-    history: int = 4
+    history: int = field(default=4, metadata=at_least(2))
     """Number of frames on which the next one depends."""
-    reach: int = 32
+    reach: int = field(default=32, metadata=at_least(1))
     """Maximum movement of an object per step and axis, in pixels; faster objects count as new ones."""
-    hidden: int = 256
+    hidden: int = field(default=256, metadata=at_least(1))
     """Width of the two layers that all heads share."""
-    head: int = 128
+    head: int = field(default=128, metadata=at_least(1))
     """Width of the hidden layer of each head."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_least(1, "slots", "reach", "hidden", "head")
-        self.check_least(2, "history")
 
 
 class Transitions(NamedTuple):

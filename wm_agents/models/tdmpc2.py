@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import gymnasium as gym
@@ -29,6 +29,7 @@ from wm_agents.models.frames import to_frames, to_network
 from wm_agents.models.loss import LossOutput
 from wm_agents.models.model import Model
 from wm_agents.models.tdmpc2_layers import QEnsemble, SimNorm, Small, mlp
+from wm_envs.fields import FieldError, above, at_least, below, fail, share
 from wm_envs.frames import frame_shape
 from wm_envs.world_model import Generator, Latent, Step, draw_normal
 
@@ -59,80 +60,72 @@ class TDMPC2Config(WorldModelConfig):
         },
     }  # fmt: skip
 
-    latent_dim: int = 512
-    hidden_dim: int = 512
+    latent_dim: int = field(default=512, metadata=at_least(1))
+    hidden_dim: int = field(default=512, metadata=at_least(1))
     """Width of all networks except the encoder."""
-    enc_dim: int = 256
-    num_hidden_layers: int = 2
+    enc_dim: int = field(default=256, metadata=at_least(1))
+    num_hidden_layers: int = field(default=2, metadata=at_least(1))
     """Layers of the vector encoder, including the last one. Frames have a convolutional encoder."""
-    num_channels: int = 32
+    num_channels: int = field(default=32, metadata=at_least(1))
     """Channels of the convolutional encoder."""
-    num_q_networks: int = 5
-    simnorm_dim: int = 8
+    num_q_networks: int = field(default=5, metadata=at_least(1))
+    simnorm_dim: int = field(default=8, metadata=at_least(1))
     """Size of the groups of the latent; each group sums to 1."""
-    num_bins: int = 101
-    bin_limit: float = 10.0
+    num_bins: int = field(default=101, metadata=at_least(3))
+    bin_limit: float = field(default=10.0, metadata=above(0))
     """Rewards and values are two-hot vectors over bins from -limit to limit, in symlog."""
     bin_space: Literal["symlog", "symexp"] = "symlog"
     """symlog: average the symlog of values over the bins, as published; symexp: average the values, as in
     DreamerV3. With symlog, a reward of 100 with probability 0.02 counts as 0.1, so rare large rewards are
     underestimated."""
-    dropout: float = 0.01
+    dropout: float = field(default=0.01, metadata=at_least(0) | below(1))
     episodic: bool = True
     """Learn to predict termination. False, as in the paper: episodes never terminate."""
 
-    episode_length: int = 500
+    episode_length: int = field(default=500, metadata=at_least(1))
     """Steps of an episode, which determine the discount."""
-    discount_min: float = 0.95
-    discount_max: float = 0.995
-    rho: float = 0.5
+    discount_min: float = field(default=0.95, metadata=share())
+    discount_max: float = field(default=0.995, metadata=share())
+    rho: float = field(default=0.5, metadata=share())
     """The loss t steps ahead has the weight rho^t. The authors' code uses 0.7 for Gymnasium tasks."""
-    consistency_coef: float = 20.0
-    reward_coef: float = 0.1
-    value_coef: float = 0.1
-    termination_coef: float = 1.0
-    entropy_coef: float = 1e-4
+    consistency_coef: float = field(default=20.0, metadata=at_least(0))
+    reward_coef: float = field(default=0.1, metadata=at_least(0))
+    value_coef: float = field(default=0.1, metadata=at_least(0))
+    termination_coef: float = field(default=1.0, metadata=at_least(0))
+    entropy_coef: float = field(default=1e-4, metadata=at_least(0))
     """Weight of the policy entropy for Box actions, as published."""
-    choice_entropy_coef: float = 1e-2
+    choice_entropy_coef: float = field(default=1e-2, metadata=above(0))
     """Weight of the policy entropy for discrete actions, relative to the range of Q."""
     log_std_min: float = -10.0
     log_std_max: float = 2.0
-    tau: float = 0.01
+    tau: float = field(default=0.01, metadata=share())
     """Update rate of the target Q functions and of the scale of values."""
-    enc_lr_scale: float = 0.3
+    enc_lr_scale: float = field(default=0.3, metadata=at_least(0))
 
     planning: bool = True
     """Act by planning; False: by the policy."""
-    horizon: int = 3
+    horizon: int = field(default=3, metadata=at_least(1))
     """Steps of a plan. The length of training windows is a setting of the trainer."""
-    iterations: int = 6
-    num_samples: int = 512
-    num_elites: int = 64
-    num_prior_plans: int = 24
+    iterations: int = field(default=6, metadata=at_least(0))
+    num_samples: int = field(default=512, metadata=at_least(1))
+    num_elites: int = field(default=64, metadata=at_least(1))
+    num_prior_plans: int = field(default=24, metadata=at_least(0))
     """Plans proposed by the policy."""
-    temperature: float = 0.5
-    min_std: float = 0.05
+    temperature: float = field(default=0.5, metadata=at_least(0))
+    min_std: float = field(default=0.05, metadata=above(0))
     max_std: float = 2.0
-    smoothing: float = 0.1
+    smoothing: float = field(default=0.1, metadata=share())
     """See `policies.mppi.MPPIConfig`, also for the seven fields above."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_least(1, "latent_dim", "hidden_dim", "enc_dim", "num_hidden_layers", "num_channels",
-                         "num_q_networks", "simnorm_dim", "episode_length", "horizon")  # fmt: skip
-        self.check_least(0, "consistency_coef", "reward_coef", "value_coef", "termination_coef", "entropy_coef",
-                         "enc_lr_scale")  # fmt: skip
-        self.check_share("discount_min", "discount_max", "rho", "tau")
         if self.latent_dim % self.simnorm_dim:
-            self.fail("latent_dim", f"a multiple of simnorm_dim ({self.simnorm_dim})")
-        if not (self.num_bins >= 3 and self.num_bins % 2):
-            self.fail("num_bins", "an odd number of at least 3")
-        self.check_above_0("bin_limit", "choice_entropy_coef")
-        if not 0 <= self.dropout < 1:
-            self.fail("dropout", "at least 0 and below 1")
+            fail(self, "latent_dim", f"a multiple of simnorm_dim ({self.simnorm_dim})")
+        if self.num_bins % 2 == 0:
+            fail(self, "num_bins", "an odd number")
         if not self.log_std_min < self.log_std_max:
-            self.fail("log_std_min", f"below log_std_max ({self.log_std_max})")
-        self.planner(1)  # MPPIConfig checks its own fields.
+            fail(self, "log_std_min", f"below log_std_max ({self.log_std_max})")
+        self.planner(1)  # MPPIConfig checks the relations between its fields.
 
     @property
     def discount(self) -> float:
@@ -155,8 +148,8 @@ class TDMPC2Config(WorldModelConfig):
                 smoothing=self.smoothing,
                 discount=self.discount,
             )
-        except ValueError as error:
-            raise ConfigurationError(str(error).replace("MPPIConfig", type(self).__name__)) from None
+        except FieldError as error:
+            raise FieldError(type(self).__name__, error.name, error.expected, error.value) from None
 
 
 class Drawn(NamedTuple):

@@ -7,7 +7,7 @@ Timing as in the paper: feat[t] = [z[t], h[t]], where h[t] has taken in (z, act)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
@@ -24,6 +24,7 @@ from wm_agents.models.cpu_kernels import RowStep, draw_by_component, gains_by_co
 from wm_agents.models.frames import to_network
 from wm_agents.models.loss import LossOutput
 from wm_agents.models.model import Model
+from wm_envs.fields import at_least
 from wm_envs.frames import frame_shape
 from wm_envs.world_model import Generator, Latent, Step, draw_normal
 
@@ -48,33 +49,28 @@ class VMCConfig(WorldModelConfig):
 
     vision: Literal["small", "paper", "identity"] = "small"
     """`small`: half width, padded, for CPUs; `paper`: 64 px only; `identity`: vector observations, normalised."""
-    z_dim: int = 32
-    hidden: int = 256
-    mixtures: int = 5
+    z_dim: int = field(default=32, metadata=at_least(1))
+    hidden: int = field(default=256, metadata=at_least(1))
+    mixtures: int = field(default=5, metadata=at_least(1))
     mixture: Mixture = "joint"
     """`joint`: one choice of component for all of z; `per_dim`: one for each dimension, as the authors' code has it."""
-    free_bits: float = 0.5
+    free_bits: float = field(default=0.5, metadata=at_least(0))
     """KL below free_bits * z_dim is not pressed further (kl_tolerance of the authors' code)."""
-    rew_weight: float = 0.5
+    rew_weight: float = field(default=0.5, metadata=at_least(0))
     """Weight of the squared error of the normalised reward; at 2 M learned training rewards by heart (docs/log.md)."""
-    term_weight: float = 10.0
+    term_weight: float = field(default=10.0, metadata=at_least(0))
     """Weight of the rare terminal steps in the cross-entropy (restart_factor of the authors' code). `cont` keeps it:
     the odds of an end are so many times what they are, and a dream's cut-off is calibrated on held-out episodes."""
     decoder: Literal["deconv", "patches"] = "deconv"
     """`deconv`: four transposed convolutions, as published; `patches`: matrix products alone, about five times as fast
     on CPUs; `scripts/fit_patches.py` fits one to the images of a trained model."""
-    motion_weight: float = 0.0
+    motion_weight: float = field(default=0.0, metadata=at_least(0))
     """Above 0, V sees and draws what differs from the median frame, and errors there weigh up to this much more, the
     rarer a pixel moves: a ball of two pixels would be lost otherwise. 0 is the paper's V."""
-    kl_weight: float = 1.0
+    kl_weight: float = field(default=1.0, metadata=at_least(0))
     """Of the KL against the squared error, which small things have little of."""
     rew_head: Literal["mse", "classes"] = "mse"
     """`classes`: a chance for each reward that occurs, at most 16 of them; for points that are scored now and then."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_least(1, "z_dim", "hidden", "mixtures")
-        self.check_least(0, "free_bits", "rew_weight", "term_weight", "motion_weight", "kl_weight")
 
     def fitting(self, obs_space: gym.Space[Any]) -> Self:
         return self if frame_shape(obs_space) is not None else self.replace(vision="identity")

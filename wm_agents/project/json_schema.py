@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from dataclasses import MISSING
+from typing import Any, Literal, Union, get_args, get_origin
 
-from wm_agents.fields import field_docs
 from wm_agents.models.families import FAMILIES, config_class
 from wm_agents.project.schema import SECTIONS
 from wm_agents.training.config import TrainingConfig
+from wm_envs.fields import field_docs, fields_of
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 PLAIN = {int: "integer", float: "number", bool: "boolean", str: "string", type(None): "null"}
@@ -32,13 +32,12 @@ def project_schema(family: str | None) -> dict[str, Any]:
 
 
 def section_schema(kind: type) -> dict[str, Any]:
-    """The schema of a config dataclass: types, allowed values, lower bounds, defaults, descriptions."""
-    hints, meanings = get_type_hints(kind), field_docs(kind)
+    """The schema of a config dataclass: types, allowed values, ranges, defaults, descriptions."""
+    meanings = field_docs(kind)
     properties: dict[str, Any] = {}
-    for f in fields(kind):
-        properties[f.name] = type_schema(hints[f.name])
-        if f.metadata.get("low") is not None:
-            properties[f.name]["minimum"] = f.metadata["low"]
+    for f, hint in fields_of(kind).values():
+        properties[f.name] = type_schema(hint)
+        properties[f.name].get("items", properties[f.name]).update(f.metadata)
         if f.default is not MISSING and f.default is not None:
             properties[f.name]["default"] = list(f.default) if isinstance(f.default, tuple) else f.default
         if meanings[f.name]:

@@ -11,10 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-
-def at_least(low: float) -> dict[str, float]:
-    """Metadata for the minimum of a field."""
-    return {"low": low}
+from wm_envs.fields import at_least
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple
 
 from wm_agents.errors import ConfigurationError, did_you_mean
-from wm_agents.fields import in_words, is_kind
 from wm_agents.models.families import FAMILIES, config_class, resolve
 from wm_agents.project.absent import ABSENT
 from wm_agents.project.lines import find_lines, line_of
 from wm_agents.project.schema import ACTS, ONLINE_TRAINING, ONLY, OPEN_SECTIONS, SECTIONS, TOP, Project
 from wm_agents.system.files import PROJECT_FILE, read_toml
 from wm_agents.training.config import TrainingConfig
+from wm_envs.fields import FieldError, check_value
 from wm_envs.trust import trust
 
 Values = Mapping[str, Any]
@@ -88,7 +86,7 @@ class Review:
         self.sections: dict[str, dict[str, Any]] = {k: part for k, part in values.items() if isinstance(part, dict)}
         self._top()
         for name, section in SECTIONS.items():
-            self._section(name, section)
+            self._known_keys(name, section)
         self._open("training", TrainingConfig, lambda given: TrainingConfig().replace(**given))
         if (found := self._model()) is not None:
             family, size = found
@@ -112,12 +110,6 @@ class Review:
         if "environment" not in self.values:
             self.say("environment", 'is missing; for example environment = "CartPole-v1"')
 
-    def _section(self, name: str, section: type) -> None:
-        for key in self._known_keys(name, section):
-            value, low = self.sections[name][key], _low(section, key)
-            if low is not None and value is not None and not low <= value < math.inf:
-                self.say(f"{name}.{key}", f"must be at least {low}, got {value!r}")
-
     def _open(self, name: str, section: type, make: Callable[[dict[str, Any]], object]) -> None:
         """Check a section with the fields of a config: create the config, and repeat without each invalid
         field."""
@@ -126,25 +118,24 @@ class Review:
             try:
                 make(given)
                 return
-            except (ValueError, TypeError) as error:
-                named = re.search(r"\b(\w+) must\b", str(error))
-                key = named[1] if named and named[1] in given else None
-                text = str(error)[named.start(1) + len(key) + 1 :] if named and key else str(error)
-                self.say(f"{name}.{key}" if key else name, text)
-                if key is None:
+            except FieldError as error:
+                self.say(f"{name}.{error.name}", error.problem)
+                if error.name not in given:
                     return
-                given.pop(key)
+                given.pop(error.name)
+            except (ValueError, TypeError) as error:
+                self.say(name, str(error))
+                return
 
     def _known_keys(self, name: str, section: type) -> list[str]:
-        """The known keys of a section with values of the right type."""
-        hints = get_type_hints(section)
+        """The keys of a section that exist, with values of the right type and range."""
         known = [f.name for f in fields(section)]
         right = []
         for key, value in self.sections.get(name, {}).items():
             if key not in known:
                 self.say(f"{name}.{key}", _unknown(f"{name}.{key}", [f"{name}.{other}" for other in known]))
-            elif not is_kind(value, hints[key]):
-                self.say(f"{name}.{key}", f"must be {in_words(hints[key])}, got {value!r}")
+            elif (expected := check_value(section, key, value)) is not None:
+                self.say(f"{name}.{key}", f"must be {expected}, got {value!r}")
             else:
                 right.append(key)
         return right
@@ -227,11 +218,6 @@ def every_key() -> list[str]:
 
 def _default(section: str, key: str) -> Any:
     return {f.name: f.default for f in fields(SECTIONS[section])}[key]
-
-
-def _low(section: type, key: str) -> float | None:
-    low: float | None = {f.name: f for f in fields(section)}[key].metadata.get("low")
-    return low
 
 
 def _with_tuples(values: Values) -> dict[str, Any]:

@@ -8,11 +8,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
-from docstring_parser import parse_from_object
-
 from wm_agents.models.families import config_class, resolve
 from wm_agents.project.schema import OPEN_SECTIONS, SECTIONS, TOP
 from wm_agents.training.config import TrainingConfig
+from wm_envs.fields import field_docs
 
 Values = Mapping[str, Any]
 SHOWN: dict[str, tuple[str, ...]] = {
@@ -55,13 +54,13 @@ def _section(name: str, values: Values, model: str, notes: Mapping[str, str]) ->
     shown = {**{key: defaults[key] for key in SHOWN.get(name, ())}, **values}
     if not shown:
         return ""
-    told = {param.arg_name: param.description or "" for param in parse_from_object(kind).params}
+    told = field_docs(kind)
     lines = [f"[{name}]"]
     if name == "architecture":
         others = [f.name for f in fields(kind) if f.name not in values]
         lines += _comment(f"Overrides {model}. Further fields of {kind.__name__}: {', '.join(others)}.")
     for key, value in shown.items():
-        about = TOLD.get(f"{name}.{key}", told.get(key, ""))
+        about = TOLD.get(f"{name}.{key}", told[key])
         lines += [*_comment(notes.get(f"{name}.{key}", "") + about), f"{key} = {_literal(value)}"]
     return "\n".join(lines) + "\n"
 

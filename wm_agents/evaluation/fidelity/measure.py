@@ -25,6 +25,7 @@ from wm_agents.evaluation.posterior import foresee
 from wm_agents.evaluation.subject import Subject
 from wm_agents.evaluation.variants import SAVED, Contender, contenders
 from wm_agents.system.progress import Bar
+from wm_envs.fields import above, at_least, check_fields, fail
 
 Play = Callable[[Sequence[EpisodeTask]], Iterator[Episode]]
 """Real episodes of jobs (seed, (contender,)), in their order."""
@@ -34,21 +35,21 @@ Play = Callable[[Sequence[EpisodeTask]], Iterator[Episode]]
 class FidelityConfig:
     """Settings of the measurements."""
 
-    episodes: int = 8
+    episodes: int = field(default=8, metadata=at_least(1))
     """Real episodes per policy."""
-    policies: int = 12
+    policies: int = field(default=12, metadata=at_least(1))
     """Maximum number of ranked policies."""
-    dream_episodes: int = 128
+    dream_episodes: int = field(default=128, metadata=at_least(1))
     """Dreams per policy and per temperature."""
-    windows: int = 1024
+    windows: int = field(default=1024, metadata=at_least(1))
     """Windows of the real episodes that are dreamed again."""
-    horizons: tuple[int, ...] = (1, 2, 5, 10, 15, 25, 50, 100)
+    horizons: tuple[int, ...] = field(default=(1, 2, 5, 10, 15, 25, 50, 100), metadata=at_least(1))
     longest_dream: int = 2000
     """Maximum horizon of dreams, unless a real episode is longer; the limit of a game may be 27,000 steps."""
     tolerance: int = 2
     """Tolerance in steps for predicted terminations."""
-    temperatures: tuple[float, ...] = (0.5, 0.7, 0.85, 1.0, 1.15, 1.3)
-    train_temperatures: tuple[float, ...] = ()
+    temperatures: tuple[float, ...] = field(default=(0.5, 0.7, 0.85, 1.0, 1.15, 1.3), metadata=above(0))
+    train_temperatures: tuple[float, ...] = field(default=(), metadata=above(0))
     """Temperatures at which controllers are trained and scored in the real environment."""
     cma: CMAConfig = field(default_factory=lambda: CMAConfig(32, 8, 60))
     """CMA-ES settings for these controllers."""
@@ -57,15 +58,9 @@ class FidelityConfig:
     seed: int = EVAL_SEED
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "policies", "dream_episodes", "windows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_fields(self)
         if self.seed < EVAL_SEED:
-            raise ValueError(
-                f"seed must be at least {EVAL_SEED:,}: lower ones may have been trained on; got {self.seed:,}"
-            )
-        if bad := [tau for tau in (*self.temperatures, *self.train_temperatures) if not 0 < tau < np.inf]:
-            raise ValueError(f"temperatures must be above 0 and finite, got {bad[0]}")
+            fail(self, "seed", f"at least {EVAL_SEED:,}, because lower ones may have been trained on")
 
 
 QUICK = FidelityConfig(episodes=1, policies=8, dream_episodes=64, windows=256)
