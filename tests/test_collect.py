@@ -25,7 +25,9 @@ from policies.step_count import StepCount
 from wm_agents.data import collect as collecting
 from wm_agents.data.collect import CollectConfig, CollectSummary, collect
 from wm_agents.data.dataset import Dataset
+from wm_agents.data.episode import NonFiniteStep
 from wm_agents.data.shard import ShardInfo
+from wm_agents.data.vector_stream import Stream
 from wm_agents.data.worker import Counters, ShardTask, collect_shard
 from wm_agents.system import replace as replace_file
 from wm_envs.registry import TASKS, RealSpec
@@ -216,6 +218,25 @@ def test_a_dead_worker_raises_in_the_parent(tmp_path: Path) -> None:
 def test_a_workers_error_raises_in_the_parent(tmp_path: Path) -> None:
     with pytest.raises(ArithmeticError, match="the environment broke"):
         run(tmp_path, spec=RealSpec("toy_env:Echo-v0", kwargs={"fail_at": 2}))
+
+
+@pytest.mark.parametrize(
+    "how, text",
+    [
+        ("nan obs", r"the observation of step 3 is nan at index \[1\] \(seed 0\)"),
+        ("inf obs", r"the observation of step 3 is -inf at index \[1\]"),
+        ("nan reward", "the reward of step 3 is nan"),
+        ("large reward", r"the reward of step 3 is 1e\+300 \(seed 0\); it must be finite in float32: mend the env"),
+    ],
+)
+def test_values_that_are_not_finite_are_refused_with_step_and_environment(tmp_path: Path, how: str, text: str) -> None:
+    with pytest.raises(NonFiniteStep, match=f"^bad_env:Bad-v0: {text}"):
+        run(tmp_path, spec=RealSpec("bad_env:Bad-v0", kwargs={"how": how}), procs=0)
+    assert names(tmp_path) == ["manifest.json"]
+    stream = Stream(RealSpec("bad_env:Bad-v0", kwargs={"how": how}), 2, iter([0, 1]))
+    with stream, pytest.raises(NonFiniteStep, match=f"^bad_env:Bad-v0: {text}"):
+        for _ in range(3):
+            stream.step(np.zeros((2, 1), np.float32))
 
 
 SCRIPT = """

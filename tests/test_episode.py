@@ -98,7 +98,11 @@ def test_more_than_one_row_is_refused() -> None:
         ({"obs": np.zeros((4, 2))}, "4 rewards needs 5 obs and 4 act, got 4 and 4"),
         ({"act": np.zeros((5, 1))}, "got 5 and 5"),
         ({"term": False}, "must end with term or trunc, got neither"),
-        ({"rew": np.array([0, 0, np.nan, 0])}, "rew must be finite, got nan"),
+        (
+            {"rew": np.array([0, 0, np.nan, 0])},
+            "the reward of step 3 is nan .*; it must be finite",
+        ),
+        ({"obs": np.array([[0, 0]] * 3 + [[0, np.inf]] * 2)}, r"the observation of step 3 is inf at index \[1\] "),
         ({"rew": np.zeros((4, 1))}, r"rew must be floats \(T,\), got float64 \(4, 1\)"),
         ({"rew": np.zeros(0, np.float32)}, "at least one step, got none"),
         ({"obs": np.array([{}] * 5)}, "plain arrays, got object"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -130,6 +131,46 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-200])
 
 
+def flip_a_bit_of(name: str) -> Callable[[Path], None]:
+    """Damages the last byte of what is stored under a name, in the file itself."""
+
+    def flip(path: Path) -> None:
+        with h5py.File(path, "r") as file:
+            part = file[name]
+            last = part.id.get_offset() + part.id.get_storage_size() - 1
+        data = bytearray(path.read_bytes())
+        data[last] ^= 1
+        path.write_bytes(bytes(data))
+
+    return flip
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def lose_rewards(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        del file["rew"]
+
+
+def break_spec(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file.attrs["spec"] = b"\xff"
+
+
+def change(name: str, value: object) -> Callable[[Path], None]:
+    """Replaces what is stored under a name by consistent values."""
+
+    def replace(path: Path) -> None:
+        with h5py.File(path, "r+") as file:
+            before = file[name][:]
+            del file[name]
+            file[name] = [value] * len(before)
+
+    return replace
+
+
 def put_nan(path: Path) -> None:
     with h5py.File(path, "r+") as file:
         frames = file["obs"][:]
@@ -146,7 +187,17 @@ def say_it_again(path: Path) -> None:
     [
         (flip_a_byte, ["seed-0000001.h5"], "corrupt"),
         (cut, ["seed-0000001.h5"], "corrupt"),
-        (put_nan, ["seed-0000001.h5"], "episode 0: obs must be finite (seed 3)"),
+        (empty, ["seed-0000001.h5"], "corrupt"),
+        (lose_rewards, ["seed-0000001.h5"], "corrupt: KeyError"),
+        (break_spec, ["seed-0000001.h5"], "corrupt"),
+        (change("info", "7"), ["seed-0000001.h5"], "do not match their checksum"),
+        (change("length", -1), ["seed-0000001.h5"], "corrupt"),
+        *[
+            (flip_a_bit_of(name), ["seed-0000001.h5"], "corrupt: actions, rewards, lengths or flags do not match")
+            for name in ("rew", "act", "term", "trunc")
+        ],
+        (flip_a_bit_of("length"), ["seed-0000001.h5"], "corrupt"),
+        (put_nan, ["seed-0000001.h5"], "episode 0: the observation of step 3 is nan at index [1] (seed 3)"),
         (Path.unlink, ["seed-0000001.h5"], "missing, but listed in manifest.json"),
         (say_it_again, ["seed-0000001.h5", "seed-0000007.h5"], "seed 3 occurs more than once in the data"),
         (lambda path: (path.parent / ".x.h5.1.0a1b2c3d.tmp").touch(), [".x.h5.1.0a1b2c3d.tmp"], "incomplete file"),
@@ -160,6 +211,9 @@ def test_damage_is_found_and_named(
     found = json.loads(capsys.readouterr().out)
     assert not found["ok"]
     assert [file["name"] for file in found["files"] if file["problem"]] == bad
+    whole = {"seed-0000000.h5", "seed-0000001.h5"} - set(bad)
+    assert {file["name"] for file in found["files"]} == whole | set(bad)
+    assert [ep.seed for ep in Dataset(shards).iter_episodes()][:2] == [0, 1]  # The other shard stays readable.
     assert all(text in file["problem"] for file in found["files"] if file["problem"])
 
 

@@ -287,7 +287,9 @@ class Dataset:
     def _frames(self, shard: int, rows: slice) -> Array:
         try:
             return np.asarray(self._opened(shard).obs[rows])
-        except OSError as error:
+        except ShardError:
+            raise
+        except Exception as error:  # HDF5 and its filters raise errors of any type for damaged files.
             raise self._give_up(shard, error) from error
 
     def _opened(self, shard: int) -> _Open:
@@ -300,7 +302,7 @@ class Dataset:
             file = h5py.File(path, "r", rdcc_nbytes=0)
             check_self_contained(file)
             held = _Open(file, file["obs"], file["act"][:], file["rew"][:])
-        except (OSError, KeyError, RuntimeError, ShardError) as error:
+        except Exception as error:
             raise self._give_up(shard, error) from error
         self._open[shard] = held
         while len(self._open) > MAX_OPEN:

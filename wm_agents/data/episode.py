@@ -15,6 +15,13 @@ Scalar = str | int | float | bool | None
 
 UNKNOWN_SEED = -1
 """The seed of an episode without a known seed."""
+LARGEST = float(np.finfo(np.float32).max)
+"""Models compute in float32."""
+MEND = "it must be finite in float32: mend the environment, or replace the value in a wrapper"
+
+
+class NonFiniteStep(ValueError):
+    """An environment returned an observation or a reward that is NaN, infinite or too large for float32."""
 
 
 class Episode(NamedTuple):
@@ -53,10 +60,34 @@ def check_episode(ep: Episode) -> None:
             f"obs and act must be plain arrays, got {ep.obs.dtype} and {ep.act.dtype} (seed {ep.seed}); "
             "flatten dict or tuple spaces with a wrapper"
         )
-    if not np.isfinite(ep.rew).all():
-        raise ValueError(f"rew must be finite, got {ep.rew[~np.isfinite(ep.rew)][0]} (seed {ep.seed})")
+    if not is_finite(ep.rew):
+        step = int((~(np.abs(ep.rew) <= LARGEST)).argmax()) + 1
+        check_step(ep.obs[0], ep.rew[step - 1], ep.seed, step)
+    if not is_finite(ep.obs):
+        for step, obs in enumerate(ep.obs):
+            check_step(obs, 0.0, ep.seed, step)
     if not (ep.term or ep.trunc):
         raise ValueError(f"an episode must end with term or trunc, got neither (seed {ep.seed})")
+
+
+def is_finite(values: Array) -> bool:
+    """Whether all `values` are finite in float32; integers are."""
+    return values.dtype.kind not in "fc" or bool((np.abs(values) <= LARGEST).all())
+
+
+def check_step(obs: Array, rew: float, seed: int, step: int) -> None:
+    """Check what an environment returned at `step`, 0 for the reset.
+
+    Raises:
+        NonFiniteStep: the observation or the reward is NaN, infinite or too large for float32.
+    """
+    if not abs(rew) <= LARGEST:
+        raise NonFiniteStep(f"the reward of step {step} is {rew} (seed {seed}); {MEND}")
+    if not is_finite(obs):
+        place = tuple(map(int, np.argwhere(~(np.abs(obs) <= LARGEST))[0]))
+        raise NonFiniteStep(
+            f"the observation of step {step} is {obs[place]} at index {list(place)} (seed {seed}); {MEND}"
+        )
 
 
 def collect_episode(
@@ -83,9 +114,11 @@ def collect_episode(
             raise ValueError(f"an episode is recorded from a rollout of 1 row, got {len(t.rew)} rows")
         if not obs:
             obs.append(np.array(t.obs[0]))
+            check_step(obs[0], 0.0, seed, 0)
         obs.append(np.array(t.next_obs[0]))  # Copies: the env may reuse its buffers.
         act.append(np.array(t.act[0]))
         rew.append(float(t.rew[0]))
+        check_step(obs[-1], rew[-1], seed, len(rew))
         term, trunc = bool(t.term[0]), bool(t.trunc[0])
         idle = 0 if rew[-1] > 0 else idle + 1
         if not term and ((stall is not None and idle >= stall) or len(act) == max_steps):

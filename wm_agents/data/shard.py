@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -119,8 +120,22 @@ def _build(episodes: Iterable[Episode], spec: dict[str, Any], path: Path) -> byt
         file.attrs["format"] = FORMAT
         file.attrs["format_version"] = FORMAT_VERSION
         file.attrs["spec"] = json.dumps(spec)
+        file.attrs["sha256"] = _digest(file)
         file.flush()
         return bytes(file.id.get_file_image())
+
+
+def _digest(file: h5py.File) -> str:
+    """sha256 of everything but the frames, whose chunks have checksums of their own."""
+    obs = file["obs"]
+    digest = hashlib.sha256(f"{file.attrs['spec']} obs {obs.dtype.str} {obs.shape}".encode())
+    for name in ("act", "rew", "length", "term", "trunc"):
+        values = file[name][:]
+        digest.update(f"{name} {values.dtype.str} {values.shape}".encode())
+        digest.update(values.tobytes())
+    for name in ("seed", "info"):
+        digest.update(json.dumps([text.decode() for text in file[name][:]]).encode())
+    return digest.hexdigest()
 
 
 def _create_frames(file: h5py.File, ep: Episode) -> h5py.Dataset:
@@ -165,8 +180,10 @@ def read_info(path: Path) -> ShardInfo:
     try:
         with h5py.File(path, "r") as file:
             return _read_info(file, path)
-    except (OSError, KeyError, RuntimeError, json.JSONDecodeError) as error:
-        raise ShardError(f"truncated or corrupt: {error}") from error
+    except (ImportError, MemoryError, ShardError):
+        raise
+    except Exception as error:  # HDF5 raises errors of any type for damaged files.
+        raise ShardError(f"truncated or corrupt: {type(error).__name__}: {error}") from error
 
 
 def _read_info(file: h5py.File, path: Path) -> ShardInfo:
@@ -185,6 +202,11 @@ def _read_info(file: h5py.File, path: Path) -> ShardInfo:
             f"corrupt: {len(lengths)} episodes of {steps} steps need {steps + len(lengths)} obs, {steps} act "
             f"and rew, got {len(obs)}, {len(act)} and {len(file['rew'])}"
         )
+    if "sha256" in file.attrs and file.attrs["sha256"] != _digest(file):  # Earlier versions wrote none.
+        raise ShardError("corrupt: actions, rewards, lengths or flags do not match their checksum")
+    counts = {name: len(file[name]) for name in ("length", "term", "trunc", "seed", "info")}
+    if len(set(counts.values())) > 1 or lengths.min(initial=1) < 1:
+        raise ShardError(f"corrupt: every episode needs a step and one value of each kind, got {counts}")
     return ShardInfo(
         name=path.name,
         bytes=path.stat().st_size,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.step_count import StepCount
-from wm_agents.data.episode import Episode, check_episode
+from wm_agents.data.episode import Episode, NonFiniteStep, check_episode, check_step
 from wm_envs.real import make_real
 from wm_envs.registry import RealSpec
 
@@ -30,7 +30,7 @@ class Stream:
         if num < 1:
             raise ValueError(f"num must be at least 1, got {num}")
         self.envs: list[gym.Env[Any, Any]] = [make_real(spec) for _ in range(num)]
-        self.seeds, self.count = seeds, count
+        self.spec, self.seeds, self.count = spec, seeds, count
         self.obs_space, self.act_space = self.envs[0].observation_space, self.envs[0].action_space
         self.obs: Array = np.zeros((num, *(self.obs_space.shape or ())), self.obs_space.dtype)
         """(N, *obs_shape): the current observation of each row."""
@@ -52,6 +52,7 @@ class Stream:
             played.obs.append(np.array(obs))
             played.act.append(np.array(act[row]))
             played.rew.append(float(rew))
+            self._check(row)
             self.obs[row], self.first[row] = obs, False
             if term or trunc:
                 ended.append((row, played.episode(bool(term), bool(trunc))))
@@ -66,6 +67,15 @@ class Stream:
         obs, _ = self.envs[row].reset(seed=seed)
         self.obs[row], self.first[row] = obs, True
         self._played[row] = _Played(seed, np.array(obs))
+        self._check(row)
+
+    def _check(self, row: int) -> None:
+        """Check the last observation and reward of a row."""
+        played = self._played[row]
+        try:
+            check_step(played.obs[-1], (played.rew or [0.0])[-1], played.seed, len(played.rew))
+        except NonFiniteStep as error:
+            raise NonFiniteStep(f"{self.spec.id}: {error}") from error
 
     def close(self) -> None:
         for env in self.envs:

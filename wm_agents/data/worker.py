@@ -16,7 +16,7 @@ from policies.policy import Policy
 from policies.pool import Halt
 from policies.rollout import Transition, check_seed, rollout
 from policies.step_count import StepCount
-from wm_agents.data.episode import Episode, collect_episode, split_episode
+from wm_agents.data.episode import Episode, NonFiniteStep, collect_episode, split_episode
 from wm_agents.data.shard import ShardInfo, write_shard
 from wm_envs.real import make_real
 from wm_envs.registry import RealSpec
@@ -92,7 +92,10 @@ def play(task: ShardTask, counters: Counters, halt: Halt) -> Iterator[Episode]:
             lives: list[int] = []
             if task.spec.lives_end:
                 steps = _counting_lives(steps, envs.envs[0], lives)
-            ep = collect_episode(steps, seed, stall=task.stall, max_steps=task.max_steps)
+            try:
+                ep = collect_episode(steps, seed, stall=task.stall, max_steps=task.max_steps)
+            except NonFiniteStep as error:
+                raise NonFiniteStep(f"{task.spec.id}: {error}") from error
             yield from split_episode(ep, np.flatnonzero(np.diff(lives) < 0) + 1)
     finally:
         envs.close()

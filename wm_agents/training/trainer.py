@@ -373,8 +373,9 @@ class Trainer:
 
     def _advice(self) -> str:
         return (
-            f"the last good checkpoint is {self.run_dir / 'last.safetensors'}; inspect that batch, or "
-            f"lower learning_rate ({self.cfg.learning_rate:g}) or grad_clip ({self.cfg.grad_clip})"
+            f"the last good checkpoint is {self.run_dir / 'last.safetensors'}; inspect that batch (`wm data verify` "
+            f"finds NaN in recorded episodes), or lower learning_rate ({self.cfg.learning_rate:g}) or grad_clip "
+            f"({self.cfg.grad_clip})"
         )
 
     def save_checkpoint(self, path: str | Path | None = None) -> Path:
