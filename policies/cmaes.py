@@ -37,10 +37,13 @@ class CMAConfig:
     """Settings of the strategy; population, rollouts and sigma default to those of the paper."""
 
     population: int = field(default=64, metadata=at_least(2))
+    """Candidates per generation."""
     rollouts: int = field(default=16, metadata=at_least(1))
     """Episodes per candidate. Their seeds are the same for all candidates of a generation."""
     generations: int = field(default=120, metadata=at_least(1))
+    """Number of generations."""
     sigma: float = field(default=0.1, metadata=above(0))
+    """Initial standard deviation of the weights."""
     components: int | None = field(default=None, metadata=at_least(1))
     """Evolve weights on the first N principal components of feat (`policies.subspace`) instead of on feat itself. This
     takes far fewer dreams if feat has many correlated dimensions."""
@@ -48,6 +51,7 @@ class CMAConfig:
     """The result is the average of the distribution's means after the last N generations (Polyak & Juditsky 1992).
     With few rollouts this removes much of the noise of a single mean."""
     seed: int = field(default=0, metadata=at_least(0))
+    """Random seed."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -42,7 +42,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "init": Command(
         "projects",
-        "create a project: wm.toml, train.py, inference.py, dataset.py",
+        "create a project folder for an environment, with all settings in wm.toml",
         "project:init",
     ),
     "train": Command(
@@ -54,20 +54,20 @@ COMMANDS = {
     ),
     "verify": Command(
         "projects",
-        "check a model against held-out real episodes",
+        "check that a model predicts held-out real episodes",
         "project:verify",
         error=3,
     ),
     "improve": Command(
         "training",
-        "collect episodes, train a model and a controller, evaluate; in rounds or online",
+        "collect real episodes, train a model, train a controller in its dream, evaluate, repeat",
         "commands:improve",
         "commands:ImproveParser",
         resumes=True,
     ),
     "curriculum": Command(
         "training",
-        "train a list of tasks from scratch, each until it reaches its threshold",
+        "train models and controllers for a list of tasks, each until it reaches a threshold",
         "curriculum:curriculum",
         "curriculum:CurriculumParser",
         resumes=True,
@@ -84,11 +84,11 @@ COMMANDS = {
         "training", "train a controller in the shipped dream and drive the real CarRacing-v3 with it", "commands:demo"
     ),
     "evaluate": Command(
-        "evaluation", "score a model's policy on held-out real episodes and in its dream", "commands:evaluate"
+        "evaluation", "score a model's policy in the real environment and in its dream", "commands:evaluate"
     ),
     "transfer": Command(
         "evaluation",
-        "train fresh controllers in a model's dream and score each in the real environment",
+        "train new controllers in a model's dream and score each in the real environment",
         "commands:transfer",
         resumes=True,
     ),
@@ -108,9 +108,7 @@ COMMANDS = {
         "commands:collect",
         resumes=True,
     ),
-    "data": Command(
-        "data", "info | convert | verify: inspect episodes, convert them to and from npz and Minari", "data:VERBS"
-    ),
+    "data": Command("data", "describe, convert and check recorded episodes: info, convert, verify", "data:VERBS"),
     "bench": Command(
         "maintenance",
         "measure the speed of dreams, training and data on this machine",
@@ -121,14 +119,12 @@ COMMANDS = {
         "check this installation and say how to fix it",
         "doctor:doctor",
     ),
-    "config": Command(
-        "maintenance", "show | diff | validate | schema: presets, saved models and wm.toml", "config:VERBS"
-    ),
+    "config": Command("maintenance", "print, compare and check settings: show, diff, validate, schema", "config:VERBS"),
     "models": Command(
-        "maintenance", "list | info | pull | push: presets, saved models, models on the Hub", "models:VERBS"
+        "maintenance", "list, describe, download and upload models: list, info, pull, push", "models:VERBS"
     ),
 }
-"""In the order in which `wm --help` lists them."""
+"""All commands, in the order of `wm --help`."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -200,7 +196,7 @@ def _trusting(flags: list[str]) -> list[str]:
 
 
 def parser_of(name: str, flags: list[str]) -> tuple[Any, Parser, list[str]]:
-    """The function of a command, its parser, and the flags that are left for it: all but a verb.
+    """The function of a command, its parser, and the flags without the verb.
 
     Raises:
         SystemExit: help for a command with verbs, or an unknown verb.
@@ -241,10 +237,13 @@ def usage() -> str:
     ]
     resumable = ", ".join(name for name, command in COMMANDS.items() if command.resumes)
     return (
-        "usage: wm COMMAND [flags]\n\n" + "\n".join(rows) + "\n"
-        "`wm COMMAND --help` lists the flags of a command. --debug prints the traceback of an error.\n"
-        "--trust-module NAME lets a saved model or dataset of others import this module for its environment.\n"
-        f"The same command resumes an interrupted {resumable}."
+        "usage: wm COMMAND [flags]\n\n"
+        "A model is a world model of a Gymnasium environment. Its dream is the environment that it simulates.\n\n"
+        + "\n".join(rows)
+        + "\n`wm COMMAND --help` lists the flags of a command. These flags work with every command:\n"
+        "  --debug              print the traceback of an error\n"
+        "  --trust-module NAME  allow saved models and datasets to import this module for their environment\n\n"
+        f"To resume these commands after an interruption, run the same command again: {resumable}."
     )
 
 

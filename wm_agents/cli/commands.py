@@ -39,11 +39,12 @@ console = Console(stderr=True)
 
 
 def improve(cfg: ImproveConfig | OnlineConfig) -> None:
-    """Collect real episodes, train a model, train a controller in its dream, and evaluate it, in rounds.
+    """Collect real episodes, train a model, train a controller in its dream, evaluate it, and repeat.
 
-    `--task NAME` uses the recipe of a shipped dream, `--env ID` default settings for any environment. Other
-    flags override them. `--family dreamerv3` and `--family tdmpc2` train online, with updates between real
-    steps; for their flags see `wm improve --family NAME --help`. The same command resumes an interrupted run.
+    Choose an environment: `--env ID` uses default settings, `--task NAME` uses the settings of a shipped dream. All
+    other flags override these settings. The families vmc, ensemble and objects are trained in rounds, with the flags
+    below. `--family dreamerv3` and `--family tdmpc2` are trained online, with updates between real steps; for their
+    flags see `wm improve --family dreamerv3 --help`. The same command resumes an interrupted run.
     """
     if isinstance(cfg, OnlineConfig):
         learn_online(cfg, console)
@@ -78,7 +79,7 @@ def collect(
         noise: noise levels for that controller, one drawn per episode, as in `[0.0,0.3]`.
         leave: share of that controller's episodes in which random actions take over until the end.
         leave_by: random actions take over within the first N steps.
-        stall: truncate an episode after N steps without reward.
+        stall: truncate an episode after N steps without a positive reward.
         max_steps: truncate an episode after N steps.
         max_gb: maximum size of the dataset on disk.
         as_json: print one JSON object on stdout.
@@ -121,13 +122,14 @@ def evolve(
 
     Args:
         model: a model directory, or the name of a shipped model or dream.
-        out: directory of the new model; `<out>.run` holds the state for resuming.
-        cma: population, rollouts, generations, sigma, seed.
+        out: directory of the new model; `<out>.run` contains the state for resuming.
+        where: train in the dream or in the real environment.
+        cma: settings of CMA-ES.
         horizon: steps of a dream; default: the model's limit, or 150 if it has none. Not for real episodes.
         temperature: randomness of the dream; default: the model's own.
-        stall: stop counting reward after N steps without any (8 for the shipped CarRacing dream).
-        squash: tanh, sigmoid or clip for each action dimension, as in `'["tanh", "clip"]'`; default: as in the
-            model's own controller, or in the recipe of its task.
+        stall: truncate a dream after N steps without a positive reward (8 for the shipped CarRacing dream).
+        squash: how outputs are mapped to the action bounds: tanh, sigmoid or clip for each dimension, as in
+            `'["tanh", "clip"]'`; default: as in the model's own controller, or in the recipe of its task.
         seed: random seed, in place of `--cma.seed`.
         procs: number of worker processes for real episodes.
     """
@@ -159,7 +161,7 @@ def transfer(
     procs: int = 2,
     as_json: bool = False,
 ) -> int:
-    """Train fresh controllers in a model's frozen dream, and score each in the real environment.
+    """Train new controllers in a model's frozen dream, and score each in the real environment.
 
     This measures how well a dream teaches: the model is not trained further, and the last state of each controller
     is scored, without selection by real episodes. The same command resumes an interrupted run. Exit code 1: a
@@ -328,8 +330,10 @@ class ImproveParser(Parser):
             self.error(f"--task {self.task} and --env {self.env} exclude each other")
         kind = OnlineConfig if self.family in LEARNERS else ImproveConfig
         self.add_config_flag()
-        self.add_argument("--task", choices=sorted(RECIPES), help="recipe of a shipped dream to start from")
-        self.add_argument("--env", help="any Gymnasium id, or module:Id-v0, with default settings")
+        self.add_argument("--task", choices=sorted(RECIPES), help="train with the settings of this shipped dream")
+        self.add_argument(
+            "--env", help="train on this environment, a Gymnasium id or module:Id-v0, with default settings"
+        )
         self.add_fields_of(kind)
         recipe = self._recipe(args)
         if recipe is not None:

@@ -32,91 +32,90 @@ DYNAMICS = FIT.replace(total_steps=4000, batch_size=256, learning_rate=1e-3, mix
 
 @dataclass(frozen=True)
 class ImproveConfig:
-    """Settings of one run of `wm improve` with V-M-C or an ensemble."""
+    """Settings of one run of `wm improve` with V-M-C, an ensemble or an object model."""
 
     spec: RealSpec
     """The real environment and its preprocessing."""
     out: str
-    """Run folder."""
+    """Folder for data, checkpoints and results; the same command resumes in it."""
     rounds: int = field(default=8, metadata=at_least(1))
-    """Rounds of collection, training and evaluation."""
+    """Number of rounds. A round collects real episodes, trains the model, trains a controller and evaluates it."""
     random_steps: int = field(default=60_000, metadata=at_least(1))
-    """Agent steps of exploration before the first round."""
+    """Real agent steps of exploration in the first round."""
     round_steps: int = field(default=30_000, metadata=at_least(1))
-    """Agent steps with the current controller before each further round."""
+    """Real agent steps with the current controller in each later round."""
     round_seeds: int = field(default=SEEDS_A_ROUND, metadata=at_least(1))
-    """Environment seeds reserved for each round; all lie below 900,000, so many rounds need a smaller number."""
+    """Environment seeds reserved for each round. Use fewer for many rounds, because all seeds must be below 900,000."""
     shard_episodes: int = field(default=8, metadata=at_least(1))
-    """Episodes per data file; collection completes whole files, so use few if real steps are expensive."""
+    """Episodes per data file. A file is always completed, so a smaller number wastes fewer real steps."""
     stall: int | None = field(default=None, metadata=at_least(1))
-    """Truncate collected episodes after N steps without reward."""
+    """Truncate collected episodes after N steps without a positive reward."""
     max_steps: int | None = field(default=None, metadata=at_least(1))
     """Truncate collected episodes after N steps."""
     noise: tuple[float, ...] = field(default=(0.0, 0.3, 0.6), metadata=at_least(0))
-    """Levels of exploration noise on the controller; one is drawn per episode."""
+    """Levels of exploration noise added to the actions of the controller; each episode uses one of them."""
     leave: float = field(default=0.0, metadata=share())
-    """Share of episodes in which random actions take over until the end, from a step within `horizon`."""
+    """Share of collected episodes in which random actions replace the controller from a random step on."""
     draw_actions: bool = False
-    """Collect with discrete actions drawn from PPO's probabilities instead of the most likely ones."""
+    """Collect with actions sampled from the probabilities of a PPO controller, instead of its most likely actions."""
     family: Literal["auto", "vmc", "ensemble", "objects"] = "auto"
-    """`vmc` for pixels and partially observed tasks, `ensemble` for fully observed vectors, `objects` for pixels
-    of things on a still background; `auto` chooses `vmc` or `ensemble` by the observation space."""
+    """Model family. `vmc`: for images and partially observed tasks. `ensemble`: for fully observed vectors. `objects`:
+    for images of objects on a static background. `auto`: `vmc` for images, `ensemble` for vectors."""
     model: VMCConfig = field(default_factory=VMCConfig)
     """Settings of V-M-C."""
     vision: TrainingConfig = VISION
-    """Training of the encoder V."""
+    """Training of the encoder of V-M-C."""
     vision_rounds: int = field(default=3, metadata=at_least(0))
-    """Train V in the first N rounds and then keep it, so that latents stay stable. Rounds after the first use
-    half the updates."""
+    """Train the encoder of V-M-C only in the first N rounds, so that latents stay the same afterwards. Rounds after the
+    first take half the updates."""
     warm_start: str | None = None
-    """Initialise the encoder V from this model, if the shapes match."""
+    """Initialise the encoder of V-M-C from this saved model, if the shapes match."""
     memory: TrainingConfig = MEMORY
-    """Training of the dynamics model M."""
+    """Training of the dynamics model of V-M-C."""
     window: int = field(default=64, metadata=at_least(1))
-    """Steps of the windows that M is trained on."""
+    """Steps per training window of the dynamics model of V-M-C."""
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     """Settings of an ensemble."""
     objects: ObjectsConfig = field(default_factory=ObjectsConfig)
     """Settings of an object model."""
     dynamics: TrainingConfig = DYNAMICS
-    """Training of an ensemble, from scratch in every round, or of an object model, which continues each round."""
+    """Training of an ensemble (from scratch in every round) or of an object model (continued in every round)."""
     controller: Literal["linear", "ppo"] = "linear"
-    """`linear`: a linear controller trained by CMA-ES, as in the paper; `ppo`: a small network trained by
-    Stable-Baselines3's PPO."""
+    """`linear`: a linear controller trained by CMA-ES, as in Ha & Schmidhuber 2018. `ppo`: a small network trained by
+    PPO of Stable-Baselines3."""
     cma: CMAConfig = field(default_factory=CMAConfig)
     """Settings of CMA-ES."""
     squash: tuple[str, ...] | None = None
-    """tanh, sigmoid or clip for each action dimension of a linear controller."""
+    """How a linear controller maps its outputs to the action bounds: tanh, sigmoid or clip for each dimension."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """Settings of PPO."""
     horizon: int = field(default=150, metadata=at_least(1))
-    """Steps of a dream in which the controller is trained."""
+    """Maximum steps of the dreams in which the controller is trained."""
     temperature: float = field(default=1.0, metadata=at_least(0))
-    """Randomness of these dreams; 1 is the model's own uncertainty."""
+    """Randomness of these dreams; 1 is that of the model, 0 the most likely future."""
     pessimism: float = field(default=0.0, metadata=at_least(0))
-    """Subtract this factor times the ensemble's disagreement from the reward."""
+    """Ensembles only: subtract this factor times the disagreement of the members from the reward."""
     max_disagreement: float | None = field(default=None, metadata=above(0))
-    """Terminate a dream when the ensemble's disagreement exceeds this value."""
+    """Ensembles only: terminate a dream when the disagreement of the members exceeds this value."""
     dream_stall: int | None = field(default=None, metadata=at_least(1))
-    """CMA-ES stops counting reward after N steps without any: models are too optimistic about a car that has
-    left the track."""
+    """Truncate dreams after N steps without a positive reward, when a linear controller is trained."""
     judge_episodes: int = field(default=24, metadata=at_least(0))
-    """Real episodes for the evaluation of each round, which selects the best round; 0 keeps the last round."""
+    """Real episodes per evaluation of a round. The round with the best evaluation is saved; 0: the last round."""
     judge_every: int = field(default=1, metadata=at_least(1))
-    """Rounds between these evaluations; the last round always has one."""
+    """Rounds between evaluations; the last round is always evaluated."""
     final_episodes: int = field(default=100, metadata=at_least(1))
-    """Held-out episodes for the final score."""
+    """Held-out real episodes for the final score."""
     check_every: int | None = field(default=None, metadata=at_least(1))
-    """Generations (PPO: iterations) between evaluations of the controller during training."""
+    """Generations of CMA-ES, or iterations of PPO, between checks of the controller by a curriculum."""
     starts: int = field(default=512, metadata=at_least(1))
-    """Initial latents of each kind (`begin`, `anywhere`); a saved model keeps the first 512."""
+    """Number of stored latents of each kind from which dreams start: `begin` (first frames of episodes) and `anywhere`
+    (any frames). A saved model keeps at most 512."""
     start_rounds: int = field(default=4, metadata=at_least(1))
-    """Take initial latents only from the episodes of the last N rounds."""
+    """Take these latents only from the episodes of the last N rounds."""
     seed: int = field(default=1, metadata=at_least(0))
-    """Random seed of the run: collection, initial weights and latents, and every part that is trained. A part
-    takes another one by its own flag, such as `--ppo.seed`."""
+    """Random seed of all parts of the run. A flag such as `--ppo.seed` sets the seed of one part."""
     env_seed: int | None = field(default=None, metadata=at_least(0))
-    """First environment seed of collection. null: derived from `seed`, so that runs with different seeds collect
+    """First environment seed of collection; default: derived from `seed`, so that runs with different seeds collect
     different episodes."""
     procs: int = field(default=2, metadata=at_least(0))
     """Worker processes."""
