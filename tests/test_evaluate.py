@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from wm_agents.checkpoint import load_artifact
 from wm_agents.evaluation import evaluate as evaluating
 from wm_agents.evaluation.evaluate import Score, dream_horizon, evaluate, evaluate_dream, evaluate_real, student95
 from wm_agents.pretrained import load_model, load_policy, load_starts, save_model
-from wm_envs.registry import RealSpec
+from wm_envs.registry import TASKS, RealSpec, without_sticky_actions
 
 ECHO = RealSpec("toy_env:Echo-v0", action_repeat=2)
 
@@ -143,6 +145,28 @@ def test_the_same_call_gives_the_same_json_and_all_of_it(tiny: str, at_home: Non
     assert fewer["dream"]["episodes"] == 1
     moved = evaluate(tiny, episodes=2, seed=1_000_001)
     assert moved["real"]["returns"] == real["returns"][1:]
+
+
+def test_games_are_scored_with_and_without_sticky_actions(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played: list[RealSpec] = []
+
+    def play(spec: RealSpec, make_policy: Any, seeds: Any, *more: Any) -> Score:
+        played.append(spec)
+        return Score([float(len(played))] * len(seeds))
+
+    monkeypatch.setattr(evaluating, "evaluate_real", play)
+    game = replace(TASKS["Pong"].real, size=32)
+    result = evaluate(save_tiny(tmp_path / "game", game), episodes=2, both_protocols=True)
+    assert played == [game, without_sticky_actions(game)]
+    assert result["real"]["mean"] == 1.0 and "with sticky actions 0.25" in result["protocol"]
+    other = result["real_without_sticky"]
+    assert (other["mean"], other["episodes"], other["seed"]) == (2.0, 2, 1_000_000)
+    assert "without sticky actions" in other["protocol"]
+    assert result["gap"] == pytest.approx(result["dream"]["mean"] - 1.0, abs=1e-3)
+    with pytest.raises(ValueError, match="both_protocols needs a game with sticky actions, .* got CarRacing-v3"):
+        evaluate(tiny, episodes=2, both_protocols=True)
 
 
 def test_saved_loaded_and_scored_again_is_the_same_score(tiny: str, at_home: None, tmp_path: Path) -> None:

@@ -22,7 +22,15 @@ from wm_agents.models.saved import STORE
 from wm_envs.checker import check_vector_env
 from wm_envs.dream import DreamEnv, DreamVectorEnv
 from wm_envs.real import make_real
-from wm_envs.registry import TASKS, RealSpec, Task, protocol_of, register_envs
+from wm_envs.registry import (
+    TASKS,
+    RealSpec,
+    Task,
+    has_sticky_actions,
+    protocol_of,
+    register_envs,
+    without_sticky_actions,
+)
 
 ROOT = Path(wm_envs.__file__).parents[1]
 SHIPPED = [task for task in TASKS.values() if (STORE / task.model).is_dir()]
@@ -168,6 +176,20 @@ def test_the_thresholds_are_those_of_the_curriculum() -> None:
     assert protocol_of(replace(breakout.real, lives_end=False)) == breakout.protocol
     assert protocol_of(replace(racing.real, stack=True)) == f"{racing.protocol} except stack True"
     assert protocol_of(RealSpec("CarRacing-v3", size=64)) == "as usual except size 64"
+
+
+@pytest.mark.parametrize("name", ["Pong", "Breakout"])
+def test_games_have_a_variant_without_sticky_actions(name: str) -> None:
+    spec = TASKS[name].real
+    plain = without_sticky_actions(spec)
+    assert has_sticky_actions(spec) and not has_sticky_actions(plain) and not has_sticky_actions(RealSpec("Acrobot-v1"))
+    assert plain.kwargs == {**spec.kwargs, "repeat_action_probability": 0.0}
+    env = make_real(plain)
+    assert env.unwrapped.ale.getFloat("repeat_action_probability") == 0.0
+    env.close()
+    words = TASKS[name].protocol.replace("with sticky actions 0.25", "without sticky actions")
+    assert protocol_of(plain) == words != TASKS[name].protocol
+    assert protocol_of(without_sticky_actions(RealSpec("ALE/Boxing-v5"))) == "as usual, without sticky actions"
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -15,6 +15,7 @@ from tiny import SPEC, save_tiny
 from wm_agents.loops import finish as verdict
 from wm_agents.loops.finish import Candidate, Story, deliver
 from wm_agents.pretrained import load_model, load_policy, load_starts
+from wm_envs.registry import TASKS
 
 RESULT = {
     "real": {"mean": 5.0, "std": 1.0, "ci95": 0.2, "episodes": 30, "seed": 10**6},
@@ -61,5 +62,23 @@ def test_a_run_ends_with_a_model_its_scores_and_its_card(
     card = (tmp_path / "model" / "README.md").read_text()
     assert "| protocol | as usual |" in card and "protocol: as usual" in console.file.getvalue()  # type: ignore[attr-defined]
     assert "400 agent steps, 1600 frames, seeds from 3" in card and "12 s of wall time, 7 updates" in card
+    assert not asked[0]["both_protocols"] and "without sticky" not in card
     saved = load_model(tmp_path / "model")[1]
     assert saved.config["cut_off"] == 0.4 and saved.config["horizon"] == 250
+
+
+def test_the_card_of_a_game_has_both_protocols(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = replace(TASKS["Pong"].real, size=32, max_episode_steps=6)
+    model, artifact = load_model(save_tiny(tmp_path / "tiny", spec))
+    asked: list[dict[str, Any]] = []
+    plain = {"mean": 7.5, "std": 2.0, "ci95": 0.3, "episodes": 30, "protocol": "ALE v5 without sticky actions"}
+    result = {**RESULT, "protocol": "ALE v5 with sticky actions 0.25", "real_without_sticky": plain}
+    monkeypatch.setattr(verdict, "evaluate", lambda model, **more: asked.append(more) or dict(result))
+    monkeypatch.setattr(verdict, "fidelity_report", lambda *args, **more: None)
+    candidate = Candidate(model, load_policy(model, artifact), spec, load_starts(artifact), 0.4)
+    console = Console(file=io.StringIO(), width=200)
+    assert deliver(tmp_path, candidate, STORY, episodes=30, procs=1, console=console)["real_without_sticky"] == plain
+    assert asked[0]["both_protocols"]
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "| protocol | ALE v5 with sticky actions 0.25 |" in card
+    assert "| real score without sticky actions | 7.5 ± 2.0, 30 episodes |" in card

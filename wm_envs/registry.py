@@ -80,9 +80,11 @@ class Task:
 
 # ActionRepeat repeats the frames, because the ALE's own repeat hides the frames in between. Sticky actions
 # are sampled for every frame either way. Grey is the ALE's own luminance: moving objects keep their contrast.
+_STICKY = "repeat_action_probability"
+_WITH_STICKY = "with sticky actions 0.25"
 _ALE = {"frameskip": 1, "obs_type": "grayscale"}
 _ALE_PROTOCOL = (
-    "ALE v5 with sticky actions 0.25, 4 frames a step, maximum over two frames, 108,000 frames at most; no no-op "
+    f"ALE v5 {_WITH_STICKY}, 4 frames a step, maximum over two frames, 108,000 frames at most; no no-op "
     "starts, whole games; grey, cropped to the field, 64x64 instead of 84x84"
 )
 
@@ -159,8 +161,23 @@ def task_of(spec: RealSpec) -> Task | None:
     return next((task for task in TASKS.values() if task.real == spec), None)
 
 
+def has_sticky_actions(spec: RealSpec) -> bool:
+    """Whether the environment is a game of the ALE that repeats the last action at random, as v5 ids do."""
+    return "ALE/" in spec.id and spec.kwargs.get(_STICKY, 0.25) > 0
+
+
+def without_sticky_actions(spec: RealSpec) -> RealSpec:
+    """The game of `spec` without sticky actions, as in most published Atari-100k scores."""
+    return replace(spec, kwargs={**spec.kwargs, _STICKY: 0.0})
+
+
 def protocol_of(spec: RealSpec) -> str:
     """The differences from the usual evaluation protocol, as text."""
+    if "ALE/" in spec.id and not has_sticky_actions(spec):
+        sticky = protocol_of(replace(spec, kwargs={k: v for k, v in spec.kwargs.items() if k != _STICKY}))
+        if _WITH_STICKY in sticky:
+            return sticky.replace(_WITH_STICKY, "without sticky actions")
+        return f"{sticky}, without sticky actions"
     near: dict[str, Any] = {"size": None, "stack": False, "lives_end": False}
     task = next((task for task in TASKS.values() if replace(task.real, **near) == replace(spec, **near)), None)
     usual = RealSpec(spec.id, max_episode_steps=_own_steps(spec)) if task is None else task.real

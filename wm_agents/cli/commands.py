@@ -200,7 +200,14 @@ def transfer(
     return 1 if result["real"]["failed"] else 0
 
 
-def evaluate(model: str, episodes: int = 100, seed: int = EVAL_SEED, procs: int = 2, as_json: bool = False) -> None:
+def evaluate(
+    model: str,
+    episodes: int = 100,
+    seed: int = EVAL_SEED,
+    procs: int = 2,
+    both_protocols: bool = False,
+    as_json: bool = False,
+) -> None:
     """Score a model's policy on held-out real episodes and in its dream.
 
     Args:
@@ -208,9 +215,10 @@ def evaluate(model: str, episodes: int = 100, seed: int = EVAL_SEED, procs: int 
         episodes: number of real episodes, and of dreamed ones.
         seed: first environment seed, at least 1,000,000.
         procs: number of worker processes.
+        both_protocols: also score an ALE game without sticky actions, as most published Atari-100k scores are.
         as_json: print one JSON object on stdout.
     """
-    result = judge(model, episodes=episodes, seed=seed, procs=procs, console=console)
+    result = judge(model, episodes=episodes, seed=seed, procs=procs, both_protocols=both_protocols, console=console)
     if as_json:
         print(json.dumps(result))
         return
@@ -219,6 +227,10 @@ def evaluate(model: str, episodes: int = 100, seed: int = EVAL_SEED, procs: int 
         print(f"{where:<6} {score['mean']:.1f} ± {score['std']:.1f} (95 % CI of the mean: ± {score['ci95']:.1f})")
     print(f"gap    {result['gap']:.1f} over {episodes} episodes, seeds from {seed}; {result['wall_s']} s")
     print(f"protocol: {result['protocol']}")
+    if "real_without_sticky" in result:
+        other = result["real_without_sticky"]
+        print(f"real   {other['mean']:.1f} ± {other['std']:.1f} (95 % CI of the mean: ± {other['ci95']:.1f})")
+        print(f"protocol: {other['protocol']}")
     if result.get("degraded_modes"):
         print(f"DEGRADED: {', '.join(result['degraded_modes'])}: the model was not trained on this environment")
 

@@ -24,7 +24,7 @@ from wm_agents.system.progress import Bar
 from wm_agents.system.run_folder import versions
 from wm_envs.dream import DreamVectorEnv
 from wm_envs.real import check_spec, episode_limit
-from wm_envs.registry import RealSpec, protocol_of
+from wm_envs.registry import RealSpec, has_sticky_actions, protocol_of, without_sticky_actions
 from wm_envs.world_model import Latent, WorldModel
 
 
@@ -123,15 +123,18 @@ def evaluate(
     dream_episodes: int | None = None,
     seed: int = EVAL_SEED,
     procs: int = 2,
+    both_protocols: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Score the policy of a saved model: real score on held-out seeds, dream score, gap.
 
     Args:
         dream_episodes: default: the number of real episodes.
+        both_protocols: also score the policy without sticky actions, as `real_without_sticky`.
 
     Raises:
-        ValueError: seeds below 1,000,000, which training may have used.
+        ValueError: seeds below 1,000,000, which training may have used, or `both_protocols` for an environment
+            without sticky actions.
     """
     if seed < EVAL_SEED:
         raise ValueError(f"seed must be at least {EVAL_SEED:,}: lower ones may have been trained on; got {seed:,}")
@@ -140,6 +143,8 @@ def evaluate(
     began = time.perf_counter()
     net, artifact = load_model(model)
     spec, policy = real_spec(artifact), load_policy(net, artifact)
+    if both_protocols and not has_sticky_actions(spec):
+        raise ValueError(f"both_protocols needs a game with sticky actions, such as ALE/Pong-v5, got {spec.id}")
     check_spec(spec)
     cfg = artifact.config
     how = {
@@ -150,11 +155,25 @@ def evaluate(
     # Dream first: it takes seconds, and shows errors of the model early.
     dreamed = dream_episodes or episodes
     dream = evaluate_dream(net, load_starts(artifact), policy, episodes=dreamed, seed=seed, **how)
-    real = evaluate_real(spec, partial(frame_policy, model), range(seed, seed + episodes), procs, console)
+
+    def score(spec: RealSpec) -> Score:
+        return evaluate_real(spec, partial(frame_policy, model), range(seed, seed + episodes), procs, console)
+
+    real, other = score(spec), {}
+    if both_protocols:
+        plain = without_sticky_actions(spec)
+        other["real_without_sticky"] = {
+            "env": spec.id,
+            "episodes": episodes,
+            "seed": seed,
+            "protocol": protocol_of(plain),
+            **score(plain).to_dict(),
+        }
     return {
         "model": model,
         "policy": policy.about()["kind"],
         "real": {"env": spec.id, "episodes": episodes, "seed": seed, **real.to_dict()},
+        **other,
         "dream": {"episodes": dreamed, "seed": seed, **how, **dream.to_dict()},
         "degraded_modes": degraded_of(artifact),
         "protocol": protocol_of(spec),

@@ -18,7 +18,7 @@ from wm_agents.system.files import write_json
 from wm_agents.system.hardware import describe
 from wm_agents.system.run_folder import provenance
 from wm_envs.real import episode_limit
-from wm_envs.registry import RealSpec
+from wm_envs.registry import RealSpec, has_sticky_actions
 from wm_envs.world_model import Latent
 
 SHIPPED_STARTS = 512
@@ -85,7 +85,10 @@ def deliver(
     plans = candidate.policy.about()["kind"] == "mppi"
     dreamed = min(PLANNED, episodes) if plans else episodes
     console.print(f"held-out score: {episodes} real episodes on seeds unused so far")
-    result = evaluate(str(final), episodes=episodes, dream_episodes=dreamed, procs=procs, console=console)
+    both = has_sticky_actions(spec)
+    result = evaluate(
+        str(final), episodes=episodes, dream_episodes=dreamed, procs=procs, both_protocols=both, console=console
+    )
     if plans:  # It would take tens of thousands of plans.
         console.print(f"no fidelity report: with a planning policy it takes hours; run `wm fidelity {final}`")
     else:
@@ -113,6 +116,14 @@ def deliver(
     return result
 
 
+def _other_protocol(result: dict[str, Any]) -> dict[str, str]:
+    """The row of the card with the score without sticky actions, if there is one."""
+    other = result.get("real_without_sticky")
+    if other is None:
+        return {}
+    return {"real score without sticky actions": f"{other['mean']} ± {other['std']}, {other['episodes']} episodes"}
+
+
 def _card(spec: RealSpec, result: dict[str, Any], story: Story) -> str:
     real, dream = result["real"], result["dream"]
     facts = {
@@ -120,6 +131,7 @@ def _card(spec: RealSpec, result: dict[str, Any], story: Story) -> str:
         "real score": f"{real['mean']} ± {real['std']} (95 % CI of the mean: ± {real['ci95']}), "
         f"{real['episodes']} episodes, seeds from {real['seed']}",
         "protocol": result["protocol"],
+        **_other_protocol(result),
         "dream score": f"{dream['mean']} ± {dream['std']}, gap {result['gap']}",
         "data": f"{result['real_steps']} agent steps, {result['real_frames']} frames, {story.data}",
         "training": f"{result['train_wall_s']} s of wall time, {story.training}",
