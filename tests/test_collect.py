@@ -226,7 +226,7 @@ def test_a_workers_error_raises_in_the_parent(tmp_path: Path) -> None:
         ("nan obs", r"the observation of step 3 is nan at index \[1\] \(seed 0\)"),
         ("inf obs", r"the observation of step 3 is -inf at index \[1\]"),
         ("nan reward", "the reward of step 3 is nan"),
-        ("large reward", r"the reward of step 3 is 1e\+300 \(seed 0\); it must be finite in float32: mend the env"),
+        ("large reward", r"the reward of step 3 is 1e\+300 \(seed 0\); it must be finite in float32; correct the env"),
     ],
 )
 def test_values_that_are_not_finite_are_refused_with_step_and_environment(tmp_path: Path, how: str, text: str) -> None:

@@ -76,7 +76,7 @@ def test_links_out_of_the_folder_are_refused_and_the_hubs_cache_is_not(tmp_path:
     path = artifact(tmp_path)
     shutil.move(path / "README.md", tmp_path / "secret")
     (path / "README.md").symlink_to(tmp_path / "secret")
-    with pytest.raises(ArtifactError, match=r"README.md is a link to .*secret; a saved model holds its own files"):
+    with pytest.raises(ArtifactError, match=r"README.md is a link to .*secret; replace the link with a copy"):
         load_artifact(path)
     snapshot, blobs = tmp_path / "repo" / "snapshots" / "abc", tmp_path / "repo" / "blobs"
     shutil.copytree(STORE / "ensemble-cartpole", snapshot)

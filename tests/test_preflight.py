@@ -82,7 +82,7 @@ def test_sane_environments_are_told_by_what_they_show(odd: str) -> None:
 @pytest.mark.parametrize(
     "fault, pixels, message",
     [
-        ("black", True, "all pixels of a frame are 0 after 50 steps"),
+        ("black", True, "all pixels of the frame have the value 0 after 50 steps"),
         ("still", True, "observations did not change in 50 random steps"),
         ("still", False, "observations did not change in 50 random steps"),
         ("shape", True, "observations must be (40, 40, 3) uint8 as declared by its space, got (39, 40, 3) uint8"),

@@ -294,7 +294,7 @@ def test_latents_come_with_an_episode_as_well():
     assert torch.equal(drawn.latent["h"][:, 0], drawn.index[:, 0].float())
     with pytest.raises(ValueError, match="latents must cover all 5 frames, got 4 of 'h'"):
         buffer.add(echo(0, 4), BOX, latents={"h": torch.zeros(4, 1)})
-    with pytest.raises(ValueError, match=r"latents must have the shapes of earlier ones, \{'h': \(1,\)\}"):
+    with pytest.raises(ValueError, match=r"latents must have the same shapes as those stored before, \{'h': \(1,\)\}"):
         buffer.add(echo(0, 4), BOX, latents={"z": torch.zeros(5, 1)})
 
 

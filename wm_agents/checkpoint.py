@@ -170,7 +170,7 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             f"the weights do not fit {type(module).__name__}; build it with the sizes that were saved:\n  {shown}{more}"
         )
     for name, tensor in own.items():
-        # A model may hold infinite bounds until it is trained; weights that are not finite dream NaN for ever.
+        # An untrained model may have infinite bounds. Weights that are not finite would give NaN in all dreams.
         if not given[name].isfinite().all() and tensor.isfinite().all():
             raise ArtifactError(f"{name} of {type(module).__name__} has NaN or infinity; download or train it again")
     # Copying also works for compiled modules, whose names have a prefix.
@@ -215,7 +215,8 @@ def _load_config(path: Path) -> dict[str, Any]:
     version = config.get("format_version") if isinstance(config, dict) else None
     if type(version) is not int or version < 1:
         raise ArtifactError(
-            f"{path / 'config.json'} has no format_version; save_artifact of this package did not write it"
+            f"{path / 'config.json'} has no format_version, so it was not written by this package; "
+            "save the model with wm_agents.pretrained.save_model"
         )
     if version > FORMAT_VERSION:
         raise ArtifactError(
@@ -259,7 +260,7 @@ def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _check_hash(path: Path, expected: str) -> None:
     if _is_foreign_link(path):
-        raise ArtifactError(f"{path} is a link to {os.readlink(path)}; a saved model holds its own files")
+        raise ArtifactError(f"{path} is a link to {os.readlink(path)}; replace the link with a copy of the file")
     if not path.is_file():
         raise ArtifactError(f"{path} is listed in config.json but missing; download or save the model again")
     _refuse_pickle(path)

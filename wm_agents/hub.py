@@ -209,8 +209,8 @@ def _explained(repo: str, revision: str | None, filename: str | None = None) -> 
         raise HubError(f"{repo} has no revision {revision!r} on {constants.ENDPOINT}") from error
     except errors.LocalEntryNotFoundError as error:
         raise HubError(
-            f"{constants.ENDPOINT} is not reachable, and {at} is not in {constants.HF_HUB_CACHE}; download it "
-            "online first, or give the directory of a copy"
+            f"{constants.ENDPOINT} is not reachable, and {at} is not in {constants.HF_HUB_CACHE}; connect to "
+            "download it, or give the directory of a copy"
         ) from error
     except errors.EntryNotFoundError as error:
         raise HubError(f"{at} on {constants.ENDPOINT} has no file {filename}") from error

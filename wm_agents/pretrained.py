@@ -45,7 +45,7 @@ def real_spec(artifact: Artifact) -> RealSpec:
 
     Raises:
         ArtifactError: the model was saved without one, or `real` of config.json does not describe one.
-        UntrustedModule: making it would import a module that nobody vouched for.
+        UntrustedModule: the environment id names a module that is not trusted.
     """
     check_dream(artifact)
     place = artifact.path / "config.json"

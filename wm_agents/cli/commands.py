@@ -361,7 +361,7 @@ class ImproveParser(Parser):
         return {"cfg": self.build(values)}
 
     def _recipe(self, args: list[str]) -> ImproveConfig | OnlineConfig | None:
-        """The settings to start from; an online family's depend on how `args` have the environment seen."""
+        """The default settings; those of an online family depend on the preprocessing in `args`."""
         known = RECIPES.get(self.task or "")
         if known is None and self.env is None:
             return None

@@ -21,7 +21,7 @@ class CurriculumConfig:
     prefer_box2d: bool = True
     """False: use the curriculum without Box2D by default."""
     quick: bool = False
-    """Lower thresholds and short training: one pass of everything in about half an hour on two cores."""
+    """Use lower thresholds and short training: all tasks take about half an hour on two cores."""
     device: str = "auto"
     """Device for model training: auto, cpu, cuda, cuda:1 or mps; controllers are trained on the CPU."""
     max_generations: int | None = field(default=None, metadata=at_least(1))
@@ -87,13 +87,13 @@ class CurriculumConfig:
     """Without a display, write a video instead of opening a window; False: do not start."""
 
     amp: bool = True
-    """bfloat16 autocast where the device gains by it; False: models are trained in float32."""
+    """Train models in bfloat16 if a short trial finds it faster; False: in float32."""
     tf32: bool = True
     """Allow TF32 for float32 matrix products on CUDA."""
     vae_img_size: Literal[32, 64, 96] | None = None
     """Image size for V-M-C: 32, 64 or 96 pixels; default: that of the recipe."""
     vae_batch: int | None = field(default=None, metadata=at_least(1))
-    """Images per batch for the training of V; default: those of the recipe."""
+    """Images per batch in the training of the encoder; default: those of the recipe."""
     grad_accum: int = field(default=1, metadata=at_least(1))
     """Batches accumulated per optimizer step."""
 

@@ -59,7 +59,7 @@ class Record:
     final: dict[str, Any] | None = None
     """Score of the final controller on held-out seeds."""
     warm_start: dict[str, Any] | None = None
-    """The model from which V was initialised, and the measured effect."""
+    """The model from which the encoder V was initialised, and the measured effect."""
     looked_at: int = 0
     """The last generation that was recorded or evaluated."""
     best_model: str | None = None

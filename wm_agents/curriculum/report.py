@@ -84,7 +84,7 @@ SUMMARY = [
     "real_steps", "held_out_mean", "warm_start_from", "warm_start_val_loss", "cold_start_val_loss",
 ]  # fmt: skip
 WARM_START = {"warm_start_from": "from", "warm_start_val_loss": "val_warm", "cold_start_val_loss": "val_cold"}
-"""V's loss after equally many updates from the weights of an earlier task and from scratch, if measured."""
+"""Loss of the encoder V after the same number of updates from the weights of an earlier task and from scratch."""
 
 
 def summary(record: Record) -> dict[str, Any]:

@@ -155,11 +155,11 @@ class Curriculum:
         return record
 
     def _warm_start(self, course: Course) -> dict[str, Any]:
-        """The last task whose V has matching shapes, or None."""
+        """The last task whose encoder V has matching shapes, or None."""
         models = {r.env_id: self.cfg.heavy_root / r.folder / "checkpoints" / "final" for r in self.records if r.done}
         source = find_source(course.cfg, [*models.values()]) if models else None
         if source is None:
             return {"from": None}
         (env_id,) = (env_id for env_id, path in models.items() if path == source)
-        self.console.print(f"  V is initialised with the weights of {env_id}")
+        self.console.print(f"  the encoder V is initialised with the weights of {env_id}")
         return {"from": env_id, "model": str(source)}

@@ -282,7 +282,7 @@ class TaskRun:
         write_report(self.record, self.places.report, runtime)
 
     def keep_latents(self) -> None:
-        """Save the episodes encoded by the last V: checkpoints/latent_episodes.npz."""
+        """Encode the episodes with the last model and save them as checkpoints/latent_episodes.npz."""
         model, _ = load_model(self.places.checkpoints / "final")
         path = self.places.checkpoints / "latent_episodes.npz"
         if path.exists():

@@ -1,4 +1,4 @@
-"""Initialises V with the weights of an earlier task, and measures the effect."""
+"""Initialises the encoder V of a task with the weights of an earlier task, and measures the effect."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UPDATES = 200
 
 
 def find_source(cfg: ImproveConfig, models: list[Path]) -> Path | None:
-    """The last of the models whose V has the shapes of the model of `cfg`, or None."""
+    """The last of the models whose encoder V has the same shapes as that of `cfg`, or None."""
     model = _fresh(cfg)
     if not isinstance(model, VMC) or isinstance(model.vision, Identity):
         return None

@@ -17,7 +17,7 @@ UNKNOWN_SEED = -1
 """The seed of an episode without a known seed."""
 LARGEST = float(np.finfo(np.float32).max)
 """Models compute in float32."""
-MEND = "it must be finite in float32: mend the environment, or replace the value in a wrapper"
+MEND = "it must be finite in float32; correct the environment, or replace the value in a wrapper"
 
 
 class NonFiniteStep(ValueError):

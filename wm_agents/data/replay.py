@@ -33,7 +33,7 @@ Array = NDArray[Any]
 FORMAT_VERSION = 1
 ALIASES = {"actions": "act", "rewards": "rew", "terminations": "term"}
 MAX_UNPACKED, MAX_RATIO = 10**9, 300
-"""Bytes of a foreign npz, and how many times its packed size."""
+"""Maximum unpacked size of a foreign npz in bytes, and relative to its packed size."""
 LATENT = "latent/"
 
 
@@ -436,7 +436,7 @@ class ReplayBuffer:
         """Allocate latents for the frames on first use; later ones must have the same shapes."""
         known = {key: leaf.shape[1:] for key, leaf in self._latents.items()}
         if known and known != shapes:
-            raise ValueError(f"latents must have the shapes of earlier ones, {known}, got {shapes}")
+            raise ValueError(f"latents must have the same shapes as those stored before, {known}, got {shapes}")
         if known:
             return
         self._latents = {key: np.zeros((self._slots, *shape), self.latent_dtype) for key, shape in shapes.items()}
@@ -545,7 +545,7 @@ def _read(path: str | Path) -> dict[str, Array]:
 
 
 def _check_unpacked(archive: zipfile.ZipFile) -> None:
-    """Refuse a small file that unpacks to a huge one.
+    """Reject a small file that unpacks to a huge one.
 
     Raises:
         ValueError: more than 1 GB, and more than 300 times the packed size.

@@ -73,7 +73,7 @@ def check_env(spec: RealSpec, *, frames: bool = True, sizes: bool = True) -> str
 
 def _check_frame(env_id: str, first: Any, last: Any, image: bool) -> None:
     if image and last.min() == last.max():
-        raise ValueError(f"{env_id}: all pixels of a frame are {last.min()} after {LOOK_STEPS} steps")
+        raise ValueError(f"{env_id}: all pixels of the frame have the value {last.min()} after {LOOK_STEPS} steps")
     if not image and not np.isfinite(last).all():
         raise ValueError(f"{env_id}: an observation is not finite: {last}")
     if np.array_equal(first, last):

@@ -160,7 +160,7 @@ def seeded(cfg: ImproveConfig, seed: int) -> ImproveConfig:
     return replace(cfg, seed=seed, **trained)
 
 
-# For games with a ball of two pixels and sparse points.
+# For games with a ball of two pixels and rare rewards.
 SMALL_THINGS = VMCConfig(motion_weight=31.0, kl_weight=0.005, rew_head="classes")
 
 PONG_IN_PICTURES = ImproveConfig(
@@ -201,7 +201,7 @@ RECIPES = {
         starts=4096,
     ),
     "Pong": ImproveConfig(
-        # Whole pixels and single frames: things are found by their exact colours.
+        # Native pixels and single frames, because objects are found by their exact colours.
         replace(TASKS["Pong"].real, size=160, max_frames=False),
         out="runs/pong",
         rounds=40,
@@ -235,7 +235,7 @@ RECIPES = {
         ),
         horizon=64,
         judge_episodes=2,
-        judge_every=20,  # A game between equals takes 15,000 steps.
+        judge_every=20,  # A game between equally strong players takes 15,000 steps.
         starts=4096,
         start_rounds=2,
         procs=0,

@@ -1,4 +1,4 @@
-"""Layers of DreamerV3: convolutions that halve and double an image, and layers in a scan."""
+"""Layers of DreamerV3: convolutions that halve and double an image, and linear layers for loops over time."""
 
 from __future__ import annotations
 

@@ -531,6 +531,6 @@ def _stages(sides: list[int]) -> int:
         if all(3 <= -(-side // 2**stages) <= 16 for side in sides):
             return stages
     raise ConfigurationError(
-        f"both sides of frames must have 3 to 16 pixels after 1 to 6 halvings, got {sides[0]} x {sides[1]}; "
+        f"frames of {sides[0]} x {sides[1]} pixels cannot be halved 1 to 6 times to sides of 3 to 16 pixels; "
         "resize them, such as with gymnasium.wrappers.ResizeObservation(env, (64, 64))"
     )

@@ -54,7 +54,7 @@ def load_project(path: str | Path = PROJECT_FILE, flags: Values | None = None) -
     if problems := Review(values).problems:
         raise ProjectError(_told(path, lines, flags or {}, problems))
     places = {name: f"line {line}" for name, line in lines.items()} | {name: f"--{name}" for name in flags or {}}
-    trust(str(values["environment"]).rpartition(":")[0])  # Who runs a project has its code run anyway.
+    trust(str(values["environment"]).rpartition(":")[0])  # Running a project runs its code anyway.
     return build_project(values, path.resolve().parent, places)
 
 

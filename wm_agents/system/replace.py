@@ -1,7 +1,7 @@
-"""Replaces files and folders atomically: whenever a writer is killed, a reader finds the old one or the new one, whole.
+"""Replaces files and folders atomically: if a writer is killed, the complete old or the complete new content remains.
 
-A writer works on `.NAME.PID.RANDOM.tmp` beside its target and holds a lock on it, which the system releases when the
-process ends. A temporary without a lock is an orphan, and the next writer of the same target removes it.
+A writer works on a temporary file `.NAME.PID.RANDOM.tmp` beside its target and locks it. The system releases the lock
+when the process ends. A temporary file without a lock is an orphan, and the next writer of the same target removes it.
 """
 
 from __future__ import annotations

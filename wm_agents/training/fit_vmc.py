@@ -1,4 +1,4 @@
-"""Fits V and M to a dataset, and computes initial latents."""
+"""Fits V (the VAE) and M (the MDN-RNN) of V-M-C to a dataset, and computes initial latents."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ class SampleCallback(Callback):
     end."""
 
     def __init__(self, vision: ConvVAE, frames: Tensor, every: int = 2) -> None:
-        """`frames` are (N, S, S, 3) uint8, one column each."""
+        """`frames` are (N, S, S, 3) uint8; each is a column of the image."""
         self.vision, self.frames, self.every = vision, frames, every
 
     def on_validation(self, trainer: Trainer, value: float) -> None:

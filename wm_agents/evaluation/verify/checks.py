@@ -45,8 +45,7 @@ class Check(NamedTuple):
 
 
 class Tried(NamedTuple):
-    """Real windows, and dreams of them by the model and by an untrained one, with the real actions,
-    temperature 0."""
+    """Real windows, and their dreams by the model and by an untrained model, at temperature 0."""
 
     episodes: Sequence[Episode]
     windows: Windows
