@@ -18,8 +18,8 @@ from wm_agents.pretrained import load_model, load_policy, load_starts
 from wm_envs.registry import TASKS
 
 RESULT = {
-    "real": {"mean": 5.0, "std": 1.0, "ci95": 0.2, "episodes": 30, "seed": 10**6},
-    "dream": {"mean": 6.0, "std": 1.0},
+    "real": {"mean": 5.0, "std": 1.0, "ci95": 0.2, "episodes": 30, "seed": 10**6, "returns": [4.0, 6.0]},
+    "dream": {"mean": 6.0, "std": 1.0, "returns": [5.0, 7.0]},
     "gap": 1.0,
     "protocol": "as usual",
     "versions": {"gymnasium": "1.4"},
@@ -65,6 +65,21 @@ def test_a_run_ends_with_a_model_its_scores_and_its_card(
     assert not asked[0]["both_protocols"] and "without sticky" not in card
     saved = load_model(tmp_path / "model")[1]
     assert saved.config["cut_off"] == 0.4 and saved.config["horizon"] == 250
+
+
+def test_a_controller_that_exploits_its_dream_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, artifact = load_model(save_tiny(tmp_path / "tiny"))
+    dream = {"mean": 90.0, "std": 1.0, "returns": [89.0, 91.0]}
+    monkeypatch.setattr(verdict, "evaluate", lambda model, **more: {**RESULT, "dream": dream})
+    monkeypatch.setattr(verdict, "fidelity_report", lambda *args, **more: None)
+    candidate = Candidate(model, load_policy(model, artifact), SPEC, load_starts(artifact), 0.4)
+    console = Console(file=io.StringIO(), width=1000)
+    result = deliver(tmp_path, candidate, STORY, episodes=2, procs=1, console=console)
+    assert result["warning"].startswith(
+        "WARNING: the dream return 90.0 (95 % CI ± 12.7) is far above the real return 5.0"
+    )
+    assert result["warning"] in console.file.getvalue()  # type: ignore[attr-defined]
+    assert result["warning"] in (tmp_path / "model" / "README.md").read_text()
 
 
 def test_the_card_of_a_game_has_both_protocols(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from wm_agents.checkpoint import model_card
-from wm_agents.evaluation.evaluate import evaluate
+from wm_agents.evaluation.evaluate import Score, evaluate
+from wm_agents.evaluation.exploit import exploit_warning
 from wm_agents.evaluation.fidelity.report import fidelity_report
 from wm_agents.models.model import Model
 from wm_agents.pretrained import Controller, save_model
@@ -97,6 +98,8 @@ def deliver(
             soft_wrap=True,
         )
         fidelity_report(str(final), run / "fidelity", procs=procs, quick=True, console=console)
+    if warning := exploit_warning(Score(result["dream"]["returns"]), Score(result["real"]["returns"])):
+        result["warning"] = warning
     result |= {
         "real_steps": story.real_steps,
         "real_frames": story.real_steps * spec.action_repeat,
@@ -107,6 +110,8 @@ def deliver(
     save(card=_card(spec, result, story))
     write_json(run / "summary.json", {**result, **story.summary})
     real, dream = result["real"], result["dream"]
+    if "warning" in result:
+        console.print(result["warning"], soft_wrap=True, highlight=False)
     console.print(f"protocol: {result['protocol']}", highlight=False, soft_wrap=True, markup=False)
     console.print(
         f"real {real['mean']:.1f} ± {real['std']:.1f} over {real['episodes']} held-out episodes, "
@@ -132,6 +137,7 @@ def _card(spec: RealSpec, result: dict[str, Any], story: Story) -> str:
         f"{real['episodes']} episodes, seeds from {real['seed']}",
         "protocol": result["protocol"],
         **_other_protocol(result),
+        **({"warning": result["warning"]} if "warning" in result else {}),
         "dream score": f"{dream['mean']} ± {dream['std']}, gap {result['gap']}",
         "data": f"{result['real_steps']} agent steps, {result['real_frames']} frames, {story.data}",
         "training": f"{result['train_wall_s']} s of wall time, {story.training}",

@@ -30,7 +30,8 @@ from wm_agents.control.evolve import controller_at, evolve_in_dream
 from wm_agents.control.ppo import Iteration, ppo_in_dream
 from wm_agents.data.collect import CollectConfig, collect
 from wm_agents.data.dataset import Dataset
-from wm_agents.evaluation.evaluate import evaluate_real
+from wm_agents.evaluation.evaluate import evaluate_dream, evaluate_real
+from wm_agents.evaluation.exploit import exploit_warning
 from wm_agents.factory import Model
 from wm_agents.loops.finish import Candidate, Story, deliver
 from wm_agents.loops.fit import Lesson, learn, new_model
@@ -191,7 +192,10 @@ class Improvement:
         return {"dream": dream_return} if np.isfinite(dream_return) else {}
 
     def judge(self) -> dict[str, float]:
-        """Evaluate the controller in the real environment, on seeds for model selection."""
+        """Evaluate the controller in the real environment, on seeds for model selection, and in whole dreams.
+
+        A warning is printed if the dream return is far above the real return.
+        """
         last = self.round == self.cfg.rounds - 1
         if self.cfg.judge_episodes == 0 or ((self.round + 1) % self.cfg.judge_every and not last):
             return {}
@@ -203,13 +207,25 @@ class Improvement:
             self.cfg.procs,
             count=self.count,
         )
-        self.console.print(f"  real return {score}")
         net, artifact = load_model(self._dir() / "model")
+        policy = load_policy(net, artifact)
+        dream = evaluate_dream(
+            net,
+            load_starts(artifact),
+            policy,
+            episodes=self.cfg.judge_episodes,
+            seed=JUDGE_SEED,
+            horizon=artifact.config["horizon"],
+            cut_off=artifact.config["cut_off"],
+        )
+        self.console.print(f"  real return {score}, dream return {dream.mean:.1f}")
+        if warning := exploit_warning(dream, score):
+            self.console.print(f"  {warning}", soft_wrap=True, highlight=False)
         record(
             self._dir() / "real_vs_dream.mp4",
             self.cfg.spec,
             net,
-            load_policy(net, artifact),
+            policy,
             seed=JUDGE_SEED,
             cut_off=artifact.config["cut_off"],
             max_frames=FILMED,
@@ -220,6 +236,8 @@ class Improvement:
             "std": score.std,
             "ci95": score.ci95,
             "episodes": len(score.returns),
+            "dream": dream.mean,
+            "dream_std": dream.std,
         }
 
     def finish(self) -> dict[str, Any]:
