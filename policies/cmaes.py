@@ -5,6 +5,7 @@ The package pycma implements the strategy. This file makes it maximise, makes it
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -148,7 +149,10 @@ class Evolution:
             "about": self.about,
         }
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(state))
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(json.dumps({**state, "sha256": _digest(state)}))
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
 
     @classmethod
@@ -158,7 +162,7 @@ class Evolution:
         Raises:
             ValueError: the settings differ, or the replay gives another mean on this machine.
         """
-        state = json.loads(path.read_text())
+        state = read_evolution(path)
         saved = CMAConfig(**state["cfg"])
         cfg = cfg or saved
         if asdict(cfg) | {"generations": 0} != asdict(saved) | {"generations": 0}:
@@ -166,7 +170,7 @@ class Evolution:
                 f"{path} was written with {saved}, got {cfg}; use the same settings to resume, or remove the file to "
                 "start over"
             )
-        evolution = cls(np.array(state["x0"]), cfg, np.array(state["told"]), state.get("about", {}))
+        evolution = cls(np.array(state["x0"]), cfg, np.array(state["told"]), state["about"])
         if not np.allclose(evolution.mean, state["mean"], rtol=1e-6, atol=1e-9):
             raise ValueError(
                 f"the replay of {path} gives another result, because it was written on another machine, with other "
@@ -180,8 +184,30 @@ def read_about(state: Path | None) -> dict[str, str]:
     """The `about` of a saved evolution; empty if there is no saved state."""
     if state is None or not state.exists():
         return {}
-    about: dict[str, str] = json.loads(state.read_text()).get("about", {})
+    about: dict[str, str] = read_evolution(state)["about"]
     return about
+
+
+def read_evolution(path: Path) -> dict[str, Any]:
+    """The content of a file of `Evolution.save`.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        expected = state.pop("sha256", None)  # Earlier versions wrote none.
+        if expected not in (None, _digest(state)):
+            raise ValueError("it does not match its sha256")
+        return {"about": {}, **state}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged: {error}; restore a copy, or delete it to restart the evolution"
+        ) from error
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def evolve(

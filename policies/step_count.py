@@ -28,7 +28,10 @@ class StepCount:
         """Count `num` steps, before they are taken."""
         if self._file is None:
             self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        os.write(self._file, b"." * num)
+        try:
+            os.write(self._file, b"." * num)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     @property
     def value(self) -> int:

@@ -102,7 +102,7 @@ def train(
 
 def used(path: Path) -> tuple[int, float]:
     """Real steps and seconds of wall time that the card of a dream tells."""
-    card = (path / "README.md").read_text()
+    card = (path / "README.md").read_text(encoding="utf-8")
     steps, seconds = re.search(r"\| data \| (\d+) agent steps", card), re.search(r"\| training \| (\d+) s", card)
     if steps is None or seconds is None:
         raise SystemExit(f"{path / 'README.md'} does not say what the dream took; give --steps")

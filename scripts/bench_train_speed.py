@@ -389,7 +389,7 @@ def main() -> None:
     )
     text = json.dumps({"hardware": hardware, "threads": args.threads, "torch": torch.__version__, "results": results})
     if args.json:
-        Path(args.json).write_text(text + "\n")
+        Path(args.json).write_text(text + "\n", encoding="utf-8")
     else:
         print(text)
 

@@ -64,7 +64,7 @@ def main() -> None:
     fit_patches(model, teacher, z, cfg, args.out.with_suffix(".fit"))
     config = {name: value for name, value in artifact.config.items() if name not in ("files", "format_version")}
     config["model"] = model.cfg.to_dict()
-    card = (artifact.path / "README.md").read_text()
+    card = (artifact.path / "README.md").read_text(encoding="utf-8")
     save_artifact(args.out, config, model.state_dict(), artifact.starts, card, artifact.policies, half=True)
     print(f"{args.out}: from {args.model}, in grey levels: {difference(model, teacher, z[:HELD_OUT])}")
 

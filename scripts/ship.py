@@ -35,7 +35,7 @@ def ship(source: Path, target: Path) -> Artifact:
         raise ValueError(f"{source} has room for {room} starts in {MOST / 1e6:g} MB, and needs {LEAST_STARTS} at least")
     starts: dict[str, Tensor] = {name: leaf[:room].clone() for name, leaf in artifact.starts.items()}
     config = {name: value for name, value in artifact.config.items() if name not in ("files", "format_version")}
-    card = (source / "README.md").read_text()
+    card = (source / "README.md").read_text(encoding="utf-8")
     save_artifact(target, config, artifact.tensors, starts, card, artifact.policies)
     return load_artifact(target)
 

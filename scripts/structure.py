@@ -41,7 +41,7 @@ def read(root: Path) -> list[File]:
     for package in PACKAGES:
         for path in sorted((root / package).rglob("*.py")):
             parts = path.relative_to(root).with_suffix("").parts
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8")
             files.append(File(".".join(parts), _room(parts), text, ast.parse(text)))
     return files
 

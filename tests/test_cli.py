@@ -173,7 +173,10 @@ def test_an_error_is_one_line_and_its_traceback_is_for_debug(capsys: pytest.Capt
     ("error", "text"),
     [
         (ValueError("seed must be above 0, got -1"), "seed must be above 0, got -1"),
-        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+        (
+            OSError(28, "No space left on device"),
+            "[Errno 28] No space left on device; free disk space, then run the same command again",
+        ),
         (RuntimeError("a process died"), "a process died"),
         (KeyError("z"), "KeyError: 'z' (--debug prints the traceback)"),
         (ValueError(), "ValueError:  (--debug prints the traceback)"),
@@ -459,3 +462,13 @@ def test_a_model_saved_alone_is_told_what_it_lacks(tmp_path: Path, capsys: pytes
     for command in (("evaluate",), ("evolve", str(tmp_path / "out"))):
         assert wm(command[0], str(tmp_path / "alone"), *command[1:]) == 1
         assert "contains weights only" in capsys.readouterr().err
+
+
+def test_a_removed_working_directory_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert wm("models", "list") == 1
+    assert capsys.readouterr().err == "wm: the working directory was removed; change to another one\n"

@@ -14,6 +14,7 @@ from wm_agents.system.files import write_json
 from wm_agents.system.hardware import describe
 from wm_agents.system.replace import replacing
 from wm_agents.system.run_folder import FolderInUse, MetricsLog, RunFolder, git_state, read_metrics, start_run, versions
+from wm_agents.system.state import read_state
 from wm_envs.precision import KINDS
 
 HOLD = "import sys; from pathlib import Path; from wm_agents.system.run_folder import RunFolder; \
@@ -53,7 +54,7 @@ def test_state_that_is_not_json_changes_nothing(tmp_path: Path) -> None:
         with pytest.raises(TypeError):
             run.update(b=object())
         assert run.state == {"a": 1}
-    assert json.loads((tmp_path / "state.json").read_text()) == {"a": 1}
+    assert read_state(tmp_path / "state.json") == {"a": 1}
     assert not list(tmp_path.glob(".*"))
 
 

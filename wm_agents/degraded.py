@@ -25,7 +25,7 @@ def mark_degraded(model: Path, modes: Sequence[str]) -> None:
     """Record the degraded modes of its training in a saved model's config.json."""
     if modes:
         file = model / "config.json"
-        write_json(file, {**json.loads(file.read_text()), FIELD: list(modes)})
+        write_json(file, {**json.loads(file.read_text(encoding="utf-8")), FIELD: list(modes)})
 
 
 def degraded_of(artifact: Artifact) -> list[str]:
@@ -37,7 +37,7 @@ def degraded_of(artifact: Artifact) -> list[str]:
 
 def _manifest(path: Path) -> dict[str, Any]:
     try:
-        values: Any = json.loads(path.read_text())
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}

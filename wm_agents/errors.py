@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
@@ -15,6 +16,7 @@ T = TypeVar("T")
 NOWHERE: Mapping[str, str] = MappingProxyType({})
 
 EXIT_ERROR, EXIT_STOPPED = 1, 2
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 CLEAR = (ValueError, OSError, RuntimeError, ArithmeticError)
 """Errors whose message is enough; other errors are printed with their type, because they may be bugs."""
 
@@ -71,6 +73,8 @@ def strict(elsewhere: Mapping[str, str] = NOWHERE) -> Callable[[type[T]], type[T
 def describe(error: Exception) -> str:
     """The message of an error, with its type if it may be a bug."""
     text = str(error)
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
+        text += "; free disk space, then run the same command again"
     if (isinstance(error, CLEAR) and text) or (isinstance(error, ImportError) and "pip install" in text):
         return text
     return f"{type(error).__name__}: {text} (--debug prints the traceback)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict, overload
@@ -15,6 +14,7 @@ from wm_agents.models.config import WorldModelConfig
 from wm_agents.models.families import ALIASES, FAMILIES, build, config_class, resolve
 from wm_agents.models.model import Model
 from wm_agents.spaces import Env, action_space_of, action_type_of, limit_of, space_from_dict, space_of, spaces_of
+from wm_agents.system.files import read_json
 from wm_agents.system.hardware import find_device
 from wm_envs.action import act_dim
 
@@ -127,7 +127,7 @@ def get_model_info(model: str) -> ModelInfo:
         from wm_agents.models.saved import model_path
 
         path = _found(model_path, model)
-        facts = json.loads((path / "config.json").read_text())
+        facts = read_json(path / "config.json", "a saved model")
         obs_space, act_space = (space_from_dict(facts["spaces"][name]) for name in ("obs", "act"))
         cfg, name, size = WorldModelConfig.load(path), str(model), "stored"
     return {

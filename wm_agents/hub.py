@@ -86,15 +86,15 @@ def push_to_hub(
     """
     artifact = load_artifact(folder)
     facts = artifact.config
-    about = _front_matter(facts, (artifact.path / "README.md").read_text(), repo_id.split("/")[-1])
+    about = _front_matter(facts, (artifact.path / "README.md").read_text(encoding="utf-8"), repo_id.split("/")[-1])
     with tempfile.TemporaryDirectory() as tmp:
         for name in facts["files"]:
             shutil.copyfile(artifact.path / name, Path(tmp) / name)
         card = Path(tmp) / "README.md"
-        if not card.read_text().startswith("---"):
-            card.write_text(about + card.read_text())
+        if not card.read_text(encoding="utf-8").startswith("---"):
+            card.write_text(about + card.read_text(encoding="utf-8"), encoding="utf-8")
         files = {**facts["files"], card.name: sha256(card)}
-        (Path(tmp) / "config.json").write_text(json.dumps({**facts, "files": files}, indent=2) + "\n")
+        (Path(tmp) / "config.json").write_text(json.dumps({**facts, "files": files}, indent=2) + "\n", encoding="utf-8")
         return _upload(Path(tmp), repo_id, token, private, commit_message or f"Upload {facts['family']} model", FILES)
 
 
@@ -141,10 +141,12 @@ def push_sb3(
         header["model-index"] = _model_index(algo.upper(), env_id, f"{mean:.2f} +/- {std:.2f}")
     with tempfile.TemporaryDirectory() as tmp:
         shutil.copyfile(path, Path(tmp) / f"{name}.zip")
-        (Path(tmp) / "README.md").write_text(_yaml(header) + f"# {algo.upper()} playing {env_id}\n\n{usage}")
+        (Path(tmp) / "README.md").write_text(
+            _yaml(header) + f"# {algo.upper()} playing {env_id}\n\n{usage}", encoding="utf-8"
+        )
         if mean is not None:
             results = {"mean_reward": mean, "std_reward": std, "is_deterministic": True, "n_eval_episodes": episodes}
-            (Path(tmp) / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+            (Path(tmp) / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         return _upload(Path(tmp), repo_id, token, private, commit_message or f"Upload {name}", None)
 
 

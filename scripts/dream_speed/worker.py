@@ -33,7 +33,7 @@ class Worker:
         serve = f"import runpy; runpy.run_path({doors.__file__!r})['serve']()"
         env = {**os.environ, "PYTHONPATH": str(root)}
         env |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
-        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  Closed with the process.
+        self.log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  Closed with the process.
         # With -c, the folder that it runs in is first on its path.
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", serve], cwd=root, env=env, text=True,

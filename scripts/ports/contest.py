@@ -48,7 +48,7 @@ class Worker:
         threads = str(contender.job.threads)
         env = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"}
         command = [*contender.command, json.dumps(contender.job._asdict())]
-        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=env
         )

@@ -54,7 +54,7 @@ class Timed(NamedTuple):
 
 def main(build: Callable[[Job], Timed], text: str) -> None:
     """Build what the job in JSON asks for, tell of it, and time it as long as the parent asks."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # What else is printed is not for the parent.
     job = Job(**json.loads(text))
     torch.set_num_threads(job.threads)
@@ -135,7 +135,7 @@ def _resident(field: str) -> int:
 def _status(path: str, field: str) -> int:
     """Bytes of a `field: n kB` line of Linux; 0 elsewhere."""
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8") as file:
             return next((int(line.split()[1]) * 1024 for line in file if line.startswith(f"{field}:")), 0)
     except OSError:
         return 0

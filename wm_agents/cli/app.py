@@ -144,8 +144,13 @@ def main(argv: list[str] | None = None) -> int:
         hint = did_you_mean(name, COMMANDS) or f"; expected one of {', '.join(COMMANDS)}"
         print(f"wm: unknown command {name!r}{hint}", file=sys.stderr)
         return EXIT_STOPPED
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # `--env module:Id-v0` finds modules in the working directory, as python does.
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        print("wm: the working directory was removed; change to another one", file=sys.stderr)
+        return EXIT_ERROR
+    if here not in sys.path:
+        sys.path.append(here)  # `--env module:Id-v0` finds modules in the working directory, as python does.
     if name not in ("doctor", "curriculum") and not any(os.environ.get(x) for x in ("DISPLAY", "WAYLAND_DISPLAY")):
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # Else SDL complains where frames are rendered to memory.
     return _run(name, flags)

@@ -143,7 +143,7 @@ def _cpu() -> dict[str, str]:
     """Read what Linux reports about the first core, without torch, which may be broken; empty on other
     systems."""
     try:
-        rows = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        rows = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     except OSError:
         return {}
     return {key.strip(): value.strip() for key, _, value in (row.partition(":") for row in rows)}

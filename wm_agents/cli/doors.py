@@ -188,7 +188,7 @@ def by_turns(spells: Mapping[str, Callable[[], float]], seconds: float) -> dict[
 
 def serve() -> None:
     """Open and time doors on request of the parent process: requests on stdin, answers on stdout."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # Keep other output away from the parent.
     answer(sys.stdin, answers)
 

@@ -86,7 +86,11 @@ def describe(name: str) -> dict[str, Any]:
         starts = {key.split("/")[0]: len(leaf) for key, leaf in artifact.starts.items()}
         found |= {name: facts[name] for name in ("real", "temperature", "horizon", "fps")}
         found |= {"cut_off": cut_off_of(artifact), "starts": starts}
-    return {**found, "versions": facts.get("versions"), "card": (artifact.path / "README.md").read_text()}
+    return {
+        **found,
+        "versions": facts.get("versions"),
+        "card": (artifact.path / "README.md").read_text(encoding="utf-8"),
+    }
 
 
 def find(name: str) -> Path:
@@ -149,7 +153,7 @@ def _score(name: str) -> str | None:
     from wm_agents.models.saved import STORE
 
     card = STORE / name / "README.md"
-    found = SCORE.search(card.read_text()) if card.is_file() else None
+    found = SCORE.search(card.read_text(encoding="utf-8")) if card.is_file() else None
     return None if found is None else f"{float(found[1]):.1f} ± {float(found[2]):.1f}"
 
 

@@ -101,7 +101,7 @@ def verify(
     where = target or str(project.checkpoint if project else "")
     if evidence.is_evidence(Path(where)):
         found = evidence.read_evidence(Path(where))
-        print(json.dumps(found) if as_json else (Path(where) / "report.txt").read_text().rstrip())
+        print(json.dumps(found) if as_json else (Path(where) / "report.txt").read_text(encoding="utf-8").rstrip())
         return VERIFIED if found["verified"] else NOT_VERIFIED
     usual = project.verify if project else VerifySection()
     mode = mode or usual.mode

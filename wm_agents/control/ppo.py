@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from policies.mlp import MLPPolicy
 from policies.sb3 import DreamVecEnv, Whitened, to_mlp
-from wm_agents.checkpoint import load_weights, read_tensors
-from wm_agents.system.files import write_tensors
+from wm_agents.checkpoint import load_weights
+from wm_agents.system.state import read_state_tensors, write_state_tensors
 from wm_envs.dream import DreamVectorEnv
 from wm_envs.fields import above, at_least, at_most, check_fields, fail
 from wm_envs.world_model import Latent, WorldModel
@@ -93,13 +93,13 @@ def ppo_in_dream(
         dream: further arguments of `DreamVectorEnv`: horizon, start, temperature, pessimism and so on.
     """
     resumed = state.exists()
-    precision = read_tensors(state)[1].get("precision", "auto") if resumed else "auto"
+    precision = read_state_tensors(state)[1].get("precision", "auto") if resumed else "auto"
     envs = DreamVectorEnv(model, starts, cfg.envs, **{**dream, "obs": "latent", "precision": precision})
     learner = _make(cfg, envs, model.feat(starts["anywhere"]).cpu())
     about: dict[str, str] = {}
     for file in (state, before):
         if file is not None and file.exists():
-            tensors, about = read_tensors(file)
+            tensors, about = read_state_tensors(file)
             load_weights(learner.policy, tensors)
             break
     number, mean = (int(about["iterations"]), float(about["mean"])) if resumed else (0, np.nan)
@@ -112,7 +112,7 @@ def ppo_in_dream(
         wall_s, number = time.perf_counter() - began, iteration.number + 1
         iteration = Iteration(number, _mean_return(learner), wall_s, to_mlp(learner))
         about = {"iterations": str(number), "mean": repr(iteration.mean), "precision": envs.precision}
-        write_tensors(state, learner.policy.state_dict(), about)
+        write_state_tensors(state, learner.policy.state_dict(), about)
         stopped = on_iteration is not None and bool(on_iteration(iteration))
     return iteration
 

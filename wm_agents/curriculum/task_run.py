@@ -6,7 +6,6 @@ evaluation, and all files are written again from the record.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -29,9 +28,10 @@ from wm_agents.loops.recipes import ImproveConfig
 from wm_agents.loops.rounds import Check, OnCheck, Rounds
 from wm_agents.models.saved import load_model
 from wm_agents.models.vmc import VMC
-from wm_agents.system.files import write_text
+from wm_agents.system.files import read_json, write_text
 from wm_agents.system.replace import replacing
 from wm_agents.system.run_folder import MetricsLog
+from wm_agents.system.state import read_state
 from wm_agents.training.fit_vmc import encode_dataset
 from wm_envs.registry import RealSpec
 
@@ -248,7 +248,8 @@ class TaskRun:
             record.standing.verdict = record.standing.verdict or "max_generations"
         summary = places.tmp / "summary.json"
         if summary.exists():
-            stages = [s for stages in json.loads(summary.read_text())["rounds"].values() for s in stages.items()]
+            rounds = read_json(summary, "the summary of a run")["rounds"]
+            stages = [stage for stages in rounds.values() for stage in stages.items()]
             names = dict.fromkeys(name for name, _ in stages)
             self._note_times({name: sum(s["wall_s"] for other, s in stages if other == name) for name in names})
         copy_whole(model, places.checkpoints / "final")
@@ -385,7 +386,7 @@ def copy_whole(source: Path, target: Path) -> None:
 def _forget_what_is_redone(record: Record, tmp: Path) -> None:
     """Reset the time of evaluations in a stage that was killed, because the stage is timed again."""
     try:
-        state = json.loads((tmp / "state.json").read_text())
+        state = read_state(tmp / "state.json")
     except FileNotFoundError:
         return
     if state.get("stage") == "control":

@@ -248,7 +248,7 @@ def _note(out: Path) -> None:
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
     """Allow one collection per directory; the system releases the lock when the process ends."""
-    with open(out / LOCK, "w") as file:
+    with open(out / LOCK, "w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

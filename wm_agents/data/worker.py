@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
@@ -18,6 +17,7 @@ from policies.rollout import Transition, check_seed, rollout
 from policies.step_count import StepCount
 from wm_agents.data.episode import Episode, NonFiniteStep, collect_episode, split_episode
 from wm_agents.data.shard import ShardInfo, write_shard
+from wm_agents.errors import FULL_DISK
 from wm_envs.real import make_real
 from wm_envs.registry import RealSpec
 
@@ -76,7 +76,7 @@ def collect_shard(counters: Counters, halt: Halt, task: ShardTask) -> ShardInfo 
     except NoRoom as limit:
         return str(limit)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL_DISK:
             return "no_space"
         raise
 

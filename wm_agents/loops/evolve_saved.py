@@ -101,7 +101,8 @@ def save_with_policy(out: Path, artifact: Artifact, policy: Controller, facts: d
     """Write `artifact` to `out` with a new controller and a card with its `facts`."""
     card = model_card(out.name, facts, f"A model with a new controller. Score it with `wm evaluate {out}`.")
     if (old := artifact.path / "README.md").exists():
-        card += f"\n## The original card, with scores of an earlier controller\n\n{old.read_text()}"
+        before = old.read_text(encoding="utf-8")
+        card += f"\n## The original card, with scores of an earlier controller\n\n{before}"
     others = {name: old for name, old in artifact.policies.items() if name not in POLICIES}
     policies = others | {policy.about()["kind"]: (policy.tensors(), policy.about())}
     save_artifact(out, artifact.config, artifact.tensors, artifact.starts, card, policies)

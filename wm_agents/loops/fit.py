@@ -11,7 +11,6 @@ import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 
 from wm_agents.checkpoint import load_weights
 from wm_agents.data.dataset import Dataset, hold_out
@@ -20,6 +19,7 @@ from wm_agents.factory import Model
 from wm_agents.loops.recipes import ImproveConfig
 from wm_agents.models import ensemble, objects, vmc
 from wm_agents.models.saved import load_model
+from wm_agents.system.state import RETRAIN, read_state_tensors
 from wm_agents.training import fit_ensemble as fit_members
 from wm_agents.training import fit_objects as fit_things
 from wm_agents.training.callbacks import Callback
@@ -108,7 +108,7 @@ def _learn_vmc(model: vmc.VMC, lesson: Lesson) -> Learned:
         training = cfg.vision if lesson.round == 0 else _half(cfg.vision)
         run_dir = lesson.run_dir / "vision"
         result = fit_vision(model, lesson.dataset, training, run_dir, lesson.callbacks("vision"))
-        load_weights(model.vision, load_file(run_dir / "best.safetensors"))
+        load_weights(model.vision, read_state_tensors(run_dir / "best.safetensors", RETRAIN)[0])
         val["vision"] = result.best_val or 0.0
     data = encode_dataset(model, lesson.dataset)
     if lesson.round == 0:

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from safetensors.torch import load_file
 from torch import nn
 
 from policies.policy import Policy, explorer
@@ -40,9 +39,9 @@ from wm_agents.loops.online_config import LEARNERS, OnlineConfig
 from wm_agents.loops.seeds import JUDGE_SEED, kept_env_seed
 from wm_agents.models.families import build, config_class
 from wm_agents.models.model import Model
-from wm_agents.system.files import write_tensors
 from wm_agents.system.interrupt import deferred_interrupt
 from wm_agents.system.run_folder import STEPS, MetricsLog, RunFolder, start_run
+from wm_agents.system.state import RETRAIN, read_state_tensors, write_state_tensors
 from wm_agents.training.callbacks import Callback
 from wm_agents.training.trainer import Trainer
 from wm_envs.action import act_dim
@@ -224,7 +223,7 @@ class Online:
         self.console.print(f"  {self.now.real_steps:,} real steps: return {mean:.1f} over {num} episodes")
         if self.now.best is None or mean >= self.now.best:
             self.now.best = mean
-            write_tensors(self.run.path / "best.safetensors", self.trainer.weights(), {"real": repr(mean)})
+            write_state_tensors(self.run.path / "best.safetensors", self.trainer.weights(), {"real": repr(mean)})
 
     def _due(self, period: int) -> bool:
         return self.now.played // period > (self.now.played - self.cfg.num_envs) // period
@@ -275,7 +274,7 @@ class Online:
         """Save and score the best weights: see `finish.deliver`."""
         cfg, best = self.cfg, self.run.path / "best.safetensors"
         if best.exists():
-            load_weights(self.trainer.model, load_file(best))
+            load_weights(self.trainer.model, read_state_tensors(best, RETRAIN)[0])
         self.trainer.model.cpu().eval()
         torch.manual_seed(cfg.seed)
         starts = make_starts(self.model, self.buffer, cfg.starts, np.random.default_rng(cfg.seed))

@@ -169,10 +169,13 @@ def free_memory(proc: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/
     """Bytes that this process may still allocate, within the limit of its container; None if unknown."""
     found = []
     with suppress(OSError, KeyError, ValueError):
-        rows = dict(line.split(":", 1) for line in proc.read_text().splitlines())
+        rows = dict(line.split(":", 1) for line in proc.read_text(encoding="utf-8").splitlines())
         found.append(1024 * int(rows["MemAvailable"].split()[0]))
     with suppress(OSError, ValueError):  # No container, or one without a limit ("max").
-        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+        found.append(
+            int((group / "memory.max").read_text(encoding="utf-8"))
+            - int((group / "memory.current").read_text(encoding="utf-8"))
+        )
     return min(found) if found else None
 
 

@@ -11,7 +11,6 @@ outputs/
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from typing import Any, NamedTuple
@@ -44,6 +43,7 @@ from wm_agents.project.translate import (
     spaces_of,
     spec_of,
 )
+from wm_agents.system.files import read_json
 from wm_agents.system.run_folder import RunFolder, start_run
 from wm_agents.training.config import TrainingConfig
 from wm_agents.video import record
@@ -98,7 +98,9 @@ def train(project: Project, *, allow_degraded: bool = False, console: Console | 
     seeds = {"run": seed_of(project), "collect": env_seed_of(project), "judge": JUDGE_SEED}
     changeable = {name for name in settings if name.startswith(MAY_CHANGE) and name != "training.seed"}
     with start_run(project.out, settings, seeds, may_change=changeable) as folder:
-        before: dict[str, Any] = json.loads((project.out / NAME).read_text()) if (project.out / NAME).exists() else {}
+        before: dict[str, Any] = (
+            read_json(project.out / NAME, "the manifest of a run") if (project.out / NAME).exists() else {}
+        )
         if folder.state.get("trained") == digest(settings):
             tell(project, before, console, again=True)
             return before

@@ -66,7 +66,7 @@ def _place(path: Path, texts: Mapping[str, str]) -> None:
     stage = Path(tempfile.mkdtemp(prefix=f".{path.resolve().name}.", dir=home))
     try:
         for name, text in texts.items():
-            (stage / name).write_text(text)
+            (stage / name).write_text(text, encoding="utf-8")
         stage.chmod(0o755)
         if fresh:
             stage.rename(path)

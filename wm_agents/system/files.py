@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sys
@@ -30,7 +31,7 @@ PROJECT_FILE = "wm.toml"
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` atomically."""
     with replacing(path) as tmp:
-        tmp.write_text(text)
+        tmp.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -46,7 +47,7 @@ def read_json(path: Path, wanted: str) -> dict[str, Any]:
         ConfigurationError: it is not valid JSON, or not an object.
     """
     try:
-        values: Any = json.loads(path.read_text())
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist; give {wanted}") from None
     except ValueError as error:
@@ -100,25 +101,41 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    checksum: str | None = None,
+) -> None:
     """Write tensors as safetensors to `path` atomically; tied tensors are stored once per name.
 
     Equal tensors and metadata give equal bytes.
+
+    Args:
+        checksum: name of an additional entry of the metadata, the `digest` of everything else in the file.
     """
     whole = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
-    with replacing(path) as tmp:
-        # save_file would create a file that only the owner can read.
-        _write_sorted(tmp, save(whole, metadata=dict(metadata or {}) or None))
-
-
-def _write_sorted(path: Path, data: bytes) -> None:
-    """Write a safetensors image with sorted metadata, which the library writes in random order."""
-    begin = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:begin])
-    if "__metadata__" in header:
+    header, data = split_safetensors(save(whole, metadata=dict(metadata or {}) or None))
+    if checksum is not None:
+        header.setdefault("__metadata__", {})[checksum] = digest(header, data)
+    if "__metadata__" in header:  # The library writes it in random order.
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # Tensors begin at a multiple of 8 bytes.
-    with path.open("wb") as file:
+    with replacing(path) as tmp, tmp.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        file.write(memoryview(data)[begin:])
+        file.write(data)
+
+
+def split_safetensors(data: bytes) -> tuple[dict[str, Any], memoryview]:
+    """The header and the tensor bytes of a safetensors file."""
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header: dict[str, Any] = json.loads(data[8:begin])
+    return header, memoryview(data)[begin:]
+
+
+def digest(values: Any, data: bytes | memoryview = b"") -> str:
+    """sha256 of a JSON value, in any order of its keys, and of further bytes."""
+    text = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+    text.update(data)
+    return text.hexdigest()

@@ -82,7 +82,7 @@ def describe() -> dict[str, Any]:
 def _proc_field(path: str, name: str) -> str:
     """Value of the first `name : value` line of a Linux status file; empty elsewhere."""
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8") as file:
             rows = (line.partition(":") for line in file)
             return next((value.strip() for key, _, value in rows if key.strip() == name), "")
     except OSError:

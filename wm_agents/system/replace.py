@@ -7,7 +7,6 @@ when the process ends. A temporary file without a lock is an orphan, and the nex
 from __future__ import annotations
 
 import ctypes
-import errno
 import fcntl
 import os
 import re
@@ -17,6 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+
+from wm_agents.errors import FULL_DISK
 
 TEMPORARY = re.compile(r"\.(?P<target>.+)\.\d+\.[0-9a-f]{8}\.(?P<kind>tmp|old)")
 """Names of temporaries; `old` is the previous folder where two folders cannot be exchanged in one operation."""
@@ -58,14 +59,13 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming_full_disk(path: Path) -> Iterator[None]:
-    """Errors of a full disk in this block name the file `path`, and what to do."""
+    """Errors of a full disk in this block name the file `path`."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL_DISK:
             raise
-        text = f"{os.strerror(error.errno)}: free disk space, then run the same command again"
-        raise OSError(error.errno, text, str(path)) from error
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
 def tidy(folder: Path) -> None:

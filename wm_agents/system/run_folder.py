@@ -25,9 +25,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from wm_agents.system.files import write_json, write_text
+from wm_agents.system.files import write_text
 from wm_agents.system.hardware import describe
-from wm_agents.system.replace import tidy
+from wm_agents.system.replace import naming_full_disk, tidy
+from wm_agents.system.state import DamagedState, read_state, write_state
 
 PACKAGES = (
     "gymnasium", "ale-py", "Box2D", "numpy", "torch", "cma", "h5py", "safetensors", "stable-baselines3",
@@ -54,15 +55,16 @@ class MetricsLog:
         self.path = path / "metrics.jsonl"
         if self.path.exists():
             _trim(self.path, keep_until)
-        self._file = self.path.open("a")
+        self._file = self.path.open("a", encoding="utf-8")
         purge = None if keep_until is None else keep_until + 1
         self._writer = SummaryWriter(str(path), purge_step=purge)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        with naming_full_disk(self.path):
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         self._file.close()
@@ -72,7 +74,7 @@ class MetricsLog:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a `metrics.jsonl`, without an incomplete last line."""
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
@@ -95,7 +97,11 @@ class RunFolder:
         self._lock = _lock(path / "lock")
         self._log: MetricsLog | None = None
         file = path / "state.json"
-        self.state: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+        try:
+            self.state: dict[str, Any] = read_state(file) if file.exists() else {}
+        except DamagedState:
+            self.close()
+            raise
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Append scalars; names are paths such as `eval/real/return`."""
@@ -105,7 +111,7 @@ class RunFolder:
     def update(self, **values: Any) -> None:
         """Add `values` (JSON) to `state` and write it atomically."""
         state = {**self.state, **values}
-        write_json(self.path / "state.json", state)
+        write_state(self.path / "state.json", state)
         self.state = state
 
     def close(self) -> None:
@@ -139,10 +145,10 @@ def start_run(
         wanted = json.loads(json.dumps({"config": config, "seeds": seeds}))
         starts: list[Any] = []
         if file.exists():
-            record = json.loads(file.read_text())
+            record = read_state(file, "delete the file to resume with the present settings")
             starts = record["starts"]
             _check_same_run(run.path, record, wanted, may_change)
-        write_json(file, {**wanted, "starts": [*starts, {**provenance(), "config": wanted["config"]}]})
+        write_state(file, {**wanted, "starts": [*starts, {**provenance(), "config": wanted["config"]}]})
     except BaseException:
         run.close()
         raise

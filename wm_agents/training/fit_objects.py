@@ -6,6 +6,7 @@ Every frame is encoded once. The slots are cached beside the data, one file per 
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wm_agents.checkpoint import read_tensors
 from wm_agents.data.dataset import Dataset, hold_out
 from wm_agents.models.objects import LONGEST, Objects, Transitions
-from wm_agents.system.files import write_tensors
+from wm_agents.system.state import DamagedState, read_state_tensors, write_state_tensors
 from wm_agents.training.callbacks import Callback
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.trainer import Trainer, TrainingResult
@@ -188,8 +188,8 @@ def _see_shard(
     """`place` and `here` of all frames of each episode of a shard."""
     path, vision = cache / f"{name}.safetensors", _fingerprint(model)
     lengths = (dataset.lengths[episodes] + 1).tolist()
-    if path.exists():
-        tensors, about = read_tensors(path)
+    with suppress(FileNotFoundError, DamagedState):
+        tensors, about = read_state_tensors(path)
         if about.get("vision") == vision and len(tensors["here"]) == sum(lengths):
             places, heres = tensors["place"].float().split(lengths), tensors["here"].float().split(lengths)
             return list(zip(places, heres, strict=True))
@@ -200,7 +200,7 @@ def _see_shard(
         seen.append((torch.cat([look.place for look in looks]), torch.cat([look.here for look in looks])))
     place, here = (torch.cat(parts) for parts in zip(*seen, strict=True))
     cache.mkdir(parents=True, exist_ok=True)
-    write_tensors(path, {"place": place.to(torch.int16), "here": here.bool()}, {"vision": vision})
+    write_state_tensors(path, {"place": place.to(torch.int16), "here": here.bool()}, {"vision": vision})
     return [(place, here) for place, here in seen]
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from wm_agents.data.dataset import Dataset, hold_out
 from wm_agents.models.loss import LossOutput
 from wm_agents.models.vmc import VMC, ConvVAE, Identity, to_input
-from wm_agents.system.files import write_tensors
 from wm_agents.system.replace import replacing
+from wm_agents.system.state import write_state_tensors
 from wm_agents.training.callbacks import Callback
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.trainer import Trainer, TrainingResult
@@ -298,7 +298,7 @@ def _steps(data: LatentSet) -> Tensor:
 def _fit_normaliser(vision: Identity, dataset: Dataset, train: NDArray[np.int64], run_dir: Path) -> TrainingResult:
     frames = dataset.frames(min(50_000, dataset.num_frames), np.random.default_rng(0), train)
     vision.fit(torch.from_numpy(frames))
-    write_tensors(run_dir / "best.safetensors", vision.state_dict())
+    write_state_tensors(run_dir / "best.safetensors", vision.state_dict(), {})
     return TrainingResult(0, None, 0.0, "done")
 
 

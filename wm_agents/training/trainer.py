@@ -18,17 +18,15 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from wm_agents.checkpoint import load_weights, plain_names
 from wm_agents.errors import ConfigurationError
 from wm_agents.models.loss import LossOutput
-from wm_agents.system.files import write_tensors
 from wm_agents.system.hardware import find_device
 from wm_agents.system.interrupt import deferred_interrupt
+from wm_agents.system.state import RETRAIN, read_state_tensors, write_state_tensors
 from wm_agents.training.batches import Feed, checked, make_feed
 from wm_agents.training.callbacks import Callback, EarlyStoppingCallback
 from wm_agents.training.config import TrainingConfig
@@ -325,7 +323,7 @@ class Trainer:
         if value < self.best_val:
             self.best_val = value
             facts = {"update": str(self.update), "val": repr(value)}
-            write_tensors(self.run_dir / "best.safetensors", self.weights(), facts)
+            write_state_tensors(self.run_dir / "best.safetensors", self.weights(), facts)
         self.log({"val/loss": value, "val/best": self.best_val})
         for callback in self.callbacks:
             callback.on_validation(self, value)
@@ -410,7 +408,7 @@ class Trainer:
             "callbacks": {name: callback.state() for name, callback in self._named_callbacks()},
             "numpy_rng": numpy_rng,
         }
-        write_tensors(path, tensors | rng, {"state": json.dumps(state)})
+        write_state_tensors(path, tensors | rng, {"state": json.dumps(state)})
         return path
 
     def load_checkpoint(self, path: str | Path | None = None) -> None:
@@ -425,7 +423,7 @@ class Trainer:
         """Load the weights of the best validation into the model, if there was a validation."""
         path = self.run_dir / "best.safetensors"
         if path.exists():
-            load_weights(self.model, load_file(path))
+            load_weights(self.model, read_state_tensors(path, RETRAIN)[0])
             if self.average is not None:
                 self.average.restart()
 
@@ -471,11 +469,10 @@ class Trainer:
 
     def _restore(self, path: Path) -> None:
         """Restore the exact state that `save_checkpoint` wrote."""
+        tensors, metadata = read_state_tensors(path)
         try:
-            with safe_open(path, "pt") as file:
-                state = json.loads(file.metadata()["state"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (TypeError, KeyError) as error:
+            state = json.loads(metadata["state"])
+        except KeyError as error:
             raise ValueError(f"{path} is not a training checkpoint; give a file that a Trainer wrote") from error
         self._check_same_run(path, state["cfg"])
         self._resume_precision(state.get("precision"))

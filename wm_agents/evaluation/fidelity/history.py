@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from wm_agents.system.state import read_state
 
 
 class Round(NamedTuple):
@@ -76,5 +77,4 @@ def find_run(model: Path) -> Path | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    values: Any = json.loads(path.read_text()) if path.is_file() else {}
-    return values if isinstance(values, dict) else {}
+    return read_state(path) if path.is_file() else {}

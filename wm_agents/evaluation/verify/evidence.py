@@ -52,7 +52,9 @@ def write_evidence(found: Verification, out: Path) -> Path:
 
 def is_evidence(path: Path) -> bool:
     """Whether a folder claims to be a bundle."""
-    return (path / MANIFEST).is_file() and "wm.evidence." in (path / MANIFEST).read_text(errors="replace")
+    return (path / MANIFEST).is_file() and "wm.evidence." in (path / MANIFEST).read_text(
+        errors="replace", encoding="utf-8"
+    )
 
 
 def read_evidence(path: Path) -> dict[str, Any]:
@@ -83,7 +85,7 @@ def read_evidence(path: Path) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        values: Any = json.loads(path.read_text())
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise EvidenceError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
