@@ -31,7 +31,7 @@ from wm_agents.evaluation import evaluate as evaluating
 from wm_agents.factory import create_world_model
 from wm_agents.loops.recipes import RECIPES, ImproveConfig
 from wm_agents.training.config import TrainingConfig
-from wm_envs.real import native_space
+from wm_envs.real import probe
 from wm_envs.registry import RealSpec
 
 ROOT = Path(__file__).parents[1]
@@ -99,7 +99,9 @@ def test_modules_beside_the_user_are_found(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     seen: list[str] = []
-    monkeypatch.setattr(cli, "parser_of", lambda name, flags: seen.append(native_space(flags[1]).__class__.__name__))
+    monkeypatch.setattr(
+        cli, "parser_of", lambda name, flags: seen.append(type(probe(RealSpec(flags[1])).obs_space).__name__)
+    )
     wm("improve", "--env", "my_envs:Mine-v0")
     assert seen == ["Box"]
 

@@ -12,12 +12,13 @@ import pytest
 from wm_agents.cli import app as cli
 from wm_envs import env_id
 from wm_envs.env_id import LackingEnv, UnknownEnv
-from wm_envs.real import native_space
+from wm_envs.real import make_real, spec_for
+from wm_envs.registry import RealSpec
 
 
 def told(name: str) -> str:
     with pytest.raises(ValueError) as raised:
-        native_space(name)
+        spec_for(name)
     return str(raised.value)
 
 
@@ -41,7 +42,7 @@ def test_an_unknown_id_gets_the_three_nearest_and_their_extras(name: str, near: 
 
 def test_the_error_is_gymnasiums_too() -> None:
     with pytest.raises(gym.error.UnregisteredEnv) as raised:
-        native_space("CartPol-v1")
+        spec_for("CartPol-v1")
     assert isinstance(raised.value, UnknownEnv)
 
 
@@ -65,7 +66,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
     want = "cannot create LunarLander-v3: Box2D is not installed; pip install 'gymnasium[box2d]'"
     assert told("LunarLander-v3") == want
     with pytest.raises(LackingEnv):
-        native_space("LunarLander-v3")
+        spec_for("LunarLander-v3")
 
 
 def test_a_missing_ale_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +88,7 @@ def test_a_missing_module_is_named() -> None:
 
 
 def test_ataris_older_ids_are_known() -> None:
-    assert native_space("PongNoFrameskip-v4").shape == (210, 160, 3)
+    assert make_real(RealSpec("PongNoFrameskip-v4")).observation_space.shape == (210, 160, 3)
 
 
 def test_commands_say_it_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,7 +38,7 @@ from wm_agents.system.run_folder import read_metrics, start_run
 from wm_agents.training import Trainer, TrainingConfig
 from wm_agents.training.data import create_random_buffer
 from wm_agents.training.dreamer_agent import DreamerLearner
-from wm_envs.real import episode_limit
+from wm_envs.real import probe
 from wm_envs.registry import TASKS, RealSpec
 from wm_envs.world_model import Latent, Step
 
@@ -100,11 +100,11 @@ class StandIn(nn.Module):
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """The learner is the stand-in, the environment is watched, and the end of a run has tests of its own."""
-    Watched.resets, Watched.steps = [], 0
+    probe(CFG.spec)  # It takes a step.
     monkeypatch.setattr("toy_env.Echo", Watched)
+    Watched.resets, Watched.steps = [], 0
     kind = LEARNERS["tdmpc2"]._replace(learner=StandIn, controller=lambda learner: learner)
     monkeypatch.setitem(LEARNERS, "tdmpc2", kind)
-    monkeypatch.setattr(onlining, "check_spec", lambda spec: None)  # Its look at the environment is a step.
     monkeypatch.setattr(onlining, "deliver", lambda run, candidate, story, **more: {"c": candidate, "s": story})
 
 
@@ -549,11 +549,11 @@ def test_recipes_follow_family_and_observation() -> None:
 
 
 def test_the_limit_of_an_episode_is_counted_in_the_agents_steps() -> None:
-    assert episode_limit(RealSpec("Pendulum-v1")) == 200
-    assert episode_limit(RealSpec("Pendulum-v1", action_repeat=3)) == 67
-    assert episode_limit(RealSpec("Pendulum-v1", max_episode_steps=50)) == 50
-    assert episode_limit(RealSpec("Pendulum-v1", max_episode_steps=50, action_repeat=4)) == 50
-    assert episode_limit(replace(SPEC, max_episode_steps=None)) is None
+    assert probe(RealSpec("Pendulum-v1")).limit == 200
+    assert probe(RealSpec("Pendulum-v1", action_repeat=3)).limit == 67
+    assert probe(RealSpec("Pendulum-v1", max_episode_steps=50)).limit == 50
+    assert probe(RealSpec("Pendulum-v1", max_episode_steps=50, action_repeat=4)).limit == 50
+    assert probe(replace(SPEC, max_episode_steps=None)).limit is None
 
 
 def test_flags_reach_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -610,7 +610,7 @@ def test_what_never_ends_is_refused() -> None:
 def test_every_task_has_steps_enough_to_begin_with(name: str, family: str) -> None:
     spec = seen_by(family, TASKS[name].real)
     cfg = recipe(family, spec.id, spec)
-    limit = episode_limit(cfg.spec)
+    limit = probe(cfg.spec).limit or 0
     onlining.check_budget(cfg)
     assert limit is not None and cfg.real_steps >= 2 * (cfg.prefill + limit)
 

@@ -24,7 +24,7 @@ from wm_agents.project.scaffold import write_project
 from wm_agents.project.settings import load_project
 from wm_agents.project.translate import spec_of
 from wm_envs.env_id import UnknownEnv
-from wm_envs.real import episode_limit
+from wm_envs.real import probe
 
 FILES = ["wm.toml", "train.py", "inference.py", "dataset.py", "README.md"]
 assert toy_env and toy_line  # Registered.
@@ -79,7 +79,7 @@ def test_a_known_environment_begins_with_what_worked_for_it() -> None:
 def test_every_line_of_the_file_says_what_it_is_for(tmp_path: Path) -> None:
     write_project(tmp_path / "my", "CartPole-v1")
     text = (tmp_path / "my" / "wm.toml").read_text()
-    assert "# Exploration steps before training.\nwarmup_transitions = 1000" in text
+    assert "# Exploration steps before training. At least 1.\nwarmup_transitions = 1000" in text
     assert "Further fields of EnsembleConfig: members, hidden, layers, term_weight." in text
     assert max(map(len, text.splitlines())) <= 120
 
@@ -95,7 +95,7 @@ def test_an_environment_without_a_limit_to_its_episodes_gets_one(
     text = (tmp_path / "my" / "wm.toml").read_text()
     assert f"\n# {note} Episode limit in agent steps" in text and "\nmax_episode_steps = 1000" in text
     project = load_project("my")
-    assert project.data.max_episode_steps == 1000 and episode_limit(spec_of(project)) == 1000
+    assert project.data.max_episode_steps == 1000 and probe(spec_of(project)).limit == 1000
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:

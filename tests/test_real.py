@@ -18,10 +18,14 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from tiny import save_tiny
 
 import wm_envs
+from wm_agents.cli.app import main
+from wm_agents.data.vector_stream import Stream
+from wm_agents.loops import rounds
 from wm_agents.pretrained import load_model
+from wm_envs import real
 from wm_envs.action import encode_action
 from wm_envs.frames import is_image, to_rgb
-from wm_envs.real import check_spec, episode_limit, make_real
+from wm_envs.real import check_spec, make_real, probe
 from wm_envs.registry import TASKS, RealSpec
 
 CAR = TASKS["CarRacing"].real
@@ -332,7 +336,7 @@ def test_a_game_is_truncated_after_its_108000_frames() -> None:
     ],
 )
 def test_the_limit_that_a_game_sets_itself_is_known(kwargs: dict, said: dict, limit: int | None) -> None:
-    assert episode_limit(RealSpec("ALE/Boxing-v5", kwargs, **said)) == limit
+    assert probe(RealSpec("ALE/Boxing-v5", kwargs, **said)).limit == limit
 
 
 @pytest.mark.parametrize(
@@ -340,7 +344,7 @@ def test_the_limit_that_a_game_sets_itself_is_known(kwargs: dict, said: dict, li
     [("ALE/Pong-v5", 27_000), ("BoxingNoFrameskip-v4", 108_000), ("ale_py:Boxing-v4", 54_000)],
 )
 def test_games_have_a_limit_by_any_of_their_ids(env_id: str, limit: int) -> None:
-    assert episode_limit(RealSpec(env_id)) == limit
+    assert probe(RealSpec(env_id)).limit == limit
 
 
 @pytest.mark.parametrize("name", ["Pong", "Breakout"])
@@ -378,3 +382,56 @@ def test_the_speed_is_that_of_the_machine_it_emulates(spec: RealSpec, fps: float
     env = make_real(spec)
     assert env.metadata["render_fps"] == fps
     env.close()
+
+
+# Probing
+
+
+def test_facts_are_those_of_the_environment() -> None:
+    facts, env = probe(CAR), make_real(CAR)
+    assert facts.spaces == (env.observation_space, env.action_space)
+    assert (facts.limit, facts.fps, facts.render_modes) == (250, 12.5, ("human", "rgb_array", "state_pixels"))
+    env.close()
+
+
+def test_an_environment_is_created_once_until_it_is_registered_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    builds: list[str] = []
+    build = real._make
+    monkeypatch.setattr(real, "_make", lambda spec, mode: builds.append(spec.id) or build(spec, mode))
+    monkeypatch.setattr(real, "_PROBED", {})
+    gym.register("Anew-v0", "toy_env:Echo", max_episode_steps=9)
+    spec = RealSpec("Anew-v0")
+    assert probe(spec) is probe(spec) and probe(spec).limit == 9 and builds == ["Anew-v0"]
+    assert probe(RealSpec("Anew-v0", max_episode_steps=4)).limit == 4
+    gym.registry.pop("Anew-v0")
+    gym.register("Anew-v0", "toy_env:Echo", max_episode_steps=5)
+    assert probe(spec).limit == 5 and len(builds) == 3
+    gym.registry.pop("Anew-v0")
+
+
+class Began(Exception):
+    """The first step is about to be taken."""
+
+
+@pytest.mark.parametrize("command", ["improve", "improve --family dreamerv3", "train"])
+def test_commands_create_the_environment_twice_at_most_before_the_first_step(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def began(*args: object, **kwargs: object) -> None:
+        raise Began
+
+    monkeypatch.chdir(tmp_path)
+    if command == "train":
+        assert main(["init", ".", "--env", "CartPole-v1", "--yes"]) == 0
+    else:
+        command += " --env CartPole-v1 --out out"
+    builds: list[str] = []
+    build = real._make
+    monkeypatch.setattr(real, "_make", lambda spec, mode: builds.append(spec.id) or build(spec, mode))
+    monkeypatch.setattr(real, "_PROBED", {})
+    monkeypatch.setattr(rounds, "collect", began)
+    monkeypatch.setattr(Stream, "__init__", began)
+    with pytest.raises(Began):
+        main([*command.split(), "--debug"])
+    # The first one tells whether observations are images.
+    assert builds == ["CartPole-v1"] * (1 if command == "train" else 2)

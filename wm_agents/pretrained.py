@@ -23,7 +23,7 @@ from wm_agents.models.saved import load_model as load_model
 from wm_agents.models.saved import model_facts, model_path
 from wm_agents.system.run_folder import versions
 from wm_envs.dream import DreamEnv, DreamVectorEnv
-from wm_envs.real import LatentObservation, make_real
+from wm_envs.real import LatentObservation, make_real, probe
 from wm_envs.registry import TASKS, RealSpec
 from wm_envs.trust import check_trusted
 from wm_envs.world_model import Latent, WorldModel
@@ -102,20 +102,13 @@ def save_model(
         "temperature": 1.0,
         "horizon": horizon,
         "cut_off": cut_off,
-        "fps": _fps(spec),
+        "fps": probe(spec).fps,
         "versions": versions(),
         **({} if rounds is None else {"rounds": rounds}),
     }
     flat = {f"{bank}/{key}": leaf.cpu() for bank, latent in starts.items() for key, leaf in latent.items()}
     policies = {} if policy is None else {policy.about()["kind"]: (policy.tensors(), policy.about())}
     save_artifact(path, config, model.state_dict(), flat, card, policies, half=half)
-
-
-def _fps(spec: RealSpec) -> float:
-    """Agent steps per second of the real environment."""
-    env = make_real(spec)
-    env.close()
-    return float(env.metadata["render_fps"])
 
 
 def cut_off_of(artifact: Artifact) -> float:

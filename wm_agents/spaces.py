@@ -12,7 +12,7 @@ from gymnasium.vector import VectorEnv
 
 from wm_agents.errors import ConfigurationError, did_you_mean
 from wm_envs.frames import CHANNELS, frame_shape
-from wm_envs.real import episode_limit, make_real, own_limit, spec_for
+from wm_envs.real import own_limit, probe, spec_for
 from wm_envs.registry import TASKS, RealSpec
 
 Env = gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | str
@@ -122,17 +122,15 @@ def spaces_of(env: Env) -> tuple[gym.Space[Any], gym.Space[Any]]:
     if not isinstance(env, str):
         return env.observation_space, env.action_space
     try:
-        made = make_real(_spec_of(env))
+        return probe(_spec_of(env)).spaces
     except (gym.error.Error, ImportError) as error:
         raise ConfigurationError(f"cannot create env {env!r}: {error}") from error
-    made.close()
-    return made.observation_space, made.action_space
 
 
 def limit_of(env: Env) -> int | None:
     """Steps after which `env` truncates an episode, or None."""
     if isinstance(env, str):
-        return episode_limit(_spec_of(env))
+        return probe(_spec_of(env)).limit
     return own_limit(env.spec)
 
 

@@ -25,7 +25,7 @@ from wm_agents.system.replace import replacing
 from wm_envs.action import encode_action
 from wm_envs.drawing import draw
 from wm_envs.frames import is_image
-from wm_envs.real import make_real
+from wm_envs.real import make_real, probe
 from wm_envs.registry import RealSpec
 from wm_envs.world_model import Latent, WorldModel
 
@@ -245,9 +245,8 @@ def one_env(spec: RealSpec, rendered: bool) -> SyncVectorEnv:
 
 
 def _can_render(spec: RealSpec) -> bool:
-    with closing(make_real(spec)) as env:
-        if "rgb_array" not in (env.metadata.get("render_modes") or []):
-            return False
+    if "rgb_array" not in probe(spec).render_modes:
+        return False
     try:
         with closing(make_real(spec, "rgb_array")) as env:
             env.reset(seed=0)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 from contextlib import closing
+from copy import deepcopy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -38,6 +39,26 @@ MAX_VECTOR = 2000
 ALE_FPS = 60
 
 
+class EnvFacts(NamedTuple):
+    """What training and evaluation need to know of a real environment."""
+
+    obs_space: gym.Space[Any]
+    act_space: gym.Space[Any]
+    limit: int | None
+    """Agent steps after which an episode is truncated"""
+    fps: float
+    """Agent steps per second"""
+    render_modes: tuple[str, ...]
+
+    @property
+    def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
+        """Those of observations and of actions."""
+        return self.obs_space, self.act_space
+
+
+_PROBED: dict[tuple[str, str], EnvFacts] = {}
+
+
 def make_real(spec: RealSpec, render_mode: str | None = None) -> gym.Env[Any, Any]:
     """Create the real environment of `spec`. Only `render_mode="human"` needs a display.
 
@@ -63,15 +84,20 @@ def make_real(spec: RealSpec, render_mode: str | None = None) -> gym.Env[Any, An
 
 def spec_for(env_id: str) -> RealSpec:
     """The default preprocessing: images are resized to 64 pixels, other observations stay as they are."""
-    return RealSpec(env_id, size=64 if is_resizable(native_space(env_id)) else None)
+    with closing(_make(RealSpec(env_id), None)) as native:
+        return RealSpec(env_id, size=64 if is_resizable(native.observation_space) else None)
 
 
-def episode_limit(spec: RealSpec) -> int | None:
-    """Agent steps after which the real environment truncates an episode, or None."""
-    with closing(make_real(replace(spec, max_episode_steps=None))) as env:
-        own = own_limit(env.spec)
-    limits = [] if own is None else [math.ceil(own / spec.action_repeat)]
-    return min(limits if spec.max_episode_steps is None else [*limits, spec.max_episode_steps], default=None)
+def probe(spec: RealSpec) -> EnvFacts:
+    """The facts of a real environment. It is created and checked once; later calls return the same facts.
+
+    Raises:
+        ValueError: as `check_spec`.
+    """
+    if (facts := _PROBED.get(_key(spec))) is None:
+        facts = check_spec(spec)
+        _PROBED[_key(spec)] = facts  # Its key may be another one now, because creating it imports its module.
+    return facts
 
 
 def own_limit(made: EnvSpec | None) -> int | None:
@@ -84,33 +110,35 @@ def own_limit(made: EnvSpec | None) -> int | None:
     return min((steps for steps in (made.max_episode_steps, game) if steps is not None), default=None)
 
 
-def check_spec(spec: RealSpec) -> None:
+def check_spec(spec: RealSpec) -> EnvFacts:
     """Create the environment, and check its first observation and one step.
 
     Raises:
         ValueError: the environment is not supported, or violates its own spaces; the message names the part.
     """
-    env = make_real(spec)
-    try:
-        env.action_space.seed(0)
-        for obs in (env.reset(seed=0)[0], env.step(env.action_space.sample())[0]):
-            want, got = env.observation_space, np.asarray(obs)
-            if got.shape != want.shape or got.dtype != want.dtype:
+    with closing(make_real(replace(spec, max_episode_steps=None))) as env:
+        space, actions = env.observation_space, deepcopy(env.action_space)
+        actions.seed(0)
+        for obs in (env.reset(seed=0)[0], env.step(actions.sample())[0]):
+            got = np.asarray(obs)
+            if got.shape != space.shape or got.dtype != space.dtype:
                 raise ValueError(
-                    f"{spec.id}: observations must be {want.shape} {want.dtype} as declared by its space, "
+                    f"{spec.id}: observations must be {space.shape} {space.dtype} as declared by its space, "
                     f"got {got.shape} {got.dtype}; correct the environment's observation_space"
                 )
             if got.dtype.kind == "f" and not np.isfinite(got).all():
                 raise ValueError(f"{spec.id}: observations must be finite, got NaN or infinity")
-    finally:
-        env.close()
+        limits = [spec.max_episode_steps]
+        if (own := own_limit(env.spec)) is not None:
+            limits.append(math.ceil(own / spec.action_repeat))
+        limit = min((steps for steps in limits if steps is not None), default=None)
+        modes = tuple(env.metadata.get("render_modes") or ())
+        return EnvFacts(space, env.action_space, limit, float(env.metadata["render_fps"]), modes)
 
 
-def native_space(env_id: str) -> gym.Space[Any]:
-    """The observation space of an environment without preprocessing."""
-    env = _make(RealSpec(env_id), None)
-    env.close()
-    return env.observation_space
+def _key(spec: RealSpec) -> tuple[str, str]:
+    """The environment of `spec` as it is registered now."""
+    return repr(spec), repr(gym.registry.get(spec.id.rpartition(":")[2]))
 
 
 def _make(spec: RealSpec, render_mode: str | None) -> gym.Env[Any, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from wm_agents.models.vmc import VMC, Identity
 from wm_agents.training.callbacks import Callback
 from wm_agents.training.fit_vmc import fit_vision
 from wm_agents.training.trainer import Trainer
-from wm_envs.real import make_real
+from wm_envs.real import probe
 
 UPDATES = 200
 """Updates of each of the two compared fits."""
@@ -69,5 +68,4 @@ class _Validations(Callback):
 
 def _fresh(cfg: ImproveConfig) -> Model:
     """The initial model for training with `cfg`."""
-    with closing(make_real(cfg.spec)) as env:
-        return new_model(cfg, env.observation_space, env.action_space)
+    return new_model(cfg, *probe(cfg.spec).spaces)

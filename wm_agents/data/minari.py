@@ -21,7 +21,7 @@ from gymnasium import spaces
 from wm_agents.data.dataset import Dataset, write_manifest
 from wm_agents.data.episode import UNKNOWN_SEED, Episode
 from wm_agents.data.shard import write_shard
-from wm_envs.real import make_real
+from wm_envs.real import probe
 from wm_envs.registry import RealSpec
 from wm_envs.trust import check_trusted
 
@@ -67,9 +67,7 @@ def export_minari(
     data = Dataset(root)
     if data.spec and (observation_space is None or action_space is None):
         check_trusted(str(data.spec.get("id")), data.root)
-        env = make_real(RealSpec.from_dict(data.spec))
-        observation_space, action_space = env.observation_space, env.action_space
-        env.close()
+        observation_space, action_space = probe(RealSpec.from_dict(data.spec)).spaces
     if observation_space is None or action_space is None:
         raise ValueError(f"the shards in {root} do not name an environment; pass observation_space and action_space")
     if dataset_id in minari.list_local_datasets():

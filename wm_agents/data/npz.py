@@ -16,7 +16,7 @@ from wm_agents.data.episode import UNKNOWN_SEED, Episode
 from wm_agents.data.replay import ReplayBuffer
 from wm_agents.spaces import spaces_of
 from wm_envs.action import act_dim, decode_action
-from wm_envs.real import make_real
+from wm_envs.real import probe
 from wm_envs.registry import RealSpec
 from wm_envs.trust import check_trusted
 
@@ -75,9 +75,7 @@ def action_space(spec: dict[str, Any], env_id: str | None, root: Path) -> gym.Sp
     if not spec:
         raise ValueError(f"the shards in {root} do not name their environment; give it with --env ID")
     check_trusted(str(spec.get("id")), root)
-    env = make_real(RealSpec.from_dict(spec))
-    env.close()
-    return env.action_space
+    return probe(RealSpec.from_dict(spec)).act_space
 
 
 def _episodes(buffer: ReplayBuffer, act_space: gym.Space[Any]) -> Iterator[Episode]:

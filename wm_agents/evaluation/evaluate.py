@@ -23,7 +23,7 @@ from wm_agents.pretrained import cut_off_of, frame_policy, load_policy, load_sta
 from wm_agents.system.progress import Bar
 from wm_agents.system.run_folder import versions
 from wm_envs.dream import DreamVectorEnv
-from wm_envs.real import check_spec, episode_limit
+from wm_envs.real import probe
 from wm_envs.registry import RealSpec, has_sticky_actions, protocol_of, without_sticky_actions
 from wm_envs.world_model import Latent, WorldModel
 
@@ -145,7 +145,7 @@ def evaluate(
     spec, policy = real_spec(artifact), load_policy(net, artifact)
     if both_protocols and not has_sticky_actions(spec):
         raise ValueError(f"both_protocols needs a game with sticky actions, such as ALE/Pong-v5, got {spec.id}")
-    check_spec(spec)
+    probe(spec)  # Raises an error for an unsupported environment.
     cfg = artifact.config
     how = {
         "temperature": cfg["temperature"],
@@ -187,4 +187,4 @@ def evaluate(
 def dream_horizon(artifact: Artifact) -> int | None:
     """The horizon of a dream: that of the artifact, or else the limit of the real environment."""
     limit: int | None = artifact.config["horizon"]
-    return episode_limit(real_spec(artifact)) if limit is None else limit
+    return probe(real_spec(artifact)).limit if limit is None else limit

@@ -18,7 +18,7 @@ from wm_agents.pretrained import Controller, save_model
 from wm_agents.system.files import write_json
 from wm_agents.system.hardware import describe
 from wm_agents.system.run_folder import provenance
-from wm_envs.real import episode_limit
+from wm_envs.real import probe
 from wm_envs.registry import RealSpec, has_sticky_actions
 from wm_envs.world_model import Latent
 
@@ -76,7 +76,7 @@ def deliver(
         candidate.model,
         spec,
         {bank: {k: v[:SHIPPED_STARTS] for k, v in latent.items()} for bank, latent in candidate.starts.items()},
-        horizon=episode_limit(spec),
+        horizon=probe(spec).limit,
         cut_off=candidate.cut_off,
         policy=candidate.policy,
         rounds=candidate.rounds,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -45,7 +44,7 @@ from wm_agents.system.state import RETRAIN, read_state_tensors, write_state_tens
 from wm_agents.training.callbacks import Callback
 from wm_agents.training.trainer import Trainer
 from wm_envs.action import act_dim
-from wm_envs.real import check_spec, episode_limit, make_real
+from wm_envs.real import probe
 from wm_envs.world_model import Latent
 
 Array = NDArray[Any]
@@ -84,8 +83,8 @@ class Online:
     def __init__(self, cfg: OnlineConfig, run: RunFolder, console: Console) -> None:
         self.cfg, self.run, self.console = cfg, run, console
         self.data_dir, self.judged_dir = run.path / "data", run.path / "judged"
-        with closing(make_real(cfg.spec)) as env:
-            obs_space, act_space = env.observation_space, env.action_space
+        facts = probe(cfg.spec)
+        obs_space, act_space = facts.spaces
         torch.manual_seed(cfg.seed)
         model = build(cfg.family, config_class(cfg.family).from_size(cfg.size, **cfg.overrides), obs_space, act_space)
         self.learner = LEARNERS[cfg.family].learner(model)
@@ -94,7 +93,7 @@ class Online:
         self.buffer = ReplayBuffer(
             cfg.capacity, obs_space.shape or (), act_dim(act_space), obs_space.dtype or np.float32, max_gb=cfg.max_gb
         )
-        self.limit = episode_limit(cfg.spec) or 0
+        self.limit = facts.limit or 0
         self.now = Standing(next_seed=cfg.first_env_seed)
         self.count = StepCount(run.path / STEPS, start=run.state.get("real_steps", 0))
         self.fresh: list[Episode] = []
@@ -315,7 +314,6 @@ class _Ledger(Callback):
 def online(cfg: OnlineConfig, console: Console | None = None) -> dict[str, Any]:
     """Run or resume online training in the folder `cfg.out` and return the final scores."""
     console = console or Console(stderr=True)
-    check_spec(cfg.spec)
     check_budget(cfg)  # Before the folder is created.
     if cfg.env_seed is None:
         cfg = replace(cfg, env_seed=kept_env_seed(Path(cfg.out), cfg.seed))
@@ -333,7 +331,7 @@ def check_budget(cfg: OnlineConfig) -> None:
     Raises:
         ConfigurationError: the budget is too small for one training episode, or episodes have no limit.
     """
-    limit = episode_limit(cfg.spec)
+    limit = probe(cfg.spec).limit
     if limit is None:
         raise ConfigurationError(f"{cfg.spec.id} has no episode limit; set one with --spec.max_episode_steps N")
     least = cfg.prefill + limit * (cfg.num_envs + 2 * cfg.eval_episodes)

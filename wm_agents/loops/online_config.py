@@ -15,7 +15,7 @@ from wm_agents.models.model import Model
 from wm_agents.pretrained import Controller
 from wm_agents.training.config import TrainingConfig
 from wm_envs.fields import above, at_least, check_fields
-from wm_envs.real import check_spec, episode_limit, spec_for
+from wm_envs.real import probe, spec_for
 from wm_envs.registry import RealSpec
 
 
@@ -205,11 +205,10 @@ def online_recipe(family: str, env_id: str, spec: RealSpec | None = None) -> Onl
     if family not in LEARNERS:
         raise ConfigurationError(f"family must be one of {', '.join(LEARNERS)}, got {family!r}")
     spec = seen_by(family, spec_for(env_id)) if spec is None else spec
-    check_spec(spec)
     pixels = spec.size is not None
     facts = LEARNERS[family]
     values = facts.defaults | (facts.pixels if pixels else {})
-    limit = episode_limit(spec)
+    limit = probe(spec).limit
     if limit is None:
         raise ConfigurationError(f"{env_id} has no episode limit; set one with --spec.max_episode_steps N")
     if family == "tdmpc2":  # As published, where episodes have at most 1,000 steps.

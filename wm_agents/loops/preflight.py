@@ -19,7 +19,7 @@ from wm_agents.loops.recipes import ImproveConfig
 from wm_agents.system.hardware import find_device
 from wm_agents.video import Frame, write_video
 from wm_envs.frames import is_image
-from wm_envs.real import check_spec, make_real
+from wm_envs.real import check_spec, make_real, probe
 from wm_envs.registry import RealSpec
 from wm_envs.window import check_display
 
@@ -116,8 +116,7 @@ def estimate(cfg: ImproveConfig, procs: int, films: int = 0) -> Needs:
     Measured sizes on disk (scripts/bench_data.py): 1,090 bytes per CarRacing frame of 64x64x3, 66 per Pong
     frame.
     """
-    with closing(make_real(cfg.spec)) as env:
-        space = env.observation_space
+    space = probe(cfg.spec).obs_space
     numbers = math.prod(space.shape or (1,))
     image = is_image(space)
     steps = cfg.random_steps + (cfg.rounds - 1) * cfg.round_steps

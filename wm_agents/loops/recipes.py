@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ from wm_agents.models.objects import ObjectsConfig
 from wm_agents.models.vmc import VMCConfig
 from wm_agents.training.config import TrainingConfig
 from wm_envs.fields import above, at_least, check_fields, fail, share
-from wm_envs.real import check_spec, make_real, spec_for
+from wm_envs.real import probe, spec_for
 from wm_envs.registry import TASKS, RealSpec
 
 FIT = TrainingConfig(
@@ -307,9 +306,7 @@ def recipe_for(env_id: str) -> ImproveConfig:
         ValueError: the environment is not supported; the message names the reason.
     """
     spec = spec_for(env_id)
-    check_spec(spec)
-    with closing(make_real(spec)) as env:
-        controller = _controller_for(env.action_space)
+    controller = _controller_for(probe(spec).act_space)
     pixels = spec.size is not None
     recipe = ImproveConfig(
         spec,

@@ -44,7 +44,7 @@ from wm_agents.pretrained import Controller, cached_model, frame_policy, load_po
 from wm_agents.system.run_folder import STEPS, RunFolder, start_run
 from wm_agents.training.callbacks import Callback, LoggingCallback, ProgressCallback
 from wm_agents.video import record
-from wm_envs.real import check_spec, episode_limit, make_real
+from wm_envs.real import probe
 from wm_envs.world_model import Latent
 
 STAGES = ("collect", "learn", "control", "judge")
@@ -321,7 +321,7 @@ class Improvement:
 
     def _save(self, model: Model, starts: dict[str, Latent], cut_off: float, policy: Controller | None = None) -> None:
         spec, path = self.cfg.spec, self._dir() / "model"
-        horizon = episode_limit(spec)
+        horizon = probe(spec).limit
         save_model(path, model, spec, starts, horizon=horizon, cut_off=cut_off, card="", policy=policy)
 
     def _real_steps(self, last: int | None = None) -> int:
@@ -337,10 +337,7 @@ class Improvement:
         """The model of the previous round, or a new one."""
         cfg = self.cfg
         if self.round == 0:
-            env = make_real(cfg.spec)
-            obs_space, act_space = env.observation_space, env.action_space
-            env.close()
-            return new_model(cfg, obs_space, act_space)
+            return new_model(cfg, *probe(cfg.spec).spaces)
         model, _ = load_model(self._dir(self.round - 1) / "model")
         if isinstance(model, VMC):
             wanted = new_model(cfg, model.obs_space, model.act_space)
@@ -387,24 +384,22 @@ def improve(
 
 def check_training(cfg: ImproveConfig) -> None:
     """Check the settings before any work is done."""
-    check_spec(cfg.spec)
-    env = make_real(cfg.spec)
-    model = new_model(cfg, env.observation_space, env.action_space)
-    env.close()
+    facts = probe(cfg.spec)
+    model = new_model(cfg, *facts.spaces)
     if cfg.controller == "ppo":
         try:
-            check_actions(env.action_space)
+            check_actions(facts.act_space)
         except ValueError as error:
             raise ValueError(
                 f"{cfg.spec.id}: {error}, or use the linear controller (CMA-ES), which supports every action space: "
                 '`wm improve --controller linear`, or kind = "linear" in [controller] of a wm.toml'
             ) from error
-    if cfg.draw_actions and not (cfg.controller == "ppo" and isinstance(env.action_space, gym.spaces.Discrete)):
+    if cfg.draw_actions and not (cfg.controller == "ppo" and isinstance(facts.act_space, gym.spaces.Discrete)):
         raise ValueError(
-            f"draw_actions needs controller='ppo' and Discrete actions, got {cfg.controller!r} and {env.action_space}; "
+            f"draw_actions needs controller='ppo' and Discrete actions, got {cfg.controller!r} and {facts.act_space}; "
             "remove it"
         )
-    if episode_limit(cfg.spec) is None:
+    if facts.limit is None:
         raise ValueError(
             f"{cfg.spec.id} has no episode limit; set one with --spec.max_episode_steps N, or max_episode_steps of "
             "the task in the file of a curriculum"

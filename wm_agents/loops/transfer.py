@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -32,7 +31,7 @@ from wm_agents.pretrained import Controller, cut_off_of, load_starts, real_spec
 from wm_agents.system.files import write_json
 from wm_agents.system.progress import Bar
 from wm_agents.system.run_folder import RunFolder, provenance, start_run
-from wm_envs.real import check_spec, make_real
+from wm_envs.real import probe
 from wm_envs.registry import RealSpec, protocol_of
 
 SEEDS_APART = 10_000
@@ -69,7 +68,7 @@ def transfer(
     if seed < 0 or seed + policies * SEEDS_APART > EVAL_SEED:
         raise ValueError(f"seed must be between 0 and {EVAL_SEED - policies * SEEDS_APART:,}, got {seed:,}")
     net, artifact = load_model(model)
-    check_spec(real_spec(artifact))
+    probe(real_spec(artifact))  # Raises an error for an unsupported environment.
     cfg = controller_settings(real_spec(artifact), algo, iterations)
     settings = {
         "model": {name: sha256(artifact.path / name) for name in ("model.safetensors", "starts.safetensors")},
@@ -186,8 +185,7 @@ def controller_settings(spec: RealSpec, algo: str, iterations: int | None) -> Im
     if algo != "recipe":
         cfg = replace(cfg, controller=algo)  # type: ignore[arg-type]
     if cfg.controller == "ppo":
-        with closing(make_real(spec)) as env:
-            check_actions(env.action_space)
+        check_actions(probe(spec).act_space)
         steps = cfg.ppo.envs * cfg.ppo.steps
     else:
         steps = cfg.cma.population * cfg.cma.rollouts * cfg.horizon

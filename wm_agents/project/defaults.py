@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -15,7 +14,7 @@ from wm_agents.models.families import build, config_class, resolve
 from wm_agents.project.schema import ACTS
 from wm_agents.spaces import action_type_of
 from wm_envs.action import act_dim
-from wm_envs.real import episode_limit, make_real
+from wm_envs.real import probe
 from wm_envs.registry import RealSpec
 
 FOR_VECTORS, FOR_PIXELS = "ensemble:default", "vmc:small"
@@ -46,8 +45,7 @@ def usual(environment: str, model: str | None, name: str) -> Values:
         raise ConfigurationError(f"model must be a preset, family:size, such as {FOR_VECTORS}; got {model!r}")
     spec = seen_by(family, recipe.spec) if family in ACTS else recipe.spec
     recipe = replace(recipe, spec=limited(spec))
-    with closing(make_real(recipe.spec)) as env:
-        obs_space, act_space = env.observation_space, env.action_space
+    obs_space, act_space = probe(recipe.spec).spaces
     seen = {
         "obs_shape": list(obs_space.shape or ()),
         "action_dim": act_dim(act_space),
@@ -75,7 +73,7 @@ def usual(environment: str, model: str | None, name: str) -> Values:
 
 def limited(spec: RealSpec) -> RealSpec:
     """`spec` with an episode limit, which training needs, if the environment has none."""
-    return spec if episode_limit(spec) is not None else replace(spec, max_episode_steps=NO_LIMIT)
+    return spec if probe(spec).limit is not None else replace(spec, max_episode_steps=NO_LIMIT)
 
 
 def recipe_of(environment: str) -> ImproveConfig:

@@ -30,7 +30,7 @@ from wm_agents.project.translate import FINAL_EPISODES, Spaces, env_seed_of, mod
 from wm_agents.training.callbacks import LoggingCallback, ProgressCallback
 from wm_agents.training.trainer import Trainer, TrainingResult
 from wm_envs.action import act_dim
-from wm_envs.real import episode_limit
+from wm_envs.real import probe
 from wm_envs.registry import RealSpec
 
 STARTS = 512
@@ -93,7 +93,7 @@ def train_on_noise(
         facts = {"data": f"{numbers.num_steps} random steps", "training": f"{learned.result.updates} updates"}
         card = model_card("DEGRADED", facts, "\n".join(MEANING[mode].capitalize() + "." for mode in degraded))
         starts = make_starts(model, learned.buffer, STARTS, np.random.default_rng(seed))
-        save_model(out, model, spec, starts, horizon=episode_limit(spec), card=card)
+        save_model(out, model, spec, starts, horizon=probe(spec).limit, card=card)
     return {"updates": learned.result.updates, "val": learned.result.best_val, "train_wall_s": learned.result.wall_s}
 
 

@@ -48,7 +48,7 @@ from wm_agents.system.run_folder import RunFolder, start_run
 from wm_agents.training.config import TrainingConfig
 from wm_agents.video import record
 from wm_envs.env_id import LackingEnv, UnknownEnv
-from wm_envs.real import episode_limit, make_real
+from wm_envs.real import probe
 from wm_envs.registry import RealSpec
 
 Plan = TrainingConfig | OnlineConfig | ImproveConfig
@@ -89,7 +89,7 @@ def train(project: Project, *, allow_degraded: bool = False, console: Console | 
         sys.path.append(str(project.root))  # A module with an environment may be beside wm.toml.
     ground = find_ground(project, allow_degraded)
     spaces = spaces_of(project, ground.spec)
-    if ground.spec is not None and episode_limit(ground.spec) is None:
+    if ground.spec is not None and probe(ground.spec).limit is None:
         raise ConfigurationError(f"{project.environment} has no episode limit; set max_episode_steps in [data]")
     # Report contradictions before any work is done.
     model, plan = model_of(project, spaces), make_plan(project, ground, spaces)
@@ -133,7 +133,7 @@ def find_ground(project: Project, allow_degraded: bool) -> Ground:
     """
     missing: Exception | None = None
     try:
-        make_real(spec_of(project)).close()
+        probe(spec_of(project))
     except (UnknownEnv, LackingEnv) as error:
         if not allow_degraded:
             raise

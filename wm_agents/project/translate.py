@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +22,7 @@ from wm_agents.system.files import PROJECT_FILE
 from wm_agents.training.config import TrainingConfig
 from wm_envs.action import act_dim
 from wm_envs.env_id import LackingEnv, UnknownEnv
-from wm_envs.real import check_spec, episode_limit, make_real
+from wm_envs.real import probe
 from wm_envs.registry import RealSpec
 
 FINAL_EPISODES = 20
@@ -56,9 +55,7 @@ def spaces_of(project: Project, spec: RealSpec | None) -> Spaces:
     """
     said = project.architecture
     if spec is not None:
-        check_spec(spec)
-        with closing(make_real(spec)) as env:
-            spaces = env.observation_space, env.action_space
+        spaces = probe(spec).spaces
         _check_said(project, spaces)
         return spaces
     if lacking := [name for name in ("obs_shape", "action_dim") if said.get(name) is None]:
@@ -96,7 +93,7 @@ def config_of(project: Project, obs_space: gym.Space[Any]) -> WorldModelConfig:
 def _limit(project: Project) -> int | None:
     """The episode limit of the environment, or None."""
     try:
-        return episode_limit(spec_of(project))
+        return probe(spec_of(project)).limit
     except (UnknownEnv, LackingEnv):
         return None
 
