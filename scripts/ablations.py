@@ -1,10 +1,10 @@
-"""What each part of V-M-C is worth on CarRacing: controllers evolved alike, judged on the same held-out seeds.
+"""Ablations of V-M-C on CarRacing: controllers trained in the same way and scored on the same held-out seeds.
 
     python scripts/ablations.py [--model Dream-CarRacing-v0] [--episodes 100] [--generations 100]
 
-Rows: random actions; the full model, its controller evolved from zero; a controller that sees z alone, in that dream;
-a model whose M was never trained (its dreams, and the rewards in them, are noise); the policy that the model carries,
-which had many rounds.
+Rows: random actions; a controller on [z, h] trained from scratch in the dream; a controller on z only in the same
+dream; a controller on a model whose M was never trained, so that its dreams are noise; the saved policy of the model,
+which was trained in many rounds.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ RECIPE = RECIPES["CarRacing"]
 
 
 def forget(model: VMC) -> None:
-    """Give M the random weights it began with."""
+    """Reset M to random initial weights."""
     torch.manual_seed(0)
     m = model.memory
     model.memory.load_state_dict(MDRNN(m.latents, m.actions, m.hiddens, m.gaussians, m.mixture).state_dict())
@@ -62,7 +62,7 @@ def main() -> None:
         raise SystemExit(f"{args.model} must be a V-M-C model, it is of the family {model.family!r}")
 
     def evolve(sees: slice = slice(None)) -> LinearPolicy:
-        """A controller from zero, in the model's dream, on a part of feat."""
+        """Train a controller from scratch in the model's dream, on the dimensions `sees` of feat."""
         recipe = replace(RECIPE, cma=replace(RECIPE.cma, generations=args.generations, seed=1))
         with Bar("dreaming, generation", args.generations, console) as bar:
             show = show_generations(bar)

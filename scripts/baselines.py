@@ -1,11 +1,12 @@
-"""What Stable-Baselines3 reaches in the real environment with the real steps that a dream took, or in its wall time.
+"""Scores of Stable-Baselines3 trained in the real environment, with the real steps or the wall time of a dream.
 
-python scripts/baselines.py --dream Dream-LunarLander-v0                # DQN and PPO, as many real steps
-python scripts/baselines.py --dream Dream-LunarLander-v0 --minutes 25   # as long, however many steps
-python scripts/baselines.py --dream Dream-Pong-v0                        # pixels: a random policy alone
+python scripts/baselines.py --dream Dream-LunarLander-v0                # DQN and PPO, the same number of real steps
+python scripts/baselines.py --dream Dream-LunarLander-v0 --minutes 25   # the given time, any number of steps
+python scripts/baselines.py --dream Dream-Pong-v0                        # pixels: only random actions
 
-Settings are rl-baselines3-zoo's tuned ones for the task; steps and minutes of the dream are read off its card. Scores
-are over held-out episodes, seeds from 1,000,000, beside a random policy; one JSON object a line.
+The settings are the tuned ones of rl-baselines3-zoo. Real steps and minutes of the dream are read from its model card.
+Scores are over held-out episodes, with seeds from 1,000,000, and compared with random actions. The output is one JSON
+object per line.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ SETTINGS: dict[str, dict[str, tuple[type[BaseAlgorithm], int, dict[str, Any]]]] 
 
 
 class Clock(BaseCallback):
-    """Ends the training when its time is up."""
+    """Stops training when the time is up."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__()
@@ -90,7 +91,7 @@ class Clock(BaseCallback):
 def train(
     name: str, algo: str, spec: RealSpec, steps: int, seconds: float | None, seed: int
 ) -> tuple[BaseAlgorithm, float]:
-    """The model, and the seconds that it took."""
+    """The trained model, and its training time in seconds."""
     kind, num, kwargs = SETTINGS[name][algo]
     envs = make_vec_env(lambda: make_real(spec), n_envs=num, seed=seed)
     model = kind("MlpPolicy", envs, seed=seed, device="cpu", **kwargs)
@@ -101,11 +102,11 @@ def train(
 
 
 def used(path: Path) -> tuple[int, float]:
-    """Real steps and seconds of wall time that the card of a dream tells."""
+    """Real steps and wall time in seconds from the card of a dream."""
     card = (path / "README.md").read_text(encoding="utf-8")
     steps, seconds = re.search(r"\| data \| (\d+) agent steps", card), re.search(r"\| training \| (\d+) s", card)
     if steps is None or seconds is None:
-        raise SystemExit(f"{path / 'README.md'} does not say what the dream took; give --steps")
+        raise SystemExit(f"{path / 'README.md'} does not record the real steps of the dream; give --steps")
     return int(steps[1]), float(seconds[1])
 
 
@@ -113,8 +114,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dream", choices=[task.dream_id for task in TASKS.values()], required=True)
     parser.add_argument("--algos", nargs="*", choices=["dqn", "ppo"], help="those that there are settings for")
-    parser.add_argument("--steps", type=int, help="real steps; by default as many as the dream took")
-    parser.add_argument("--minutes", type=float, help="train for so long instead; 0 is as long as the dream took")
+    parser.add_argument("--steps", type=int, help="real steps; default: those of the dream")
+    parser.add_argument("--minutes", type=float, help="train for N minutes instead; 0: the wall time of the dream")
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--procs", type=int, default=1)

@@ -1,9 +1,10 @@
-"""Is the ball where it is? How well V of a Pong or Breakout model draws what is two pixels large.
+"""How well the encoder V of a model of Pong or Breakout reconstructs the ball, which has two pixels.
 
     python scripts/bench_ball.py --model runs/pong/model
 
-Frames are of fresh episodes on held-out seeds, where only the ball moves: between Pong's paddles, between Breakout's
-bricks and its paddle. A ball counts as found when the brightest change of the reconstruction lies within 2 pixels.
+Frames come from new episodes on held-out seeds, cropped to the region in which only the ball moves: between the paddles
+of Pong, or between bricks and paddle of Breakout. A ball counts as found if the brightest change of the reconstruction
+is within 2 pixels of it.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ from wm_envs.registry import RealSpec
 
 FIELDS = {"Pong": (slice(0, 64), slice(9, 55)), "Breakout": (slice(25, 60), slice(0, 64))}
 SEEN = 25
-"""Of 255: a ball on the edge of a pixel is never fainter, a reconstruction's noise seldom stronger."""
+"""Minimum brightness of a ball, of 255; noise of a reconstruction is rarely stronger."""
 
 
 class Ball(NamedTuple):
-    """Where the brightest change of each frame is."""
+    """The position of the brightest change of each frame."""
 
     there: NDArray[np.bool_]
     """(N,)"""
     place: NDArray[np.float64]
-    """(N, 2) its centre of mass"""
+    """(N, 2), the centre of mass"""
 
 
 def find_ball(frames: NDArray[np.uint8], still: NDArray[np.uint8]) -> Ball:
-    """Frames (N, H, W) of the field against the still one (H, W)."""
+    """Compare frames (N, H, W) with the background (H, W)."""
     change = np.clip(frames.astype(np.int64) - still, 0, None)
     num, _, width = change.shape
     at = change.reshape(num, -1).argmax(1)
@@ -51,7 +52,7 @@ def find_ball(frames: NDArray[np.uint8], still: NDArray[np.uint8]) -> Ball:
 
 
 def play(spec: RealSpec, episodes: int) -> NDArray[np.uint8]:
-    """Frames (N, S, S, C) of exploration on held-out seeds."""
+    """Frames (N, S, S, C) of exploration episodes on held-out seeds."""
     env = make_real(spec)
     policy, frames = explorer(env), []
     for seed in range(EVAL_SEED, EVAL_SEED + episodes):
@@ -67,7 +68,8 @@ def play(spec: RealSpec, episodes: int) -> NDArray[np.uint8]:
 
 @torch.inference_mode()
 def score(model: VMC, frames: NDArray[np.uint8], name: str) -> dict[str, float]:
-    """Shares of frames: those with a ball, those of them where it is found, those of the others with a false one."""
+    """Shares: of frames with a ball; of these, of frames in which it is found; of the others, of frames with a false
+    ball."""
     assert isinstance(model.vision, ConvVAE)
     recon = [model.vision.decode_obs(model.vision.encode(to_input(x))[0]) for x in torch.from_numpy(frames).split(512)]
     rows, cols = FIELDS[name]

@@ -1,7 +1,7 @@
-"""Size on disk, read speed and collection speed of the data path, against the bars of the project.
+"""Size on disk, read speed and collection speed of the data, compared with the goals of the project.
 
 python scripts/bench_data.py                  CarRacing-v3 and ALE/Pong-v5 at 64x64x3
-python scripts/bench_data.py --steps 2000     a quick look
+python scripts/bench_data.py --steps 2000     a shorter measurement
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def make_explorer(env: gym.Env) -> Policy:
 
 
 def read_speed(data: Dataset, length: int, seconds: float) -> float:
-    """Frames a second of random windows of `length` frames, batches of 64, on this one thread."""
+    """Frames per second of random windows of `length` frames, in batches of 64, on one thread."""
     rng, frames = np.random.default_rng(0), 0
     data.windows(64, length - 1, rng)
     began = time.perf_counter()
@@ -43,7 +43,7 @@ def read_speed(data: Dataset, length: int, seconds: float) -> float:
 
 
 def draw_speed(data: Dataset, seconds: float) -> float:
-    """Single frames a second, drawn 256 at a time."""
+    """Single frames per second, in batches of 256."""
     rng, frames = np.random.default_rng(0), 0
     began = time.perf_counter()
     while time.perf_counter() - began < seconds:

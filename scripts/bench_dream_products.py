@@ -1,6 +1,6 @@
-"""Dream steps a second through the public step, against the bare matrix products of the same model.
+"""Dream steps per second of the public `step`, compared with the matrix products of the same model alone.
 
-python scripts/bench_dream_products.py                       the shipped CarRacing dream, on every core
+python scripts/bench_dream_products.py                       the shipped CarRacing dream, on all cores
 python scripts/bench_dream_products.py --threads 1 --seconds 1 --rows 1024
 """
 
@@ -34,7 +34,7 @@ DRIFT_AFTER = (1, 10, 50)
 
 
 def load(name: str) -> tuple[str, VMC, dict[str, Latent]]:
-    """The model called `name`; an untrained one of the same sizes where none is stored."""
+    """The model `name`, or an untrained one of the same size if it is not stored."""
     try:
         model, artifact = load_model(name)
         return name, model, load_starts(artifact)
@@ -57,7 +57,8 @@ def make_dreams(model: VMC, starts: dict[str, Latent], num: int, precision: str)
 
 
 def rates(first: Callable[[], object], second: Callable[[], object], num: int, seconds: float) -> list[float]:
-    """Rows a second of two functions that do `num` at once, by turns: a busy machine slows both alike."""
+    """Rows per second of two functions that process `num` rows, called alternately, so that other processes slow
+    both equally."""
     calls, spent = [0, 0], [0.0, 0.0]
     first(), second()  # The first calls are slow and not counted.
     while min(spent) < seconds:
@@ -79,7 +80,7 @@ def dream_step(model: VMC, starts: dict[str, Latent], num: int, precision: str) 
 
 
 def bare_step(model: VMC, num: int, precision: str) -> Callable[[], object]:
-    """The least a dream step can cost: the linear layers alone, weights and inputs ready in the right type."""
+    """The minimum work of a dream step: its linear layers alone, with weights and inputs in the right dtype."""
     memory, dtype = model.memory, DTYPES[precision]
     joined = torch.cat([memory.rnn.weight_ih_l0, memory.rnn.weight_hh_l0], dim=1)
     gates, gates_bias = joined.to(dtype), memory.rnn.bias_ih_l0.to(dtype)
@@ -89,7 +90,7 @@ def bare_step(model: VMC, num: int, precision: str) -> Callable[[], object]:
 
 
 def drift(model: VMC, starts: dict[str, Latent], num: int) -> Table:
-    """How far bf16 dreams stray from fp32 dreams of the same seed and actions."""
+    """The difference of bf16 and fp32 dreams with the same seed and actions."""
     runs = []
     for precision in DTYPES:
         envs = make_dreams(model, starts, num, precision)

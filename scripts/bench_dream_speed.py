@@ -1,15 +1,15 @@
-"""Steps a second of every shipped dream through every door, and of its real environment, in one run.
+"""Steps per second of every shipped dream through every interface, and of its real environment.
 
     python scripts/bench_dream_speed.py                        all dreams
-    python scripts/bench_dream_speed.py --quick                the same in about a minute, less exactly
-    python scripts/bench_dream_speed.py --against ../before    by turns with the code of another checkout
+    python scripts/bench_dream_speed.py --quick                less precise, takes about a minute
+    python scripts/bench_dream_speed.py --against ../before    alternates with the code of another checkout
     python scripts/bench_dream_speed.py --busy                 few rows also while every core is busy
 
-A door is one way to step an environment: gym.make, SyncVectorEnv, the native vector environment, SB3's own
-make_vec_env, or DreamVecEnv, each with its defaults. The real environment is timed alone (one core), as AsyncVectorEnv,
-and in one process per core that the dream may use, each stepping an environment of its own, which is the fastest way to
-real steps. A step is an agent step: four frames in CarRacing and the games. Only the plain id (`CarRacing-v3`) steps
-single frames. Real steps are timed over whole episodes, resets included.
+A door is one interface through which an environment is stepped: gym.make, SyncVectorEnv, the native vector environment,
+SB3's make_vec_env, or DreamVecEnv, each with its defaults. The real environment is timed in one process, as
+AsyncVectorEnv, and in one process per core with one environment each, which is the fastest way to take real steps. A
+step is an agent step: four frames in CarRacing and the games. Only the plain id (`CarRacing-v3`) steps single frames.
+Real environments are timed over whole episodes, including resets.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ from wm_envs.registry import TASKS
 HERE = Path(wm_agents.__file__).parents[1]
 SHIPPED = [task.dream_id for task in TASKS.values() if (STORE / task.model).is_dir()]
 PROCESSES = "processes"
-"""Name of the real environment in one process per core."""
+"""Name of the measurement with one process per core."""
 FEW = 8
-"""Doors of at most this many rows are timed on busy cores too."""
+"""Maximum rows of doors that are also timed on busy cores."""
 
 
 class Crew(NamedTuple):
-    """The processes that measure."""
+    """The measuring processes."""
 
     workers: list[Worker]
-    """Run the code of this checkout, one per core; the first one times the dreams."""
+    """Processes with the code of this checkout, one per core; the first one times the dreams."""
     old: Worker | None
-    """Runs the code of the other checkout."""
+    """The process with the code of the other checkout."""
     busy: Busy | None
 
 
 def start(stack: ExitStack, args: argparse.Namespace) -> Crew:
-    """Start the processes; `stack` ends them."""
+    """Start the processes; `stack` stops them."""
     workers = [stack.enter_context(closing(Worker(HERE, args.threads))) for _ in range(cores_of(args))]
     old = stack.enter_context(closing(Worker(args.against, args.threads))) if args.against else None
     busy = stack.enter_context(closing(Busy(describe()["cores"]))) if args.busy else None
@@ -67,12 +67,12 @@ def start(stack: ExitStack, args: argparse.Namespace) -> Crew:
 
 
 def cores_of(args: argparse.Namespace) -> int:
-    """How many cores a dream may use."""
+    """Number of cores that a dream may use."""
     return int(args.threads or torch.get_num_threads())
 
 
 def time_real(model: str, crew: Crew, seconds: float) -> Iterator[Timed]:
-    """The real environment: alone, as AsyncVectorEnv, in processes, and alone by its plain id."""
+    """Time the real environment: alone, as AsyncVectorEnv, in one process per core, and alone with its plain id."""
     alone, vector, plain = real_doors(model, len(crew.workers))
     first = crew.workers[0]
     for door in (alone, vector):
@@ -83,7 +83,7 @@ def time_real(model: str, crew: Crew, seconds: float) -> Iterator[Timed]:
 
 
 def time_processes(door: Door, workers: list[Worker], seconds: float) -> float:
-    """Steps a second of all processes together, each of which steps an environment of its own."""
+    """Steps per second of all processes together, with one environment each."""
 
     def spell() -> float:
         for worker in workers:
@@ -97,13 +97,13 @@ def time_processes(door: Door, workers: list[Worker], seconds: float) -> float:
 
 
 def time_door(door: Door, worker: Worker, seconds: float) -> float:
-    """Steps a second through a door: the median of the spells."""
+    """Steps per second through a door: the median of several measurements."""
     with worker.opened(door):
         return median(by_turns({"": partial(worker.spell, seconds / SPELLS)}, seconds)[""])
 
 
 def time_dream(model: str, door: Door, crew: Crew, seconds: float, with_gymnasium: bool) -> Timed:
-    """A door of a dream, by turns with the other code and with busy cores."""
+    """Time a door of a dream, alternately with the other code and with busy cores."""
     workers = {"new": crew.workers[0], **({"old": crew.old} if crew.old else {})}
     with ExitStack() as stack:
         for worker in workers.values():
@@ -130,14 +130,14 @@ def time_dream(model: str, door: Door, crew: Crew, seconds: float, with_gymnasiu
 
 
 def ratio(rates: dict[str, list[float]], above: str, below: str) -> float | None:
-    """The median over rounds of one rate over another, if both were taken."""
+    """The median of the ratios of two rates over all rounds, if both were measured."""
     if not {above, below} <= rates.keys():
         return None
     return median(a / b for a, b in zip(rates[above], rates[below]))
 
 
 def time_both(model: str, crew: Crew, args: argparse.Namespace) -> Iterator[Timed]:
-    """The real environment, then every door of its dream."""
+    """Time the real environment, then every door of its dream."""
     real = []
     for timed in time_real(model, crew, args.seconds):
         real.append(timed.per_s)
@@ -149,7 +149,7 @@ def time_both(model: str, crew: Crew, args: argparse.Namespace) -> Iterator[Time
 
 
 def speed_table(results: list[Timed]) -> Table:
-    """A row for every door; columns that hold nothing are left out."""
+    """A table with a row per door, without empty columns."""
     columns: dict[str, Callable[[Timed], str]] = {
         "dream": lambda timed: timed.model,
         "door": lambda timed: timed.name,
@@ -174,7 +174,7 @@ def speed_table(results: list[Timed]) -> Table:
 
 
 def bar_table(bars: list[Checked]) -> Table:
-    """Every bar for every dream."""
+    """The result of every goal for every dream."""
     table = Table("bar", "dream", "slowest door", "value", "")
     for bar in bars:
         table.add_row(bar.bar, bar.model, bar.door, shown(bar.value), "pass" if bar.passed else "FAIL")
@@ -209,7 +209,7 @@ def parse() -> argparse.Namespace:
 
 
 def checkout(text: str) -> Path:
-    """A folder that holds the packages."""
+    """The path of a folder that contains the packages."""
     path = Path(text).resolve()
     if not (path / "wm_envs" / "__init__.py").is_file():
         raise argparse.ArgumentTypeError(f"{text!r} must be a checkout of this project, but has no folder wm_envs")

@@ -1,7 +1,7 @@
-"""How long `import wm_envs` and `wm --help` take, beside `import gymnasium` alone.
+"""The time of `import wm_envs` and `wm --help`, compared with `import gymnasium`.
 
-python scripts/bench_import.py                each five times, by turns; the medians and their ratios
-python scripts/bench_import.py --repeats 15   steadier on a busy machine
+python scripts/bench_import.py                five times each, alternately; medians and their ratios
+python scripts/bench_import.py --repeats 15   more precise on a busy machine
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ CASES = {"import gymnasium": REFERENCE, "import wm_envs": "import wm_envs", "wm 
 
 
 def seconds(code: str) -> float:
-    """Wall time of a fresh Python that runs `code`, its own start included."""
+    """Wall time of a new Python process that runs `code`."""
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
     return time.perf_counter() - began
 
 
 def measure(repeats: int) -> dict[str, float]:
-    """Median seconds of each case beyond an empty Python, all of them in every turn."""
+    """Median seconds of each case minus those of an empty Python process."""
     cases = {"": "pass", **CASES}
     turns = [{name: seconds(code) for name, code in cases.items()} for _ in range(repeats + 1)][1:]  # Disk caches.
     return {name: statistics.median(turn[name] - turn[""] for turn in turns) for name in CASES}
@@ -38,7 +38,7 @@ def measure(repeats: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5, help="turns to take the median of")
+    parser.add_argument("--repeats", type=int, default=5, help="number of measurements, of which the median is printed")
     found = measure(parser.parse_args().repeats)
     table = Table("what", "seconds", f"times `{REFERENCE}`")
     for name, took in found.items():

@@ -1,10 +1,10 @@
-"""Agent steps a second of SB3's PPO, rollouts and updates together: in a dream, and on the real environment.
+"""Agent steps per second of SB3's PPO, for rollouts and updates together, in a dream and in the real environment.
 
-    python scripts/bench_sb3.py                        the shipped CarRacing dream, on every core
+    python scripts/bench_sb3.py                        the shipped CarRacing dream, on all cores
     python scripts/bench_sb3.py --task CartPole --seconds 60 --json
 
-Each twice: as `DreamVecEnv`, hundreds of dreams or a process for each real environment; and as SB3's own
-`make_vec_env(id, 8)`, one environment after another.
+Each is measured twice: as `DreamVecEnv` (hundreds of dreams, or one process per real environment), and as SB3's
+`make_vec_env(id, 8)`, which steps one environment after another.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Clock(BaseCallback):
 
 
 class Case(NamedTuple):
-    """One thing to measure."""
+    """One case."""
 
     name: str
     policy: str
@@ -77,7 +77,7 @@ class Case(NamedTuple):
 
 
 class Speed(NamedTuple):
-    """Agent steps a second."""
+    """Agent steps per second."""
 
     case: str
     policy: str
@@ -86,11 +86,11 @@ class Speed(NamedTuple):
     batch_size: int
     steps: int
     learn_sps: float
-    """The whole of `learn()`."""
+    """`learn()` as a whole."""
     env_sps: float
-    """The environment alone under random actions: what no learner can pass."""
+    """The environment alone with random actions, which limits any algorithm."""
     cpu_sps: float
-    """Per second of this process's own processor time: what a busy machine changes least."""
+    """Per second of CPU time of this process, which other processes hardly change."""
     rollout_share: float
 
 
@@ -99,19 +99,19 @@ def dream(env_id: str, num: int) -> VecEnv:
 
 
 def real(env_id: str, num: int, obs: str) -> VecEnv:
-    """A process of one thread for each environment."""
+    """One process with one thread per environment."""
     os.environ["OMP_NUM_THREADS"] = "1"  # This process has read it already.
     workers = {"autoreset_mode": AutoresetMode.SAME_STEP, "context": "spawn"}
     return VecMonitor(DreamVecEnv(gym.make_vec(env_id, num, "async", workers, obs=obs)))
 
 
 def own(env_id: str) -> VecEnv:
-    """As SB3's users make them."""
+    """As made by SB3's make_vec_env."""
     return make_vec_env(f"wm_envs:{env_id}", OWN_ENVS, env_kwargs={"obs": "latent"})
 
 
 def measure(case: Case, seconds: float) -> Speed:
-    """Run `learn()` in whole iterations for about `seconds`, after the environment alone for a quarter of that."""
+    """Time the environment alone for a quarter of `seconds`, then `learn()` in whole iterations for about `seconds`."""
     envs = case.make()
     try:
         env_sps = random_sps(envs, seconds / 4)
@@ -155,12 +155,14 @@ def random_sps(envs: VecEnv, seconds: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--task", default="CarRacing", help="a task with a dream that ships")
+    parser.add_argument("--task", default="CarRacing", help="a task with a shipped dream")
     parser.add_argument("--num-envs", type=int, default=512, help="dreams side by side")
     parser.add_argument("--real-envs", type=int, default=num_cores(), help="real ones, each in a process")
     parser.add_argument("--seconds", type=float, default=20.0, help="time for each learn()")
     parser.add_argument("--threads", type=int, default=None, help="torch threads; all cores by default")
-    parser.add_argument("--pixels", action="store_true", help="the real env with pixels and CnnPolicy as well")
+    parser.add_argument(
+        "--pixels", action="store_true", help="also time the real environment with pixels and CnnPolicy"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
     args = parser.parse_args()
     try:

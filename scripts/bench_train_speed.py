@@ -1,22 +1,23 @@
-"""How fast every family trains, one update at a time through the real trainer, on random data held in memory.
+"""The speed of training updates of every family, with the real trainer, on random data in memory.
 
     python scripts/bench_train_speed.py [--family vmc ensemble dreamerv3 tdmpc2] [--preset size1m 5m] [--device cuda]
     python scripts/bench_train_speed.py --port sheeprl=PATH --port tdmpc2=PATH --port-python VENV/bin/python
 
-An update is loss, backward, optimizer and what follows it, with the optimizer that the family learns online with. V of
-V-M-C sees 64 images, M (LSTM) 64 windows of 64 steps, an ensemble 256 steps, DreamerV3 16 windows of 64 frames
-64x64x3, TD-MPC2 256 windows of 3 steps of vectors that never end. In fp32, and in bf16 where the device multiplies it
-natively, with the loss of one and the same batch in both; TD-MPC2's plan too, for one row. Each measurement runs in a
-process of its own and gives the median over its updates, the slowest and fastest of its `--repeats` spells, the
-processor's time, which other work on the machine hardly changes, and the memory taken at the peak. What does not fit
-is said to.
+An update is loss, backward pass and optimizer step, with the optimizer of online training. Batches: 64 images for V of
+V-M-C, 64 windows of 64 steps for M, 256 steps for an ensemble, 16 windows of 64 frames 64x64x3 for DreamerV3, 256
+windows of 3 steps of vectors without termination for TD-MPC2. Updates are timed in fp32, and in bf16 if the device
+supports it, with the loss of the same batch in both. TD-MPC2's planning of one row is timed too.
 
-Where the operator has a checkout of a public port, `--port NAME=PATH` times its update at equal sizes and batch in the
-same minutes, by turns with ours: dreamerv3-torch (github.com/NM512), sheeprl, tdmpc2 (nicklashansen). Its code and what
-it needs are the operator's own; `--port-python` runs it.
+Each measurement runs in its own process. It reports the median over all updates, the slowest and fastest of `--repeats`
+parts, CPU time, which other processes hardly change, and peak memory. Cases that do not fit into memory are reported as
+such.
 
-Bars on two free cores: small V 2,000 images/s, M 60,000 frames/s, DreamerV3 size1m twice as fast as the fastest port,
-TD-MPC2 5m 1.5 times as fast as the official one, a plan of 1m in 60 ms.
+`--port NAME=PATH` alternates with the update of a public implementation in a checkout at PATH, with equal sizes and
+batches: dreamerv3-torch (github.com/NM512), sheeprl, or tdmpc2 (nicklashansen). `--port-python` is the interpreter for
+it.
+
+Goals on two free cores: small V 2,000 images/s, M 60,000 frames/s, DreamerV3 size1m twice as fast as the fastest port,
+TD-MPC2 5m 1.5 times as fast as the official code, a plan of 1m in 60 ms.
 """
 
 from __future__ import annotations
@@ -347,13 +348,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--preset", nargs="+", help="only these: size1m, dreamerv3:ci, small")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each measurement")
-    parser.add_argument("--repeats", type=int, default=5, help="spells that they are cut into")
+    parser.add_argument("--repeats", type=int, default=5, help="number of parts of each measurement")
     parser.add_argument("--threads", type=int, default=num_cores())
-    parser.add_argument("--compiled", action="store_true", help="time torch.compile of the losses too")
+    parser.add_argument("--compiled", action="store_true", help="also time compiled losses")
     parser.add_argument("--port", type=port_of, nargs="+", action="extend", default=[], metavar="NAME=PATH",
                         help=f"checkouts of {', '.join(PORTS)} to compare with")  # fmt: skip
-    parser.add_argument("--port-python", default=sys.executable, help="interpreter with what the ports need")
-    parser.add_argument("--json", metavar="FILE", help="write the JSON there and not on stdout")
+    parser.add_argument(
+        "--port-python", default=sys.executable, help="Python interpreter with the packages of the ports"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the JSON to this file instead of stdout")
     args = parser.parse_args()
     try:
         find_device(args.device)

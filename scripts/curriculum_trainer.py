@@ -1,8 +1,8 @@
-"""Take a curriculum of tasks from nothing to promoted, in dreams: `wm curriculum` under the name it is known by.
+"""Trains a curriculum of tasks in dreams; the same as `wm curriculum`.
 
-    python scripts/curriculum_trainer.py --quick True --device cpu --record-video True
+    python scripts/curriculum_trainer.py --quick --device cpu --record-video
 
-`--help` lists the flags. Exit: 0 all tasks solved, 1 not all, 2 interrupted, 3 an error.
+`--help` lists the flags. Exit codes: 0 all tasks solved, 1 not all, 2 interrupted, 3 an error.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Gives a saved V-M-C dream the fast decoder of patches, fitted to the images that its own decoder draws.
+"""Gives a saved V-M-C dream the fast patch decoder, trained on the images that its own decoder draws.
 
     python scripts/fit_patches.py Dream-CarRacing-v0 runs/carracing-patches
 
-Latents come from the dream itself: its initial latents, and steps of random actions at tau 1.0 and 1.3. Encoder, M,
-initial latents and controllers are copied as they are, so scores do not change. It prints how far the new images are
-from the old ones.
+The latents are the initial latents of the dream, and those of dreamed steps with random actions at temperatures 1.0 and
+1.3. Encoder, M, initial latents and controllers are copied unchanged, so scores on latents do not change. The script
+prints the difference of new and old images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from wm_envs.dream import DreamVectorEnv
 
 
 def dreamed_latents(model: VMC, artifact: Artifact, rows: int = 256, steps: int = 75) -> Tensor:
-    """z of the artifact's initial latents and of dreams under random actions, shuffled: (N, Z)."""
+    """Latents z of the initial latents and of dreams with random actions, shuffled: (N, Z)."""
     starts = load_starts(artifact)
     parts = [bank["z"] for bank in starts.values()]
     for seed, temperature in enumerate((1.0, 1.3)):
@@ -38,7 +38,7 @@ def dreamed_latents(model: VMC, artifact: Artifact, rows: int = 256, steps: int 
 
 
 def difference(model: VMC, teacher: VMC, z: Tensor) -> str:
-    """How far the images of `model` are from those of `teacher`, in grey levels."""
+    """The difference of the images of `model` and `teacher`, in grey levels."""
     with torch.inference_mode():
         off = (model.vision.decode_obs(z).int() - teacher.vision.decode_obs(z).int()).abs().float()
     return f"mean {off.mean():.2f}, rms {off.square().mean().sqrt():.2f}, more than 8: {(off > 8).float().mean():.2%}"
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("model", help="id of a shipped dream, or a directory")
     parser.add_argument("out", type=Path, help="directory of the new model; the state of the fit is in OUT.fit")
     parser.add_argument("--steps", type=int, default=12_000, help="updates")
-    parser.add_argument("--dreamed", type=int, default=75, help="steps of the dreams that give the latents")
+    parser.add_argument("--dreamed", type=int, default=75, help="number of dreamed steps for the latents")
     args = parser.parse_args()
     teacher, artifact = load_model(args.model, "cpu")
     if not isinstance(teacher, VMC):

@@ -1,10 +1,10 @@
-"""Run the tests that train something with many seeds under other instruction sets, and print who passed how often.
+"""Run the tests that train something with many seeds on several instruction sets, and print how often each passed.
 
-python scripts/learning_tests.py                                          20 seeds under all nine settings: hours
-python scripts/learning_tests.py --settings default/SSE41 own/DEFAULT     two of them
-python scripts/learning_tests.py --seeds 5 tests/test_tdmpc2.py           more is given to pytest
+python scripts/learning_tests.py                                          20 seeds, all nine settings: takes hours
+python scripts/learning_tests.py --settings default/SSE41 own/DEFAULT     two settings
+python scripts/learning_tests.py --seeds 5 tests/test_tdmpc2.py           further arguments are those of pytest
 
-A setting is ATEN_CPU_CAPABILITY/ONEDNN_MAX_CPU_ISA; "own" is what torch finds on this machine.
+A setting is ATEN_CPU_CAPABILITY/ONEDNN_MAX_CPU_ISA; "own" is the best instruction set of this machine.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def environment(setting: str) -> dict[str, str]:
 
 
 def passes(report: Path) -> tuple[Counter[str], Counter[str]]:
-    """How often each test of a JUnit file ran, and how often it passed, whatever its seed."""
+    """How often each test of a JUnit file ran and how often it passed, over all seeds."""
     ran: Counter[str] = Counter()
     passed: Counter[str] = Counter()
     for case in ET.parse(report).getroot().iter("testcase"):
@@ -57,7 +57,7 @@ def run(setting: str, seeds: int, more: list[str]) -> tuple[Counter[str], Counte
 
 
 def main() -> int:
-    """Print the table; 1 where some test failed with some seed."""
+    """Print the table and return 1 if a test failed with any seed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=20, help="seeds of every test")
     parser.add_argument("--settings", nargs="+", default=SETTINGS, choices=SETTINGS, metavar="ATEN/ONEDNN")

@@ -1,9 +1,9 @@
-"""Count the parameters of every preset and print the table of docs/models.md; nothing is filled with numbers.
+"""Counts the parameters of every preset, without allocating weights, and prints the table of docs/models.md.
 
     python scripts/model_sizes.py
 
-What learns beside the model is counted too: DreamerV3's actor and critic, as `wm improve --family dreamerv3` makes
-them. TD-MPC2 carries its policy and values itself.
+For DreamerV3 the actor and the critic of `wm improve --family dreamerv3` are counted too. For TD-MPC2 the policy and
+the Q functions are part of the model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def learned_beside(name: str, obs_shape: tuple[int, ...], action_dim: int) -> int:
-    """Parameters of the actor and the critic that learn with a model of preset `name`."""
+    """Parameters of the actor and the critic that are trained with a model of preset `name`."""
     see, do = space_of(obs_shape), action_space_of(action_dim)
     with torch.device("meta"):
         model = build(name.partition(":")[0], get_config(name, obs_shape=obs_shape, action_dim=action_dim), see, do)

@@ -1,10 +1,10 @@
-"""The shortest way to a world model that has learned something: real CartPole episodes, a CPU, under a minute.
+"""The fastest way to train a small world model: real CartPole episodes, on a CPU, in less than a minute.
 
     python scripts/quickstart_cpu_success.py --quick
 
-Collects episodes of CartPole-v1, holds out others on seeds that nothing is learned from, trains DreamerV3's smallest
-preset, and lets it imagine one of the held-out episodes. Exits with 0 if the held-out loss is finite and has fallen,
-the imagination is as long as asked for and everything is on disk, else with 1.
+Collects episodes of CartPole-v1, some of them held out, trains DreamerV3's smallest preset, and imagines one held-out
+episode. Exits with 0 if the held-out loss is finite and has fallen, the imagined episode has the requested length and
+all files were written, else with 1.
 """
 
 from __future__ import annotations
@@ -46,12 +46,13 @@ SPEC = TASKS["CartPole"].real
 MODEL = "dreamerv3:ci"
 Frame = NDArray[np.uint8]
 TILE, STRIP, LABEL = (120, 80), 24, 84
-"""Pixels of the pictures: an observation's width and height, the reward strip's height, the column of words."""
+"""Sizes in the image, in pixels: width and height of an observation, height of the reward strip, width of the
+labels."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is done."""
+    """The amount of data, training and imagination."""
 
     transitions: int
     held_out: int
@@ -66,7 +67,7 @@ QUICK, FULL = Size(2000, 10, 150, 10), Size(8000, 20, 1000, 20)
 
 
 def collect(num_steps: int, seed: int, most: int | None = None) -> list[Episode]:
-    """Episodes by exploration, of `num_steps` agent steps or a little more, or `most` of them."""
+    """Collect exploration episodes with at least `num_steps` agent steps, or `most` episodes."""
     with closing(make_real(SPEC)) as env:
         policy = explorer(env)
     episodes: list[Episode] = []
@@ -76,7 +77,7 @@ def collect(num_steps: int, seed: int, most: int | None = None) -> list[Episode]
 
 
 def fill(model: Model, episodes: list[Episode]) -> ReplayBuffer:
-    """The episodes as a replay buffer."""
+    """A replay buffer of the episodes."""
     steps = sum(ep.num_steps for ep in episodes)
     buffer = ReplayBuffer(steps, model.obs_space.shape or (), act_dim(model.act_space))
     for episode in episodes:
@@ -86,7 +87,7 @@ def fill(model: Model, episodes: list[Episode]) -> ReplayBuffer:
 
 @torch.no_grad()
 def imagine(model: Model, episode: Episode, horizon: int) -> tuple[NDArray[np.float32], Frame, Frame]:
-    """Rewards (H,), and the real and the imagined observations (H + 1, D), under the episode's real actions."""
+    """Imagined rewards (H,), and real and imagined observations (H + 1, D), with the real actions of the episode."""
     acts = torch.from_numpy(encode_action(model.act_space, episode.act[:horizon]))[:, None]
     generator = torch.Generator().manual_seed(0)
     dream = model.rollout(model.encode(torch.from_numpy(episode.obs[:1])), acts, temperature=0.0, generator=generator)
@@ -95,7 +96,7 @@ def imagine(model: Model, episode: Episode, horizon: int) -> tuple[NDArray[np.fl
 
 
 def heat(rewards: NDArray[np.float32], width: int = STRIP) -> Frame:
-    """The rewards (H,) as a strip (STRIP, H * width, 3) from blue, 0 or less, to red, 1 or more."""
+    """Draw rewards (H,) as a strip (STRIP, H * width, 3) from blue (0 or less) to red (1 or more)."""
     share = np.clip(np.nan_to_num(rewards), 0, 1)[:, None]
     colors = np.array([[40, 70, 200]]) * (1 - share) + np.array([[210, 40, 40]]) * share
     strip: Frame = np.repeat(np.repeat(colors[None].round().astype(np.uint8), STRIP, 0), width, 1)
@@ -103,14 +104,14 @@ def heat(rewards: NDArray[np.float32], width: int = STRIP) -> Frame:
 
 
 def write_ppm(path: Path, picture: Frame) -> None:
-    """Write a picture (H, W, 3) as binary PPM."""
+    """Write an image (H, W, 3) as binary PPM."""
     height, width, _ = picture.shape
     with replacing(path) as tmp:
         tmp.write_bytes(f"P6\n{width} {height}\n255\n".encode() + picture.tobytes())
 
 
 def write_picture(path: Path, rewards: NDArray[np.float32], real: Frame, imagined: Frame, space: Any) -> None:
-    """Write a PNG: foreseen rewards, real observations, imagined ones; a column for each step."""
+    """Write a PNG with imagined rewards, real observations and imagined observations; one column per step."""
 
     def row(observations: Frame) -> Frame:
         drawn = draw(SPEC.id, space, observations[1:])
@@ -123,14 +124,14 @@ def write_picture(path: Path, rewards: NDArray[np.float32], real: Frame, imagine
 
 
 def label(text: str, height: int) -> Frame:
-    """A word on white."""
+    """A label on white."""
     words: Frame = np.full((height, LABEL, 3), 255, np.uint8)
     cv2.putText(words, text, (4, height // 2 + 5), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
     return words
 
 
 def run(size: Size, out: Path, seed: int, quick: bool) -> dict[str, Any]:
-    """Do all of it; what summary.json holds."""
+    """Run everything and return the content of summary.json."""
     began = time.perf_counter()
     episodes = collect(size.transitions, seed)
     held_out = collect(sys.maxsize, EVAL_SEED + seed, size.held_out)
@@ -190,7 +191,7 @@ def run(size: Size, out: Path, seed: int, quick: bool) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0 if everything succeeded."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--quick", action="store_true", help="less of everything: under a minute")
+    parser.add_argument("--quick", action="store_true", help="less data and training; takes less than a minute")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/quickstart_cpu"))
     parser.add_argument("--seed", type=int, default=42)
     args = parser.parse_args(argv)

@@ -1,8 +1,8 @@
-"""Put a finished model into the package's store, where `gym.make("Dream-<task>-v0")` finds it.
+"""Copies a trained model to the store of the package, for `gym.make("Dream-<task>-v0")`.
 
     python scripts/ship.py runs/breakout/model vmc-breakout-small
 
-A shipped model has 4 MB at the most: of the latents that dreams start from as many are kept as fit.
+A shipped model has at most 4 MB, so only some of its initial latents are kept.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from wm_agents.checkpoint import Artifact, load_artifact, save_artifact
 from wm_agents.models.saved import STORE
 
 MOST = 4_000_000
-"""Bytes of a model."""
+"""Maximum size of a model in bytes."""
 LEAST_STARTS = 128
-"""Fewer would be few moments to dream from."""
+"""Minimum number of initial latents."""
 
 
 def ship(source: Path, target: Path) -> Artifact:
-    """Copy an artifact, with as many starts as fit.
+    """Copy a saved model with as many initial latents as the maximum size allows.
 
     Raises:
-        ValueError: too few fit.
+        ValueError: too few initial latents fit.
     """
     artifact = load_artifact(source)
     files = sum(file.stat().st_size for file in source.iterdir() if file.name != "starts.safetensors")
@@ -42,8 +42,8 @@ def ship(source: Path, target: Path) -> Artifact:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="the directory that a run has left")
-    parser.add_argument("name", help="of the model in the store, as wm_envs/registry.py has it")
+    parser.add_argument("model", type=Path, help="the directory of the saved model")
+    parser.add_argument("name", help="name in the store, as in wm_envs/registry.py")
     args = parser.parse_args()
     shipped = ship(args.model, STORE / args.name)
     size = sum(file.stat().st_size for file in shipped.path.iterdir())

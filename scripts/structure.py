@@ -1,7 +1,7 @@
-"""The structure of the packages in numbers: rooms, layers, imports against the layers, public names, density, lengths.
+"""The structure of the packages in numbers: folders, layers, imports, public names, density, lengths.
 
-python scripts/structure.py                    of this checkout
-python scripts/structure.py --against FOLDER   of another checkout beside it, such as an older one
+python scripts/structure.py                    this checkout
+python scripts/structure.py --against FOLDER   also another checkout, such as an older one
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SHELL = ("curriculum", "project", "cli", "tools", "web")
 DENSE_LINE = 110
 
 Imports = dict[str, set[str]]
-"""By room, the rooms that it imports."""
+"""The rooms that each room imports."""
 
 
 class File(NamedTuple):
@@ -36,7 +36,8 @@ class File(NamedTuple):
 
 
 def read(root: Path) -> list[File]:
-    """Every file of the packages; its room is its folder, or itself where it lies in a package's root."""
+    """All files of the packages. The room of a file is its folder, or the file itself if it is in the root of a
+    package."""
     files = []
     for package in PACKAGES:
         for path in sorted((root / package).rglob("*.py")):
@@ -51,7 +52,7 @@ def _room(parts: tuple[str, ...]) -> str:
 
 
 def imports(files: list[File]) -> Imports:
-    """Which room imports which, inside functions too."""
+    """The imports between rooms, including those inside functions."""
     known = {file.room for file in files}
     found: Imports = defaultdict(set)
     for file in files:
@@ -108,7 +109,7 @@ def layers(graph: Imports, rooms: set[str]) -> int:
 
 
 def measure(root: Path) -> dict[str, float]:
-    """The numbers of a checkout, by name."""
+    """The measures of a checkout, by name."""
     files = read(root)
     graph, rooms = imports(files), {file.room for file in files}
     lines = {file.name: len(file.text.splitlines()) for file in files}
@@ -142,7 +143,7 @@ def _public(file: File) -> list[str]:
 
 
 def _code_lines(text: str) -> int:
-    """Lines that hold more than a comment or a docstring."""
+    """Number of lines that are not only a comment or docstring."""
     skipped = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
     tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
     held: set[int] = set()
@@ -162,7 +163,7 @@ def _code_lines(text: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--against", type=Path, help="another checkout, whose numbers stand first")
+    parser.add_argument("--against", type=Path, help="another checkout, whose numbers are printed first")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     args = parser.parse_args()
     roots = [root for root in (args.against, ROOT) if root is not None]

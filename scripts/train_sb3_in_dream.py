@@ -1,10 +1,10 @@
-"""Train a Stable-Baselines3 policy in a dream, then judge and film it in the real environment.
+"""Train a Stable-Baselines3 policy in a dream, evaluate it in the real environment, and record a video.
 
 python scripts/train_sb3_in_dream.py --dream Dream-CartPole-v0 --algo ppo --timesteps 200000
 python scripts/train_sb3_in_dream.py --dream runs/my_model --algo sac --obs latent --kwargs '{"gamma": 0.98}'
 
-Leaves in --out: policy.zip (loads in plain SB3), model/ (the dream with its new controller, if that sees latents),
-summary.json and a film of a real episode. Exit codes: 0 done, 1 an error, 2 interrupted or wrong flags.
+Writes to --out: policy.zip (for SB3), summary.json, a video of a real episode and, for policies on latents, model/ (the
+dream with its new controller). Exit codes: 0 done, 1 an error, 2 interrupted or invalid flags.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ from wm_envs.world_model import WorldModel
 
 
 class Recipe(NamedTuple):
-    """What an algorithm is trained with where the user says nothing."""
+    """Default settings of the algorithms."""
 
     algo: type[BaseAlgorithm]
     num_envs: int
     kwargs: Callable[[int], dict[str, Any]]
-    """From the number of dreams: updates per step and batches follow it."""
+    """Settings that depend on the number of dreams, such as updates per step and batch size."""
     acts: tuple[type[spaces.Space[Any]], ...]
 
 
@@ -101,13 +101,13 @@ PIXEL_BUFFER = 20_000  # Replayed frames of 64x64x3 take 24 kB a step.
 
 
 class Progress(BaseCallback):
-    """Shows how far the training is and what its last 100 dreams returned."""
+    """Shows the progress of training and the mean return of the last 100 dreams."""
 
     def __init__(self, bar: Bar) -> None:
         super().__init__()
         self.bar = bar
         self.curve: list[tuple[int, float]] = []
-        """(steps, mean return of the last 100 dreams), at most some 100 points."""
+        """(steps, mean return of the last 100 dreams), about 100 points at most."""
         self._began = time.perf_counter()
 
     def _on_step(self) -> bool:
@@ -123,7 +123,7 @@ class Progress(BaseCallback):
 
 
 class Trained(NamedTuple):
-    """A policy that has learned in a dream."""
+    """A policy trained in a dream."""
 
     model: BaseAlgorithm
     curve: list[tuple[int, float]]
@@ -132,10 +132,11 @@ class Trained(NamedTuple):
 
 
 def check(args: Any, model: WorldModel, artifact: Artifact) -> None:
-    """Refuse what cannot be done, before anything is.
+    """Check the settings before any work.
 
     Raises:
-        ValueError: the algorithm does not take the dream's actions or frames, or a number is out of range.
+        ValueError: the algorithm does not support the actions or observations of the dream, or a number is out of
+            range.
     """
     check_spec(real_spec(artifact))
     recipe, space, seen = RECIPES[args.algo], model.act_space, model.obs_space
@@ -156,7 +157,7 @@ def check(args: Any, model: WorldModel, artifact: Artifact) -> None:
 
 
 def train(args: Any, model: WorldModel, artifact: Artifact, console: Console) -> Trained:
-    """Learn in a batch of dreams."""
+    """Train in a batch of dreams."""
     recipe = RECIPES[args.algo]
     num = recipe.num_envs if args.num_envs is None else args.num_envs
     pixels = args.obs == "pixels" and is_image(model.obs_space)
@@ -188,14 +189,15 @@ def train(args: Any, model: WorldModel, artifact: Artifact, console: Console) ->
 
 
 def dream_arguments(args: Any, artifact: Artifact) -> dict[str, Any]:
-    """What of the dream the user has changed; a dream that never ends is cut where the real episode is."""
+    """The settings of the dream that differ from its defaults; a dream without a horizon gets the limit of the real
+    environment."""
     given = {name: getattr(args, name) for name in ("horizon", "temperature", "pessimism")}
     chosen = {name: value for name, value in given.items() if value is not None}
     return {"horizon": dream_horizon(artifact), **chosen}
 
 
 def judge(args: Any, trained: Trained, model: WorldModel, artifact: Artifact, console: Console) -> dict[str, Score]:
-    """The policy in its dream (as the artifact has it) and in the real environment, and the random policy there."""
+    """Scores of the policy in its dream and in the real environment, and of random actions there."""
     seeds = range(EVAL_SEED, EVAL_SEED + args.episodes)
     how: dict[str, Any] = {"horizon": dream_horizon(artifact) or args.horizon, "autoreset_mode": AutoresetMode.DISABLED}
     dreams = make_dream_vec_env(args.dream, args.episodes, obs=args.obs, **how)
@@ -212,7 +214,7 @@ def judge(args: Any, trained: Trained, model: WorldModel, artifact: Artifact, co
 
 
 def save(args: Any, trained: Trained, artifact: Artifact) -> None:
-    """policy.zip for SB3, and the dream's own artifact with the network as its controller."""
+    """Write policy.zip for SB3, and the saved dream with the network as its controller."""
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     trained.model.save(out / "policy.zip")
@@ -231,7 +233,7 @@ def save(args: Any, trained: Trained, artifact: Artifact) -> None:
 
 
 def film(args: Any, trained: Trained, model: WorldModel, artifact: Artifact) -> Path:
-    """A real episode, beside the dream of it where the policy sees latents."""
+    """Record a real episode, beside its dream if the policy uses latents."""
     spec, seed = real_spec(artifact), EVAL_SEED
     if args.obs == "latent":
         path = Path(args.out) / "real_vs_dream.mp4"
@@ -282,19 +284,31 @@ def parse(argv: list[str] | None) -> Any:
     parser = Parser(prog="train_sb3_in_dream.py", description=__doc__)
     parser.add_argument("--dream", required=True, help="id of a dream, or the directory of a model")
     parser.add_argument("--algo", choices=sorted(RECIPES), default="ppo")
-    parser.add_argument("--timesteps", type=int, default=200_000, help="agent steps, of all dreams together")
-    parser.add_argument("--obs", choices=["latent", "pixels"], default="latent", help="pixels: or the native vector")
+    parser.add_argument("--timesteps", type=int, default=200_000, help="total agent steps of all dreams")
     parser.add_argument(
-        "--num-envs", type=int | None, default=None, help="dreams side by side; by default the recipe's"
+        "--obs",
+        choices=["latent", "pixels"],
+        default="latent",
+        help="pixels: observations of the real environment, also vectors",
+    )
+    parser.add_argument(
+        "--num-envs", type=int | None, default=None, help="number of parallel dreams; default: that of the algorithm"
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=str | None, default=None, help="runs/sb3/<dream>-<algo> by default")
     parser.add_argument("--episodes", type=int, default=100, help="real held-out episodes of the final score")
     parser.add_argument("--record-video", type=bool, default=True)
     parser.add_argument("--horizon", type=int | None, default=None, help="steps of a dream; by default its own")
-    parser.add_argument("--temperature", type=float | None, default=None, help="uncertainty of the dream")
-    parser.add_argument("--pessimism", type=float | None, default=None, help="reward minus this times disagreement")
-    parser.add_argument("--kwargs", type=dict[str, Any], default={}, help="JSON: more arguments of SB3's algorithm")
+    parser.add_argument("--temperature", type=float | None, default=None, help="randomness of the dream")
+    parser.add_argument(
+        "--pessimism",
+        type=float | None,
+        default=None,
+        help="subtract this factor times the disagreement from the reward",
+    )
+    parser.add_argument(
+        "--kwargs", type=dict[str, Any], default={}, help="further arguments of the SB3 algorithm, as JSON"
+    )
     parser.add_argument("--procs", type=int, default=2, help="processes for real episodes")
     args = parser.parse_args(argv)
     args.out = args.out or f"runs/sb3/{Path(args.dream).name}-{args.algo}"
