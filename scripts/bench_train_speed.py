@@ -61,25 +61,25 @@ from wm_envs.action import act_dim
 from wm_envs.precision import Kind, use_bf16
 
 WINDOW = 64
-"""Steps that M sees at a time."""
+"""Steps per window of M."""
 BATCH = {"dreamerv3": (16, 64), "tdmpc2": (256, 3)}
-"""Windows, and their steps, as published."""
+"""Number of windows and steps per window, as published."""
 EPISODES = 200
 PLAN = " plan"
-"""Ends the name of what is planned with."""
+"""Suffix of the names of planners."""
 BARS = {"V small": 2_000, "M": 60_000}
-"""Images or frames a second."""
+"""Images or frames per second."""
 RATIO_BARS = {"dreamerv3:size1m": 2.0, "tdmpc2:5m": 1.5}
 MS_BARS = {f"tdmpc2:1m{PLAN}": 60.0}
 
 
 class Port(NamedTuple):
-    """A public implementation that an operator may have."""
+    """A public implementation."""
 
     family: str
     script: str
     ways: tuple[tuple[str, bool], ...]
-    """(precision, compiled) that it offers."""
+    """Its supported (precision, compiled)."""
     plans: bool = False
 
 
@@ -94,14 +94,14 @@ PORTS = {
 
 
 class Part(NamedTuple):
-    """What is trained, on which batches, and how."""
+    """The model that is trained, its batches and settings."""
 
     module: nn.Module
     loss: Callable[[Any], LossOutput] | None
-    """The module's own unless given."""
+    """Default: that of the module."""
     batches: Callable[[int], Any]
     cfg: dict[str, Any]
-    """Of the training."""
+    """Settings of the training."""
 
 
 def make_part(name: str, device: str) -> Part:
@@ -119,7 +119,7 @@ def make_part(name: str, device: str) -> Part:
 
 
 def part_of_vmc(name: str) -> tuple[bool, str]:
-    """Whether it is V, and its size: "V small", "M ci"; M alone is that of the small one."""
+    """Whether it is V, and its size: "V small", "M ci"; "M" alone has the size small."""
     kind, _, size = name.partition(" ")
     return kind == "V", size or "small"
 
@@ -146,7 +146,7 @@ def make_vmc_part(vision: bool, size: str) -> Part:
 
 
 def make_latents(z_dim: int, steps: int = 250) -> LatentSet:
-    """Episodes as an encoder gives them."""
+    """Encoded episodes."""
     num = EPISODES * (steps + 1)
     mu, zeros = torch.randn(num, z_dim).half(), torch.zeros(num)
     offset = np.arange(EPISODES) * (steps + 1)
@@ -155,7 +155,7 @@ def make_latents(z_dim: int, steps: int = 250) -> LatentSet:
 
 
 def make_ensemble_part(model: Ensemble) -> Part:
-    """Each member sees steps of its own, as where it is fitted."""
+    """Each member has its own steps, as in training."""
     shape = (model.cfg.members, DYNAMICS.batch_size)
     obs, act = torch.randn(*shape, model.feat_dim), torch.rand(*shape, model.actions) * 2 - 1
     moves = Moves(obs, act, torch.randn(shape), torch.zeros(shape), obs + 0.1 * torch.randn_like(obs))
@@ -164,19 +164,19 @@ def make_ensemble_part(model: Ensemble) -> Part:
 
 
 def config_of(family: str, size: str) -> WorldModelConfig:
-    """The preset, as published: the tasks of TD-MPC2's paper have no ends to learn."""
+    """The preset, as published: without termination, which the tasks of TD-MPC2's paper do not have."""
     return config_class(family).from_size(size, **({"episodic": False} if family == "tdmpc2" else {}))
 
 
 def spaces_of(family: str) -> tuple[gym.Space[Any], gym.Space[Any]]:
-    """What the models see and do: frames of a game and its buttons, or numbers and numbers."""
+    """The spaces: frames with discrete actions, or vectors with continuous actions."""
     facts = FAMILIES[family]
     box = gym.spaces.Box(-1, 1, (facts.action_dim,), np.float32)
     return space_of(facts.obs_shape), gym.spaces.Discrete(facts.action_dim) if family == "dreamerv3" else box
 
 
 def make_batch(obs_space: gym.Space[Any], act_space: gym.Space[Any], rows: int, steps: int) -> Batch:
-    """Windows of noise, an episode's beginning in one of 200 frames where there are that many."""
+    """Windows of noise; an episode starts in one of 200 frames, if there are that many."""
     rng, shape = np.random.default_rng(0), obs_space.shape or ()
     obs = rng.standard_normal((rows, steps + 1, *shape), np.float32)
     obs = rng.integers(0, 256, obs.shape, np.uint8) if obs_space.dtype == np.uint8 else obs
@@ -194,7 +194,7 @@ def make_batch(obs_space: gym.Space[Any], act_space: gym.Space[Any], rows: int, 
 
 
 def prepare(job: Job) -> Timed:
-    """One update, or one plan, of ours."""
+    """One update, or one plan, of this package."""
     if job.plan:
         return prepare_plan(job)
     part = make_part(job.part, job.device)
@@ -216,7 +216,7 @@ def prepare(job: Job) -> Timed:
 
 
 def prepare_plan(job: Job) -> Timed:
-    """One row's frame to its action, beginning from the plan before."""
+    """The action for the frame of one row, starting from the previous plan."""
     torch.manual_seed(0)
     family, _, size = job.part.removesuffix(PLAN).partition(":")
     model = build(family, config_of(family, size), *spaces_of(family)).to(find_device(job.device)).eval()
@@ -237,7 +237,7 @@ def prepare_plan(job: Job) -> Timed:
 
 
 def make_contenders(args: argparse.Namespace) -> Iterator[list[Contender]]:
-    """Those that are compared with each other, together."""
+    """The implementations that are compared with each other, in groups."""
     for name in names_of(args.family):
         plain = name.removesuffix(PLAN)
         if args.preset and not {plain, plain.rpartition(":")[2], plain.rpartition(" ")[2]} & set(args.preset):
@@ -260,7 +260,7 @@ def make_contenders(args: argparse.Namespace) -> Iterator[list[Contender]]:
 
 
 def names_of(families: list[str]) -> Iterator[str]:
-    """Everything that can be timed."""
+    """All cases."""
     for family in families:
         sizes = [*config_class(family).SIZES]
         if family == "vmc":
@@ -272,14 +272,14 @@ def names_of(families: list[str]) -> Iterator[str]:
 
 
 def kinds_in(name: str) -> set[Kind]:
-    """The layers of what is timed."""
+    """The layers of a case."""
     if name.startswith("M"):
         return {"product", "lstm"}
     return {"product", "convolution"} if name.startswith(("V", "dreamerv3")) else {"product"}
 
 
 def describe_job(name: str, device: str, threads: int) -> tuple[Job, int]:
-    """What to time, and the frames that one call of it takes in."""
+    """What to time, and the number of frames per call."""
     job = Job({}, part=name, plan=name.endswith(PLAN), device=device, threads=threads)
     if name.startswith(("V", "M")):
         vision, _ = part_of_vmc(name)
@@ -308,7 +308,7 @@ def way(job: Job) -> str:
 
 
 def report(contenders: list[Contender], speeds: list[Speed | str], table: Table) -> list[dict[str, Any]]:
-    """Rows for the table, and the same as JSON."""
+    """The rows of the table, and the same as JSON."""
     theirs = {
         f"{c.by} {way(c.job)}": speed
         for c, speed in zip(contenders, speeds)
@@ -367,7 +367,7 @@ def parse() -> argparse.Namespace:
 
 
 def port_of(text: str) -> tuple[str, str]:
-    """NAME=PATH of a port that there is a driver for."""
+    """NAME=PATH of a supported port."""
     name, _, path = text.partition("=")
     if name not in PORTS:
         raise argparse.ArgumentTypeError(f"NAME must be one of {', '.join(PORTS)}, got {name!r} of {text!r}")

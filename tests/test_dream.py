@@ -441,7 +441,7 @@ def test_bf16_dreams_stay_close_to_fp32(model: str, native_bf16: None) -> None:
         ({"temperature": float("nan")}, "temperature must be above 0 and finite, got nan"),
         ({"horizon": 0}, "horizon must be at least 1 step or None, got 0"),
         ({"stall": 0}, "stall must be at least 1 step or None, got 0"),
-        ({"start": "middle"}, r"start must be one of the model's banks \['anywhere', 'begin'\], got 'middle'"),
+        ({"start": "middle"}, r"start must be one of \['anywhere', 'begin'\], got 'middle'"),
         ({"precision": "fp16"}, "precision must be 'fp32', 'bf16' or 'auto', got 'fp16'"),
         (
             {"autoreset_mode": "Never"},
@@ -481,7 +481,7 @@ def test_wrong_reset_options_are_named_and_lose_nothing(options: dict[str, Any],
 
 
 def test_the_first_reset_must_take_all_rows() -> None:
-    with pytest.raises(ValueError, match="the first reset must reset every row; leave reset_mask out"):
+    with pytest.raises(ValueError, match="the first reset must reset every row; omit reset_mask"):
         dreams().reset(options={"reset_mask": np.array([True, False, True])})
 
 
@@ -635,7 +635,7 @@ def test_the_cut_off_moves_where_a_dream_ends() -> None:
     ("kwargs", "message"),
     [
         ({"cut_off": 0.0}, "cut_off must be between 0 and 1, got 0.0"),
-        ({"pessimism": -1.0}, "pessimism must be a number from 0 up, got -1.0"),
+        ({"pessimism": -1.0}, "pessimism must be a number of at least 0, got -1.0"),
         ({"max_disagreement": 0.0}, "max_disagreement must be above 0, or None, got 0.0"),
     ],
 )

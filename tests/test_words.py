@@ -15,13 +15,8 @@ PAGES = sorted(
     {ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("wm_agents/store/*/*.md")}
     - {LOG}  # Its old entries stay as they are.
 )
-PENDING = re.compile(r"wm_envs/dream|wm_agents/models/(ensemble|vmc|cpu_kernels)")
-"""Still to be reworded."""
 CODE = [
-    path
-    for package in ("wm_envs", "policies", "wm_agents")
-    for path in sorted((ROOT / package).rglob("*.py"))
-    if not PENDING.match(str(path.relative_to(ROOT)))
+    path for folder in ("wm_envs", "policies", "wm_agents", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 PHRASES = [
     r"\bfor real\b(?! (action|env|episode|frame|image|return|score|step)s?)",

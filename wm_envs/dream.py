@@ -28,34 +28,35 @@ Obs = Literal["pixels", "latent"]
 
 
 class DreamVectorEnv(VectorEnv[Array, Array, Array]):
-    """`num_envs` dreams side by side.
+    """A batch of `num_envs` dreams of one model as a vector environment.
 
-    Observations are (N, *obs) or, with `obs="latent"`, feat (N, F) float32. Rewards are float64 (N,), as in
-    Gymnasium's own vector envs. Row i seeded s is the single dream seeded s + i.
+    Observations are (N, *obs) or, with `obs="latent"`, feat (N, F) float32. Rewards are float64 (N,), as in Gymnasium's
+    own vector environments. Row i with seed s equals the single dream with seed s + i.
 
     Args:
-        model: what is dreamed in; it is used as it is and never trained here.
-        starts: banks of posterior latents of real episodes, by name ("begin", "anywhere"), each leaf (S, ...).
-        num_envs: rows, at least 1.
-        obs: "pixels" (the real env's own observation, vectors included) or "latent".
-        temperature: Ha's tau, above 0: higher is more uncertain, harder to exploit.
-        horizon: steps after which a dream is truncated; None never truncates.
-        stall: steps in a row without a positive reward after which a dream is truncated; None never truncates.
-        autoreset_mode: SAME_STEP (default), NEXT_STEP or DISABLED; a name or Gymnasium's enum.
-        deterministic: dream the most likely future; temperature is then not used.
-        start: the bank that resets draw from when `options["start"]` does not say.
-        cut_off: an episode ends where the model's `cont` falls below this, unless the model draws ends itself. 0.5 is
-            Ha & Schmidhuber's; an artifact carries the one that was calibrated on held-out episodes.
-        pessimism: the reward is lowered by so much times the ensemble's disagreement.
-        max_disagreement: an episode ends (terminated) where the disagreement is above this: the model knows no further.
-            Where rewards are negative an early end is a gain, and pessimism the better choice.
-        disagreement: `info["disagreement"]` (N,) says how far the members of an ensemble are apart. It takes all
-            members, where a step takes one, and is computed only for this, `pessimism` or `max_disagreement`.
-        precision: "fp32"; "bf16": matrix products and convolutions in bfloat16, if the device supports it; "auto":
-            bf16 if a few trial steps are faster in it, as with many rows. The attribute holds the one in use.
-        fps: steps a second of the real environment, for films and windows.
-        drawing: id of the real environment; vectors are drawn as it would show them (`wm_envs.drawing`), else as bars.
-            `metadata["drawn"]` says what frames are: decoded pixels, a drawing or bars.
+        model: the world model; it is not trained here.
+        starts: latents of real episodes from which dreams start, by name ("begin", "anywhere"), leaves (S, ...).
+        num_envs: number of rows, at least 1.
+        obs: "pixels": observations of the real environment, also if they are vectors; "latent": feat of the model.
+        temperature: scales the randomness of the dream (tau in Ha & Schmidhuber), above 0. Dreams of a higher
+            temperature are more difficult to exploit.
+        horizon: truncate a dream after N steps; None: never.
+        stall: truncate a dream after N consecutive steps without a positive reward; None: never.
+        autoreset_mode: SAME_STEP (default), NEXT_STEP or DISABLED, as a name or as Gymnasium's enum.
+        deterministic: dream the most likely future; `temperature` then has no effect.
+        start: the entry of `starts` from which dreams start, unless `options["start"]` names another.
+        cut_off: a dream terminates when `cont` of the model falls below this, unless the model samples termination. The
+            default is that of Ha & Schmidhuber; saved models have a value calibrated on held-out episodes.
+        pessimism: ensembles only: subtract this factor times the disagreement of the members from the reward.
+        max_disagreement: ensembles only: terminate a dream when the disagreement exceeds this value. If rewards are
+            negative, early termination is an advantage, so use `pessimism` instead.
+        disagreement: ensembles only: report the disagreement (N,) in `info`. This evaluates all members; a step without
+            it evaluates one.
+        precision: "fp32"; "bf16": matrix products and convolutions in bfloat16, if the device supports it; "auto": bf16
+            if a few trial steps are faster in it. The attribute `precision` is the one in use.
+        fps: steps per second of the real environment, for videos and windows.
+        drawing: id of the real environment, whose drawing renders vectors (`wm_envs.drawing`); None: bars.
+            `metadata["drawn"]` describes the frames: decoded pixels, a drawing or bars.
     """
 
     metadata = {  # noqa: RUF012
@@ -92,7 +93,7 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         self.model = model
         self.starts = {name: _check_latent(f"starts[{name!r}]", bank, model) for name, bank in starts.items()}
         if start not in starts:
-            raise ValueError(f"start must be one of the model's banks {sorted(starts)}, got {start!r}")
+            raise ValueError(f"start must be one of {sorted(starts)}, got {start!r}")
         self.num_envs = num_envs
         self.obs = obs
         self.temperature = 0.0 if deterministic else temperature
@@ -118,18 +119,18 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         self._threads = few_threads(model, num_envs, images=obs == "pixels" and len(model.obs_space.shape or ()) > 1)
         self.latent: Latent | None = None
         self.steps = 0
-        """Steps dreamed so far, of all rows together."""
+        """Number of dreamed steps so far, over all rows."""
         self._age, self._idle = np.zeros((2, num_envs), np.int64)
-        # How each row's episode ended, where it did and was not reset yet.
+        # Whether the episode of each row has terminated or been truncated, and was not reset since.
         self._term, self._trunc = np.zeros((2, num_envs), bool)
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
-        """Open new episodes from real moments.
+        """Start new episodes from stored latents.
 
         Args:
-            seed: row i gets `seed + i`, or `seed[i]`; None goes on with the row's own generator.
+            seed: row i gets `seed + i`, or `seed[i]`; None: the row continues with its generator.
             options: `start` ("begin", "anywhere" or a latent of N rows) and `reset_mask` (N,) bool, the rows to reset.
         """
         options = dict(options or {})
@@ -138,7 +139,7 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         if options:
             raise ValueError(f"unknown reset options {sorted(options)}; known are 'start' and 'reset_mask'")
         if self.latent is None and not mask.all():
-            raise ValueError("the first reset must reset every row; leave reset_mask out")
+            raise ValueError("the first reset must reset every row; omit reset_mask")
         rows = np.flatnonzero(mask)
         self._seed(seed, rows)
         with torch.inference_mode(), self._threads:
@@ -146,9 +147,10 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
             return self._observe(self._live()), {}
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
-        """Dream one step in every row whose episode still runs, all of them in one forward pass.
+        """Dream one step in all running rows in one forward pass.
 
-        With autoreset DISABLED a row that ended stays as it was, its reward 0, until it is reset.
+        With autoreset DISABLED, a row whose episode has ended keeps its observation and gets reward 0 until it is
+        reset.
         """
         encoded, over = self.encode(actions), self._term | self._trunc
         ended = np.flatnonzero(over)
@@ -169,11 +171,12 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
 
     @property
     def is_plain(self) -> bool:
-        """Whether `step_row` does what `step` would: one row that has not ended, and no limit but `horizon`."""
+        """Whether `step_row` is equivalent to `step`: one running row, without limits except `horizon`."""
         return not (self.num_envs > 1 or self._asks_members or self.stall or self._term[0] or self._trunc[0])
 
     def step_row(self, act: Tensor) -> tuple[Array, float, bool, bool]:
-        """`step` of a single row by its encoded action (1, A). Arrays of one number would take half of the time."""
+        """`step` for a single row and an encoded action (1, A), without arrays of one element, which take half of
+        the time."""
         with torch.inference_mode(), self._threads:
             with self._casting():
                 out = self.model.step(self._live(), act, temperature=self.temperature, generator=self.streams)
@@ -195,13 +198,13 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         return torch.from_numpy(self._encoder(actions)).to(self.model.device)
 
     def render(self) -> tuple[Array, ...] | None:
-        """Frames (H, W, 3) uint8, one a row, when `render_mode="rgb_array"`."""
+        """Frames (H, W, 3) uint8, one per row, if `render_mode="rgb_array"`."""
         if self.render_mode is None:
             return None
         return tuple(self.frames())
 
     def frames(self) -> Array:
-        """The rows as pictures, (N, H, W, 3) uint8: `metadata["drawn"]` says which."""
+        """Frames (N, H, W, 3) uint8 of all rows; `metadata["drawn"]` describes them."""
         with torch.inference_mode(), self._threads:
             obs = self.model.decode(self._live()).cpu().numpy()
         return draw(self.drawing, self.model.obs_space, obs)
@@ -224,7 +227,7 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         return start
 
     def _restart(self, rows: NDArray[np.int64], start: str | Latent) -> None:
-        """Open a new episode in `rows`: at latents drawn from a bank, or at the rows of a given latent."""
+        """Start a new episode in `rows`, from a stored latent or from the rows of a given latent."""
         if isinstance(start, str):
             bank = self.starts[start]
             size = len(next(iter(bank.values())))
@@ -244,7 +247,7 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         return self.latent
 
     def _dream(self, rows: Rows, encoded: Tensor, rew: Array, info: dict[str, Any]) -> None:
-        """Dream one step in `rows`; their rewards, and what info says of them, are written into `rew` and `info`."""
+        """Dream one step in `rows`, and write their rewards and infos into `rew` and `info`."""
         before, everyone = self._live(), isinstance(rows, slice)
         latent, act = (before, encoded) if everyone else (_take(before, rows), encoded[rows])
         self.streams.active = rows
@@ -273,7 +276,7 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         return self.disagreement or self.pessimism > 0 or self.max_disagreement is not None
 
     def _unknown(self) -> dict[str, Any]:
-        """What info says of rows that are not dreamed on."""
+        """The info of rows that are not stepped."""
         if not self._asks_members:
             return {}
         return {
@@ -284,7 +287,8 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
     def _observe(self, latent: Latent) -> Array:
         with self._casting():
             seen = self.model.feat(latent).float() if self.obs == "latent" else self.model.decode(latent)
-        obs: Array = seen.cpu().numpy().copy()  # Whoever gets it may write in it: a model may give its latent away.
+        # A copy, because the caller may write into it, and the model may return its latent.
+        obs: Array = seen.cpu().numpy().copy()
         return obs
 
     def _final(self, obs: Array, done: NDArray[np.int64]) -> dict[str, Any]:
@@ -301,7 +305,8 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
 
 
 class DreamEnv(gym.Env[Array, Any]):
-    """One dream: row 0 of a `DreamVectorEnv`, whose arguments it takes (all but `num_envs` and `autoreset_mode`)."""
+    """A single dream: row 0 of a `DreamVectorEnv`. It takes the same arguments except `num_envs` and
+    `autoreset_mode`."""
 
     metadata = {"render_modes": ["rgb_array", "human"], "render_fps": 30}  # noqa: RUF012
 
@@ -344,7 +349,7 @@ class DreamEnv(gym.Env[Array, Any]):
             self._window = None
 
     def _encode(self, action: Any) -> Tensor:
-        """The action as the model takes it, (1, A); those of a discrete space are encoded once."""
+        """The encoded action (1, A); the codes of discrete actions are cached."""
         if not isinstance(self.action_space, spaces.Discrete) or not isinstance(action, int | np.integer):
             return self.envs.encode(np.asarray(action)[None])
         key = int(action)
@@ -382,7 +387,7 @@ def _check_limits(cut_off: float, pessimism: float, max_disagreement: float | No
     if not 0 < cut_off < 1:
         raise ValueError(f"cut_off must be between 0 and 1, got {cut_off}")
     if not 0 <= pessimism < np.inf:
-        raise ValueError(f"pessimism must be a number from 0 up, got {pessimism}")
+        raise ValueError(f"pessimism must be a number of at least 0, got {pessimism}")
     if max_disagreement is not None and not max_disagreement > 0:
         raise ValueError(f"max_disagreement must be above 0, or None, got {max_disagreement}")
 
@@ -392,7 +397,7 @@ def _ensemble(model: WorldModel) -> EnsembleModel:
         return model
     raise ValueError(
         f"pessimism, max_disagreement and disagreement need an ensemble of at least 2 members, {type(model).__name__} "
-        "is a single model; leave them out, or train an ensemble"
+        "is a single model; omit them, or train an ensemble"
     )
 
 
@@ -422,7 +427,8 @@ def _reset_mask(given: Any, num: int) -> NDArray[np.bool_]:
 
 
 def _check_latent(name: str, latent: Any, model: WorldModel, num: int | None = None) -> Latent:
-    """The leaves of `model`'s latent in `latent`, `num` rows each, or any number that agrees."""
+    """Return the leaves of the model's latents from `latent`, and check that they have `num` rows, or equal numbers
+    of rows."""
     like = model.initial(1)
     if not isinstance(latent, Mapping) or not all(isinstance(latent.get(key), Tensor) for key in like):
         keys = sorted(latent) if isinstance(latent, Mapping) else repr(latent)
@@ -440,6 +446,6 @@ def _take(latent: Latent, rows: Rows) -> Latent:
 
 
 def _put(latent: Latent, rows: NDArray[np.int64], new: Latent) -> Latent:
-    """`latent` with `new` in `rows`."""
+    """A copy of `latent` with `new` in `rows`."""
     index = torch.from_numpy(rows).to(next(iter(latent.values())).device)
     return {key: leaf.index_copy(0, index, new[key].to(leaf.dtype)) for key, leaf in latent.items()}

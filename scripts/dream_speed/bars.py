@@ -1,4 +1,4 @@
-"""The measurement of a door, and the bars: ratios to the code of another checkout and to the real environment."""
+"""The measurement of a door, and the goals: ratios to the code of another checkout and to the real environment."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from wm_agents.cli.doors import Door
 
 
 class Timed(NamedTuple):
-    """What was measured of one door."""
+    """The measurements of one door."""
 
     model: str
     family: str
-    """Of the dream; "real" for the real environment."""
+    """The observations of the dream; "real" for the real environment."""
     way: str
     door: Door
     per_s: float
-    """Steps a second of all rows together: the median of the spells."""
+    """Steps per second of all rows together: the median of the measurements."""
     old_per_s: float | None = None
     """The same with the other checkout's code."""
     new_over_old: float | None = None
-    """The median over pairs of spells."""
+    """The median over pairs of measurements."""
     times_real: float | None = None
-    """Steps per step of the real environment on one core."""
+    """Speed relative to the real environment on one core."""
     times_real_all: float | None = None
-    """Steps per step of the real environment in one process per core."""
+    """Speed relative to the real environment in one process per core."""
     busy_loss: float | None = None
-    """Factor by which it slows down while another process is busy on every core."""
+    """Factor by which it is slower while another process is busy on every core."""
     old_busy_loss: float | None = None
     gymnasium: float | None = None
-    """Steps a second by Gymnasium's own benchmark."""
+    """Steps per second by Gymnasium's own benchmark."""
 
     @property
     def name(self) -> str:
-        """The way, or the plain id of a real environment."""
+        """The interface, or the plain id of a real environment."""
         is_plain = self.family == "real" and self.way == "gym.make" and not self.door.id.startswith("Real-")
         return self.door.id if is_plain else self.way
 
@@ -46,7 +46,7 @@ class Timed(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """A limit for some doors of every dream."""
+    """A goal for some doors of every dream."""
 
     what: str
     doors: Callable[[Timed], bool]
@@ -56,7 +56,7 @@ class Bar(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """A bar and the slowest of a dream's doors that it applies to."""
+    """A goal and the slowest door of a dream to which it applies."""
 
     model: str
     bar: str
@@ -108,7 +108,7 @@ BARS = (
 
 
 def check_bars(results: Iterable[Timed]) -> list[Checked]:
-    """Check every bar for every dream; bars that nothing was measured for are left out."""
+    """Check every goal for every dream; goals without measurements are omitted."""
     results = list(results)
     checked = []
     for bar in BARS:

@@ -18,15 +18,15 @@ from wm_agents.cli.doors import Door
 
 
 class DoorFailed(RuntimeError):
-    """A door that does not open, or breaks while it is timed."""
+    """A door that cannot be opened, or fails while it is timed."""
 
 
 class Worker:
     """A process that opens and times doors with the code in `root`, one door at a time.
 
     Args:
-        root: a checkout, absolute.
-        threads: of torch; the library's own choice unless given.
+        root: absolute path of a checkout.
+        threads: number of torch threads; default: torch's own.
     """
 
     def __init__(self, root: Path, threads: int | None = None) -> None:
@@ -44,15 +44,15 @@ class Worker:
         assert package.parents[1] == root, package
 
     def ask(self, question: str) -> None:
-        """Send a line; `answer` waits for what comes back."""
+        """Send a request; `answer` waits for the reply."""
         assert self.process.stdin is not None
         print(question, file=self.process.stdin, flush=True)
 
     def answer(self) -> Any:
-        """The answer to the last question.
+        """The reply to the last request.
 
         Raises:
-            DoorFailed: it could not open or step the door.
+            DoorFailed: the process could not open or step the door.
         """
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -67,7 +67,7 @@ class Worker:
 
     @contextmanager
     def opened(self, door: Door) -> Iterator[None]:
-        """Keep a door open."""
+        """Open a door within this context."""
         self.ask(json.dumps(door))
         self.is_open = True
         self.answer()
@@ -78,24 +78,24 @@ class Worker:
                 self.ask("close")
 
     def spell(self, seconds: float) -> float:
-        """Steps a second through the open door."""
+        """Steps per second through the open door."""
         self.ask(f"spell {seconds}")
         return float(self.answer())
 
     def gymnasium_figure(self, seconds: float) -> float | None:
-        """Steps a second through the open door by Gymnasium's own benchmark, if it has one."""
+        """Steps per second through the open door with Gymnasium's own benchmark, if it has one."""
         self.ask(f"gymnasium_figure {seconds}")
         figure: float | None = self.answer()
         return figure
 
     def close(self) -> None:
-        """End the process."""
+        """Stop the process."""
         self.process.communicate()
         self.log.close()
 
 
 class Busy:
-    """One busy process per core, stopped except during `beside`."""
+    """One busy process per core, paused except within `beside`."""
 
     def __init__(self, cores: int) -> None:
         self.processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
@@ -110,7 +110,7 @@ class Busy:
             self._send(signal.SIGSTOP)
 
     def close(self) -> None:
-        """End the processes."""
+        """Stop the processes."""
         for process in self.processes:
             process.kill()
             process.wait()

@@ -1,4 +1,4 @@
-"""Times contenders against each other, each in a process of its own that its `stopwatch` runs in."""
+"""Times several implementations alternately, each in its own process, which runs `stopwatch`."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from ports.stopwatch import Job
 
 
 class Contender(NamedTuple):
-    """Who is timed, and how."""
+    """What is timed, and how."""
 
     name: str
-    """What: V small, dreamerv3:size1m, tdmpc2:1m plan."""
+    """The name, such as V small, dreamerv3:size1m or tdmpc2:1m plan."""
     by: str
-    """Us, or a port."""
+    """This package, or a port."""
     job: Job
     command: tuple[str, ...]
     frames: int
-    """That one call takes in."""
+    """Images or frames per call."""
 
 
 class Speed(NamedTuple):
-    """What was measured of one contender."""
+    """The measurements of one implementation."""
 
     rounds_ms: list[float]
-    """Median of each round."""
+    """The median of each round."""
     cpu_rounds_ms: list[float]
     ms: float
-    """Median of all."""
+    """The median of all calls."""
     cpu_ms: float
     peak_mb: float
     process_mb: float
@@ -42,7 +42,7 @@ class Speed(NamedTuple):
 
 
 class Worker:
-    """The process that times one contender."""
+    """The process that times one implementation."""
 
     def __init__(self, contender: Contender) -> None:
         threads = str(contender.job.threads)
@@ -57,7 +57,7 @@ class Worker:
         self.rounds: list[dict[str, Any]] = []
 
     def time(self, seconds: float) -> None:
-        """One spell."""
+        """One round."""
         if self.failed or (self.rounds and self.rounds[-1]["ms"][0] > 1e4 * seconds):
             return  # Once is enough.
         assert self.process.stdin is not None
@@ -66,7 +66,7 @@ class Worker:
             self.rounds.append(answer)
 
     def close(self) -> Speed | str:
-        """What was measured, or why nothing was."""
+        """The measurements, or the reason why there are none."""
         self.process.communicate()
         self.log.close()
         if self.failed:
@@ -93,7 +93,7 @@ class Worker:
 
 
 def compare(contenders: list[Contender], seconds: float, repeats: int) -> list[Speed | str]:
-    """Time all, by turns where there are ports to compare with: a busy machine slows all alike."""
+    """Time all implementations, alternately if there are ports, so that other processes slow all equally."""
     together = [contenders] if any(c.by != "ours" for c in contenders) else [[c] for c in contenders]
     speeds: list[Speed | str] = []
     for group in together:
@@ -106,7 +106,7 @@ def compare(contenders: list[Contender], seconds: float, repeats: int) -> list[S
 
 
 def ratios(mine: Speed, ports: dict[str, Speed]) -> tuple[str, float, float] | None:
-    """The fastest port, and how many times as long it takes: on the clock, and of the processor."""
+    """The fastest port, and its time relative to this package: wall time and CPU time."""
     if not ports:
         return None
     by = min(ports, key=lambda name: ports[name].ms)

@@ -1,7 +1,7 @@
-"""One update of dreamerv3-torch (github.com/NM512/dreamerv3-torch; the algorithm of January 2023) at given sizes.
+"""One update of dreamerv3-torch (github.com/NM512/dreamerv3-torch; the algorithm of January 2023) with given sizes.
 
-Its GRU is one dense layer and its convolutions have strides, so that equal sizes are not equal work. Its model is not
-compiled in effect, whatever its config says: what it compiles is `forward`, which its update never calls.
+Its GRU is one dense layer and its convolutions have strides, so equal sizes are not equal work. Its model is not
+compiled, whatever its config contains, because it compiles `forward`, which its update never calls.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stopwatch import Job, Timed, main
 
 
 def build(job: Job) -> Timed:
-    """Model and behaviour by its own config, sizes and batch replaced, for one choice among `actions`."""
+    """The model and behaviour of its own config, with the given sizes and batch, and `actions` discrete actions."""
     models = import_module("models")
     cfg = make_cfg(job)
     spaces = SimpleNamespace(spaces={"image": SimpleNamespace(shape=job.obs_shape)})

@@ -1,6 +1,7 @@
-"""One update of sheeprl's DreamerV3 (github.com/Eclectic-Sheep/sheeprl; the algorithm of January 2023) at given sizes.
+"""One update of sheeprl's DreamerV3 (github.com/Eclectic-Sheep/sheeprl; the algorithm of January 2023) with given
+sizes.
 
-Its GRU is one dense layer and its convolutions have strides, so that equal sizes are not equal work.
+Its GRU is one dense layer and its convolutions have strides, so equal sizes are not equal work.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ GROUPS = ["exp=dreamer_v3", "algo=dreamer_v3_XS", "env=dummy"]
 
 
 def build(job: Job) -> Timed:
-    """Its agent by its own config, sizes and batch replaced, for one choice among `actions`; what its loop calls."""
+    """The agent of its own config, with the given sizes and batch and `actions` discrete actions, and the arguments
+    of its loop."""
     root = Path(job.path) / "sheeprl"
     package = ModuleType("sheeprl")  # Its own __init__ imports every algorithm it has.
     package.__path__ = [str(root)]

@@ -1,6 +1,6 @@
-"""One update, or one plan, of the official TD-MPC2 (github.com/nicklashansen/tdmpc2) at given sizes, on any device.
+"""One update, or one plan, of the official TD-MPC2 (github.com/nicklashansen/tdmpc2) with given sizes, on any device.
 
-It is compiled unless its config says otherwise.
+It is compiled unless its config disables this.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch
 from stopwatch import Job, Timed, main
 
 ON_CPU = {b"cuda:0": b"cpu", b"capturable=True": b"capturable=False"}
-"""What its source names a device by, and what it asks of Adam that only a GPU has."""
+"""The names of devices in its source, and options of Adam that need a GPU."""
 
 
 class OnCPU(SourceFileLoader):
-    """Loads a module with other words for those that keep it off a CPU."""
+    """Loads a module with replacements for the words that prevent it from running on a CPU."""
 
     def get_data(self, path: str) -> bytes:
         if not path.endswith(".py"):
@@ -31,11 +31,11 @@ class OnCPU(SourceFileLoader):
         return data
 
     def set_data(self, path: str, data: Any, *, _mode: int = 0o666) -> None:
-        """Leave no bytecode of it behind."""
+        """Write no bytecode of it."""
 
 
 class Finder(PathFinder):
-    """Finds the port's modules, for `OnCPU` to load."""
+    """Finds the modules of the port, for `OnCPU` to load."""
 
     root = ""
 
@@ -49,7 +49,7 @@ class Finder(PathFinder):
 
 
 def build(job: Job) -> Timed:
-    """Its agent for one task of vectors by its own config, sizes replaced."""
+    """The agent of its own config for one task with vectors, with the given sizes."""
     root = str(Path(job.path) / "tdmpc2")
     sys.path.insert(0, root)
     if job.device == "cpu":

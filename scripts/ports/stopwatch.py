@@ -1,7 +1,7 @@
-"""Times one function in a process of its own, a spell at a time, as its parent asks over pipes.
+"""Times one function in its own process, on requests of the parent process over pipes.
 
-The parent writes seconds, a number a line, and reads JSON, an object a line: first what is timed, then every spell.
-Needs torch and nothing of this project, so that the interpreter of a public port can run it.
+The parent writes numbers of seconds, one per line, and reads JSON objects, one per line: first a description of what is
+timed, then the results. This file needs only torch, so that the interpreter of a port can run it.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ import torch
 
 WARM_UP = 2
 FULL = ("can't allocate memory", "out of memory")
-"""What torch says where memory ends."""
+"""The error messages of torch if the memory is full."""
 
 
 class Job(NamedTuple):
-    """What a process is to time."""
+    """A request to time something."""
 
     sizes: dict[str, Any]
-    """Fields of this project's config of the model."""
+    """Fields of the model's config in this project."""
     path: str = ""
-    """A port's checkout; its modules come before all others."""
+    """The checkout of a port, whose modules take precedence."""
     part: str = ""
-    """Of this project: what is trained."""
+    """What is trained, for this project."""
     plan: bool = False
-    """Time a plan, not an update."""
+    """Time a plan instead of an update."""
     batch: int = 1
     length: int = 1
-    """Steps of a window."""
+    """Steps per window."""
     obs_shape: tuple[int, ...] = ()
-    """(H, W, C) of frames, (D,) of vectors."""
+    """(H, W, C) for frames, (D,) for vectors."""
     actions: int = 1
     precision: str = "fp32"
     compiled: bool = False
@@ -45,7 +45,7 @@ class Job(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """What a builder makes of a job."""
+    """The functions that a builder creates for a job."""
 
     call: Callable[[], Any]
     """May return the loss."""
@@ -53,7 +53,7 @@ class Timed(NamedTuple):
 
 
 def main(build: Callable[[Job], Timed], text: str) -> None:
-    """Build what the job in JSON asks for, tell of it, and time it as long as the parent asks."""
+    """Build the function for a job in JSON, describe it, and time it as often as the parent requests."""
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # What else is printed is not for the parent.
     job = Job(**json.loads(text))
@@ -86,7 +86,7 @@ def _warm_up(timed: Timed, device: str) -> dict[str, Any]:
 
 
 def _spell(call: Callable[[], Any], seconds: float, device: str) -> dict[str, list[float]]:
-    """Milliseconds of each call, on the clock and of the processor, all threads together."""
+    """Milliseconds of each call: wall time, and CPU time of all threads."""
     ms: list[float] = []
     cpu_ms: list[float] = []
     end = time.perf_counter() + seconds
@@ -105,7 +105,7 @@ def _wait(device: str) -> None:
 
 
 def _limit(device: str) -> None:
-    """Keep the process from taking the memory of whoever else is at work on this machine; Linux only."""
+    """Limit the memory of the process, to protect other processes; Linux only."""
     free, hard = int(0.9 * _status("/proc/meminfo", "MemAvailable")), resource.getrlimit(resource.RLIMIT_DATA)[1]
     if free and not device.startswith("cuda") and hard == resource.RLIM_INFINITY:
         most = _status("/proc/self/status", "VmData") + free
@@ -113,27 +113,27 @@ def _limit(device: str) -> None:
 
 
 class Memory:
-    """What the calls take: on a CPU parameters and by how much the process grows, on CUDA all tensors."""
+    """Measures memory: on a CPU parameters and growth of the process, on CUDA all tensors."""
 
     def __init__(self, device: str, params: int) -> None:
         self.cuda = device.startswith("cuda")
         self.base = _resident("VmRSS") - 4 * params
 
     def peaks(self) -> dict[str, float]:
-        """In MB: what was taken, and the whole process at its largest."""
+        """Memory of the calls, and peak memory of the process, in MB."""
         whole = _resident("VmHWM")
         grown = torch.cuda.max_memory_allocated() if self.cuda else whole - self.base
         return {"peak_mb": grown / 2**20, "process_mb": whole / 2**20}
 
 
 def _resident(field: str) -> int:
-    """Bytes; where there is no /proc, the most that ever were."""
+    """Memory of the process in bytes; its peak if there is no /proc."""
     unit = 1 if sys.platform == "darwin" else 1024
     return _status("/proc/self/status", field) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _status(path: str, field: str) -> int:
-    """Bytes of a `field: n kB` line of Linux; 0 elsewhere."""
+    """Bytes of a `field: n kB` line of Linux; 0 on other systems."""
     try:
         with open(path, encoding="utf-8") as file:
             return next((int(line.split()[1]) * 1024 for line in file if line.startswith(f"{field}:")), 0)

@@ -1,4 +1,5 @@
-"""M's dreamed step rearranged for CPUs. `vmc` has the plain definition that each of these equals."""
+"""Faster versions of the dreamed step of `MDRNN` for CPUs; `vmc` contains the plain definitions with the same
+results."""
 
 from __future__ import annotations
 
@@ -19,21 +20,21 @@ if TYPE_CHECKING:
     from wm_agents.models.vmc import MDRNN, _MDRNNBase
 
 MANY = 128
-"""Rows from which a product for each component takes less time than the whole head."""
+"""Minimum number of rows for which one product per component is faster than the whole head."""
 
 
 def is_dream(h: Tensor) -> bool:
-    """Whether a memory is on the CPU and nothing is recorded for gradients."""
+    """Whether the memory is on the CPU and no gradients are recorded."""
     return h.is_cpu and not torch.is_grad_enabled()
 
 
 def gains_by_component(h: Tensor) -> bool:
-    """Whether `draw_by_component` takes less time; not in bfloat16, where the whole head costs next to nothing."""
+    """Whether `draw_by_component` is faster; never in bfloat16, in which the whole head is cheap."""
     return len(h) >= MANY and is_dream(h) and not torch.is_autocast_enabled("cpu")
 
 
 def draw_by_component(memory: _MDRNNBase, h: Tensor, temperature: float, generator: Generator) -> tuple[Tensor, Tensor]:
-    """`MDRNN.draw` with one product for each component, of the rows that have drawn it: a Kth of the head's work."""
+    """`MDRNN.draw` with one matrix product per component, of the rows that chose it: 1/K of the work of the head."""
     k, z, head = memory.gaussians, memory.latents, memory.gmm_linear
     tail = F.linear(h, head.weight[2 * k * z :], head.bias[2 * k * z :]).float()
     noise = memory.noise(len(h), temperature, generator, h.device)
@@ -48,10 +49,10 @@ def draw_by_component(memory: _MDRNNBase, h: Tensor, temperature: float, generat
 
 
 class RowStep:
-    """`MDRNN.advance` and `MDRNN.draw` for one row, by NumPy around five products of a matrix and a vector.
+    """`MDRNN.advance` and `MDRNN.draw` for one row, with NumPy and five matrix-vector products.
 
-    An operation of torch takes longer than the arithmetic of a row. The weights are views, never copies: what a
-    training or a load writes into them is seen, and `of` makes new ones when they have moved.
+    The overhead of a torch operation exceeds the arithmetic of one row. The weights are views, so changes by training
+    or loading apply here. If the weights moved to other memory, `of` makes a new object.
     """
 
     def __init__(self, memory: MDRNN) -> None:
@@ -70,19 +71,19 @@ class RowStep:
 
     @classmethod
     def of(cls, memory: MDRNN) -> RowStep:
-        """The one of `memory`, made anew if its weights have moved."""
+        """The `RowStep` of `memory`, made again if its weights have moved."""
         step = _STEPS.get(memory)
         if step is None or step.where != _where(memory):
             step = _STEPS[memory] = cls(memory)
         return step
 
     def advance(self, z: Tensor, act: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of the LSTM: all (1, ...)."""
+        """One step of the LSTM; all arrays are (1, ...)."""
         gates = torch.addmv(*self.inputs, torch.cat([act, z], dim=1)[0]).addmv_(self.recurrent, h[0]).numpy()
         gates += self.bias
         gates *= self.halves
         gates = np.tanh(gates, out=gates).reshape(4, self.hiddens)
-        double = gates + 1  # Twice the sigmoids of i, f, o.
+        double = gates + 1  # Twice the sigmoid of i, f and o.
         new_c = double[1] * c.numpy()
         new_c += double[0] * gates[2]
         new_c *= 0.5
@@ -92,7 +93,7 @@ class RowStep:
         return torch.from_numpy(new_h), torch.from_numpy(new_c)
 
     def draw(self, h: Tensor, temperature: float, generator: Generator) -> tuple[Tensor, Tensor]:
-        """z' (1, Z) and what the head says of reward and end, (1, R + 1)."""
+        """z' (1, Z), and the outputs of the head for reward and termination (1, R + 1)."""
         tail = torch.addmv(*self.tail, h[0])
         logits, ends = tail.tolist()[: self.gaussians], tail[None, self.gaussians :]
         if temperature == 0:
@@ -118,7 +119,7 @@ def _where(memory: MDRNN) -> tuple[int, ...]:
 
 
 def _choose(logits: list[float], normal: float, temperature: float) -> int:
-    """The component whose share of the whole a normal's own quantile falls in: `MDRNN.choose` for one row."""
+    """The component chosen by inverse transform sampling, as in `MDRNN.choose`, for one row."""
     top = max(logits)
     weights = [math.exp((logit - top) / temperature) for logit in logits]
     chance = 0.5 * math.erfc(-normal * math.sqrt(0.5)) * sum(weights)

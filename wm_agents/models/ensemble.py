@@ -1,10 +1,12 @@
 """A probabilistic ensemble for vector observations, after PETS (Chua et al. 2018) and MBPO (Janner et al. 2019).
 
-Each member predicts from (obs, act) whether the episode ends, what is earned then, and otherwise, as a Gaussian, how
-the observation changes; what that change earns is read off the move itself. Ends come first because a crash shows in
-what it does to the velocity, which no Gaussian around the usual change would ever draw. Each row of a dream follows one
-member, drawn anew at every step (TS1 of PETS), so that a step costs one member and not all of them. How far the members
-are apart is the uncertainty that pessimistic dreams act on; it needs all members and is computed only on request.
+From (obs, act), each member predicts the probability of termination, the reward of a terminal step, and the change of
+the observation as a Gaussian. The reward of any other step is predicted from the sampled change. Termination is
+predicted first, because the change of a terminal step, such as a crash, is unlike all others and not covered by the
+Gaussian.
+
+Each row of a dream follows one member, sampled at every step (TS1 of PETS), so a step evaluates only one member. The
+disagreement of the members measures their uncertainty. It evaluates all members and is computed only on request.
 """
 
 from __future__ import annotations
@@ -46,11 +48,11 @@ class EnsembleConfig(WorldModelConfig):
     layers: int = field(default=2, metadata=at_least(1))
     """Hidden layers of each of the two networks of a member."""
     term_weight: float = field(default=5.0, metadata=above(0))
-    """Weight of the rare terminal steps in the cross-entropy; it is taken out of the odds again when dreaming."""
+    """Weight of the rare terminal steps in the loss. Dreams correct the predicted probability for it."""
 
 
 class Moves(NamedTuple):
-    """Steps, each member's own or (M = 1) the same for all: obs, act -> rew, next_obs."""
+    """Training steps obs, act -> rew, next_obs; separate ones for each member, or the same for all (M = 1)."""
 
     obs: Tensor
     """(M, B, D)"""
@@ -59,12 +61,12 @@ class Moves(NamedTuple):
     rew: Tensor
     """(M, B)"""
     term: Tensor
-    """(M, B), 1 where the step ended the episode"""
+    """(M, B), 1 if the step terminated the episode"""
     next_obs: Tensor
 
 
 class Ensemble(Model):
-    """The world model: latent {obs (B, D)} in the observation's own units, feat the same in units of its spread."""
+    """The world model: latent {obs (B, D)} in the units of the observation; feat is the normalised observation."""
 
     family: ClassVar[str] = "ensemble"
     cfg: EnsembleConfig
@@ -75,7 +77,7 @@ class Ensemble(Model):
         if not isinstance(obs_space, gym.spaces.Box) or len(obs_space.shape) != 1:
             raise ValueError(f"an ensemble needs a Box of vectors, got {obs_space}; use the family 'vmc' for pixels")
         self.feat_dim = dim = obs_space.shape[0]
-        # Networks of their own: the likelihood of a sure change has gradients that would drown the rare end's.
+        # Separate networks, because the likelihood of precise changes has large gradients, which would dominate.
         self.change = EnsembleMLP(cfg, dim + self.actions, 2 * dim)
         self.reward = EnsembleMLP(cfg, 2 * dim + self.actions, 1)
         self.end = EnsembleMLP(cfg, dim + self.actions, 2)
@@ -92,7 +94,7 @@ class Ensemble(Model):
     def encode(
         self, obs: Tensor, latent: Latent | None = None, act: Tensor | None = None, first: Tensor | None = None
     ) -> Latent:
-        """Take in an observation: it says all there is to say, whatever came before."""
+        """The latent of an observation, which does not depend on earlier ones."""
         return {"obs": self.take_obs(obs).float()}
 
     @property
@@ -100,9 +102,10 @@ class Ensemble(Model):
         return self.cfg.members
 
     def step(self, latent: Latent, act: Tensor, *, temperature: float = 1.0, generator: Generator = None) -> Step:
-        """Dream one step; tau multiplies the variance, and at 0 the mean of all members is followed.
+        """Dream one step.
 
-        Otherwise change, end and reward of a row are those of one member, which is drawn for this step alone.
+        The temperature multiplies the variance. Change, termination and reward of a row are those of one member, which
+        is sampled for this step. At temperature 0 they are the mean of all members.
         """
         obs = latent["obs"]
         num = len(obs)
@@ -112,7 +115,7 @@ class Ensemble(Model):
         noise = draw_normal(num, self.feat_dim + 2, generator, obs.device)
         if num == 1 and is_dream(obs):
             return EnsembleRow.of(self).step(obs, act, noise, temperature)
-        uniform = torch.special.ndtr(noise[:, -2:])  # A normal's own quantile is uniform.
+        uniform = torch.special.ndtr(noise[:, -2:])  # The CDF of a normal sample is uniform.
         member = (uniform[:, 0] * self.members).long().clamp(max=self.members - 1)
         order = member.argsort()
         rows = Rows(*(x[order] for x in (obs, act, noise[:, :-2] * temperature**0.5, uniform[:, 1])))
@@ -129,12 +132,12 @@ class Ensemble(Model):
         return self._outcome(next_obs, rew, ahead.end_rew.mean(0), chance, chance > 0.5)
 
     def _step_members(self, rows: Rows, counts: list[int]) -> Step:
-        """The first `counts[0]` rows follow the first member, and so on."""
+        """Predictions for rows of which the first `counts[0]` follow the first member, and so on."""
         scale, x = self.scale, self._input(rows.obs, rows.act)
         mean, logvar = self.change.follow(x, counts).chunk(2, dim=1)
         change = mean + torch.exp(0.5 * _bounded(logvar)) * rows.noise
         next_obs = scale.plausible(rows.obs + change * scale.change_std)
-        # The reward is read off the very move that is dreamed, snapped and bounded as it is.
+        # The reward depends on the change after clipping and rounding.
         rew = self.reward.follow(torch.cat([x, (next_obs - rows.obs) / scale.change_std], dim=1), counts).squeeze(1)
         end, end_rew = self.end.follow(x, counts).unbind(1)
         chance = self._chance(end)
@@ -145,10 +148,10 @@ class Ensemble(Model):
         return Step({"obs": next_obs}, earned, 1 - chance, end)
 
     def disagreement(self, latent: Latent, act: Tensor, ahead: Latent) -> Tensor:
-        """How far the members are apart about the step to `ahead`, (B,).
+        """The disagreement (B,) of the members about the step to `ahead`.
 
-        It is the root mean square of their standard deviations: of the mean change in each dimension, in units of
-        `Scale.change_std`, and of the reward of the move to `ahead`, in units of `Scale.rew`.
+        It is the root mean square of the standard deviations over members: of the mean change in each dimension, in
+        units of `Scale.change_std`, and of the reward, in units of `Scale.rew`.
         """
         obs, x = latent["obs"], self._input(latent["obs"], act)
         mean, _ = self.change(x).float().chunk(2, dim=-1)
@@ -159,7 +162,7 @@ class Ensemble(Model):
         return torch.cat([self.scale.normal(obs), act], dim=1)
 
     def _chance(self, end: Tensor) -> Tensor:
-        """The probability of an end; the weight of ends in the loss is taken out of the odds."""
+        """The probability of termination, corrected for the weight of terminal steps in the loss."""
         return torch.sigmoid(end - math.log(self.cfg.term_weight))
 
     def decode(self, latent: Latent) -> Tensor:
@@ -170,19 +173,19 @@ class Ensemble(Model):
         return (latent["obs"] - self.scale.feat_mean) / self.scale.feat_std
 
     def foresee(self, x: Tensor) -> Future:
-        """Normalised (obs, act), (B, D + A) or (M, B, D + A), to what each member expects."""
+        """Map normalised (obs, act), (B, D + A) or (M, B, D + A), to the predictions of each member."""
         mean, logvar = self.change(x).float().chunk(2, dim=-1)
         return Future(mean, _bounded(logvar), *self.end(x).float().unbind(-1))
 
     def earn(self, x: Tensor, change: Tensor) -> Tensor:
-        """What each member pays for a move that goes on, (M, B), in units of `scale.rew`."""
+        """The reward (M, B) that each member predicts for a step without termination, in units of `scale.rew`."""
         return cast(Tensor, self.reward(torch.cat([x, change], dim=-1)).float().squeeze(-1))
 
     def loss(self, batch: Batch) -> LossOutput:
-        """`moves_loss` of every step in the windows.
+        """`moves_loss` of all steps of the windows.
 
-        In training mode each member draws its own from them, as from a bootstrap, and the first batch sets the units
-        where no fit has.
+        In training mode each member draws a bootstrap sample of the steps, and the first batch sets the units, unless
+        they are set already.
         """
         mine = ~batch.first[:, 1:]
         obs, next_obs = (x[mine].float() for x in (batch.obs[:, :-1], batch.obs[:, 1:]))
@@ -194,9 +197,11 @@ class Ensemble(Model):
         return self.moves_loss(Moves(*(x[pick] for x in moves)))
 
     def moves_loss(self, moves: Moves) -> LossOutput:
-        """Likelihood of change and reward where the episode went on, the end's cross-entropy and its reward, summed.
+        """The sum of the losses: negative log-likelihood of change and reward for steps without termination,
+        cross-entropy of termination, and the reward of terminal steps.
 
-        What is told of the change is its plain negative log-likelihood; the one that is trained on is steadied.
+        The reported loss of the change is its negative log-likelihood. The gradient is that of a weighted version,
+        which is more stable (Seitzer et al. 2022).
         """
         scale, term, on = self.scale, moves.term, 1 - moves.term
         x = torch.cat([scale.normal(moves.obs), moves.act], dim=-1)
@@ -217,32 +222,32 @@ class Ensemble(Model):
 
 
 class Future(NamedTuple):
-    """What the members expect of (obs, act)."""
+    """Predictions of the members."""
 
     mean: Tensor
-    """(M, B, D) of the change if the episode goes on, in units of `Scale.change_std`"""
+    """(M, B, D), the change without termination, in units of `Scale.change_std`"""
     logvar: Tensor
     end: Tensor
     """(M, B), a logit"""
     end_rew: Tensor
-    """(M, B) the reward if it ends, in units of `Scale.end_rew`"""
+    """(M, B), the reward of a terminal step, in units of `Scale.end_rew`"""
 
 
 class Rows(NamedTuple):
-    """Rows that each follow one member."""
+    """Predictions for rows that each follow one member."""
 
     obs: Tensor
     """(B, D)"""
     act: Tensor
     """(B, A), encoded"""
     noise: Tensor
-    """(B, D) normal, of the variance that the temperature asks for"""
+    """(B, D) normal noise, scaled by the temperature"""
     uniform: Tensor
-    """(B,) it ends where the probability is above this"""
+    """(B,) uniform noise: the row terminates if its probability is above this"""
 
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:
-    """Mean over the members of their means over the rows `where` is 1."""
+    """The mean over the rows with `where` = 1 of each member, averaged over the members."""
     return ((values * where).sum(-1) / where.sum(-1).clamp(min=1)).mean()
 
 
@@ -251,7 +256,7 @@ def _bounded(logvar: Tensor) -> Tensor:
 
 
 class Scale(nn.Module):
-    """Units that data are learned in, and what is plausible at all."""
+    """The units in which the model is trained, and the range of plausible observations."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -268,9 +273,11 @@ class Scale(nn.Module):
         return (obs - self.obs_mean) / self.obs_std
 
     def plausible(self, obs: Tensor) -> Tensor:
-        """No further out than what was seen is wide; a dimension that only has two values takes the nearer one.
+        """Clip observations to a plausible range.
 
-        Narrower walls would hold up what drifts: a cart that never ran off the track in its data must do so in dreams.
+        The range extends beyond the data on both sides by the width of the data. A narrower range would stop a drift: a
+        cart that never left the track in the data must be able to leave it in dreams. Dimensions with two values take
+        the nearer value.
         """
         margin = self.seen_high - self.seen_low
         inside = obs.clamp(self.seen_low - margin, self.seen_high + margin)
@@ -278,7 +285,7 @@ class Scale(nn.Module):
         return torch.where(self.two_valued > 0, torch.where(high, self.seen_high, self.seen_low), inside)
 
     def settle(self, moves: Moves) -> None:
-        """Set the units from the first steps (N, ...), if they are not set; take in how far later ones go."""
+        """Set the units from the first steps (N, ...), if they are not set, and extend the range by later ones."""
         obs, next_obs, low, high = moves.obs, moves.next_obs, self.seen_low.clone(), self.seen_high.clone()
         if low.isinf().all():
             self.fit(obs, next_obs, moves.rew, moves.term, first=True)
@@ -289,14 +296,15 @@ class Scale(nn.Module):
         self.two_valued.mul_(two_valued)
 
     def see(self, obs: Tensor) -> None:
-        """Set how far `obs` (N, D) go, and which of their dimensions have two values."""
+        """Extend the range by `obs` (N, D), and find the dimensions that have only two values."""
         self.seen_low.copy_(obs.min(0).values)
         self.seen_high.copy_(obs.max(0).values)
         at_bounds = (obs == self.seen_low) | (obs == self.seen_high)
         self.two_valued.copy_((at_bounds.all(0) & (self.seen_low < self.seen_high)).float())
 
     def fit(self, obs: Tensor, next_obs: Tensor, rew: Tensor, term: Tensor, first: bool) -> None:
-        """Set all units from steps (N, ...); those of feat, which controllers rely on, from the `first` data alone."""
+        """Set all units from steps (N, ...). Those of feat, on which controllers depend, come from the `first` data
+        only."""
         self.obs_mean.copy_(obs.mean(0))
         self.obs_std.copy_(_spread(obs))
         self.change_std.copy_(_spread(next_obs - obs))
@@ -315,7 +323,7 @@ def _spread(x: Tensor) -> Tensor:
 
 
 def _size(rew: Tensor) -> float:
-    """Root mean square: a reward of 1 at every step has no spread."""
+    """The root mean square; not the standard deviation, which is 0 if every reward is 1."""
     size = float(rew.double().square().mean().sqrt()) if len(rew) else 0.0
     return size if size > 0 else 1.0
 
@@ -325,7 +333,7 @@ Layer = tuple[Tensor, Tensor]
 
 
 class EnsembleMLP(nn.Module):
-    """`members` networks of their own weights in one batched product: (B, I), (1, B, I) or (M, B, I) to (M, B, O)."""
+    """`members` independent networks as batched products: (B, I), (1, B, I) or (M, B, I) to (M, B, O)."""
 
     def __init__(self, cfg: EnsembleConfig, in_dim: int, out_dim: int) -> None:
         super().__init__()
@@ -342,7 +350,7 @@ class EnsembleMLP(nn.Module):
         return out
 
     def follow(self, x: Tensor, counts: list[int]) -> Tensor:
-        """Rows (B, I), the first `counts[0]` by the first member alone and so on, to (B, O)."""
+        """Map rows (B, I) to (B, O), the first `counts[0]` with the first member, and so on."""
         outs = []
         for layers, part in zip(self.layers(), x.split(counts), strict=True):
             if len(part):
@@ -354,8 +362,8 @@ class EnsembleMLP(nn.Module):
     def layers(self) -> list[list[Layer]]:
         """The layers of each member.
 
-        Without gradients they are views of the weights, which training changes in place, and are kept for as long as
-        the weights stay where they are: making them anew would take as long as the products of a single row.
+        Without gradients they are views of the weights, which training changes in place. They are cached until the
+        weights move, because making them takes as long as the products of a single row.
         """
         if torch.is_grad_enabled():
             return _by_member(self.weights, self.biases)
@@ -364,7 +372,7 @@ class EnsembleMLP(nn.Module):
         return self._views
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_views": []}  # A copy has weights of its own.
+        return {**self.__dict__, "_views": []}  # A copy has other weights.
 
 
 def _by_member(weights: Iterable[Tensor], biases: Iterable[Tensor]) -> list[list[Layer]]:
@@ -373,5 +381,5 @@ def _by_member(weights: Iterable[Tensor], biases: Iterable[Tensor]) -> list[list
 
 
 def _uniform(members: int, rows: int, cols: int, fan_in: int) -> Tensor:
-    """As nn.Linear begins."""
+    """Initialise as nn.Linear does."""
     return (2 * torch.rand(members, rows, cols) - 1) / math.sqrt(fan_in)

@@ -1,4 +1,5 @@
-"""`Ensemble.step` of one row on a CPU. `ensemble` has the plain definition, which this equals."""
+"""A faster version of `Ensemble.step` for one row on a CPU; `ensemble` contains the plain definition with the same
+results."""
 
 from __future__ import annotations
 
@@ -21,23 +22,22 @@ Layers = list[tuple[Tensor, Tensor]]
 
 
 class EnsembleRow:
-    """The step of one row: Python's own numbers around products of a matrix and a vector.
+    """The step of one row, with Python numbers and matrix-vector products.
 
-    An operation of PyTorch or NumPy takes longer than all the arithmetic on a handful of numbers. Weights are views,
-    never copies, so that what a training run or a load writes into them is seen; `fits` says whether they, and the
-    units, are still what they were.
+    The overhead of an operation of PyTorch or NumPy exceeds the arithmetic of a few numbers. The weights are views, so
+    changes by training or loading apply here. `fits` checks that weights and units are still the same.
     """
 
     @classmethod
     def of(cls, model: Ensemble) -> EnsembleRow:
-        """The one of `model`, made anew if its weights have moved or its units have changed."""
+        """The `EnsembleRow` of `model`, made again if its weights have moved or its units have changed."""
         row = _ROWS.get(model)
         if row is None or not row.fits():
             row = _ROWS[model] = cls(model)
         return row
 
     def __init__(self, model: Ensemble) -> None:
-        self._weights: Any = model.change.weights._parameters  # Looked up by the list itself, they take longer.
+        self._weights: Any = model.change.weights._parameters  # Looking up items of the list takes longer.
         self._units = [unit for unit in model.scale.buffers() if not unit.is_inference()]
         self._made_of = self._state()
         self.members = list(zip(*(_by_member(net) for net in (model.change, model.end, model.reward))))
@@ -50,14 +50,14 @@ class EnsembleRow:
         self.two_valued = [(i, *seen[i]) for i, two in enumerate(scale["two_valued"]) if two > 0]
 
     def fits(self) -> bool:
-        """Whether the weights of the model are where they were, and its units what they were."""
+        """Whether the weights and the units of the model are still the same."""
         return self._made_of == self._state()
 
     def _state(self) -> list[int]:
         return [self._weights["0"].data_ptr(), *[unit._version for unit in self._units]]
 
     def step(self, obs: Tensor, act: Tensor, normal: Tensor, temperature: float) -> Step:
-        """From (1, D), encoded (1, A) and standard normals (1, D + 2)."""
+        """Dream one step from (1, D) with the encoded action (1, A) and standard normal noise (1, D + 2)."""
         (was,), (did,), ((*noise, pick, luck),) = obs.tolist(), act.tolist(), normal.tolist()
         change, end, reward = self.members[min(int(_uniform(pick) * len(self.members)), len(self.members) - 1)]
         seen = [(x - mean) / std for x, (mean, std) in zip(was, self.obs)] + did
@@ -74,7 +74,7 @@ class EnsembleRow:
         return Step({"obs": _tensor([now])}, _tensor([rew]), _tensor([1 - chance]), torch.from_numpy(np.array([ends])))
 
     def _move(self, was: list[float], ahead: list[float], noise: list[float], spread: float) -> list[float]:
-        """The observation that the mean change and the bounded log-variance in `ahead` and the noise lead to."""
+        """The next observation from the mean and bounded log-variance of the change in `ahead`, and the noise."""
         dim = len(was)
         now = []
         for x, mean, logvar, normal, unit in zip(was, ahead[:dim], ahead[dim:], noise, self.change):
@@ -108,5 +108,5 @@ def _sigmoid(x: float) -> float:
 
 
 def _uniform(normal: float) -> float:
-    """A normal's own quantile, which is uniform."""
+    """The CDF of a normal sample, which is uniform."""
     return 0.5 * math.erfc(-normal * math.sqrt(0.5))

@@ -1,7 +1,7 @@
-"""V-M-C of Ha & Schmidhuber, "World Models" (2018): a VAE sees, an MDN-RNN remembers and dreams.
+"""V-M-C of Ha & Schmidhuber, "World Models" (2018): V is a VAE that encodes frames, M an MDN-RNN that predicts them.
 
-`ConvVAE`, `MDRNN` and `MDRNNCell` are the parts with the usual signatures; `VMC` joins them into a `WorldModel`.
-Timing as in the paper: feat[t] = [z[t], h[t]], where h[t] has taken in (z, act) up to t - 1.
+`ConvVAE`, `MDRNN` and `MDRNNCell` are the parts with the usual signatures; `VMC` joins them into a `WorldModel`. As in
+the paper, feat[t] = [z[t], h[t]], where h[t] depends on (z, act) up to t - 1.
 """
 
 from __future__ import annotations
@@ -48,36 +48,42 @@ class VMCConfig(WorldModelConfig):
     }
 
     vision: Literal["small", "paper", "identity"] = "small"
-    """`small`: half width, padded, for CPUs; `paper`: 64 px only; `identity`: vector observations, normalised."""
+    """Encoder. `small`: a VAE of half the published width, with padding, for CPUs. `paper`: the published VAE, 64
+    pixels only. `identity`: for vectors, which are only normalised."""
     z_dim: int = field(default=32, metadata=at_least(1))
     hidden: int = field(default=256, metadata=at_least(1))
     mixtures: int = field(default=5, metadata=at_least(1))
     mixture: Mixture = "joint"
-    """`joint`: one choice of component for all of z; `per_dim`: one for each dimension, as the authors' code has it."""
+    """`joint`: all dimensions of z share the choice of the mixture component. `per_dim`: each dimension has its own,
+    as in the authors' code."""
     free_bits: float = field(default=0.5, metadata=at_least(0))
-    """KL below free_bits * z_dim is not pressed further (kl_tolerance of the authors' code)."""
+    """KL below free_bits * z_dim is not reduced further (kl_tolerance in the authors' code)."""
     rew_weight: float = field(default=0.5, metadata=at_least(0))
-    """Weight of the squared error of the normalised reward; at 2 M learned training rewards by heart (docs/log.md)."""
+    """Weight of the squared error of the normalised reward. With a weight of 2, M overfits to the rewards of the
+    training data (docs/log.md)."""
     term_weight: float = field(default=10.0, metadata=at_least(0))
-    """Weight of the rare terminal steps in the cross-entropy (restart_factor of the authors' code). `cont` keeps it:
-    the odds of an end are so many times what they are, and a dream's cut-off is calibrated on held-out episodes."""
+    """Weight of the rare terminal steps in the loss (restart_factor in the authors' code). `cont` is not corrected
+    for it: the odds of termination are multiplied by this weight, and the termination threshold of dreams is
+    calibrated instead."""
     decoder: Literal["deconv", "patches"] = "deconv"
-    """`deconv`: four transposed convolutions, as published; `patches`: matrix products alone, about five times as fast
-    on CPUs; `scripts/fit_patches.py` fits one to the images of a trained model."""
+    """`deconv`: four transposed convolutions, as published. `patches`: matrix products only, about five times as
+    fast on CPUs; `scripts/fit_patches.py` trains one for a trained model."""
     motion_weight: float = field(default=0.0, metadata=at_least(0))
-    """Above 0, V sees and draws what differs from the median frame, and errors there weigh up to this much more, the
-    rarer a pixel moves: a ball of two pixels would be lost otherwise. 0 is the paper's V."""
+    """Above 0, V encodes and decodes the difference from the median frame, and errors of moving pixels have up to
+    this additional weight; rarely moving pixels have the most. Without it V ignores a ball of two pixels. 0: as
+    published."""
     kl_weight: float = field(default=1.0, metadata=at_least(0))
-    """Of the KL against the squared error, which small things have little of."""
+    """Weight of the KL relative to the squared error, which is small for small objects."""
     rew_head: Literal["mse", "classes"] = "mse"
-    """`classes`: a chance for each reward that occurs, at most 16 of them; for points that are scored now and then."""
+    """`mse`: the reward is one number. `classes`: a probability for each of up to 16 rewards that occur, for games
+    with rare points."""
 
     def fitting(self, obs_space: gym.Space[Any]) -> Self:
         return self if frame_shape(obs_space) is not None else self.replace(vision="identity")
 
 
 def sizes(cfg: VMCConfig) -> tuple[str, str, int, int, int, str, str, bool]:
-    """What the weights depend on; the rest of a config only matters to training."""
+    """The settings on which the shapes of the weights depend; the others affect only training."""
     return (
         cfg.vision,
         cfg.decoder,
@@ -91,17 +97,19 @@ def sizes(cfg: VMCConfig) -> tuple[str, str, int, int, int, str, str, bool]:
 
 
 MOVED = 0.05
-"""Of the range of a pixel; what differs more from the still frame has moved."""
+"""Minimum difference from the median frame that counts as motion, relative to the range of a pixel."""
 MEDIAN_OF = 1024
-"""Frames, at least; twice as many at most, whose median stands still."""
+"""Minimum number of frames for the median; at most twice as many are used."""
 SMALL = 0.1
-"""Of a frame's pixels. Where more of them move, as in a title that opens the game, each counts less in proportion."""
+"""Share of the pixels of a frame. If more pixels move, as in a title screen, the weight of each is reduced in
+proportion."""
 DRAWN_AT_ONCE = 256
-"""Frames; the fastest of 32 to all of 1,024 (docs/log.md)."""
+"""Number of frames decoded at a time; the fastest value from 32 to 1,024 (docs/log.md)."""
 MAX_CLASSES = 16
-"""Different rewards that `classes` can tell apart."""
+"""Maximum number of different rewards of `classes`."""
 RARE_WEIGHT = 3.0
-"""Of every reward but the commonest in the cross-entropy; it is taken out of the odds again when dreaming."""
+"""Weight of all rewards except the most common one in the cross-entropy. Dreams correct the predicted probabilities
+for it."""
 
 
 class VMC(Model):
@@ -117,7 +125,7 @@ class VMC(Model):
         rewards = 1 if cfg.rew_head == "mse" else MAX_CLASSES
         self.memory = MDRNN(self.z_dim, self.actions, cfg.hidden, cfg.mixtures, cfg.mixture, rewards)
         self.feat_dim = self.z_dim + cfg.hidden
-        # Rewards are learned in units of their own size, set from the first data.
+        # Rewards are normalised by their size in the first data.
         self.rew_scale: Tensor
         self.register_buffer("rew_scale", torch.ones(()))
         self.classes = RewardClasses() if cfg.rew_head == "classes" else None
@@ -131,7 +139,7 @@ class VMC(Model):
     def encode(
         self, obs: Tensor, latent: Latent | None = None, act: Tensor | None = None, first: Tensor | None = None
     ) -> Latent:
-        """Take in a frame. z is the posterior's mean: what is seen for real carries no noise of its own."""
+        """Update the latent with a frame. z is the mean of the posterior, so real frames add no noise."""
         obs = self.take_obs(obs)
         h = c = torch.zeros(len(obs), self.cfg.hidden, device=self.device)
         if latent is not None:
@@ -146,7 +154,8 @@ class VMC(Model):
         return {"z": mu.float(), "h": h, "c": c}
 
     def step(self, latent: Latent, act: Tensor, *, temperature: float = 1.0, generator: Generator = None) -> Step:
-        """Dream one step; tau divides the logits and multiplies the variance (authors' doomrnn.py)."""
+        """Dream one step. The temperature divides the logits and multiplies the variance, as in the authors'
+        doomrnn.py."""
         self.check_act(act, len(latent["h"]))
         if temperature < 0:
             raise ValueError(f"temperature must be 0 (the likeliest future) or above, got {temperature}")
@@ -162,29 +171,29 @@ class VMC(Model):
 
     def decode(self, latent: Latent) -> Tensor:
         obs = self.vision.decode_obs(latent["z"])
-        # V draws (S, S, C).
+        # V decodes to (S, S, C).
         return obs if tuple(obs.shape[1:]) == self.obs_space.shape else obs.movedim(-1, 1).contiguous()
 
     def feat(self, latent: Latent) -> Tensor:
         return torch.cat([latent["z"], latent["h"]], dim=1)
 
     def loss(self, batch: Batch) -> LossOutput:
-        """V on every frame of the windows and M on what V sees in them; M's gradients do not reach V.
+        """The loss of V on all frames of the windows, and of M on their latents; the gradients of M do not reach V.
 
-        In training mode the units of the data are taken from the first batch, where no fit has set them.
+        In training mode the first batch sets the units of the data, unless they are set already.
         """
         B, T1, *_ = batch.obs.shape
         if self.training:
             self.settle(batch)
         vision, mu, logsigma = self._see(batch.obs.flatten(0, 1))
         mu, logsigma = (x.detach().float().unflatten(0, (B, T1)) for x in (mu, logsigma))
-        # Behind the first end in a window lies another episode, which M would open with the memory of this one.
+        # Steps after the first episode end in a window are masked: M would start the next episode with a wrong memory.
         mask = (batch.first[:, 1:].cumsum(1) == 0).float()
         memory = self.memory_loss(mu, logsigma, batch.act, batch.rew, batch.term.float(), mask)
         return LossOutput(vision.loss + memory.loss, vision.components | memory.components, {})
 
     def settle(self, batch: Batch) -> None:
-        """Take the units that V and M learn in from a batch, as the fits of `training.vmc` take them from a dataset."""
+        """Set the units of V and M from a batch, as `training.fit_vmc` sets them from a dataset."""
         obs, rew = batch.obs.flatten(0, 1), batch.rew.flatten()
         self.vision.watch(obs)
         self.scale_rewards(rew)
@@ -192,19 +201,19 @@ class VMC(Model):
             self.classes.learn(rew)
 
     def scale_rewards(self, rew: Tensor) -> None:
-        """Rewards (N,) are learned in units of the root mean square of the first that are not all 0.
+        """Set the unit of rewards to the root mean square of the first rewards (N,) that are not all 0.
 
-        Not of their spread: a reward of 1 at every step has none.
+        The standard deviation would be 0 for a reward of 1 at every step.
         """
         size = rew.double().square().mean().sqrt()
         self.rew_scale.copy_(torch.where((self.rew_scale == 1) & (size > 0), size, self.rew_scale))
 
     def vision_loss(self, obs: Tensor) -> LossOutput:
-        """Equation of V: squared error summed over pixels, plus KL with free bits; mean over the batch."""
+        """The loss of V: squared error summed over pixels, plus KL with free bits; mean over the batch."""
         return self._see(obs)[0]
 
     def _see(self, obs: Tensor) -> tuple[LossOutput, Tensor, Tensor]:
-        """V's loss on observations (N, ...), and the posterior it saw them in."""
+        """The loss of V on observations (N, ...), and the posterior of the observations."""
         x = to_input(obs)
         recon, mu, logsigma = self.vision(x)
         if self.cfg.motion_weight == 0:
@@ -219,11 +228,12 @@ class VMC(Model):
     def memory_loss(
         self, mu: Tensor, logsigma: Tensor, act: Tensor, rew: Tensor, term: Tensor, mask: Tensor
     ) -> LossOutput:
-        """Loss of M on windows that open with an empty memory.
+        """The loss of M on windows that start with an empty memory.
 
         Args:
-            mu, logsigma: (B, T + 1, Z) posteriors; z is drawn anew at each call, as in the paper.
-            act: (B, T, A) encoded; rew, term, mask: (B, T), mask 0 behind an episode's end.
+            mu, logsigma: (B, T + 1, Z) posteriors; z is sampled at each call, as in the paper.
+            act: (B, T, A) encoded.
+            rew, term, mask: (B, T); mask is 0 after the end of an episode.
         """
         z = mu + logsigma.exp() * torch.randn_like(mu)
         out = self.memory(act.transpose(0, 1), z[:, :-1].transpose(0, 1))
@@ -239,20 +249,20 @@ class VMC(Model):
 
 
 class RewardClasses(nn.Module):
-    """The rewards that occur, as classes of a categorical; a place that is free has weight 0."""
+    """The rewards that occur, as classes of a categorical distribution; an unused class has weight 0."""
 
     def __init__(self) -> None:
         super().__init__()
         self.values: Tensor
         self.weights: Tensor
         self.register_buffer("values", torch.zeros(MAX_CLASSES))
-        self.register_buffer("weights", torch.eye(MAX_CLASSES)[0])  # 0 is always a reward.
+        self.register_buffer("weights", torch.eye(MAX_CLASSES)[0])  # 0 is always a class.
 
     def learn(self, rew: Tensor) -> None:
-        """Take in the rewards (N,) of data; those already known keep their place.
+        """Add the rewards (N,) of data as classes; existing classes keep their index.
 
         Raises:
-            ValueError: there are more than 16 different ones.
+            ValueError: there are more than 16 different rewards.
         """
         known = self.values[self.weights > 0]
         values, counts = rew.unique(return_counts=True)
@@ -268,26 +278,26 @@ class RewardClasses(nn.Module):
         self.weights[: places.stop] = torch.where(self.values[: places.stop] == commonest, 1.0, RARE_WEIGHT)
 
     def expected(self, logits: Tensor) -> Tensor:
-        """The mean reward (...) at logits (..., 16)."""
+        """The expected reward (...) for logits (..., 16)."""
         return ((logits - self.weights.log()).where(self.weights > 0, -torch.inf).softmax(-1) * self.values).sum(-1)
 
     def loss(self, logits: Tensor, rew: Tensor) -> Tensor:
-        """Weighted cross-entropy (...) of the rewards (...), which `learn` has seen."""
+        """Weighted cross-entropy (...) of rewards (...) that are known to `learn`."""
         which = (rew[..., None] - self.values).abs().where(self.weights > 0, torch.inf).argmin(-1)
         log_chance = logits.where(self.weights > 0, -torch.inf).log_softmax(-1)
         return -self.weights[which] * log_chance.gather(-1, which[..., None])[..., 0]
 
 
 def to_input(obs: Tensor) -> Tensor:
-    """What V takes in: frames become float (B, C, H, W) in [0, 1], vectors float32."""
+    """The input of V: frames as float (B, C, H, W) in [0, 1], vectors as float32."""
     return to_network(obs) if obs.ndim == 4 else obs.float()
 
 
 def make_vision(cfg: VMCConfig, obs_space: gym.Space[Any]) -> ConvVAE | Identity:
-    """The V that fits the observations.
+    """The V for the observations.
 
     Raises:
-        ValueError: pixels with `identity`, vectors with a convolution, or a size that V cannot take.
+        ValueError: pixels with `identity`, vectors with a convolutional V, or an unsupported image size.
     """
     shape = tuple(obs_space.shape or ())
     if cfg.vision == "identity":
@@ -304,9 +314,10 @@ def make_vision(cfg: VMCConfig, obs_space: gym.Space[Any]) -> ConvVAE | Identity
 
 
 class ConvVAE(nn.Module):
-    """V: images (B, C, S, S) in [0, 1] to a Gaussian posterior over z and back.
+    """V: encodes images (B, C, S, S) in [0, 1] to a Gaussian posterior over z, and decodes z.
 
-    `paper` is the published net, 4,348,547 parameters at z = 32; `small` has half its width and padded convolutions.
+    `paper` is the published network, with 4,348,547 parameters for z = 32. `small` has half its width and padded
+    convolutions.
     """
 
     def __init__(
@@ -318,14 +329,16 @@ class ConvVAE(nn.Module):
         still: bool = False,
         decoder: Literal["deconv", "patches"] = "deconv",
     ) -> None:
-        """With `still`, `still` holds a frame (C, S, S): what differs from it is seen, and drawn on top of it."""
+        """Create V. With `still`, it encodes and decodes differences from a background frame `still` (C, S, S)."""
         super().__init__()
         if variant not in ("paper", "small"):
             raise ValueError(f"variant must be 'paper' or 'small', got {variant!r}")
         if variant == "paper" and size != 64:
-            raise ValueError(f"the paper's V takes 64x64 images, got {size}x{size}; use variant='small'")
+            raise ValueError(f"variant='paper' needs images of 64x64 pixels, got {size}x{size}; use variant='small'")
         if variant == "small" and size not in (32, 64, 96):
-            raise ValueError(f"the small V takes 32, 64 or 96 pixels, got {size}; set size in the preprocessing")
+            raise ValueError(
+                f"variant='small' needs images of 32, 64 or 96 pixels, got {size}; set size in the preprocessing"
+            )
         self.latent_size = latent_size
         self.encoder = Encoder(img_channels, latent_size, variant, size)
         self.decoder: Decoder | PatchDecoder
@@ -335,15 +348,15 @@ class ConvVAE(nn.Module):
             self.decoder = Decoder(img_channels, latent_size, variant, size)
         self.still: Tensor | None
         self.register_buffer("still", torch.zeros(img_channels, size, size) if still else None)
-        # How much a pixel's motion counts in the loss; of use in training alone.
+        # Weight of the motion of each pixel in the loss; used only in training.
         self.rarity: Tensor
         self.register_buffer("rarity", torch.ones(size, size), persistent=False)
         if still:
-            # z begins almost without noise: at sigma 1 small things drown in it, and are long not worth a latent.
+            # Start with little noise in z: with sigma 1, V ignores small objects for a long time.
             nn.init.constant_(self.encoder.fc_logsigma.bias, -3.0)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Images to (recon, mu, logsigma), with z drawn from the posterior."""
+        """Map images to (recon, mu, logsigma), with z sampled from the posterior."""
         mu, logsigma = self.encode(x)
         return self.decoder(mu + logsigma.exp() * torch.randn_like(mu), self.still), mu, logsigma
 
@@ -352,10 +365,10 @@ class ConvVAE(nn.Module):
         return cast(tuple[Tensor, Tensor], self.encoder(x if self.still is None else x - self.still))
 
     def watch(self, frames: Tensor) -> None:
-        """Learn from frames (N, S, S, C) what stands still, if that is not known yet, and what moves how often.
+        """Set the background from frames (N, S, S, C), if it is not set, and how often each pixel moves.
 
-        `rarity`: pixels that move more often than typical ones count less. Paddles, which are always somewhere in their
-        columns, would else outweigh a ball that is nowhere often.
+        `rarity`: pixels that move more often than typical ones get less weight. Otherwise paddles, which always move in
+        the same columns, would outweigh a ball, which is rarely at any one pixel.
         """
         if self.still is None:
             return
@@ -368,17 +381,17 @@ class ConvVAE(nn.Module):
         self.rarity.copy_((typical / rate).clamp(max=1))
 
     def attention(self, x: Tensor) -> Tensor:
-        """How much the motion of each pixel counts, from 0 to 1: (B, 1, S, S)."""
+        """The weight of the motion of each pixel, from 0 to 1: (B, 1, S, S)."""
         moved = self.moving(x)
         share = moved.mean((2, 3), keepdim=True)
         return moved * self.rarity * (SMALL / share.clamp(min=SMALL))
 
     def moving(self, x: Tensor) -> Tensor:
-        """1 where an image differs from the still one, else 0: (B, 1, S, S)."""
+        """1 where an image differs from the background, else 0: (B, 1, S, S)."""
         return ((x - cast(Tensor, self.still)).abs().amax(1, keepdim=True) > MOVED).float()
 
     def decode_obs(self, z: Tensor) -> Tensor:
-        """z to uint8 frames (B, S, S, C), few rows at a time: what passes between layers stays in a core's cache."""
+        """Decode z to uint8 frames (B, S, S, C), a few rows at a time, so that activations fit into a CPU cache."""
         return torch.cat([self.decoder.draw(part, self.still) for part in z.split(DRAWN_AT_ONCE)])
 
 
@@ -402,7 +415,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z back to an image in [0, 1] by four transposed convolutions."""
+    """Decodes z to an image in [0, 1] with four transposed convolutions."""
 
     def __init__(self, img_channels: int, latent_size: int, variant: str, size: int) -> None:
         super().__init__()
@@ -417,7 +430,7 @@ class Decoder(nn.Module):
         )
 
     def forward(self, z: Tensor, still: Tensor | None = None) -> Tensor:
-        """Images (B, C, S, S) in [0, 1]; or what is to be added to `still`, added, bounds left to the loss."""
+        """Images (B, C, S, S) in [0, 1]; with `still`, the sum of background and decoded difference, not clipped."""
         x = F.relu(self.fc(z)).unflatten(1, self.shape).contiguous(memory_format=torch.channels_last)
         for deconv in self.deconvs[:-1]:
             x = F.relu(deconv(x))
@@ -430,9 +443,11 @@ class Decoder(nn.Module):
 
 
 class PatchDecoder(nn.Module):
-    """z to an image in [0, 1] by matrix products: cells of 16x16 pixels, quartered twice, then patches of 4x4 pixels.
+    """Decodes z to an image in [0, 1] with matrix products.
 
-    The layers are shared by all cells and nothing passes between neighbours: what they agree on comes from z.
+    z becomes cells of 16x16 pixels, which are divided twice into quarters, and then into patches of 4x4 pixels. All
+    cells share the same layers. No information passes between neighbouring cells, so all that they have in common comes
+    from z.
     """
 
     def __init__(self, img_channels: int, latent_size: int, size: int) -> None:
@@ -459,11 +474,11 @@ class PatchDecoder(nn.Module):
         return torch.sigmoid(x) if still is None else self._split(still) + x
 
     def _join(self, patches: Tensor) -> Tensor:
-        """Patches as images (B, S, S, C); cell, quarters and pixels have a row and a column each."""
+        """Assemble patches to images (B, S, S, C)."""
         n = self.cells
         x = patches.reshape(-1, n, n, 2, 2, 2, 2, 4, 4 * self.channels).permute(0, 1, 3, 5, 7, 2, 4, 6, 8)
         if x.dtype == torch.uint8:
-            x = x.view(torch.int32).contiguous().view(torch.uint8)  # Four bytes are moved at a time.
+            x = x.view(torch.int32).contiguous().view(torch.uint8)  # Copying four bytes at a time is faster.
         return x.reshape(len(patches), 16 * n, 16 * n, self.channels)
 
     def _split(self, image: Tensor) -> Tensor:
@@ -474,13 +489,13 @@ class PatchDecoder(nn.Module):
 
 
 def _to_levels(image: Tensor) -> Tensor:
-    """[0, 1] to 0 .. 255 as uint8; `image` is used up."""
+    """Convert [0, 1] to uint8 from 0 to 255; overwrites `image`."""
     levels = image.float().clamp_(0, 1).mul_(255).round_()
-    return levels.to(torch.int32).to(torch.uint8)  # Half the time of one conversion.
+    return levels.to(torch.int32).to(torch.uint8)  # Takes half as long as a single conversion.
 
 
 class Identity(nn.Module):
-    """V for vectors: z is the observation in units of the data's spread; nothing is lost, nothing is learned."""
+    """V for vectors: z is the normalised observation, and nothing is trained."""
 
     def __init__(self, space: gym.spaces.Box) -> None:
         super().__init__()
@@ -506,24 +521,25 @@ class Identity(nn.Module):
         return x, mu, logsigma
 
     def watch(self, x: Tensor) -> None:
-        """Take the units of z from observations (N, D), if they are not set yet."""
+        """Set the units of z from observations (N, D), if they are not set."""
         if not self.mean.any() and (self.std == 1).all():
             self.fit(x)
 
     def fit(self, x: Tensor) -> None:
-        """Set the units of z to the mean and the spread of observations (N, D)."""
+        """Set the units of z to the mean and the standard deviation of observations (N, D)."""
         std, mean = torch.std_mean(x.double(), dim=0, correction=0)
         self.mean.copy_(mean)
         self.std.copy_(std.clamp(min=1e-3))
 
     def decode_obs(self, z: Tensor) -> Tensor:
-        """z to observations (B, Z) in the space's bounds and dtype."""
+        """Convert z to observations (B, Z) within the bounds and in the dtype of the space."""
         obs = (z * self.std + self.mean).to(self.low.dtype).clamp(self.low, self.high)
         return (obs if self.dtype.is_floating_point else obs.round()).to(self.dtype)
 
 
 class _MDRNNBase(nn.Module):
-    """What the sequence and the cell share: one linear head from the memory to a Gaussian mixture, reward and end."""
+    """The common part of the sequence model and the cell: one linear head from the memory to a Gaussian mixture,
+    reward and termination."""
 
     def __init__(
         self,
@@ -534,7 +550,7 @@ class _MDRNNBase(nn.Module):
         mixture: Mixture = "joint",
         rewards: int = 1,
     ) -> None:
-        """`rewards` is 1 for a number, or how many logits of rewards there are."""
+        """`rewards`: 1 for a reward as one number, or the number of logits of rewards."""
         super().__init__()
         if mixture not in ("joint", "per_dim"):
             raise ValueError(f"mixture must be 'joint' or 'per_dim', got {mixture!r}")
@@ -549,7 +565,8 @@ class _MDRNNBase(nn.Module):
         raise NotImplementedError("use MDRNN for sequences or MDRNNCell for single steps")
 
     def split(self, head: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The head's output (..., D) as mus, sigmas (..., K, Z), logpi (..., K) or (..., K, Z), and `ends` of it."""
+        """Split the output (..., D) of the head into mus, sigmas (..., K, Z), logpi (..., K) or (..., K, Z), and its
+        last outputs `ends`."""
         k, z = self.gaussians, self.latents
         mus = head[..., : k * z].unflatten(-1, (k, z))
         sigmas = head[..., k * z : 2 * k * z].unflatten(-1, (k, z)).clamp(-7, 5).exp()
@@ -560,19 +577,21 @@ class _MDRNNBase(nn.Module):
         return mus, sigmas, logpi, *self.ends(head[..., self.num_mixture :])
 
     def ends(self, ends: Tensor) -> tuple[Tensor, Tensor]:
-        """The head's last R + 1 outputs (..., R + 1) as reward (...), or its logits (..., R), and the end's logit."""
+        """Split the last R + 1 outputs (..., R + 1) of the head into the reward (...), or its logits (..., R), and
+        the logit of termination."""
         rew = ends[..., :-1]
         return rew[..., 0] if self.rewards == 1 else rew, ends[..., -1]
 
     def draw(self, h: Tensor, temperature: float, generator: Generator) -> tuple[Tensor, Tensor]:
-        """From the memory (B, H): z' (B, Z) by `sample`, and what the head says of reward and end (B, R + 1)."""
+        """From the memory (B, H): z' (B, Z) by `sample`, and the outputs of the head for reward and termination (B,
+        R + 1)."""
         if self.mixture == "joint" and gains_by_component(h):
             return draw_by_component(self, h, temperature, generator)
         head = self.gmm_linear(h).float()
         return self.sample(head, temperature, generator), head[:, self.num_mixture :]
 
     def sample(self, head: Tensor, temperature: float, generator: Generator) -> Tensor:
-        """Draw z' (B, Z) from the head's mixture at tau; 0 gives the mean of the likeliest component."""
+        """Sample z' (B, Z) from the mixture of the head; temperature 0 gives the mean of the most likely component."""
         b, k, z = len(head), self.gaussians, self.latents
         logits = head[:, 2 * k * z : self.num_mixture].view(b, k, self.choices)
         noise = self.noise(b, temperature, generator, head.device)
@@ -581,19 +600,19 @@ class _MDRNNBase(nn.Module):
         return self.spread(mus, logsigmas, noise, temperature)
 
     def noise(self, num: int, temperature: float, generator: Generator, device: torch.device) -> Tensor | None:
-        """Standard normals (num, choices + Z): what picks the components, and z' around their means; None at tau 0."""
+        """Standard normal noise (num, choices + Z) for the choice of components and for z'; None at temperature 0."""
         return draw_normal(num, self.choices + self.latents, generator, device) if temperature > 0 else None
 
     def choose(self, logits: Tensor, noise: Tensor | None, temperature: float) -> Tensor:
-        """The component of each choice (B, choices) by its logits (B, K, choices); the likeliest without noise."""
+        """The components (B, choices) for logits (B, K, choices): sampled, or the most likely ones without noise."""
         if noise is None:
             return logits.argmax(1)
         edges = (logits / temperature).softmax(1).cumsum(1)
-        chance = torch.special.ndtr(noise[:, None, : self.choices])  # A normal's own quantile is uniform.
+        chance = torch.special.ndtr(noise[:, None, : self.choices])  # The CDF of a normal sample is uniform.
         return cast(Tensor, (edges < chance).sum(1).clamp(max=self.gaussians - 1))
 
     def spread(self, mus: Tensor, logsigmas: Tensor, noise: Tensor | None, temperature: float) -> Tensor:
-        """z' (B, Z) of components with these means and spreads (B, Z); the means without noise."""
+        """z' (B, Z) of components with these means and standard deviations (B, Z); the means without noise."""
         if noise is None:
             return mus
         wider: float = temperature**0.5
@@ -601,7 +620,7 @@ class _MDRNNBase(nn.Module):
 
 
 class MDRNN(_MDRNNBase):
-    """M over sequences, time first: p(z[t+1], rew[t], term[t] | z[:t+1], act[:t+1])."""
+    """M over sequences, time-first: p(z[t+1], rew[t], term[t] | z[:t+1], act[:t+1])."""
 
     def __init__(
         self,
@@ -616,15 +635,16 @@ class MDRNN(_MDRNNBase):
         self.rnn = nn.LSTM(latents + actions, hiddens)
 
     def forward(self, actions: Tensor, latents: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """(T, B, A) and (T, B, Z) to mus, sigmas (T, B, K, Z), logpi (T, B, K), rs and ds (T, B); ds is a logit."""
+        """Map actions (T, B, A) and latents (T, B, Z) to mus, sigmas (T, B, K, Z), logpi (T, B, K), rs and ds (T,
+        B); ds is a logit."""
         outs, _ = self.rnn(torch.cat([actions, latents], dim=-1))
-        return self.split(self.gmm_linear(outs).float())  # A mixture in bfloat16 would be too coarse.
+        return self.split(self.gmm_linear(outs).float())  # bfloat16 is not precise enough for a mixture.
 
     def advance(self, z: Tensor, act: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of the same LSTM: (z, act) taken into (h, c), each (B, H)."""
+        """One step of the LSTM with (z, act); updates (h, c), each (B, H)."""
         rnn = self.rnn
         bias = cast(Tensor, rnn.bias_ih_l0) + cast(Tensor, rnn.bias_hh_l0)
-        # Two products, not one of the joined weights: an odd inner width costs more than the second product.
+        # Two products are faster than one with joined weights, whose inner width would be odd.
         gates = F.linear(torch.cat([act, z], dim=1), cast(Tensor, rnn.weight_ih_l0), bias)  # bfloat16 under autocast.
         gates.addmm_(h.to(gates.dtype), cast(Tensor, rnn.weight_hh_l0).t().to(gates.dtype))
         i, f, g, o = gates.to(c.dtype).chunk(4, dim=1)
@@ -634,7 +654,8 @@ class MDRNN(_MDRNNBase):
 
 
 def _times_tanh(a: Tensor, x: Tensor) -> Tensor:
-    """a * tanh(x), as a - 2 a sigmoid(-2 x): CPUs without AVX-512 compute tanh three times as slowly as the sigmoid."""
+    """a * tanh(x) as a - 2 a sigmoid(-2 x), because tanh is three times slower than the sigmoid on CPUs without
+    AVX-512."""
     return torch.addcmul(a, a, torch.sigmoid(-2 * x), value=-2)
 
 
@@ -656,17 +677,18 @@ class MDRNNCell(_MDRNNBase):
     def forward(
         self, action: Tensor, latent: Tensor, hidden: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """(B, A), (B, Z) and (h, c) to mus, sigmas (B, K, Z), logpi (B, K), r, d (B,) and the next (h, c)."""
+        """Map actions (B, A), latents (B, Z) and (h, c) to mus, sigmas (B, K, Z), logpi (B, K), r, d (B,) and the
+        next (h, c)."""
         h, c = self.rnn(torch.cat([action, latent], dim=1), hidden)
         return (*self.split(self.gmm_linear(h)), (h, c))
 
     def get_init_hidden(self, num: int) -> tuple[Tensor, Tensor]:
-        """An empty memory, (num, H) twice."""
+        """The initial memory (h, c), each (num, H)."""
         zeros = torch.zeros(num, self.hiddens, device=self.gmm_linear.weight.device)
         return zeros, zeros.clone()
 
     def load_mdrnn(self, mdrnn: MDRNN) -> None:
-        """Take over the weights of `mdrnn`, exactly."""
+        """Copy the weights of `mdrnn`."""
         self.gmm_linear.load_state_dict(mdrnn.gmm_linear.state_dict())
         self.rnn.load_state_dict({key.removesuffix("_l0"): w for key, w in mdrnn.rnn.state_dict().items()})
 
@@ -684,7 +706,8 @@ def conv_vae_loss(recon: Tensor, x: Tensor, mu: Tensor, logsigma: Tensor) -> Ten
 def gmm_loss(batch: Tensor, mus: Tensor, sigmas: Tensor, logpi: Tensor, reduce: bool = True) -> Tensor:
     """Negative log-likelihood of `batch` (..., Z) under a mixture with mus and sigmas (..., K, Z).
 
-    logpi (..., K) is one mixture over all of z, (..., K, Z) one for each dimension; without `reduce` (...) comes back.
+    logpi (..., K) is one mixture over all dimensions of z; logpi (..., K, Z) is one mixture per dimension. Without
+    `reduce` the result is (...).
     """
     unit = (batch.unsqueeze(-2) - mus) / sigmas
     log_prob = -0.5 * unit.square() - sigmas.log() - 0.9189385332046727  # log sqrt(2 pi)

@@ -16,7 +16,7 @@ from wm_agents.system.files import digest, split_safetensors, write_json, write_
 CHECKSUM = "sha256"
 RESTART = "delete the file to repeat the part of the run that it records"
 
-RETRAIN = "delete the file and `last.safetensors` beside it to train again"
+RETRAIN = "delete the file and `last.safetensors` in its folder to train again"
 
 
 class DamagedState(ConfigurationError):
