@@ -85,8 +85,8 @@ class EpisodePool:
     def __enter__(self) -> EpisodePool:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, *error: Any) -> None:
+        self._pool.__exit__(*error)
 
 
 def play(
@@ -107,6 +107,7 @@ def play_task(stage: Stage, halt: Halt, numbered: tuple[int, EpisodeTask]) -> Ep
     policy = stage.make_policy(*task.args)
     envs = SyncVectorEnv([partial(make_real, stage.spec)], autoreset_mode=AutoresetMode.DISABLED)
     ret, steps, term = 0.0, 0, False
+    halt.is_set()  # The reset is watched too.
     try:
         for step in rollout(envs, policy, seed=task.seed, policy_seed=task.seed, count=stage.taken):
             if halt.is_set():

@@ -2,15 +2,21 @@
 
 `procs` means the same everywhere: the number of worker processes, 0 for none. A task is a function of a module, called
 as `function(shared, halt, *args)`.
+
+An environment may hang or end its process. A worker that looks at `halt` once and then not again for the number of
+seconds in the environment variable WM_STEP_TIMEOUT (300 by default, 0 for no limit) is killed, and so are all workers
+when Ctrl-C is pressed while they are being stopped.
 """
 
 from __future__ import annotations
 
 import multiprocessing as mp
 import os
+import pickle
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -23,8 +29,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+TIMEOUT = "WM_STEP_TIMEOUT"
+"""Name of the environment variable with the longest time, in seconds, between two looks of a task at `halt`."""
+
+
 class Halt(Protocol):
-    """Set when results are no longer wanted; tasks look at it and end early."""
+    """Set when results are no longer wanted; tasks look at it before every step and end early."""
 
     def is_set(self) -> bool: ...
 
@@ -32,9 +42,11 @@ class Halt(Protocol):
 class WorkerDied(RuntimeError):
     """A worker process died: killed, crashed or out of memory."""
 
-    def __init__(self, lost: Sequence[Any] = ()) -> None:
+    def __init__(self, lost: Sequence[Any] = (), why: str = "") -> None:
         super().__init__(
-            "a worker process died (killed, crashed, out of memory, or the script lacks `if __name__ == '__main__':`)"
+            why
+            or "a worker process died (killed, crashed, out of memory, or the script lacks "
+            "`if __name__ == '__main__':`)"
         )
         self.lost = list(lost)
         """The items that were not finished."""
@@ -54,10 +66,22 @@ class WorkerPool(Generic[Shared]):
         self.shared = shared
         self.halt: Any = WORKERS.Event() if procs else threading.Event()
         self._executor: ProcessPoolExecutor | None = None
+        self._context = _Workers()
+        self._limit = _step_limit()
+        self._looks: Any = ()  # When each worker looked at `halt`; 0 outside of tasks.
+        self._stuck = False
+        self._closed = threading.Event()
         if procs:
+            self._looks = self._context.RawArray("d", procs)
+            slots = self._context.Value("i", 0)
             self._executor = ProcessPoolExecutor(
-                procs, mp_context=WORKERS, initializer=_start_worker, initargs=(shared, self.halt)
+                procs,
+                mp_context=self._context,
+                initializer=_start_worker,
+                initargs=(shared, self.halt, self._looks, slots),
             )
+            if self._limit:
+                threading.Thread(target=self._watch, daemon=True).start()
 
     def submit(self, function: Callable[..., Result], *args: Any) -> Future[Result]:
         """Start a task; without processes, run it to its end."""
@@ -68,6 +92,8 @@ class WorkerPool(Generic[Shared]):
             future.set_result(function(self.shared, self.halt, *args))
         except Exception as error:
             future.set_exception(error)
+        except SystemExit as error:
+            future.set_exception(_portable(error))
         return future
 
     def run(self, function: Callable[..., Result], items: Iterable[Item]) -> Iterator[tuple[int, Result]]:
@@ -78,7 +104,7 @@ class WorkerPool(Generic[Shared]):
         """
         if self._executor is None:
             for index, item in enumerate(items):
-                yield index, function(self.shared, self.halt, item)
+                yield index, self.submit(function, item).result()
             return
         items = list(items)
         futures: dict[Future[Result], int] = {}
@@ -88,21 +114,64 @@ class WorkerPool(Generic[Shared]):
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
-            raise WorkerDied([items[i] for future, i in futures.items() if _is_lost(future)]) from error
+            raise self._died([items[i] for future, i in futures.items() if _is_lost(future)]) from error
         finally:
             for future in futures:
                 future.cancel()
 
+    def result(self, future: Future[Result]) -> Result:
+        """The result of a task that has ended.
+
+        Raises:
+            WorkerDied: its process died. The task's own error is raised unchanged.
+        """
+        try:
+            return future.result()
+        except BrokenProcessPool as error:
+            raise self._died() from error
+
     def close(self) -> None:
-        """Stop the processes. Running tasks see `halt`."""
+        """Stop the processes. Running tasks see `halt`; if waiting for them is interrupted, they are killed."""
         self.halt.set()
-        if self._executor is not None:
+        self._closed.set()
+        if self._executor is None:
+            return
+        try:
             self._executor.shutdown(wait=True, cancel_futures=True)
+        except BaseException:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        """Kill the processes without waiting for their steps."""
+        for process in self._context.started:
+            if process.is_alive():
+                process.kill()
+
+    def _watch(self) -> None:
+        """Kill the processes when one has not looked at `halt` for too long."""
+        while not self._closed.wait(min(self._limit / 4, 1.0)):
+            looks = [look for look in self._looks if look]
+            if looks and time.monotonic() - min(looks) > self._limit:
+                self._stuck = True
+                self.kill()
+                return
+
+    def _died(self, lost: Sequence[Any] = ()) -> WorkerDied:
+        if not self._stuck:
+            return WorkerDied(lost)
+        why = (
+            f"a step or reset took longer than {self._limit:g} s, so the workers were killed; mend the environment, or "
+            f"set {TIMEOUT} to more seconds (0: no limit)"
+        )
+        return WorkerDied(lost, why)
 
     def __enter__(self) -> WorkerPool[Shared]:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is KeyboardInterrupt:
+            self.kill()
         self.close()
 
 
@@ -111,34 +180,68 @@ def finished(running: Iterable[Future[Result]], timeout: float) -> list[Future[R
     return list(wait(running, timeout=timeout, return_when=FIRST_COMPLETED).done)
 
 
-def result_of(future: Future[Result]) -> Result:
-    """The result of a task that has ended.
-
-    Raises:
-        WorkerDied: its process died. The task's own error is raised unchanged.
-    """
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise WorkerDied from error
-
-
 def _is_lost(future: Future[Any]) -> bool:
     return future.cancelled() or not future.done() or future.exception() is not None
 
 
-_setup: tuple[Any, Halt] | None = None  # A pool can pass it to a worker only when the worker starts.
+def _step_limit() -> float:
+    text = os.environ.get(TIMEOUT, "300")
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = -1.0
+    if not 0 <= limit < float("inf"):
+        raise ValueError(f"the environment variable {TIMEOUT} must be seconds, or 0 for no limit, got {text!r}")
+    return limit
 
 
-def _start_worker(shared: Any, halt: Halt) -> None:
+def _portable(error: BaseException) -> Exception:
+    """`error` if it is an Exception that another process can unpickle, else one that describes it."""
+    if not isinstance(error, Exception):
+        return RuntimeError(f"an environment or policy raised {error!r}, which would end the program")
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+class _WatchedHalt:
+    """The halt of a worker, which records when its task has looked at it."""
+
+    def __init__(self, halt: Halt, looks: Any, slot: int) -> None:
+        self.halt, self.looks, self.slot = halt, looks, slot
+
+    def is_set(self) -> bool:
+        self.looks[self.slot] = time.monotonic()  # The same clock in all processes.
+        return self.halt.is_set()
+
+    def rest(self) -> None:
+        """The task has ended."""
+        self.looks[self.slot] = 0.0
+
+
+_setup: tuple[Any, _WatchedHalt] | None = None  # A pool can pass it to a worker only when the worker starts.
+
+
+def _start_worker(shared: Any, halt: Halt, looks: Any, slots: Any) -> None:
     global _setup
-    _setup = shared, halt
+    with slots.get_lock():
+        slot, slots.value = slots.value, slots.value + 1
+    _setup = shared, _WatchedHalt(halt, looks, slot)
     prepare_worker()
 
 
 def _call(function: Callable[..., Result], *args: Any) -> Result:
     assert _setup is not None, "_start_worker() first"
-    return function(*_setup, *args)
+    try:
+        return function(*_setup, *args)
+    except BaseException as error:
+        if (portable := _portable(error)) is error:
+            raise
+        raise portable from error
+    finally:
+        _setup[1].rest()
 
 
 class _Worker(SpawnProcess):
@@ -153,11 +256,19 @@ class _Worker(SpawnProcess):
 
 
 class _Workers(SpawnContext):
-    Process = _Worker
+    """A context that knows the processes it has created."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: list[_Worker] = []
+
+    def Process(self, *args: Any, **kwargs: Any) -> _Worker:  # type: ignore[override]
+        self.started.append(_Worker(*args, **kwargs))
+        return self.started[-1]
 
 
 WORKERS = _Workers()
-"""The context of worker processes; shared counters come from it."""
+"""The context of values that workers share."""
 
 
 def prepare_worker() -> None:

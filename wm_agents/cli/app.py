@@ -164,12 +164,17 @@ def _run(name: str, flags: list[str]) -> int:
     # SIGTERM cleans up and ends as Ctrl-C does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        target, parser, flags = parser_of(name, flags)
-        status: int | None = target(**parser.arguments(flags))
+        try:
+            target, parser, flags = parser_of(name, flags)
+            arguments = parser.arguments(flags)
+        except SystemExit as stop:
+            return command.usage if stop.code else 0
+        status: int | None = target(**arguments)
         sys.stdout.flush()
         return status or 0
     except SystemExit as stop:
-        return command.usage if stop.code else 0
+        print(f"wm {name}: an environment, or another library, raised SystemExit({stop.code!r})", file=sys.stderr)
+        return command.error
     except KeyboardInterrupt:
         then = "resume" if command.resumes else "start over"
         print(f"wm {name}: interrupted; run the same command to {then}", file=sys.stderr)

@@ -16,7 +16,7 @@ from policies.cmaes import CMAConfig, Generation
 from policies.linear import LinearPolicy
 from policies.play import EpisodeResult, EpisodeTask, Stage, play_task
 from policies.policy import Policy, RandomPolicy
-from policies.pool import Halt, WorkerPool, result_of
+from policies.pool import Halt, WorkerPool
 from policies.rollout import EVAL_SEED
 from wm_agents.checkpoint import Artifact
 from wm_agents.control.evolve import Evolved
@@ -120,7 +120,7 @@ def _drive_and_film(
         for _, result in pool.run(play_task, enumerate(tasks)):
             results.append(result)
             bar.update("driving", len(results) / (len(tasks) + 1), f"{len(results)}/{len(tasks)} episodes")
-        result_of(filming)
+        pool.result(filming)
     bar.update("driving", 1.0, str(film))
     returns = [round(result.ret, 3) for result in sorted(results)]
     return Drives(Score(returns[: len(seeds)]), Score(returns[len(seeds) :]))

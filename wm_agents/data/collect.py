@@ -19,7 +19,7 @@ from typing import NamedTuple, cast
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from policies.pool import WORKERS, WorkerDied, WorkerPool, finished, result_of
+from policies.pool import WORKERS, WorkerDied, WorkerPool, finished
 from policies.rollout import check_seed
 from policies.step_count import StepCount
 from wm_agents.data.dataset import write_manifest
@@ -152,7 +152,7 @@ def _work(
             if stopping():
                 return "interrupted"
             for future in done:
-                got = result_of(future)
+                got = pool.result(future)
                 del running[future]
                 if isinstance(got, str):
                     stopped = stopped or got  # No room for this shard: finish the running ones, start no more.
@@ -166,6 +166,9 @@ def _work(
         raise RuntimeError(
             f"{cfg.spec.id}, seeds {seeds}: {error}; finished shards in {cfg.out} are complete, collect again to resume"
         ) from error
+    except KeyboardInterrupt:  # The second one.
+        pool.kill()
+        raise
     finally:
         pool.close()
         for future in running:  # Count shards that were completed during the stop.

@@ -102,10 +102,12 @@ def play(task: ShardTask, counters: Counters, halt: Halt) -> Iterator[Episode]:
 
 
 def _until(halt: Halt, transitions: Iterator[Transition]) -> Iterator[Transition]:
-    for transition in transitions:
-        if halt.is_set():
-            raise Halted
+    while not halt.is_set():  # Before the reset and before every step.
+        transition = next(transitions, None)
+        if transition is None:
+            return
         yield transition
+    raise Halted
 
 
 def _counting_lives(

@@ -50,7 +50,9 @@ def _play_task(stage: tuple[RealSpec, MakePolicy], halt: Halt, task: EpisodeTask
 
 
 def _until(halt: Halt | None, steps: Iterator[Transition]) -> Iterator[Transition]:
-    for step in steps:
-        if halt is not None and halt.is_set():
-            raise InterruptedError("the recording was interrupted")
+    while halt is None or not halt.is_set():  # Before the reset and before every step.
+        step = next(steps, None)
+        if step is None:
+            return
         yield step
+    raise InterruptedError("the recording was interrupted")
