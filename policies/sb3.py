@@ -151,7 +151,7 @@ class DreamVecEnv(VecEnv):
 
     def _check_all(self, rows: list[int], what: str) -> None:
         if sorted(rows) != list(range(self.num_envs)):
-            raise ValueError(f"{what} must be for all {self.num_envs} rows of {self._rows}, got rows {rows[:8]}")
+            raise ValueError(f"{what} needs all {self.num_envs} rows of {self._rows}, got rows {rows[:8]}")
 
 
 def _infos(info: Info, num: int, start: Info | None = None) -> list[Info]:

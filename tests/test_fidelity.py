@@ -241,7 +241,7 @@ def test_drawn_ends_follow_seed_and_temperature(episodes: list[Episode]) -> None
 def test_horizons_longer_than_any_episode_are_left_out(episodes: list[Episode]) -> None:
     assert [h.steps for h in looked_ahead(EXACT, episodes, horizons=(500, 2)).horizons] == [2]
     assert [h.steps for h in looked_ahead(EXACT, episodes, horizons=(500,)).horizons] == [500]
-    with pytest.raises(ValueError, match="horizons must be one or more numbers of steps of at least 1, got \\[0\\]"):
+    with pytest.raises(ValueError, match="horizons must contain one or more .* got \\[0\\]"):
         looked_ahead(EXACT, episodes, horizons=(0,))
 
 

@@ -167,7 +167,7 @@ def test_half_precision_is_left_where_it_does_not_hold_the_values(tmp_path: Path
     ("text", "reason"),
     [
         ("[" * 100_000 + "]" * 100_000, "nested too deeply"),
-        ('{"format_version": 1, "format_version": 2}', "the key 'format_version' stands there twice"),
+        ('{"format_version": 1, "format_version": 2}', "the key 'format_version' occurs twice"),
         (" " * 17_000_000 + "{}", "17 MB, more than 16 MB"),
         ('{"format_version": ' + "9" * 5000 + "}", "limit"),
     ],

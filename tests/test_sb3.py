@@ -179,12 +179,12 @@ def test_attributes_of_a_batch_are_shared() -> None:
     assert envs.has_attr("starts") and not envs.has_attr("tempeture")
     with pytest.raises(AttributeError, match="tempeture"):
         envs.set_attr("tempeture", 2.0)
-    with pytest.raises(ValueError, match=r"set_attr\('temperature'\) must be for all 3 rows of .*, got rows \[0\]"):
+    with pytest.raises(ValueError, match=r"set_attr\('temperature'\) needs all 3 rows of .*, got rows \[0\]"):
         envs.set_attr("temperature", 2.0, indices=0)
     first = envs.reset()
     (obs, _), *_ = envs.env_method("reset", seed=3)
     assert obs.shape == first.shape and envs.env_is_wrapped(Monitor) == [False] * 3
-    with pytest.raises(ValueError, match=r"env_method\('reset'\) must be for all 3 rows"):
+    with pytest.raises(ValueError, match=r"env_method\('reset'\) needs all 3 rows"):
         envs.env_method("reset", indices=[1])
 
 

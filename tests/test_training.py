@@ -961,7 +961,7 @@ def test_frames_of_another_size_or_order_are_refused(tmp_path: Path) -> None:
     model = create_world_model("tdmpc2:ci", obs_shape=(64, 64, 3), action_dim=2)
     for shape, message in (
         ((32, 32, 3), r"observations \(32, 32, 3\)"),
-        ((3, 64, 64), "channel axis is on the other side"),
+        ((3, 64, 64), "channel axis is at the other end"),
     ):
         buffer = ReplayBuffer(100, shape, 2, np.uint8)
         buffer.add_episode(np.zeros((11, *shape), np.uint8), np.zeros((10, 2)), np.zeros(10), terminated=True)

@@ -382,7 +382,7 @@ def test_a_bundle_takes_the_runs_manifest_along(line: Path, tmp_path: Path) -> N
         (lambda d: (d / "report.txt").unlink(), r"missing files \['report.txt'\]"),
         (lambda d: (d / "more.txt").write_text(""), r"added files \['more.txt'\]"),
         (lambda d: edit(d / "manifest.json", schema="wm.evidence.v9"), "schema must be 'wm.evidence.v1', got"),
-        (lambda d: edit(d / "manifest.json", verified=False), "the result does not follow from the checks"),
+        (lambda d: edit(d / "manifest.json", verified=False), "the recorded result contradicts the recorded checks"),
         (lambda d: (d / "manifest.json").write_text("{"), "cannot be read"),
     ],
 )
@@ -401,7 +401,7 @@ def test_a_verdict_that_its_checks_deny_is_refused(proof: Verification, tmp_path
     files = json.loads((out / "manifest.json").read_text())["files"]
     files["verification.json"]["sha256"] = sha256(out / "verification.json")
     edit(out / "manifest.json", files=files)
-    with pytest.raises(EvidenceError, match="the result does not follow from the checks"):
+    with pytest.raises(EvidenceError, match="the recorded result contradicts the recorded checks"):
         read_evidence(out)
 
 

@@ -129,9 +129,9 @@ def test_imagine_asks_a_policy_what_to_do_at_each_latent() -> None:
 @pytest.mark.parametrize(
     ("acts", "horizon", "message"),
     [
-        (lambda feat: feat, None, "horizon must be at least 1; pass it when acts is a function, got None"),
+        (lambda feat: feat, None, "horizon must be at least 1, if acts is a function, got None"),
         (lambda feat: feat, 0, "horizon must be at least 1.*got 0"),
-        (torch.zeros(3, 1, 1), 4, "horizon must be from 1 to the 3 acts given, got 4"),
+        (torch.zeros(3, 1, 1), 4, "horizon must be from 1 to 3, the number of acts, got 4"),
     ],
 )
 def test_a_wrong_horizon_is_named(acts: object, horizon: int | None, message: str) -> None:

@@ -163,7 +163,9 @@ class _Asked(NamedTuple):
             return spaces_of(self.env)
         if self.obs_shape is None or self.action_dim is None:
             lacking = [name for name in self._fields[:2] if getattr(self, name) is None]
-            raise ConfigurationError(f"{model} needs {' and '.join(lacking)}, such as (8,) and 2, or env=")
+            raise ConfigurationError(
+                f"{model} needs {' and '.join(lacking)}, such as obs_shape=(8,) and action_dim=2, or env="
+            )
         return space_of(self.obs_shape), action_space_of(self.action_dim, self.action_type)
 
     def limit(self) -> int | None:

@@ -185,7 +185,7 @@ def _hub(name: str) -> ModuleType:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise HubError(f"there is no directory {name}; to search the Hugging Face Hub: {EXTRA}") from error
+        raise HubError(f"there is no directory {name}; to load models from the Hugging Face Hub, {EXTRA}") from error
     assert isinstance(huggingface_hub, ModuleType)
     return huggingface_hub
 

@@ -197,7 +197,7 @@ def imagine(
     given = len(acts) if isinstance(acts, Tensor) else None
     horizon = given if horizon is None else horizon
     if horizon is None or horizon < 1 or (given is not None and horizon > given):
-        want = "at least 1; pass it when acts is a function" if given is None else f"from 1 to the {given} acts given"
+        want = "at least 1, if acts is a function" if given is None else f"from 1 to {given}, the number of acts"
         raise ValueError(f"horizon must be {want}, got {horizon}")
     latents, taken, rews, conts = [latent], [], [], []
     for t in range(horizon):

@@ -164,7 +164,8 @@ def _work(
             return "interrupted"
         seeds = ", ".join(f"{task.seed} to {task.seed + task.num - 1}" for task in running.values())
         raise RuntimeError(
-            f"{cfg.spec.id}, seeds {seeds}: {error}; finished shards in {cfg.out} are complete, collect again to resume"
+            f"{cfg.spec.id}, seeds {seeds}: {error}; finished shards in {cfg.out} are complete. "
+            "Run the same command to resume"
         ) from error
     except KeyboardInterrupt:  # The second one.
         pool.kill()

@@ -206,7 +206,7 @@ def _read_info(file: h5py.File, path: Path) -> ShardInfo:
         raise ShardError("corrupt: actions, rewards, lengths or flags do not match their checksum")
     counts = {name: len(file[name]) for name in ("length", "term", "trunc", "seed", "info")}
     if len(set(counts.values())) > 1 or lengths.min(initial=1) < 1:
-        raise ShardError(f"corrupt: every episode needs a step and one value of each kind, got {counts}")
+        raise ShardError(f"corrupt: every episode needs at least one step and one entry of each field, got {counts}")
     return ShardInfo(
         name=path.name,
         bytes=path.stat().st_size,

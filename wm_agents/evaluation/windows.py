@@ -137,7 +137,7 @@ def within(horizons: Sequence[int], episodes: Sequence[Episode]) -> list[int]:
     """The sorted horizons that some episode reaches; at least the shortest."""
     kept = sorted(set(horizons))
     if not kept or kept[0] < 1:
-        raise ValueError(f"horizons must be one or more numbers of steps of at least 1, got {list(horizons)}")
+        raise ValueError(f"horizons must contain one or more numbers of steps, each at least 1, got {list(horizons)}")
     longest = max(ep.num_steps for ep in episodes)
     return [h for h in kept if h <= longest] or kept[:1]
 

@@ -136,7 +136,7 @@ def estimate(cfg: ImproveConfig, procs: int, films: int = 0) -> Needs:
 
 
 def check_disk(folder: Path, needed: int) -> str:
-    """Compare the free disk space with the need.
+    """Check that enough disk space is free.
 
     Raises:
         ValueError: there is too little.
@@ -150,7 +150,7 @@ def check_disk(folder: Path, needed: int) -> str:
 
 
 def check_memory(needed: int) -> str:
-    """Compare the free memory with the need.
+    """Check that enough memory is free.
 
     Raises:
         ValueError: there is too little.

@@ -168,7 +168,7 @@ class Model(nn.Module, ABC):
             kind = " uint8, or float in [0, 1]" if frames else ""
             hint = "; one observation needs a batch axis, obs[None]" if tuple(obs.shape) == shape else ""
             if frames and _turned(tuple(obs.shape[1:])) == shape:
-                hint = "; the channel axis is on the other side, move it with obs.movedim"
+                hint = "; the channel axis is at the other end; move it with obs.movedim"
             want = ", ".join(map(str, ("B", *shape)))
             raise ValueError(f"obs must be ({want}){kind}, got {tuple(obs.shape)} {obs.dtype}{hint}")
         if frames and obs.is_floating_point() and obs.numel() and obs.max() > FAR:
@@ -188,7 +188,7 @@ class Model(nn.Module, ABC):
         shape = tuple(self.obs_space.shape or ())
         seen, done = tuple(batch.obs.shape[2:]), tuple(batch.act.shape[2:])
         if (seen, done) != (shape, (self.actions,)):
-            turned = "; the channel axis is on the other side, move it with movedim" if _turned(seen) == shape else ""
+            turned = "; the channel axis is at the other end; move it with movedim" if _turned(seen) == shape else ""
             raise ValueError(
                 f"the data have observations {seen} and encoded actions {done}, but the model has {shape} and "
                 f"({self.actions},); create it with the obs_shape and action_dim of the data, or use other data{turned}"

@@ -391,5 +391,5 @@ def _lost(logits: Tensor, want: Tensor) -> Tensor:
 
 
 def _like(mask: Tensor, leaf: Tensor) -> Tensor:
-    """(B,) bool with as many axes as `leaf`."""
+    """Reshape a mask (B,) to the number of axes of `leaf`."""
     return mask.bool().view(-1, *[1] * (leaf.ndim - 1))

@@ -660,7 +660,7 @@ def _times_tanh(a: Tensor, x: Tensor) -> Tensor:
 
 
 class MDRNNCell(_MDRNNBase):
-    """M one step at a time; `load_mdrnn` copies a trained sequence model's weights."""
+    """M for single steps; `load_mdrnn` copies the weights of a trained sequence model."""
 
     def __init__(
         self,

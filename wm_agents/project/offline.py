@@ -109,9 +109,9 @@ def learn(project: Project, spaces: Spaces, dataset: Dataset, console: Console) 
     can_judge = aside.has_window(cfg.sequence_length, model.packs)
     if not can_judge and (cfg.patience is not None or cfg.scheduler == "plateau"):
         raise ConfigurationError(
-            f"patience and plateau need held-out windows of {cfg.sequence_length} steps, but the {len(val)} of "
-            f"{dataset.num_episodes} episodes that are held out have none; lower training.sequence_length, raise "
-            "data.num_steps, or remove patience and plateau"
+            f"patience and plateau need held-out windows of {cfg.sequence_length} steps, but none of the "
+            f"{len(val)} held-out episodes is long enough; lower training.sequence_length, raise data.num_steps, or "
+            "remove patience and plateau"
         )
     validate = (lambda: _loss_of_world(trainer.evaluate(aside))) if can_judge else None
     result = trainer.fit(buffer, validate)

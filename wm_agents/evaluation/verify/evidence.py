@@ -61,7 +61,7 @@ def read_evidence(path: Path) -> dict[str, Any]:
     """Read the verification of a bundle, and compare every file with its sha256.
 
     Raises:
-        EvidenceError: a file is missing, changed or added, or the result does not follow from the checks.
+        EvidenceError: a file is missing, changed or added, or the recorded result contradicts the recorded checks.
     """
     manifest = _json(path / MANIFEST)
     if manifest.get("schema") != SCHEMA:
@@ -79,7 +79,7 @@ def read_evidence(path: Path) -> dict[str, Any]:
         raise EvidenceError(f"{path}: model_config.json does not belong to the verified model")
     passed = all(check["ok"] is not False for check in found["checks"])
     if found["verified"] != manifest["verified"] or (found["verified"] and not passed):
-        raise EvidenceError(f"{path}: the result does not follow from the checks")
+        raise EvidenceError(f"{path}: the recorded result contradicts the recorded checks")
     return found
 
 
