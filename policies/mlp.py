@@ -25,6 +25,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu"
 SQUASHES: dict[str, tuple[type[gym.Space[Any]], ...]] = {
     "clip": (spaces.Box,),
     "tanh": (spaces.Box,),
+    "unit": (spaces.Box,),
     "argmax": (spaces.Discrete, spaces.MultiDiscrete),
     "sign": (spaces.MultiBinary,),
 }
@@ -37,8 +38,9 @@ class MLPPolicy:
         act_space: the single action space.
         layers: weight (out, in) and bias (out,) of every layer; copied, in float32.
         activation: "tanh", "relu" or "silu", after every layer except the last.
-        squash: converts outputs to actions. Box: "clip" to the bounds, or "tanh" scaled to them. Discrete and
-            MultiDiscrete: "argmax". MultiBinary: "sign", 1 above 0.
+        squash: converts outputs to actions. Box: "clip" to the bounds; "unit" scales [-1, 1] to the bounds and
+            clips; "tanh" does so after a tanh. Discrete and MultiDiscrete: "argmax". MultiBinary: "sign", 1 above
+            0.
     """
 
     def __init__(self, act_space: gym.Space[Any], layers: Sequence[Layer], activation: str, squash: str) -> None:

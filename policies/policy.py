@@ -89,7 +89,7 @@ class OrnsteinUhlenbeck:
         if not (theta > 0 and sigma >= 0 and 0 < theta * dt < 2):
             raise ValueError(f"need theta > 0, sigma >= 0, 0 < theta * dt < 2; got {theta=}, {sigma=}, {dt=}")
         self.theta, self.sigma, self.dt = theta, sigma, dt
-        one_sided = self.space.low.ravel() == 0
+        one_sided = is_one_sided(self.space)
         first = one_sided & (np.cumsum(one_sided) == 1)
         ranges = [drive if f else oppose if o else spread for f, o in zip(first, one_sided, strict=True)]
         self.mean_low, self.mean_high = np.array(ranges).reshape(-1, 2).T
@@ -261,7 +261,7 @@ def sample_actions(space: Space, num: int, rng: np.random.Generator) -> Array:
             return rng.integers(space.low, space.high.astype(np.int64) + 1, shape).astype(space.dtype)
         return rng.uniform(space.low, space.high, shape).astype(space.dtype)
     if isinstance(space, spaces.Discrete):
-        return np.asarray(space.start + rng.integers(0, space.n, shape))
+        return np.asarray(space.start + rng.integers(0, space.n, shape), space.dtype)
     if isinstance(space, spaces.MultiDiscrete):
         return (space.start + rng.integers(0, space.nvec, shape)).astype(space.dtype)
     assert isinstance(space, spaces.MultiBinary), space
@@ -271,8 +271,14 @@ def sample_actions(space: Space, num: int, rng: np.random.Generator) -> Array:
 def from_unit(space: spaces.Box, x: Floats) -> Array:
     """Map x (N, A), with 0 for no action and -1 and 1 for the bounds, to clipped actions."""
     low, high = space.low.astype(np.float64).ravel(), space.high.astype(np.float64).ravel()
-    rest = np.where(low == 0, 0.0, (low + high) / 2)
+    rest = np.where(is_one_sided(space), 0.0, (low + high) / 2)
     return clip_action(space, (rest + x * (high - rest)).reshape(-1, *space.shape))
+
+
+def is_one_sided(space: spaces.Box) -> NDArray[np.bool_]:
+    """The dimensions (A,) of real numbers with lower bound 0, where 0 means no action: a pedal, a thruster."""
+    one_sided: NDArray[np.bool_] = (space.low.ravel() == 0) & (space.dtype.kind == "f")
+    return one_sided
 
 
 def features(obs: Array) -> Floats:

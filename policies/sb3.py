@@ -1,6 +1,7 @@
 """Stable-Baselines3 in dreams: a VecEnv for any Gymnasium VectorEnv, and SB3 policies as `Policy`.
 
 DreamVecEnv(gym.make_vec("Dream-CarRacing-v0", num_envs=64, obs="latent"))  an env for `PPO("MlpPolicy", env)`
+unit_actions(envs)                                                          actions in [-1, 1], which PPO expects
 to_mlp(model)                                                               its deterministic actor, without SB3
 load_sb3("policy.zip", PPO, env)                                            loads a model without unpickling
 """
@@ -16,7 +17,8 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import is_wrapped
@@ -29,6 +31,8 @@ from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 
 from policies.mlp import Layer, MLPPolicy
+from policies.policy import check_box
+from wm_envs.action import act_dim, decode_action
 
 Array = NDArray[Any]
 Info = dict[str, Any]
@@ -186,29 +190,60 @@ def check_actions(space: gym.Space[Any]) -> None:
         )
 
 
+class UnitActions(VectorWrapper):
+    """Box actions in units of their bounds: -1 is the lower bound, 1 the upper one, shape (A,).
+
+    PPO and A2C of SB3 start with a standard deviation of 1 around 0 in the units of the action space, and so never
+    reach most of Box(0, 1000), and only the lower bound of Box(5, 35).
+    """
+
+    def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
+        super().__init__(envs)
+        self._own = check_box(envs.single_action_space)
+        self.single_action_space = spaces.Box(-1, 1, (act_dim(self._own),), np.float32)
+        self.action_space = batch_space(self.single_action_space, envs.num_envs)
+
+    def step(self, actions: Array) -> tuple[Any, Any, Any, Any, Info]:
+        return self.env.step(decode_action(self._own, actions))
+
+
+def unit_actions(envs: VectorEnv[Any, Any, Any]) -> VectorEnv[Any, Any, Any]:
+    """`envs` with `UnitActions` if its actions are a Box; otherwise `envs` itself."""
+    return UnitActions(envs) if isinstance(envs.single_action_space, spaces.Box) else envs
+
+
 class SB3Policy:
-    """Any SB3 model as a `Policy`: `predict(deterministic=True)`, including pixels and VecNormalize.
+    """Any SB3 model as a `Policy`: `predict(deterministic=True)`, including pixels, VecNormalize and memory.
 
     Args:
         model: the algorithm, or only its `policy`, which can be pickled for other processes.
+        space: the action space of the environment, if the model was trained with `unit_actions`.
     """
 
-    def __init__(self, model: BaseAlgorithm | BasePolicy) -> None:
-        self.model = model
+    def __init__(self, model: BaseAlgorithm | BasePolicy, space: gym.Space[Any] | None = None) -> None:
+        self.model, self.space = model, space
+        self._state: Any = None
 
     def reset(self, num: int, seed: int) -> None:
-        """Does nothing: the policy has no state."""
+        """Start `num` episodes: a recurrent model forgets."""
+        self._state = None
 
     def act(self, obs: Array) -> Array:
         """Map observations (N, ...) of the env to its own actions."""
         normalizer = self.model.get_vec_normalize_env() if isinstance(self.model, BaseAlgorithm) else None
         seen: Any = obs if normalizer is None else normalizer.normalize_obs(obs)
-        act: Array = self.model.predict(seen, deterministic=True)[0]
+        first = np.full(len(obs), self._state is None)
+        act, self._state = self.model.predict(seen, state=self._state, episode_start=first, deterministic=True)
+        if isinstance(self.space, spaces.Box):
+            return decode_action(self.space, act)
         return act.astype(self.model.action_space.dtype, copy=False)
 
 
-def to_mlp(model: BaseAlgorithm) -> MLPPolicy:
+def to_mlp(model: BaseAlgorithm, space: gym.Space[Any] | None = None) -> MLPPolicy:
     """Convert the actor of an MlpPolicy (PPO, A2C, SAC, TD3 or DQN); acts as `predict(deterministic=True)`.
+
+    Args:
+        space: the action space of the environment, if the model was trained with `unit_actions`.
 
     Raises:
         ValueError: the actor is not a plain MLP on vectors. `SB3Policy` supports any model.
@@ -216,16 +251,18 @@ def to_mlp(model: BaseAlgorithm) -> MLPPolicy:
     policy = model.policy
     if model.get_vec_normalize_env() is not None:
         raise ValueError("to_mlp does not support VecNormalize; use SB3Policy(model)")
-    space = model.observation_space
-    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
-        raise ValueError(f"to_mlp needs vector observations, got {space}; use SB3Policy(model)")
+    seen = model.observation_space
+    if not isinstance(seen, spaces.Box) or len(seen.shape) != 1:
+        raise ValueError(f"to_mlp needs vector observations, got {seen}; use SB3Policy(model)")
     extractor, modules, squash = _actor(policy, model.action_space)
     if not isinstance(extractor, FlattenExtractor):
         raise ValueError(f"to_mlp needs an MlpPolicy, got features from {type(extractor).__name__}; use SB3Policy")
     layers, activation = _layers(modules)
     if isinstance(extractor, Whitened):
         layers[0] = extractor.absorbed(*layers[0])
-    return MLPPolicy(model.action_space, layers, activation, squash)
+    if isinstance(space, spaces.Box) and squash == "clip":
+        squash = "unit"
+    return MLPPolicy(space or model.action_space, layers, activation, squash)
 
 
 class Whitened(FlattenExtractor):

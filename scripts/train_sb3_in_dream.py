@@ -3,8 +3,9 @@
 python scripts/train_sb3_in_dream.py --dream Dream-CartPole-v0 --algo ppo --timesteps 200000
 python scripts/train_sb3_in_dream.py --dream runs/my_model --algo sac --obs latent --kwargs '{"gamma": 0.98}'
 
-Writes to --out: policy.zip (for SB3), summary.json, a video of a real episode and, for policies on latents, model/ (the
-dream with its new controller). Exit codes: 0 done, 1 an error, 2 interrupted or invalid flags.
+Writes to --out: policy.zip (for SB3; Box actions in units of their bounds), summary.json, a video of a real episode
+and, for policies on latents, model/ (the dream with its new controller). Exit codes: 0 done, 1 an error, 2 interrupted
+or invalid flags.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
@@ -30,7 +32,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from policies.policy import Policy, RandomPolicy
 from policies.rollout import EVAL_SEED, check_seed, returns, rollout
-from policies.sb3 import DreamVecEnv, SB3Policy, to_mlp
+from policies.sb3 import DreamVecEnv, SB3Policy, to_mlp, unit_actions
 from wm_agents.checkpoint import Artifact, model_card, save_artifact
 from wm_agents.cli.flags import Parser
 from wm_agents.evaluation.evaluate import Score, dream_horizon, evaluate_real
@@ -40,6 +42,7 @@ from wm_agents.system.hardware import describe
 from wm_agents.system.progress import Bar
 from wm_agents.system.run_folder import provenance, versions
 from wm_agents.video import record, record_real
+from wm_envs.action import act_dim
 from wm_envs.frames import is_image
 from wm_envs.real import check_spec
 from wm_envs.registry import protocol_of, task_of
@@ -129,6 +132,8 @@ class Trained(NamedTuple):
     curve: list[tuple[int, float]]
     wall_s: float
     settings: dict[str, Any]
+    space: gym.Space[Any]
+    """The real environment's actions; the model acts in units of their bounds."""
 
 
 def check(args: Any, model: WorldModel, artifact: Artifact) -> None:
@@ -165,8 +170,8 @@ def train(args: Any, model: WorldModel, artifact: Artifact, console: Console) ->
     if pixels and "buffer_size" in kwargs:
         kwargs["buffer_size"] = PIXEL_BUFFER
     if args.algo == "td3":
-        shape = model.act_space.shape or ()
-        kwargs["action_noise"] = NormalActionNoise(np.zeros(shape), np.full(shape, 0.1))
+        width = act_dim(model.act_space)
+        kwargs["action_noise"] = NormalActionNoise(np.zeros(width), np.full(width, 0.1))
     kwargs |= args.kwargs
     dream = dream_arguments(args, artifact)
     dream["start"] = "anywhere" if "anywhere" in load_starts(artifact) else "begin"
@@ -174,9 +179,9 @@ def train(args: Any, model: WorldModel, artifact: Artifact, console: Console) ->
     dream["precision"] = envs.precision
     settings = {"num_envs": num, **dream, **{name: str(value) for name, value in kwargs.items()}}
     console.print(f"{args.algo} in {args.dream}, obs={args.obs}: {settings}", highlight=False)
-    policy = "CnnPolicy" if pixels else "MlpPolicy"
+    policy, dreams = "CnnPolicy" if pixels else "MlpPolicy", VecMonitor(DreamVecEnv(unit_actions(envs)))
     try:
-        learner = recipe.algo(policy, VecMonitor(DreamVecEnv(envs)), seed=args.seed, device="cpu", **kwargs)
+        learner = recipe.algo(policy, dreams, seed=args.seed, device="cpu", **kwargs)
     except TypeError as error:
         if not args.kwargs:
             raise
@@ -185,7 +190,7 @@ def train(args: Any, model: WorldModel, artifact: Artifact, console: Console) ->
     with Bar(f"{args.algo} in {args.dream}", args.timesteps, console) as bar:
         progress = Progress(bar)
         learner.learn(args.timesteps, progress)
-    return Trained(learner, progress.curve, time.perf_counter() - began, settings)
+    return Trained(learner, progress.curve, time.perf_counter() - began, settings, model.act_space)
 
 
 def dream_arguments(args: Any, artifact: Artifact) -> dict[str, Any]:
@@ -201,9 +206,9 @@ def judge(args: Any, trained: Trained, model: WorldModel, artifact: Artifact, co
     seeds = range(EVAL_SEED, EVAL_SEED + args.episodes)
     how: dict[str, Any] = {"horizon": dream_horizon(artifact) or args.horizon, "autoreset_mode": AutoresetMode.DISABLED}
     dreams = make_dream_vec_env(args.dream, args.episodes, obs=args.obs, **how)
-    dreamed = returns(rollout(dreams, SB3Policy(trained.model), seed=EVAL_SEED))
+    dreamed = returns(rollout(dreams, SB3Policy(trained.model, trained.space), seed=EVAL_SEED))
     spec, procs = real_spec(artifact), args.procs
-    mine: Callable[[], Policy] = partial(SB3Policy, trained.model.policy)
+    mine: Callable[[], Policy] = partial(SB3Policy, trained.model.policy, trained.space)
     if args.obs == "latent":
         mine = partial(frame_policy, str(Path(args.out) / "model"))
     return {
@@ -220,7 +225,7 @@ def save(args: Any, trained: Trained, artifact: Artifact) -> None:
     trained.model.save(out / "policy.zip")
     if args.obs != "latent":
         return
-    policy = to_mlp(trained.model)
+    policy = to_mlp(trained.model, trained.space)
     facts = {
         "controller": f"SB3 {args.algo}, {args.timesteps:,} steps in {args.dream}, {trained.wall_s:.0f} s",
         "scores": "summary.json beside this folder; again by `wm evaluate`",
@@ -237,10 +242,11 @@ def film(args: Any, trained: Trained, model: WorldModel, artifact: Artifact) -> 
     spec, seed = real_spec(artifact), EVAL_SEED
     if args.obs == "latent":
         path = Path(args.out) / "real_vs_dream.mp4"
-        record(path, spec, model, to_mlp(trained.model), seed=seed, cut_off=artifact.config.get("cut_off", 0.5))
+        policy = to_mlp(trained.model, trained.space)
+        record(path, spec, model, policy, seed=seed, cut_off=artifact.config.get("cut_off", 0.5))
     else:
         path = Path(args.out) / "real.mp4"
-        record_real(path, spec, SB3Policy(trained.model), seed=seed)
+        record_real(path, spec, SB3Policy(trained.model, trained.space), seed=seed)
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -655,3 +656,23 @@ def test_what_asks_all_members_needs_an_ensemble(asks: dict[str, Any]) -> None:
         setattr(envs, name, value)
     with pytest.raises(ValueError, match=message):
         envs.step(np.zeros((1, 1), np.float32))
+
+
+def test_settings_of_a_single_dream_change_through_wrappers() -> None:
+    env = gym.wrappers.TimeLimit(DreamEnv(Toy(noise=1.0), toy_starts(), horizon=5), 9)
+    env.set_wrapper_attr("temperature", 0.25)
+    env.set_wrapper_attr("horizon", 2)
+    dream = env.unwrapped
+    assert dream.temperature == dream.envs.temperature == 0.25
+    env.reset(seed=0)
+    assert [env.step(np.zeros(1, np.float32))[3] for _ in range(2)] == [False, True]
+    with pytest.raises(AttributeError, match="'DreamEnv' object has no attribute 'temprature'"):
+        _ = dream.temprature
+
+
+def test_a_pickled_dream_is_the_same_dream() -> None:
+    env = DreamEnv(Toy(noise=1.0), toy_starts())
+    env.reset(seed=3)
+    sent = pickle.loads(pickle.dumps(env))
+    for _ in range(5):
+        np.testing.assert_array_equal(sent.step(np.zeros(1, np.float32))[0], env.step(np.zeros(1, np.float32))[0])

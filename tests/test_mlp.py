@@ -62,6 +62,10 @@ def test_clip_stops_at_the_bounds_and_tanh_stretches_onto_them() -> None:
     assert act(identity(BOX, "tanh"), [[0, 0], [-99, -99], [99, 99]]) == [[0, 5], [-2, 0], [2, 10]]
 
 
+def test_unit_scales_to_the_bounds_and_clips() -> None:
+    assert act(identity(BOX, "unit"), [[0, 0], [-1, 1], [-9, 9]]) == [[0, 5], [-2, 10], [-2, 10]]
+
+
 def test_choices_take_the_largest_output_of_each_and_bits_what_is_above_0() -> None:
     assert act(identity(spaces.Discrete(3, start=5), "argmax"), [[0, 2, 1], [3, 2, 1]]) == [6, 5]
     many = spaces.MultiDiscrete([2, 3], start=[0, 10])
@@ -124,7 +128,7 @@ def test_what_does_not_fit_is_refused_with_both_sides() -> None:
             MLPPolicy(BOX, layers, "tanh", "clip")
     with pytest.raises(ValueError, match=r"activation must be one of \['relu', 'silu', 'tanh'\], got 'gelu'"):
         MLPPolicy(BOX, [(eye, zeros)], "gelu", "clip")
-    with pytest.raises(ValueError, match=r"squash must be one of \['clip', 'tanh'\] for Box.*, got 'argmax'"):
+    with pytest.raises(ValueError, match=r"squash must be one of \['clip', 'tanh', 'unit'\] for Box.*, got 'argmax'"):
         MLPPolicy(BOX, [(eye, zeros)], "tanh", "argmax")
     for obs in (np.zeros((4, 3)), np.zeros(2)):
         with pytest.raises(ValueError, match=r"obs must be \(N, 2\), got"):

@@ -29,7 +29,9 @@ SPACES = [
     CAR,
     spaces.Box(-2, 3, (2, 2), np.float64),
     spaces.Discrete(4, start=1),
+    spaces.Discrete(3, dtype=np.int32),
     spaces.MultiDiscrete([3, 2]),
+    spaces.MultiDiscrete([3, 2], dtype=np.uint8),
     spaces.MultiBinary(3),
 ]
 OBS = {"pixels": np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), np.uint8), "vector": np.ones((5, 4))}
@@ -85,6 +87,11 @@ def test_ornstein_uhlenbeck_is_smooth_and_brakes_little() -> None:
     assert abs(steer.mean()) < 0.05 and steer.std() > 0.4
     assert gas.mean() > 3 * brake.mean() > 0
     assert gas.mean(0).std() > 0.05  # Some episodes push harder than others.
+
+
+def test_smooth_actions_of_bits_are_ones_as_often_as_zeros() -> None:
+    acts = run(OrnsteinUhlenbeck(spaces.Box(0, 1, (3,), np.int8)), seed=0, steps=400)
+    assert 0.4 < acts.mean() < 0.6
 
 
 def test_ornstein_uhlenbeck_refuses_choices() -> None:

@@ -36,7 +36,8 @@ from toy import BOX, Toy, toy_starts
 from toy_env import Echo
 
 from policies.mlp import MLPPolicy
-from policies.sb3 import DreamVecEnv, SB3Policy, Whitened, check_actions, load_sb3, to_mlp
+from policies.sb3 import DreamVecEnv, SB3Policy, Whitened, check_actions, load_sb3, to_mlp, unit_actions
+from wm_envs.action import decode_action
 from wm_envs.dream import DreamVectorEnv
 from wm_envs.world_model import Latent
 
@@ -440,6 +441,47 @@ def test_the_network_acts_as_sb3_predicts(algo, act_space: gym.Space) -> None:
     np.testing.assert_array_equal(ours, want)
     assert got.dtype == ours.dtype == act_space.dtype and got.shape == want.shape and len(np.unique(got)) > 1
     assert all(act_space.contains(act) for act in got)
+
+
+FAR = spaces.Box(np.array([[5], [-1000]], np.float32), np.array([[35], [0]], np.float32))
+
+
+@pytest.mark.parametrize("act_space", [FAR, spaces.Box(0, 10, (1,), np.int32)], ids=str)
+def test_actions_in_units_of_the_bounds_reach_all_of_them(act_space: gym.Space, monkeypatch) -> None:
+    seen, step = [], DreamVectorEnv.step
+    monkeypatch.setattr(DreamVectorEnv, "step", lambda self, act: (seen.append(act), step(self, act))[1])
+    envs = unit_actions(dreams(act_space=act_space))
+    model = small(PPO, DreamVecEnv(envs), n_steps=64).learn(256)
+    acts = np.concatenate(seen)
+    assert acts.shape == (256, *act_space.shape) and acts.dtype == act_space.dtype
+    np.testing.assert_allclose(acts.min(0), act_space.low)
+    np.testing.assert_allclose(acts.max(0), act_space.high)
+    obs = np.random.default_rng(0).standard_normal((50, 2)).astype(np.float32)
+    want = decode_action(act_space, model.predict(obs, deterministic=True)[0])
+    np.testing.assert_array_equal(SB3Policy(model, act_space).act(obs), want)
+    np.testing.assert_allclose(to_mlp(model, act_space).act(obs), want, rtol=1e-5)
+
+
+def test_actions_without_bounds_are_left_as_they_are() -> None:
+    envs = dreams(act_space=spaces.Discrete(3))
+    assert unit_actions(envs) is envs
+
+
+class Counter:
+    """A recurrent model of SB3's kind: acts by the number of steps since the start of the episode."""
+
+    action_space = spaces.Discrete(99)
+
+    def predict(self, obs, state=None, episode_start=None, deterministic=False):
+        count = np.zeros(len(obs), np.int64) if state is None else np.where(episode_start, 0, state + 1)
+        return count, count
+
+
+def test_a_recurrent_model_keeps_its_state_until_the_next_episode() -> None:
+    policy, obs = SB3Policy(Counter()), np.zeros((2, 4))  # type: ignore[arg-type]
+    for _ in range(2):
+        policy.reset(2, 0)
+        assert [policy.act(obs).tolist() for _ in range(3)] == [[0, 0], [1, 1], [2, 2]]
 
 
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.SiLU])

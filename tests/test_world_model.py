@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +54,15 @@ def test_rows_keep_to_themselves_when_a_step_draws_several_widths() -> None:
     many.restart(1), one.restart(0)  # Row 0 is in the middle of its episode when row 1 opens the next.
     for dim in (3, 30, 1, 7, 31, 32, 5):
         assert torch.equal(many.normal(dim)[1], one.normal(dim)[0])
+
+
+@pytest.mark.parametrize("num", [1, 3])
+@pytest.mark.parametrize("drawn", [0, 9])
+def test_pickled_streams_continue_as_the_original(num: int, drawn: int) -> None:
+    streams = make_streams(list(range(num)))
+    draw(streams, drawn) if drawn else None
+    sent = pickle.loads(pickle.dumps(streams))
+    assert torch.equal(draw(sent, 30), draw(streams, 30))
 
 
 @pytest.mark.parametrize("apart", [False, True])

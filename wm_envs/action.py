@@ -52,8 +52,8 @@ class ActionEncoder:
             return
         counts = np.full(self.shape, 2)
         if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
-            counts = np.asarray(space.n if isinstance(space, spaces.Discrete) else space.nvec)
-        self.start, self.counts = np.asarray(getattr(space, "start", 0)), counts.astype(np.uint64)
+            counts = np.asarray(space.n if isinstance(space, spaces.Discrete) else space.nvec, np.int64)
+        self.start, self.counts = np.asarray(getattr(space, "start", 0), np.int64), counts.astype(np.uint64)
         # Discrete action k of a row sets column offset[k] + action.
         self.offset = np.cumsum(counts) - counts.ravel()
 

@@ -24,6 +24,8 @@ from wm_envs.window import Window
 from wm_envs.world_model import EVERYONE, EnsembleModel, Latent, Rows, RowStreams, WorldModel, can_disagree, feat_space
 
 Array = NDArray[Any]
+SETTINGS = "temperature", "horizon", "stall", "start", "cut_off", "pessimism", "max_disagreement", "disagreement"
+"""Attributes of a dream that may be changed while it runs."""
 Obs = Literal["pixels", "latent"]
 
 
@@ -347,6 +349,18 @@ class DreamEnv(gym.Env[Array, Any]):
         if self._window is not None:
             self._window.close()
             self._window = None
+
+    def __getattr__(self, name: str) -> Any:
+        """The settings of the dream, such as `temperature`, are those of its only row."""
+        if name in SETTINGS:
+            return getattr(self.envs, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in SETTINGS:
+            setattr(self.envs, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def _encode(self, action: Any) -> Tensor:
         """The encoded action (1, A); the codes of discrete actions are cached."""

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 from torch import Tensor, nn
 
 from policies.mlp import MLPPolicy
-from policies.sb3 import DreamVecEnv, Whitened, to_mlp
+from policies.sb3 import DreamVecEnv, Whitened, to_mlp, unit_actions
 from wm_agents.checkpoint import load_weights
 from wm_agents.system.state import read_state_tensors, write_state_tensors
 from wm_envs.dream import DreamVectorEnv
@@ -103,14 +103,14 @@ def ppo_in_dream(
             load_weights(learner.policy, tensors)
             break
     number, mean = (int(about["iterations"]), float(about["mean"])) if resumed else (0, np.nan)
-    iteration = Iteration(number, mean, 0.0, to_mlp(learner))
+    iteration = Iteration(number, mean, 0.0, to_mlp(learner, model.act_space))
     # A run that was killed before the callback of this iteration calls it now.
     stopped = resumed and on_iteration is not None and bool(on_iteration(iteration))
     while iteration.number < cfg.iterations and not stopped:
         began = time.perf_counter()
         learner.learn(cfg.envs * cfg.steps, reset_num_timesteps=False)  # One rollout and its update.
         wall_s, number = time.perf_counter() - began, iteration.number + 1
-        iteration = Iteration(number, _mean_return(learner), wall_s, to_mlp(learner))
+        iteration = Iteration(number, _mean_return(learner), wall_s, to_mlp(learner, model.act_space))
         about = {"iterations": str(number), "mean": repr(iteration.mean), "precision": envs.precision}
         write_state_tensors(state, learner.policy.state_dict(), about)
         stopped = on_iteration is not None and bool(on_iteration(iteration))
@@ -130,7 +130,7 @@ def _make(cfg: PPOConfig, envs: DreamVectorEnv, feats: Tensor) -> PPO:
     # Average over as many dreams as reach the horizon together, because the last ones to end are a biased
     # sample.
     kwargs["stats_window_size"] = 2 * cfg.envs
-    learner = PPO("MlpPolicy", VecMonitor(DreamVecEnv(envs)), policy_kwargs=net, device="cpu", **kwargs)
+    learner = PPO("MlpPolicy", VecMonitor(DreamVecEnv(unit_actions(envs))), policy_kwargs=net, device="cpu", **kwargs)
     learner.set_logger(Logger(folder=None, output_formats=[]))  # Otherwise each learn() creates a folder in /tmp.
     return learner
 
