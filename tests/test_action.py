@@ -97,7 +97,7 @@ def test_a_wrong_action_is_named(space: gym.Space, act: np.ndarray, message: str
         encode_action(space, act)
 
 
-def test_spaces_without_a_vector_are_refused() -> None:
+def test_spaces_without_a_vector_are_rejected() -> None:
     with pytest.raises(ValueError, match="Box actions need finite bounds, got Box.*; wrap the env in RescaleAction"):
         act_dim(spaces.Box(-np.inf, np.inf, (1,)))
     with pytest.raises(ValueError, match="actions must be Box, Discrete, MultiDiscrete or MultiBinary, got Text"):

@@ -53,7 +53,7 @@ def test_log_chances_and_entropies_are_the_equations() -> None:
     np.testing.assert_allclose(normal.entropy(), (0.5 * np.log(2 * np.pi * np.e * std**2)).sum(1))
 
 
-def test_the_actor_says_what_the_papers_heads_say() -> None:
+def test_the_actor_reports_what_the_papers_heads_say() -> None:
     torch.manual_seed(0)
     actor, feat = Actor(BOX, 4, 16, 1), torch.randn(5, 4)
     assert actor.spread is not None
@@ -76,7 +76,7 @@ def test_samples_follow_the_chances_and_the_noise_they_are_given() -> None:
 
 
 @pytest.mark.parametrize("space", [spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3)])
-def test_actions_it_cannot_take_are_refused_before_training(space: spaces.Space) -> None:
+def test_actions_it_cannot_take_are_rejected_before_training(space: spaces.Space) -> None:
     with pytest.raises(ValueError, match="this actor needs Box or Discrete actions, got Multi.*train with `wm evolve`"):
         Actor(space, 4)
 
@@ -104,7 +104,7 @@ def random_dream(steps: int = 5, num: int = 4, feat_dim: int = 3) -> Dream:
     return Dream(draw(steps + 1, num, feat_dim), acts, 5 * draw(steps, num), draw(steps + 1, num))
 
 
-def test_a_dream_is_judged_by_the_equations() -> None:
+def test_a_dream_is_evaluated_by_the_equations() -> None:
     """Hafner et al. 2023, eq. 6 to 11, step by step and row by row."""
     cfg = ActorCriticConfig(units=16, layers=1, entropy=0.1, return_rate=1.0)
     agent, dream = stirred(ActorCritic(cfg, CHOICE, 3)), random_dream()
@@ -193,7 +193,7 @@ def test_every_weight_learns_under_autocast(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_dream_is_kept_in_the_type_of_products_and_judged_as_if_in_float32(dtype: torch.dtype) -> None:
+def test_a_dream_is_kept_in_the_type_of_products_and_evaluated_as_if_in_float32(dtype: torch.dtype) -> None:
     agent, model = stirred(ActorCritic(SMALL, CHOICE, 2)).eval(), Toy(act_space=CHOICE)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
         dream = agent.dream(model, model.initial(8), torch.ones(8))
@@ -256,7 +256,7 @@ def test_a_policy_that_was_saved_acts_the_same(space: spaces.Space, tmp_path: Pa
         loaded.act(np.zeros((9, 5), np.float32))
 
 
-def test_weights_of_something_else_are_refused() -> None:
+def test_weights_of_something_else_are_rejected() -> None:
     tensors = ActorPolicy(BOX, Actor(BOX, 4, 16, 2)).tensors()
     with pytest.raises(ValueError, match="the weights of an actor for Discrete.*must be"):
         ActorPolicy.from_tensors(CHOICE, tensors, {"kind": "actor"})
@@ -264,7 +264,7 @@ def test_weights_of_something_else_are_refused() -> None:
         ActorPolicy.from_tensors(BOX, tensors, {"kind": "mlp"})
 
 
-def test_settings_that_cannot_be_are_refused() -> None:
+def test_settings_that_cannot_be_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"ActorCriticConfig.horizon must be a whole number of at least 1, got 0"):
         ActorCriticConfig(horizon=0)
     with pytest.raises(ValueError, match=r"ActorCriticConfig.lam must be a number between 0 and 1, got 1.5"):

@@ -50,7 +50,7 @@ def test_the_same_checkout_is_measured_by_turns_on_one_small_door(tmp_path: Path
     assert "5 doors in" in shown and "new / old" in shown and ("pass" in shown or "FAIL" in shown)
 
 
-def test_a_folder_without_the_packages_is_refused(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_folder_without_the_packages_is_rejected(tmp_path: Path, monkeypatch, capsys) -> None:
     with pytest.raises(SystemExit):
         run(monkeypatch, "--against", str(tmp_path))
     assert "must be a checkout of this project, but has no folder wm_envs" in capsys.readouterr().err

@@ -40,7 +40,7 @@ class Blurred(Toy):
         return out._replace(cont=torch.where(out.cont < 0.5, end, other))
 
 
-def test_every_step_is_foreseen_from_the_moment_before_it(episodes: list[Episode]) -> None:
+def test_every_step_is_predicted_from_the_moment_before_it(episodes: list[Episode]) -> None:
     seen = foresee(Toy(end=1.5), episodes)
     np.testing.assert_allclose(seen.rew, seen.real_rew, atol=1e-6)
     np.testing.assert_array_equal(seen.cont < 0.5, seen.real_term)
@@ -49,7 +49,7 @@ def test_every_step_is_foreseen_from_the_moment_before_it(episodes: list[Episode
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
-def test_rows_of_a_walk_are_the_episodes_that_still_go_on(episodes: list[Episode], batch: int) -> None:
+def test_rows_of_a_walk_are_the_episodes_that_still_continue(episodes: list[Episode], batch: int) -> None:
     steps = np.zeros(len(episodes), int)
     for moment in walk(EXACT, iter(episodes), batch):
         assert len(set(moment.episode)) == len(moment.episode) <= batch
@@ -69,7 +69,7 @@ def test_an_exact_model_is_calibrated_perfectly(episodes: list[Episode]) -> None
 
 
 @pytest.mark.parametrize("shift", [-1, 1])
-def test_ends_a_step_off_are_not_foreseen(episodes: list[Episode], shift: int) -> None:
+def test_ends_a_step_off_are_not_predicted(episodes: list[Episode], shift: int) -> None:
     def moved(ep: Episode) -> Episode:
         act = np.roll(ep.act, shift, axis=0)
         return ep._replace(act=act)
@@ -109,7 +109,7 @@ def test_a_dream_does_not_end_much_more_often_than_reality() -> None:
     assert 0.7 < early.cut_off < 0.75 and early.f1 == pytest.approx(2 / 3) and not early.note
 
 
-def test_neighbouring_floats_are_told_apart_by_a_float32() -> None:
+def test_neighbouring_floats_are_distinguished_by_a_float32() -> None:
     low = np.float32(0.25)
     high = np.nextafter(low, np.float32(1))
     cont = np.array([low, high, high], np.float64)
@@ -117,19 +117,19 @@ def test_neighbouring_floats_are_told_apart_by_a_float32() -> None:
     assert (torch.from_numpy(cont).float() < found.cut_off).tolist() == [True, False, False]
 
 
-def test_without_ends_the_cut_off_stays_and_says_so() -> None:
+def test_without_ends_the_cut_off_stays_and_reports_it() -> None:
     found = best_cut_off(np.array([0.1, 0.9]), np.zeros(2, bool))
     assert (found.cut_off, found.precision, found.recall, found.f1) == (0.5, 0.0, None, None)
     assert found.note == "no episode terminated: the cut_off stays 0.5"
 
 
 @pytest.mark.parametrize("cont", [[0.9, 0.9, 0.9, 0.9], [0.1, 0.2, 0.3, 0.9], [1.0, 1.0, 1.0, 1.0]])
-def test_a_cont_that_tells_nothing_leaves_the_cut_off(cont: list[float]) -> None:
+def test_a_cont_that_reports_nothing_leaves_the_cut_off(cont: list[float]) -> None:
     found = best_cut_off(np.array(cont), np.array([False, False, False, True]))
     assert found.cut_off == 0.5
     assert "no information about termination" in found.note
 
 
-def test_no_episode_is_refused() -> None:
+def test_no_episode_is_rejected() -> None:
     with pytest.raises(ValueError, match="at least one episode is needed, got none"):
         calibrate_cut_off(EXACT, [])

@@ -74,7 +74,7 @@ def test_a_save_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytes
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_folder_that_is_no_artifact_is_not_replaced(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_artifact_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ArtifactError, match=r"has no config.json; only a saved model may be replaced"):
         save(tmp_path)
@@ -99,7 +99,7 @@ def test_a_listed_policy_that_is_gone_is_named(tmp_path: Path) -> None:
         load_artifact(tmp_path / "model")
 
 
-def test_a_pickle_is_refused_unread(tmp_path: Path) -> None:
+def test_a_pickle_is_rejected_unread(tmp_path: Path) -> None:
     class Bomb:
         def __reduce__(self) -> tuple[object, ...]:
             return (Path.touch, (tmp_path / "exploded",))
@@ -147,7 +147,7 @@ def test_a_newer_format_asks_for_an_upgrade(tmp_path: Path) -> None:
         load_artifact(tmp_path / "model")
 
 
-def test_foreign_and_broken_configs_are_refused(tmp_path: Path) -> None:
+def test_foreign_and_broken_configs_are_rejected(tmp_path: Path) -> None:
     config = save(tmp_path / "model") / "config.json"
     config.write_text('{"model_type": "bert"}')
     with pytest.raises(ArtifactError, match="has no format_version"):

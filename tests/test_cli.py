@@ -86,7 +86,7 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
     assert wm("--version") == 0 and capsys.readouterr().out == f"wm {importlib.metadata.version('dreams-as-envs')}\n"
 
 
-def test_pictures_are_drawn_to_memory_but_the_doctor_looks_for_a_display(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_drawn_to_memory_but_the_doctor_looks_for_a_display(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -132,7 +132,7 @@ def test_every_flag_is_read(name: str) -> None:
     assert {arg.arg for arg in tree.args.args} <= read
 
 
-def test_an_unknown_command_is_told_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_command_is_reported_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert wm("evalute") == 2
     assert capsys.readouterr().err == "wm: unknown command 'evalute'; did you mean 'evaluate'?\n"
     assert wm("zzz") == 2
@@ -231,7 +231,7 @@ def test_a_terminal_that_knows_ascii_alone_gets_it_all(
     assert b" ? " in shown and not capsys.readouterr().err  # It was a plus-minus.
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(
+def test_a_reader_that_has_seen_enough_is_not_a_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     read, write = os.pipe()
@@ -351,7 +351,7 @@ def test_improve_takes_any_environment(called: dict[str, Any], capsys: pytest.Ca
     assert "--task CartPole and --env Pendulum-v1 exclude each other" in capsys.readouterr().err
 
 
-def test_tdmpc2_sees_pictures_in_threes_unless_told_otherwise(
+def test_tdmpc2_sees_images_in_threes_unless_reported_otherwise(
     called: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     boxing = ("improve", "--family", "tdmpc2", "--env", "ALE/Boxing-v5")
@@ -444,7 +444,7 @@ def raising(error: BaseException) -> Callable[..., None]:
     return fail
 
 
-def test_a_file_of_settings_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_of_settings_that_is_not_there_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert wm("improve", "--env", "CartPole-v1", "--config", "nofile.toml") == 2
     assert "--config: no such file: 'nofile.toml'" in capsys.readouterr().err
 
@@ -459,7 +459,7 @@ def test_the_settings_that_are_printed_are_the_recipes(capsys: pytest.CaptureFix
     assert 'size = "size1m"' in capsys.readouterr().out
 
 
-def test_a_model_saved_alone_is_told_what_it_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_saved_alone_gets_what_it_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     create_world_model("ensemble:ci", obs_shape=(4,), action_dim=2).save_pretrained(tmp_path / "alone")
     for command in (("evaluate",), ("evolve", str(tmp_path / "out"))):
         assert wm(command[0], str(tmp_path / "alone"), *command[1:]) == 1

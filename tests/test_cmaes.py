@@ -200,7 +200,7 @@ def test_a_run_at_the_papers_size_resumes_to_the_bit(tmp_path: Path) -> None:
     assert np.array_equal(evolve(score, x0, cfg, state=tmp_path / "s.json").mean, whole.mean)
 
 
-def test_a_finished_run_asks_for_nothing_and_more_generations_go_on(tmp_path: Path) -> None:
+def test_a_finished_run_asks_for_nothing_and_more_generations_continue(tmp_path: Path) -> None:
     state = tmp_path / "evolution.json"
     short = CMAConfig(**{**vars(CFG), "generations": 5})
     evolve(distance, np.zeros(5), short, state=state)
@@ -246,7 +246,7 @@ def test_equal_returns_do_no_harm() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.full(8, np.nan), np.append(np.zeros(7), np.inf), np.zeros(7), np.zeros((8, 1))])
-def test_returns_that_are_none_are_refused_and_nothing_is_lost(tmp_path: Path, bad: np.ndarray) -> None:
+def test_returns_that_are_none_are_rejected_and_nothing_is_lost(tmp_path: Path, bad: np.ndarray) -> None:
     state = tmp_path / "evolution.json"
 
     def score(candidates: np.ndarray, generation: int) -> np.ndarray:
@@ -282,7 +282,7 @@ def test_a_controller_is_evolved_in_the_real_environment_in_one_pool() -> None:
     assert 8 <= values[3] < 12  # Weights of zero: always to the left.
 
 
-def test_real_episodes_on_seeds_for_evaluation_are_refused() -> None:
+def test_real_episodes_on_seeds_for_evaluation_are_rejected() -> None:
     space = gym.spaces.Discrete(2)
     cfg = CMAConfig(population=8, rollouts=2, seed=999_999)
     with (
@@ -304,7 +304,7 @@ def test_real_episodes_on_seeds_for_evaluation_are_refused() -> None:
         {"seed": -1},
     ],
 )
-def test_a_strategy_that_cannot_run_is_refused(wrong: dict[str, float]) -> None:
+def test_a_strategy_that_cannot_run_is_rejected(wrong: dict[str, float]) -> None:
     name, value = next(iter(wrong.items()))
     with pytest.raises(ValueError, match=rf"CMAConfig\.{name} must be .*, got {value}"):
         CMAConfig(**wrong)  # type: ignore[arg-type]

@@ -117,7 +117,7 @@ def test_each_life_of_a_game_is_an_episode_and_the_next_seeds_follow(tmp_path: P
     assert sorted(set(Dataset(tmp_path).seeds)) == [3, 4] and more.new_steps > 0
 
 
-def test_seeds_kept_for_evaluation_are_refused(tmp_path: Path) -> None:
+def test_seeds_kept_for_evaluation_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="from 0 to 999,999, got 1,000,000; seeds from 1,000,000 up are for evalua"):
         run(tmp_path, seed=1_000_000)
     with pytest.raises(ValueError, match="got 1,000,001"):  # Reached on the way.
@@ -129,7 +129,7 @@ def test_seeds_kept_for_evaluation_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.h5"))
 
 
-def test_senseless_settings_are_refused(tmp_path: Path) -> None:
+def test_senseless_settings_are_rejected(tmp_path: Path) -> None:
     for name in ("steps", "shard_episodes", "stall"):
         with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1"):
             run(tmp_path, **{name: 0})
@@ -229,7 +229,7 @@ def test_a_workers_error_raises_in_the_parent(tmp_path: Path) -> None:
         ("large reward", r"the reward of step 3 is 1e\+300 \(seed 0\); it must be finite in float32; correct the env"),
     ],
 )
-def test_values_that_are_not_finite_are_refused_with_step_and_environment(tmp_path: Path, how: str, text: str) -> None:
+def test_values_that_are_not_finite_are_rejected_with_step_and_environment(tmp_path: Path, how: str, text: str) -> None:
     with pytest.raises(NonFiniteStep, match=f"^bad_env:Bad-v0: {text}"):
         run(tmp_path, spec=RealSpec("bad_env:Bad-v0", kwargs={"how": how}), procs=0)
     assert names(tmp_path) == ["manifest.json"]

@@ -186,7 +186,7 @@ def test_tasks_are_taken_in_order_and_promoted_on_the_mean_of_five(tmp_path: Pat
     assert found["tasks"][0]["real_steps"] == 100 + 7 * 30 + 7  # A round of training, evaluations, a film.
 
 
-def test_all_solved_is_told(tmp_path: Path) -> None:
+def test_all_solved_is_reported(tmp_path: Path) -> None:
     assert take(tmp_path, Scripted({POLE: RISING}), [course(POLE, 60.0)])[0]
 
 
@@ -261,7 +261,7 @@ def test_large_files_can_go_to_another_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("clean", [True, False])
-def test_what_training_went_on_from_is_deleted_only_if_asked(tmp_path: Path, clean: bool) -> None:
+def test_what_training_continued_from_is_deleted_only_if_asked(tmp_path: Path, clean: bool) -> None:
     take(tmp_path, Scripted({POLE: RISING}), [course(POLE, 100.0)], clean_cache=clean)
     assert (tmp_path / POLE / "tmp").exists() is not clean
 
@@ -275,7 +275,7 @@ def test_times_are_those_that_were_measured_without_the_looks(tmp_path: Path) ->
     assert 0 < times["evaluation"] < 1 and 0 < times["report"] < 1
 
 
-def test_a_film_that_fails_does_not_end_the_training(tmp_path: Path) -> None:
+def test_a_video_that_fails_does_not_end_the_training(tmp_path: Path) -> None:
     script = Scripted({POLE: RISING})
 
     def fail(*args: object) -> None:
@@ -310,7 +310,7 @@ def test_pages_of_the_training_go_to_the_report_and_its_logs_to_the_logs(tmp_pat
     assert train_logs == ["round-00/vision/metrics.jsonl"] and not (task / "tmp").exists()
 
 
-def test_the_report_on_the_dream_is_told_what_evaluations_found(tmp_path: Path) -> None:
+def test_the_report_on_the_dream_gets_what_evaluations_found(tmp_path: Path) -> None:
     script = Scripted({POLE: RISING})
     script.dreamed = lambda generation: float("nan") if generation < 4 else generation + 0.5
     _, (record,) = take(tmp_path, script, [course(POLE, 100.0)])
@@ -439,7 +439,7 @@ def test_another_run_is_not_continued_in_its_folder(
         take(tmp_path, script, courses, **flags)
 
 
-def test_patience_may_be_another_when_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patience_may_be_another_when_a_run_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = Scripted({ACRO: FLAT})
     play = script.play
 

@@ -124,7 +124,7 @@ def test_which_curriculum_is_run(fake: type[Fake], flags: list[str], tasks: list
     assert [course.entry.name for course in fake.last.courses] == tasks  # type: ignore[attr-defined]
 
 
-def test_what_is_left_out_is_told(
+def test_what_is_left_out_is_reported(
     fake: type[Fake], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(curriculum_tasks, "find_spec", lambda name: None if name == "Box2D" else object())
@@ -136,7 +136,7 @@ def test_what_is_left_out_is_told(
     assert "no task of core can run on this machine: Pong: pip install" in capsys.readouterr().err
 
 
-def test_what_cannot_be_dreamed_of_is_told_before_any_work_is_done(
+def test_what_cannot_be_dreamed_of_is_reported_before_any_work_is_done(
     fake: type[Fake], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     register("Endless-v0", entry_point="gymnasium.envs.classic_control.pendulum:PendulumEnv")
@@ -179,7 +179,7 @@ def test_the_preflight_comes_first_once(
     assert run(["--curriculum", pole, *apart]) == 0 and len(looks) == 2
 
 
-def test_a_device_that_is_not_there_is_told_at_once(
+def test_a_device_that_is_not_there_is_reported_at_once(
     fake: type[Fake], pole: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
@@ -187,7 +187,7 @@ def test_a_device_that_is_not_there_is_told_at_once(
     assert "device 'cuda' is not on this machine; use 'cpu'" in capsys.readouterr().err
 
 
-def test_without_a_display_a_film_takes_the_windows_place_unless_it_must_not(
+def test_without_a_display_a_video_takes_the_windows_place_unless_it_must_not(
     fake: type[Fake], pole: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
@@ -238,7 +238,7 @@ def test_a_micro_run_takes_every_part_from_nothing_to_the_report(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_real_curriculum_killed_twice_goes_on_to_its_end(tmp_path: Path) -> None:
+def test_a_real_curriculum_killed_twice_continues_to_its_end(tmp_path: Path) -> None:
     file, out = tmp_path / "tasks.toml", tmp_path / "run"
     file.write_text('[[task]]\nname = "CartPole"\nquick_threshold = 15.0\nmax_generations = 20\n')
     args = ["--curriculum", str(file), "--quick", "True", "--checkpoint-dir", str(out), "--preflight", "False"]

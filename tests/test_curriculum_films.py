@@ -18,7 +18,7 @@ from wm_agents.curriculum.films import triad, video_generations
         (1000, [50, 500, 950]),
     ],
 )
-def test_triad_films_near_the_beginning_the_middle_and_near_the_end(generations: int, films: list[int]) -> None:
+def test_triad_videos_near_the_beginning_the_middle_and_near_the_end(generations: int, films: list[int]) -> None:
     assert triad(generations) == films
 
 
@@ -28,7 +28,7 @@ def test_a_triad_is_always_three_generations_of_the_run(generations: int) -> Non
     assert len(set(films)) == min(generations, 3) and min(films) >= 1 and max(films) <= generations
 
 
-def test_long_runs_are_filmed_three_times_and_short_ones_at_every_evaluation() -> None:
+def test_long_runs_are_recorded_three_times_and_short_ones_at_every_evaluation() -> None:
     assert video_generations(200, range(10, 201, 10)) == [50, 100, 150]
     assert video_generations(60, range(10, 61, 10)) == [10, 20, 30, 40, 50, 60]
 
@@ -44,7 +44,7 @@ def test_a_list_goes_before_a_period_and_a_period_before_a_mode() -> None:
     assert video_generations(1000, [], mode="none", every=300, explicit=[975, 25, 500, 25, 2000]) == [25, 500, 975]
 
 
-def test_what_cannot_be_filmed_is_refused() -> None:
+def test_what_cannot_be_recorded_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"must be at least 1, got \[0\]"):
         video_generations(10, [], explicit=[0, 5])
     with pytest.raises(ValueError, match="at least 1 generation apart, got 0"):

@@ -114,7 +114,7 @@ def test_a_file_holds_the_same_names_and_flags_win_over_it(tmp_path: Path) -> No
         ("--max-generations 4", "give 4 evaluations, but at least 5 are needed"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_line(
+def test_what_makes_no_sense_is_rejected_in_one_line(
     flags: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = refused(flags, capsys)

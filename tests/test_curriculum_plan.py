@@ -21,7 +21,7 @@ def planned(entry: Entry = CAR, **flags: Any) -> planning.Course:
     return plan(entry, CurriculumConfig(**flags))
 
 
-def test_a_task_is_trained_by_its_recipe_but_judged_by_the_evaluations() -> None:
+def test_a_task_is_trained_by_its_recipe_but_evaluated_by_the_evaluations() -> None:
     course, known_ = planned(), RECIPES["CarRacing"]
     assert course.threshold == 800 and course.max_generations == known_.rounds * known_.generations
     for name in ("spec", "random_steps", "round_steps", "model", "horizon", "dream_stall", "squash"):
@@ -90,7 +90,7 @@ def test_quick_has_thresholds_of_its_own_and_less_of_everything() -> None:
     assert planned(quick=True, max_generations=100).max_generations == 100
 
 
-def test_films_are_planned_only_where_they_are_asked_for() -> None:
+def test_videos_are_planned_only_where_they_are_asked_for() -> None:
     assert planned(max_generations=40).films == ()
     assert planned(max_generations=40, record_video=True).films == (4, 8, 12, 16, 20, 24, 28, 32, 36, 40)
     assert planned(max_generations=40, record_video=True, quick=True).films == (10, 20, 30)
@@ -101,7 +101,7 @@ def test_films_are_planned_only_where_they_are_asked_for() -> None:
     assert planned(max_generations=40, record_video=True, video_schedule="none").films == ()
 
 
-def test_too_few_generations_for_a_promotion_are_refused() -> None:
+def test_too_few_generations_for_a_promotion_are_rejected() -> None:
     with pytest.raises(
         ValueError, match="4 generations, evaluated every 1, give 4 evaluations, but at least 5 are needed"
     ):

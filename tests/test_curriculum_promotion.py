@@ -61,7 +61,7 @@ def test_negative_thresholds_are_reached_from_below() -> None:
 
 
 @pytest.mark.parametrize("mean", [math.nan, math.inf, -math.inf])
-def test_scores_that_are_no_numbers_are_refused(mean: float) -> None:
+def test_scores_that_are_no_numbers_are_rejected(mean: float) -> None:
     with pytest.raises(ValueError, match="mean return of an evaluation must be finite, got"):
         Promotion(1.0).add(mean)
 
@@ -79,7 +79,7 @@ def test_patience_is_not_counted_before_there_is_a_rolling_mean() -> None:
     assert (plateau.num_bad, plateau.best) == (0, None)
 
 
-def test_a_rise_below_min_delta_is_no_improvement_but_adds_up() -> None:
+def test_a_rise_below_min_delta_is_not_a_improvement_but_adds_up() -> None:
     plateau = Plateau(100.0, 1000, patience=9, min_delta=1.0)
     seen = []
     for i, rolling in enumerate([0.0, 0.6, 1.0, 1.2]):
@@ -138,7 +138,7 @@ def test_far_from_the_threshold_nothing_is_extended() -> None:
     assert play(task, [80.0] * 99) == 200 and task.plateau.extended_at is None
 
 
-def test_what_rises_in_its_extension_goes_on_to_the_last_generation() -> None:
+def test_what_rises_in_its_extension_continues_to_the_last_generation() -> None:
     task = standing(generations=1000, patience=8)
     # Patience is out at 130; the extension ends at 230, and the curve has just risen then.
     curve = [95.0] * 17 + [98.0] * 200
@@ -157,7 +157,7 @@ def test_an_extension_never_shortens_what_may_be_trained() -> None:
     assert plateau.limit == 1000
 
 
-def test_a_verdict_stays() -> None:
+def test_a_result_stays() -> None:
     task = standing()
     play(task, [200.0] * 5)
     before = task.to_dict()
@@ -178,6 +178,6 @@ def test_a_standing_survives_json_at_any_point(cut: int) -> None:
 
 
 @pytest.mark.parametrize("name, value", [("max_generations", 0), ("patience", 0), ("min_delta", -1.0)])
-def test_settings_that_make_no_sense_are_refused(name: str, value: float) -> None:
+def test_settings_that_make_no_sense_are_rejected(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} must be a .* of at least"):
         Plateau(1.0, **{"max_generations": 10, name: value})  # type: ignore[arg-type]

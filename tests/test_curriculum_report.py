@@ -85,7 +85,7 @@ def test_json_never_holds_infinities() -> None:
         as_json({"best": -math.inf})
 
 
-def test_a_snapshot_says_what_the_evaluation_was() -> None:
+def test_a_snapshot_reports_what_the_evaluation_was() -> None:
     task = record([-21.0, -20.0])
     first = strict(as_json(snapshot(task, task.evaluations[1])))
     assert first == {
@@ -96,7 +96,7 @@ def test_a_snapshot_says_what_the_evaluation_was() -> None:
     }  # fmt: skip
 
 
-def test_eval_progress_has_a_row_an_evaluation_and_nothing_where_there_is_no_mean_yet() -> None:
+def test_eval_progress_has_a_row_an_evaluation_and_nothing_where_there_is_not_a_mean_yet() -> None:
     found = rows(eval_progress(record([18.0] * 5)))
     assert [list(row) for row in found[:1]] == [
         ["generation", "mean_reward", "std_reward", "best_reward", "threshold", "solved", "rolling_mean",
@@ -242,7 +242,7 @@ def test_latex_prints_any_text_as_it_is() -> None:
     "seconds, text",
     [(0.04, "0.0 s"), (59.94, "59.9 s"), (60, "1 min 00 s"), (3599, "59 min 59 s"), (7320, "2 h 02 min")],
 )
-def test_times_are_told_as_people_do(seconds: float, text: str) -> None:
+def test_times_are_reported_as_people_do(seconds: float, text: str) -> None:
     assert clock(seconds) == text
 
 

@@ -98,19 +98,19 @@ def film_facts(path: Path) -> tuple[int, float]:
     return facts
 
 
-def test_films_run_at_the_real_speed_unless_told_otherwise(tiny: Path, tmp_path: Path) -> None:
+def test_videos_run_at_the_real_speed_unless_reported_otherwise(tiny: Path, tmp_path: Path) -> None:
     assert Stage(CurriculumConfig()).film(tiny, tmp_path / "a.mp4", 910_000) == 6  # Steps.
     Stage(CurriculumConfig(fps=30)).film(tiny, tmp_path / "b.mp4", 910_000)
     assert film_facts(tmp_path / "a.mp4") == (7, 12.5)  # 50 frames a second, four a step.
     assert film_facts(tmp_path / "b.mp4") == (7, 30.0)
 
 
-def test_films_end_after_the_most_frames(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_videos_end_after_the_most_frames(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "MOST_FRAMES", 3)
     assert watch.film(tiny, tmp_path / "a.mp4", seed=910_000) == 3
 
 
-def test_a_model_of_vectors_is_filmed_too(tmp_path: Path) -> None:
+def test_a_model_of_vectors_is_recorded_too(tmp_path: Path) -> None:
     pole = save_tiny(tmp_path / "pole", RealSpec("CartPole-v1", max_episode_steps=4))
     frames = watch.film(Path(pole), tmp_path / "a.mp4", seed=910_000)
     assert frames == film_facts(tmp_path / "a.mp4")[0] == 5
@@ -144,7 +144,7 @@ def test_windows_can_be_closed_earlier(tiny: Path, tmp_path: Path, flags: dict[s
 
 
 @pytest.mark.parametrize("flags", [{"render_mode": "rgb_array"}, {}])
-def test_a_film_takes_the_windows_place(
+def test_a_video_takes_the_windows_place(
     tiny: Path, tmp_path: Path, flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not flags:

@@ -110,7 +110,7 @@ def test_a_window_as_long_as_the_episode_is_the_episode(tmp_path: Path) -> None:
     assert w.first[0].tolist() == [True] + [False] * 5 and w.term[0].tolist() == [False] * 5 + [True]
 
 
-def test_windows_longer_than_every_episode_are_refused(tmp_path: Path) -> None:
+def test_windows_longer_than_every_episode_are_rejected(tmp_path: Path) -> None:
     fill(tmp_path, [[5, 8]])
     data = Dataset(tmp_path)
     with pytest.raises(ValueError, match="no window of 9 steps .* 2 episodes, the longest has 8 steps"):
@@ -142,7 +142,7 @@ def test_a_truncated_shard_is_skipped_named_and_counted(tmp_path: Path, caplog: 
     assert is_aligned(*data.windows(20, 10, RNG(0))[:3])
 
 
-def test_what_is_no_shard_is_skipped_with_its_reason(tmp_path: Path) -> None:
+def test_what_is_not_a_shard_is_skipped_with_its_reason(tmp_path: Path) -> None:
     fill(tmp_path, [[20]])
     (tmp_path / "empty.h5").touch()
     (tmp_path / "notes.txt").write_text("not looked at")
@@ -201,7 +201,7 @@ def test_a_second_use_of_the_directory_does_not_pick_up_its_own_files(tmp_path: 
         assert data.num_episodes == 2 and not data.skipped
 
 
-def test_the_manifest_says_what_is_there_and_what_went_missing(tmp_path: Path) -> None:
+def test_the_manifest_reports_what_is_there_and_what_went_missing(tmp_path: Path) -> None:
     fill(tmp_path, [[5, 5], [6]])
     manifest = write_manifest(tmp_path)
     assert manifest == json.loads((tmp_path / "manifest.json").read_text())
@@ -231,7 +231,7 @@ def test_open_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(data._open) == 2
 
 
-def test_an_empty_directory_and_none_are_told_apart(tmp_path: Path) -> None:
+def test_an_empty_directory_and_none_are_distinguished(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no episodes in"):
         _ = Dataset(tmp_path).obs_shape
     with pytest.raises(FileNotFoundError, match="no dataset at"):

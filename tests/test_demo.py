@@ -39,7 +39,7 @@ def run(out: Path, **changes: int) -> dict:
     return run_demo(out, **{"generations": 2, "episodes": 2, "procs": 1} | changes, console=Console(stderr=True))
 
 
-def test_the_demo_leaves_a_film_and_its_figures(
+def test_the_demo_leaves_a_video_and_its_figures(
     small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evolved = []
@@ -87,12 +87,12 @@ def test_a_missing_shipped_model_is_named_with_what_to_do(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("name", ["generations", "episodes", "procs"])
-def test_less_than_one_is_refused_before_anything_is_done(name: str, tmp_path: Path) -> None:
+def test_less_than_one_is_rejected_before_anything_is_done(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"{name} must be .*at least 1, got 0"):
         run(tmp_path / "out", **{name: 0})
 
 
-def test_the_dreams_episodes_are_judged_as_the_model_is_saved(
+def test_the_dreams_episodes_are_evaluated_as_the_model_is_saved(
     small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = {}

@@ -49,7 +49,7 @@ def test_bins_are_exponential_and_mirrored() -> None:
 
 
 @pytest.mark.parametrize("space", ["symexp", "symlog"])
-def test_a_number_is_shared_by_the_bins_beside_it(space: str) -> None:
+def test_a_number_is_shared_by_the_bins_next_to_it(space: str) -> None:
     hot = TwoHot(101, 10.0, space)  # type: ignore[arg-type]
     grid = np.linspace(-10, 10, 101)
     where = np_symexp(grid) if space == "symexp" else grid
@@ -93,7 +93,7 @@ def test_bins_stay_in_range_in_half_precision() -> None:
     np.testing.assert_allclose(hot.mean(TwoHot().encode(torch.tensor([1.5])).log()), [1.5], rtol=1e-2)
 
 
-def test_an_even_number_of_bins_is_refused() -> None:
+def test_an_even_number_of_bins_is_rejected() -> None:
     with pytest.raises(ValueError, match="TwoHot needs an odd num of at least 3 and a limit above 0, got 254 and 20"):
         TwoHot(254)
 

@@ -199,7 +199,7 @@ def test_flags_come_from_the_real_parsers() -> None:
         assert hook.flags_table(mark).count("\n") >= 2, mark
 
 
-def test_the_picture_is_well_formed() -> None:
+def test_the_image_is_well_formed() -> None:
     assert xml.dom.minidom.parse(str(DOCS / "data_flow.svg")).documentElement.tagName == "svg"
     assert (DOCS / "real_vs_dream.gif").stat().st_size <= 3e6
 

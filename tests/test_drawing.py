@@ -157,7 +157,7 @@ def test_an_id_may_name_its_module() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_pixels_are_their_own_picture(channels: int) -> None:
+def test_pixels_are_their_own_image(channels: int) -> None:
     space = Box(0, 255, (6, 5, channels), np.uint8)
     obs = space.sample()
     frame = draw("CarRacing-v3", space, obs)
@@ -167,6 +167,6 @@ def test_pixels_are_their_own_picture(channels: int) -> None:
 
 
 @pytest.mark.parametrize("shape", [(3,), (4, 1), (2, 2, 4), ()])
-def test_observations_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+def test_observations_of_another_shape_are_rejected(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"obs must be \(4,\) or \(N, 4\), got \("):
         draw("CartPole-v1", vectors(4), np.zeros(shape))

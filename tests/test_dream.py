@@ -89,7 +89,7 @@ def test_a_dream_is_cut_at_its_horizon() -> None:
     assert not any(term.any() for term, _ in cut)
 
 
-def test_a_dream_is_cut_after_so_many_steps_without_a_positive_reward() -> None:
+def test_a_dream_is_cut_after_n_steps_without_a_positive_reward() -> None:
     envs = dreams(stall=2, autoreset_mode=DISABLED)
     envs.reset(seed=0)
     rewards = [(1, 0, -1), (-1, 0, 0.5), (0, 1, 0), (1, 1, -1), (1, 1, 1)]
@@ -236,7 +236,7 @@ def test_row_i_seeded_s_is_the_single_dream_seeded_s_plus_i(model: str) -> None:
         np.testing.assert_allclose(np.stack(many)[:, row], one, atol=1e-5)
 
 
-def test_seeds_may_be_listed_and_none_goes_on() -> None:
+def test_seeds_may_be_listed_and_none_continues() -> None:
     envs, other = dreams(Toy(noise=0.3)), dreams(Toy(noise=0.3))
     a, _ = envs.reset(seed=[5, 9, 7])
     b, _ = other.reset(seed=5)
@@ -383,7 +383,7 @@ def test_dreams_of_vectors_are_drawn_as_their_environment_or_as_bars() -> None:
         assert (frames[0] != frames[1]).any()
 
 
-def test_a_dream_says_what_its_frames_are() -> None:
+def test_a_dream_reports_what_its_frames_are() -> None:
     cases = [(Pole(), "CartPole-v1", "drawing"), (Pole(), None, "bars"), (Toy(pixels=True), None, "decoded")]
     for model, drawing, word in cases:
         for env in (dreams(model, drawing=drawing), DreamEnv(model, toy_starts(), drawing=drawing)):
@@ -399,7 +399,7 @@ def test_a_window_shows_a_dream_of_vectors() -> None:
     env.close()
 
 
-def test_a_saved_dream_of_vectors_is_filmed_as_its_environment(tmp_path: Path) -> None:
+def test_a_saved_dream_of_vectors_is_recorded_as_its_environment(tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "model", RealSpec("CartPole-v1"), horizon=5)
     env = gym.make("Dream-v0", model=model, render_mode="rgb_array")
     assert env.metadata["drawn"] == "drawing of the observation"
@@ -606,7 +606,7 @@ def test_a_dream_ends_where_the_members_disagree_too_much() -> None:
     np.testing.assert_array_equal(terms, [[False, False], [True, False], [True, True]])
 
 
-def test_a_row_that_has_ended_tells_no_disagreement() -> None:
+def test_a_row_that_has_ended_reports_no_disagreement() -> None:
     envs = doubtful(max_disagreement=0.8)
     act = np.array([[1.0], [0.1]], np.float32)
     for _ in range(3):
@@ -640,7 +640,7 @@ def test_the_cut_off_moves_where_a_dream_ends() -> None:
         ({"max_disagreement": 0.0}, "max_disagreement must be above 0, or None, got 0.0"),
     ],
 )
-def test_limits_out_of_range_are_refused(kwargs: dict[str, Any], message: str) -> None:
+def test_limits_out_of_range_are_rejected(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DreamVectorEnv(Toy(), ZERO, 1, **kwargs)
 

@@ -301,14 +301,14 @@ def test_vectors_are_never_convolved() -> None:
     assert not any(isinstance(m, torch.nn.Conv2d) or "Down" in type(m).__name__ for m in make().modules())
 
 
-def test_observations_it_cannot_take_are_refused() -> None:
+def test_observations_it_cannot_take_are_rejected() -> None:
     with pytest.raises(ConfigurationError, match=r"frames of 20 x 400 pixels cannot be halved .*; resize them"):
         make(spaces.Box(0, 255, (20, 400, 3), np.uint8))
     with pytest.raises(ConfigurationError, match="dreamerv3 supports uint8 frames .* got Box.*float32.*use a wrapper"):
         make(spaces.Box(0, 1, (8, 8, 8), np.float32))
 
 
-def test_impossible_sizes_are_refused_by_name() -> None:
+def test_impossible_sizes_are_rejected_by_name() -> None:
     with pytest.raises(
         ConfigurationError, match=r"DreamerV3Config.deter_dim must be divisible by blocks \(8\), got 100"
     ):
@@ -397,7 +397,9 @@ def test_gradients_of_the_behaviour_go_where_they_should(part: str) -> None:
     assert not some("behaviour.slow") and not some("model.rew") and not some("model.cont")
 
 
-def test_dreams_begin_at_every_frame_and_the_critic_is_told_what_followed_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dreams_begin_at_every_frame_and_the_critic_gets_what_followed_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     agent, told = learner(), []
     batch = draw_batch(agent.model)
     dream, replay = agent.behaviour.dream, agent.behaviour.judge_replay
@@ -474,7 +476,7 @@ def test_a_learner_acts_as_the_policy_that_it_leaves() -> None:
     assert torch.equal(*(agent.act(latent, explore=True, generator=g) for g in rng))
 
 
-def test_choices_side_by_side_are_refused_before_training() -> None:
+def test_choices_side_by_side_are_rejected_before_training() -> None:
     model = DreamerV3(CI, VECTOR, spaces.MultiDiscrete([2, 3]))
     with pytest.raises(ValueError, match="needs Box or Discrete actions, got MultiDiscrete"):
         DreamerLearner(model)

@@ -386,7 +386,7 @@ def test_every_step_of_a_dataset_is_read_and_no_other(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(make: Callable[[], Any], message: str) -> None:
+def test_what_does_not_fit_is_rejected(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
 

@@ -43,7 +43,7 @@ def test_an_action_lines_up_with_its_reward_and_the_frame_it_leads_to() -> None:
         assert not is_aligned(ep.obs, ep.act, np.roll(ep.rew, shift))
 
 
-def test_the_last_frame_is_kept_and_the_end_told_apart() -> None:
+def test_the_last_frame_is_kept_and_the_end_distinguished() -> None:
     terminated, truncated = play(length=3), play(length=3, end="trunc")
     assert terminated.obs[-1, 0] == truncated.obs[-1, 0] == 3
     assert (terminated.term, terminated.trunc) == (True, False)
@@ -85,7 +85,7 @@ def test_frames_are_copied_out_of_the_envs_buffers() -> None:
     assert list(ep.obs[1:, 0]) == [1, 2, 3, 4, 5]
 
 
-def test_more_than_one_row_is_refused() -> None:
+def test_more_than_one_row_is_rejected() -> None:
     two, no = np.zeros((2, 1)), np.zeros(2, bool)
     step = Transition(two, two, two[:, 0], no, no, two, ~no)
     with pytest.raises(ValueError, match="rollout of 1 row, got 2 rows"):
@@ -108,7 +108,7 @@ def test_more_than_one_row_is_refused() -> None:
         ({"obs": np.array([{}] * 5)}, "plain arrays, got object"),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(changes: dict[str, object], message: str) -> None:
+def test_parts_that_do_not_fit_are_rejected(changes: dict[str, object], message: str) -> None:
     check_episode(make_episode())
     with pytest.raises(ValueError, match=message):
         check_episode(make_episode(**changes))
@@ -150,12 +150,12 @@ def test_a_stream_that_stops_in_mid_episode_keeps_the_rest_as_cut() -> None:
     assert (cut.num_steps, cut.term, cut.trunc, cut.info) == (2, False, True, {"cut": True})
 
 
-def test_a_stream_without_its_last_frame_is_refused() -> None:
+def test_a_stream_without_its_last_frame_is_rejected() -> None:
     with pytest.raises(ValueError, match="3 steps needs 4 obs, got 3"):
         drop_autoreset_rows(np.zeros((3, 2)), np.zeros((3, 1)), *np.zeros((3, 3)))
 
 
-def test_a_long_episode_is_cut_and_says_so() -> None:
+def test_a_long_episode_is_cut_and_reports_it() -> None:
     envs = SyncVectorEnv([lambda: gym.make("CartPole-v1")], autoreset_mode=AutoresetMode.DISABLED)
     ep = collect_episode(rollout(envs, RandomPolicy(envs.single_action_space), seed=0), 0, max_steps=3)
     assert len(ep.rew) == 3 and len(ep.obs) == 4 and ep.trunc and not ep.term

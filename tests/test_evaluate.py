@@ -188,12 +188,12 @@ def test_the_score_is_that_of_the_policy_in_the_artifact(tiny: str, at_home: Non
     assert evaluate(str(tmp_path / "braking"), episodes=2)["real"]["mean"] < evaluate(tiny, episodes=2)["real"]["mean"]
 
 
-def test_seeds_that_training_may_have_used_are_refused(tiny: str) -> None:
+def test_seeds_that_training_may_have_used_are_rejected(tiny: str) -> None:
     with pytest.raises(ValueError, match="seed must be at least 1,000,000: .* got 999,999"):
         evaluate(tiny, seed=999_999)
 
 
-def test_no_episode_is_refused(tiny: str) -> None:
+def test_no_episode_is_rejected(tiny: str) -> None:
     with pytest.raises(ValueError, match="episodes must be at least 1, got 0"):
         evaluate(tiny, episodes=0)
 

@@ -159,7 +159,7 @@ def test_the_model_is_kept_to_the_byte_and_the_policy_is_new(tiny: str, tmp_path
 
 
 @pytest.mark.parametrize("where", ["dream", "real"])
-def test_a_stopped_evolution_goes_on_to_the_same_end(
+def test_a_stopped_evolution_continues_to_the_same_end(
     where: str, echo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work_here(monkeypatch)
@@ -208,7 +208,7 @@ def test_a_model_can_be_given_its_controller_in_place(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_policy(*load_model(model)).weights, policy.weights)
 
 
-def test_what_is_no_model_is_not_overwritten_and_no_work_is_done_first(tiny: str, tmp_path: Path) -> None:
+def test_what_is_not_a_model_is_not_overwritten_and_no_work_is_done_first(tiny: str, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     with pytest.raises(ValueError, match="thesis exists and is not a saved model; choose another directory"):
         evolve(tiny, tmp_path / "thesis")

@@ -56,7 +56,7 @@ def test_a_family_may_be_called_by_its_short_name() -> None:
     assert resolve("dreamer:size50m") == ("dreamerv3", "size50m") and resolve("tdmpc:19m") == ("tdmpc2", "19m")
 
 
-def test_all_presets_and_shipped_models_are_listed_and_told_of() -> None:
+def test_all_presets_and_shipped_models_are_listed_and_reported_of() -> None:
     infos = list_models(verbose=True)
     assert list(infos) == list_models() and {info["family"] for info in infos.values()} == set(FAMILIES)
     assert "dreamerv3:size400m" in infos and "tdmpc2:317m" in infos and "vmc-carracing-small" in infos
@@ -182,7 +182,7 @@ def test_names_that_do_not_exist_are_answered_with_the_nearest(
         call(name)
 
 
-def test_a_convolution_asked_for_vectors_is_refused() -> None:
+def test_a_convolution_asked_for_vectors_is_rejected() -> None:
     with pytest.raises(ValueError, match="vision='paper' needs square .*use 'identity' for vectors"):
         create_world_model("vmc:ci", obs_shape=(8,), action_dim=2, vision="paper")
     assert isinstance(create_world_model("vmc:paper", obs_shape=(8,), action_dim=2).vision, Identity)
@@ -227,19 +227,19 @@ def test_a_model_is_on_the_device_that_was_asked_for(saved: Path) -> None:
     assert create_world_model("vmc:ci", obs_shape=(4,), action_dim=2, device="meta").device.type == "meta"
 
 
-def test_a_model_of_another_family_is_refused(saved: Path) -> None:
+def test_a_model_of_another_family_is_rejected(saved: Path) -> None:
     with pytest.raises(ConfigurationError, match="of the family 'vmc', not a DreamerV3; load it with VMC.from_pre"):
         DreamerV3.from_pretrained(saved)
     assert VMC.from_pretrained(saved).cfg == WorldModelConfig.load(saved)
 
 
-def test_a_folder_that_is_no_model_hides_no_alias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_is_not_a_model_hides_no_alias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tdmpc2").mkdir()
     assert resolve("tdmpc2") == ("tdmpc2", ALIASES["tdmpc2"].partition(":")[2])
 
 
-def test_a_dream_of_a_model_saved_alone_says_what_is_missing(saved: Path) -> None:
+def test_a_dream_of_a_model_saved_alone_reports_what_is_missing(saved: Path) -> None:
     with pytest.raises(
         ArtifactError, match=r"weights only; .* needs 'real' in config.json.*starts. Save it with .*save_model"
     ):
@@ -261,7 +261,7 @@ def test_a_model_saved_alone_does_not_take_the_place_of_a_dream(tmp_path: Path) 
 # Imagination
 
 
-def test_actions_of_another_shape_are_refused_before_any_step() -> None:
+def test_actions_of_another_shape_are_rejected_before_any_step() -> None:
     model = create_world_model("ensemble:ci", obs_shape=(4,), action_dim=2)
     state = model.encode(torch.zeros(3, 4))
     assert isinstance(model.rollout(state, torch.zeros(5, 3, 2)), Trajectory)
@@ -355,7 +355,7 @@ def test_a_config_must_agree_with_the_spaces(family: str) -> None:
 # The page
 
 
-def test_the_page_of_models_says_what_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_of_models_reports_what_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(ROOT / "scripts" / "model_sizes.py"), run_name="__main__")
     printed = capsys.readouterr().out
     assert printed.strip() and printed.strip() in (ROOT / "docs" / "models.md").read_text()

@@ -82,7 +82,7 @@ def looked_ahead(model: Toy, episodes: list[Episode], **kwargs) -> OpenLoop:
     return open_loop(model, episodes, **{**how, **kwargs})
 
 
-def test_an_exact_model_foresees_all(exact: Fidelity) -> None:
+def test_an_exact_model_predicts_all(exact: Fidelity) -> None:
     loop = exact.open_loop
     assert [h.steps for h in loop.horizons] == [1, 2, 5, 10]
     assert loop.rec_mse == pytest.approx(0, abs=1e-9)
@@ -202,7 +202,7 @@ def test_pixels_are_measured_from_0_to_1() -> None:
     assert loop.rec_mse == 0
 
 
-def test_disagreement_is_held_against_the_error(episodes: list[Episode]) -> None:
+def test_disagreement_is_compared_with_the_error(episodes: list[Episode]) -> None:
     first, *_, last = looked_ahead(Doubtful(end=END), episodes).horizons
     assert first.likely.doubt_corr == pytest.approx(1, abs=1e-4)
     assert last.likely.doubt_corr < 0.9  # The last step's doubt is but a part of the way's error.
@@ -213,7 +213,7 @@ def test_what_a_dream_draws_as_its_end_is_its_end(episodes: list[Episode]) -> No
         assert h.num_ends == 0 or h.sampled.end_recall == 1
 
 
-def test_ends_that_a_model_draws_are_judged_as_drawn_and_no_cut_off_is() -> None:
+def test_ends_that_a_model_draws_are_evaluated_as_drawn_and_no_cut_off_is() -> None:
     r = measured(Draws(end=END)).reliability
     assert r.drawn and r.best is None
     assert (r.now.precision, r.now.recall, r.now.ends) == (1, 1, r.ends)
@@ -221,7 +221,7 @@ def test_ends_that_a_model_draws_are_judged_as_drawn_and_no_cut_off_is() -> None
     assert r.brier == pytest.approx(r.ends / r.steps)  # Of its cont, which never moves from 1.
 
 
-def test_drawn_ends_follow_the_order_of_what_is_foreseen(episodes: list[Episode]) -> None:
+def test_drawn_ends_follow_the_order_of_what_is_predicted(episodes: list[Episode]) -> None:
     drawn, seen = drawn_ends(Draws(end=END), episodes, batch=5), foresee(EXACT, episodes, batch=5)
     assert np.array_equal(drawn, seen.real_term) and drawn.any()
     assert drawn_ends(EXACT, episodes) is None
@@ -264,7 +264,7 @@ def test_the_sweep_dreams_at_every_temperature() -> None:
     assert all(row.trained_real is None for row in found.temperatures)
 
 
-def test_controllers_trained_at_a_temperature_are_judged_for_real() -> None:
+def test_controllers_trained_at_a_temperature_are_evaluated_in_reality() -> None:
     cfg = replace(CFG, temperatures=(1.0,), train_temperatures=(0.5,), cma=CMAConfig(8, 2, 8, sigma=0.5))
     cold, usual = measured(EXACT, cfg).temperatures
     assert (cold.tau, usual.tau) == (0.5, 1.0)
@@ -393,7 +393,7 @@ def test_there_are_at_least_eight_policies_around_any() -> None:
         controller(None, BOX, Contender(SAVED))
 
 
-def test_seeds_that_training_may_have_used_are_refused() -> None:
+def test_seeds_that_training_may_have_used_are_rejected() -> None:
     with pytest.raises(ValueError, match="seed must be at least 1,000,000, .* got 999999"):
         FidelityConfig(seed=999_999)
     with pytest.raises(ValueError, match="seeds must be at least 1,000,000: .* got 5"):
@@ -450,7 +450,7 @@ def test_runs_that_called_the_stage_evolve_are_read_too(tmp_path: Path) -> None:
     assert read_history(tmp_path).rounds == [Round(0, 5.0, 2.0, None, 100)]
 
 
-def test_a_model_s_config_tells_of_its_rounds(tmp_path: Path) -> None:
+def test_a_model_s_config_describes_its_rounds(tmp_path: Path) -> None:
     def told(config: dict) -> History | None:
         (tmp_path / "config.json").write_text(json.dumps(config))
         return told_history(tmp_path)

@@ -102,7 +102,7 @@ def test_the_json_is_strict_and_holds_every_number(found: Fidelity, written: Pat
     assert read["model"] == "a<b>"
 
 
-def test_what_is_no_number_becomes_null() -> None:
+def test_what_is_not_a_number_becomes_null() -> None:
     value = {"a": (float("nan"), float("inf")), 3: [np.float64(1 / 3), True, None, 5, "x"]}
     assert plain(value) == {"a": [None, None], "3": [0.333333, True, None, 5, "x"]}
     assert plain(Round(0, float("nan"), 1.0, None, 10)) == {
@@ -114,7 +114,7 @@ def verdicts(found: Fidelity) -> dict[str, str]:
     return {s.key: s.verdict for s in sections(found)}
 
 
-def test_verdicts_say_what_was_found(found: Fidelity) -> None:
+def test_results_say_what_was_found(found: Fidelity) -> None:
     said = verdicts(found)
     assert said["open_loop"].startswith("Up to 5 steps ahead, dreamed frames are closer to the real ones")
     assert said["reward"].startswith("One step ahead, the correlation of dreamed and real reward is 1;")
@@ -138,7 +138,7 @@ def test_verdicts_say_what_was_found(found: Fidelity) -> None:
     assert said["determinism"].startswith("The same seed repeats the same dream exactly; row i with seed s equals")
 
 
-def test_verdicts_own_up_to_what_cannot_be_said(bare: Fidelity) -> None:
+def test_results_own_up_to_what_cannot_be_said(bare: Fidelity) -> None:
     said = verdicts(bare)
     assert said["termination"] == ("No real episode terminated, so the prediction of termination cannot be evaluated.")
     assert "no policy" in said["gap"] and "no policy" in said["temperature"]
@@ -147,7 +147,7 @@ def test_verdicts_own_up_to_what_cannot_be_said(bare: Fidelity) -> None:
     assert said["disagreement"] == "The model is not an ensemble."
 
 
-def test_verdicts_name_failures(found: Fidelity) -> None:
+def test_results_name_failures(found: Fidelity) -> None:
     loop = found.open_loop
     row = loop.horizons[0]
     worse = row._replace(likely=row.likely._replace(obs_mse=9.0))
@@ -275,7 +275,7 @@ def test_a_rewritten_model_is_measured_as_it_is_now(pole: str, tmp_path: Path, m
         np.testing.assert_array_equal(policy.weights, other.weights)
 
 
-def test_rounds_without_steps_on_record_are_shown(found: Fidelity) -> None:
+def test_rounds_without_steps_recorded_are_shown(found: Fidelity) -> None:
     told = History("config.json", [Round(0, 9.0, 4.0, None, None)], None, None, None)
     section = next(s for s in sections(found._replace(history=told)) if s.key == "training")
     assert section.rows == [["0", "–", "9.0", "4.0", "–", "+5.0"]]
@@ -289,7 +289,7 @@ def test_the_cut_off_temperature_and_horizon_are_the_artifact_s(pole: str) -> No
     assert (like.cut_off, like.temperature, like.horizon) == (0.25, 1.15, 7)
 
 
-def test_a_run_folder_that_is_none_is_refused_before_anything_is_played(pole: str, tmp_path: Path) -> None:
+def test_a_run_folder_that_is_none_is_rejected_before_anything_is_played(pole: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run must be a folder of `wm improve` with an evaluated round, got"):
         fidelity_report(pole, tmp_path / "out", run=tmp_path)
     with pytest.raises(ValueError, match="seed must be at least 1,000,000"):

@@ -121,7 +121,7 @@ def test_images_are_kept_in_half_precision_and_vectors_whole(tmp_path: Path) -> 
     assert encode_dataset(echo_model(), echo_data(tmp_path / "b")).mu.dtype == torch.float32
 
 
-def test_a_dataset_without_episodes_is_refused(tmp_path: Path) -> None:
+def test_a_dataset_without_episodes_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "seed-0000000.h5").write_bytes(b"no shard")
     with pytest.raises(ValueError, match=r"no episodes in .*skipped: .*seed-0000000.h5.*collect episodes first"):
         encode_dataset(echo_model(), Dataset(tmp_path))
@@ -235,7 +235,7 @@ def test_memory_predicts_the_next_latent_from_the_action_that_leads_to_it(
 # Fitting
 
 
-def test_vision_learns_and_leaves_its_best_weights_and_pictures(tmp_path: Path, learning_seed: int) -> None:
+def test_vision_learns_and_leaves_its_best_weights_and_images(tmp_path: Path, learning_seed: int) -> None:
     data, model = pixel_data(tmp_path / "data", seed=learning_seed), pixel_model(learning_seed)
     frames = torch.from_numpy(data.frames(64, np.random.default_rng(5)))
     before = float(model.vision_loss(frames).loss.detach())
@@ -252,7 +252,7 @@ def test_vision_learns_and_leaves_its_best_weights_and_pictures(tmp_path: Path, 
     assert real.max() == 220 and np.abs(real.astype(int) - recon).mean() < 40
 
 
-def test_pictures_show_the_colours_of_the_frames(tmp_path: Path) -> None:
+def test_images_show_the_colours_of_the_frames(tmp_path: Path) -> None:
     data = pixel_data(tmp_path / "data", num=1)  # Its square is red.
     fit_vision(pixel_model(), data, FP32.replace(total_steps=1), tmp_path / "run")
     picture = cv2.imread(str(tmp_path / "run" / "samples" / "update_00000001.png"))[..., ::-1]

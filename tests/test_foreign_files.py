@@ -72,7 +72,7 @@ def test_every_tensor_file_that_is_read_has_its_hash_checked(tmp_path: Path) -> 
         load_artifact(path)
 
 
-def test_links_out_of_the_folder_are_refused_and_the_hubs_cache_is_not(tmp_path: Path) -> None:
+def test_links_out_of_the_folder_are_rejected_and_the_hubs_cache_is_not(tmp_path: Path) -> None:
     path = artifact(tmp_path)
     shutil.move(path / "README.md", tmp_path / "secret")
     (path / "README.md").symlink_to(tmp_path / "secret")
@@ -92,7 +92,7 @@ def test_links_out_of_the_folder_are_refused_and_the_hubs_cache_is_not(tmp_path:
     [{"hidden": 12_000}, {"hidden": 10**9}, {"members": 10**6}, {"layers": 10**7}],
     ids=lambda claim: f"{claim}",
 )
-def test_a_model_larger_than_its_weights_is_refused_before_memory_is_taken(
+def test_a_model_larger_than_its_weights_is_rejected_before_memory_is_taken(
     claim: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = artifact(tmp_path, lambda facts: facts["model"].update(claim))
@@ -100,7 +100,7 @@ def test_a_model_larger_than_its_weights_is_refused_before_memory_is_taken(
         load_model(path)
 
 
-def test_another_family_s_size_is_refused_at_once(tmp_path: Path) -> None:
+def test_another_family_s_size_is_rejected_at_once(tmp_path: Path) -> None:
     big = create_world_model("dreamerv3:ci", obs_shape=(4,), action_dim=2, action_type="discrete").cfg
     huge = big.from_size("size400m", obs_shape=(4,), action_dim=2, action_type="discrete").to_dict()
     path = artifact(tmp_path, lambda facts: facts.update(family="dreamerv3", model=huge))
@@ -122,7 +122,7 @@ def test_honest_models_of_every_family_load(family: str, shape: tuple[int, ...],
 
 
 @pytest.mark.parametrize("shape", [[10**9], [30_000, 30_000], [10**6, 10**6], [0], [-3]])
-def test_spaces_beyond_reason_are_refused(shape: list[int], tmp_path: Path) -> None:
+def test_spaces_beyond_reason_are_rejected(shape: list[int], tmp_path: Path) -> None:
     path = artifact(tmp_path, lambda facts: facts["spaces"]["obs"].update(shape=shape, low=0, high=1))
     with pytest.raises(
         ArtifactError, match=r"config.json does not describe a model.*the shape of a Box must be .* values, got"
@@ -131,7 +131,7 @@ def test_spaces_beyond_reason_are_refused(shape: list[int], tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_and_starts_that_are_not_finite_are_refused_by_name(value: float, tmp_path: Path) -> None:
+def test_weights_and_starts_that_are_not_finite_are_rejected_by_name(value: float, tmp_path: Path) -> None:
     path = artifact(tmp_path)
     tensors = load_file(path / "starts.safetensors")
     name = next(iter(tensors))
@@ -246,7 +246,7 @@ def test_shards_with_links_to_other_data_are_rejected_unread(
     assert list(data.iter_episodes()) == [] and data.skipped.keys() == {path.name}
 
 
-def test_an_npz_that_unpacks_to_a_thousand_times_its_size_is_refused(
+def test_an_npz_that_unpacks_to_a_thousand_times_its_size_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wm_agents.data.replay.MAX_UNPACKED", 10**6)

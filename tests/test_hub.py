@@ -112,7 +112,7 @@ def test_a_revision_stays_what_it_was(server: Hub, tiny: Path) -> None:
         hub.resolve("org/pole@v9")
 
 
-def test_offline_the_cache_serves_and_else_the_error_says_what_to_do(
+def test_offline_the_cache_serves_and_else_the_error_reports_what_to_do(
     server: Hub, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.push_to_hub(tiny, "org/pole")

@@ -154,7 +154,7 @@ def test_a_run_leaves_a_model_its_scores_and_how_it_came_about(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("at_home")
-def test_each_round_goes_on_from_the_last(tmp_path: Path) -> None:
+def test_each_round_continues_from_the_last(tmp_path: Path) -> None:
     run(POLE, tmp_path)
     rounds = [tmp_path / f"round-{r:02d}" / "model" for r in range(2)]
     means = [load_policy(*load_model(path)).weights.ravel() for path in rounds]
@@ -165,7 +165,7 @@ def test_each_round_goes_on_from_the_last(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("at_home")
-def test_rounds_between_judgings_are_not_judged_and_the_last_one_is(tmp_path: Path) -> None:
+def test_rounds_between_judgings_are_not_evaluated_and_the_last_one_is(tmp_path: Path) -> None:
     cfg = replace(MEMBERS, rounds=4, judge_every=3, round_seeds=500, draw_actions=True)
     run(cfg, tmp_path)
     rounds = json.loads((tmp_path / "summary.json").read_text())["rounds"]
@@ -250,7 +250,7 @@ def test_a_finished_run_takes_more_rounds_and_other_settings_but_not_another_pro
 
 
 @pytest.mark.parametrize("changes", [{"env_seed": 890_000}, {"rounds": 45}, {"env_seed": 870_000}])
-def test_seeds_for_judging_are_never_collected(changes: dict[str, int]) -> None:
+def test_seeds_for_evaluating_are_never_collected(changes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"collect up to seed .*, but seeds from 900,000 up "):
         replace(POLE, **changes)
 
@@ -271,12 +271,12 @@ def test_seeds_for_judging_are_never_collected(changes: dict[str, int]) -> None:
         ({"max_gb": 0.0}, "max_gb must be a number above 0, got 0.0"),
     ],
 )
-def test_what_a_run_cannot_do_is_refused_before_it_begins(changes: dict[str, Any], message: str) -> None:
+def test_what_a_run_cannot_do_is_rejected_before_it_begins(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(POLE, **changes)
 
 
-def test_what_an_environment_or_ppo_cannot_do_is_refused() -> None:
+def test_what_an_environment_or_ppo_cannot_do_is_rejected() -> None:
     with pytest.raises(ValueError, match="RealSpec.action_repeat must be a whole number of at least 1, got 0"):
         RealSpec("CartPole-v1", action_repeat=0)
     for values in ({"batch_size": 1}, {"envs": 1, "steps": 1}):
@@ -285,7 +285,7 @@ def test_what_an_environment_or_ppo_cannot_do_is_refused() -> None:
 
 
 @pytest.mark.usefixtures("at_home")
-def test_a_run_without_room_for_data_says_so_and_goes_on_with_more(tmp_path: Path) -> None:
+def test_a_run_without_room_for_data_reports_it_and_continues_with_more(tmp_path: Path) -> None:
     small = replace(POLE, rounds=1, max_gb=1e-9)
     with pytest.raises(ValueError, match=r"nothing was collected \(max_gb\); raise max_gb \(1e-09\)"):
         run(small, tmp_path)
@@ -390,7 +390,7 @@ def test_a_look_at_the_controller_comes_on_time_and_may_end_the_run(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("at_home")
-def test_a_run_without_a_judge_keeps_its_last_round(tmp_path: Path) -> None:
+def test_a_run_without_a_evaluate_keeps_its_last_round(tmp_path: Path) -> None:
     result = run(replace(MEMBERS, judge_episodes=0), tmp_path)
     assert result["round"] == 1 and result["real_steps"] == len_of(tmp_path / "data")
 
@@ -431,7 +431,7 @@ def test_the_latent_takes_in_the_action_that_was_taken_noise_and_all(tmp_path: P
         ({"spec": RealSpec("CartPole-v1", size=64)}, "CartPole-v1: observations must be"),
     ],
 )
-def test_what_cannot_work_is_refused_before_any_work(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_what_cannot_work_is_rejected_before_any_work(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         improve(replace(POLE, out=str(tmp_path / "run"), **changes))
     assert not (tmp_path / "run").exists()
@@ -440,7 +440,7 @@ def test_what_cannot_work_is_refused_before_any_work(tmp_path: Path, changes: di
 @pytest.mark.parametrize(
     "space", [Discrete(4, start=1), MultiBinary([2, 2]), MultiDiscrete([[2, 3], [2, 2]]), MultiDiscrete([2], start=[1])]
 )
-def test_actions_that_ppo_cannot_choose_are_refused_before_any_work(
+def test_actions_that_ppo_cannot_choose_are_rejected_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, space: Space[Any]
 ) -> None:
     monkeypatch.setitem(ACT, "odd", space)
@@ -471,7 +471,7 @@ def test_a_warm_start_takes_what_v_learned_and_not_what_stood_still(tmp_path: Pa
     assert not ours["still"].any()
 
 
-def test_ppo_that_was_killed_before_a_look_looks_again_and_goes_on(tmp_path: Path) -> None:
+def test_ppo_that_was_killed_before_a_look_looks_again_and_continues(tmp_path: Path) -> None:
     toy, cfg = Toy(), PPOConfig(iterations=3, envs=4, steps=8, batch_size=16, net=(4,))
     seen: list[int] = []
 
@@ -510,7 +510,7 @@ def test_whitening_is_of_the_first_dreams_and_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("at_home")
-def test_rounds_judged_on_fewer_episodes_do_not_compete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounds_evaluated_on_fewer_episodes_do_not_compete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([Score([99.0]), Score([5.0, 7.0]), Score([3.0, 4.0])])
     monkeypatch.setattr(improving, "evaluate_real", lambda *args, **more: next(scores))
     assert run(replace(POLE, rounds=3), tmp_path)["round"] == 1

@@ -80,7 +80,7 @@ def test_groups_have_rates_of_their_own_and_idle_tensors_stay() -> None:
     np.testing.assert_allclose(b.detach(), 0, atol=1e-6)
 
 
-def test_a_resumed_optimizer_goes_on_to_the_bit() -> None:
+def test_a_resumed_optimizer_continues_to_the_bit() -> None:
     def steps(opt: LaProp, param: nn.Parameter, num: int) -> None:
         for _ in range(num):
             opt.zero_grad()
@@ -98,6 +98,6 @@ def test_a_resumed_optimizer_goes_on_to_the_bit() -> None:
     assert torch.equal(param, twin)
 
 
-def test_impossible_settings_are_refused() -> None:
+def test_impossible_settings_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"betas in .0, 1. .* got lr=0.1, betas=\(1.0, 0.9\)"):
         LaProp([nn.Parameter(torch.ones(1))], 0.1, betas=(1.0, 0.9))

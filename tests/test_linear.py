@@ -128,7 +128,7 @@ def test_a_population_acts_block_by_block_as_each_controller_alone(space: gym.Sp
 # Errors
 
 
-def test_wrong_sizes_are_refused_with_both_sides() -> None:
+def test_wrong_sizes_are_rejected_with_both_sides() -> None:
     weights = np.zeros((3, 9))
     with pytest.raises(ValueError, match=r"weights must be \(3, F \+ 1\) or .* for Box.*, got \(4, 9\)"):
         LinearPolicy(BOX, np.zeros((4, 9)))
@@ -146,7 +146,7 @@ def test_wrong_sizes_are_refused_with_both_sides() -> None:
         LinearPolicy(spaces.Text(3), weights)
 
 
-def test_unbounded_actions_are_refused() -> None:
+def test_unbounded_actions_are_rejected() -> None:
     with pytest.raises(ValueError, match="need finite bounds, got Box.*RescaleAction"):
         LinearPolicy(spaces.Box(-np.inf, np.inf, (3,)), np.zeros((3, 9)))
 

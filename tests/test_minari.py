@@ -84,7 +84,7 @@ def test_an_unfinished_episode_is_imported_as_cut(tmp_path: Path, minari) -> Non
     assert (got.term, got.trunc, got.seed, got.info) == (False, True, -1, {"cut": True})
 
 
-def test_an_id_that_is_taken_and_spaces_that_are_not_known_are_refused(tmp_path: Path, minari) -> None:
+def test_an_id_that_is_taken_and_spaces_that_are_not_known_are_rejected(tmp_path: Path, minari) -> None:
     write_shard(tmp_path / "ours", "a", [make_episode(0, 3, True)])
     with pytest.raises(ValueError, match="pass observation_space and action_space"):
         export_minari(tmp_path / "ours", "toy-v0")
@@ -105,7 +105,7 @@ def test_an_export_that_fails_leaves_nothing(tmp_path: Path, minari, monkeypatch
     assert not os.path.exists(tmp_path / "minari/toy-v0")
 
 
-def test_without_minari_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_minari_the_error_reports_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "minari", None)
     for call in (lambda: import_minari("toy-v0", tmp_path), lambda: export_minari(tmp_path, "toy-v0")):
         with pytest.raises(ImportError, match=r"pip install 'minari\[hdf5\]' pillow"):

@@ -116,7 +116,7 @@ def test_half_precision_weights_act_in_single() -> None:
 # Errors
 
 
-def test_what_does_not_fit_is_refused_with_both_sides() -> None:
+def test_what_does_not_fit_is_rejected_with_both_sides() -> None:
     eye, zeros = torch.eye(2), torch.zeros(2)
     for layers, message in [
         ([(torch.eye(3), torch.zeros(3))], r"the last layer must have 2 outputs for Box.*, got 3"),
@@ -135,7 +135,7 @@ def test_what_does_not_fit_is_refused_with_both_sides() -> None:
             identity(BOX, "clip").act(obs)
 
 
-def test_foreign_tensors_are_refused() -> None:
+def test_foreign_tensors_are_rejected() -> None:
     policy = random_policy(BOX, "clip")
     with pytest.raises(
         ValueError, match="metadata must have kind 'mlp', activation and squash, got {'kind': 'linear'}"

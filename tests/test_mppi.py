@@ -265,6 +265,6 @@ def test_the_policy_acts_in_the_environments_own_units_and_is_saved_as_its_setti
         (lambda: MPPIPolicy.from_tensors(Flat(), {}, {"kind": "mlp"}), "metadata must have kind 'mppi' and cfg"),
     ],
 )
-def test_what_does_not_fit_is_refused(make: Callable[[], Any], message: str) -> None:
+def test_what_does_not_fit_is_rejected(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()

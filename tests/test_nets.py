@@ -115,7 +115,7 @@ def test_part_of_a_layer_may_be_taken_outside_the_scan() -> None:
 
 
 @pytest.mark.parametrize("out_dim", [5, 16])
-def test_a_picture_is_convolved_and_then_halved_by_the_largest_of_four_pixels(out_dim: int) -> None:
+def test_an_image_is_convolved_and_then_halved_by_the_largest_of_four_pixels(out_dim: int) -> None:
     torch.manual_seed(0)
     layer, x = Down(3, out_dim).double(), torch.randn(2, 8, 12, 3, dtype=torch.float64, requires_grad=True)
     layer.bias.data = torch.randn(out_dim, dtype=torch.float64)
@@ -147,7 +147,7 @@ def test_of_equal_pixels_one_gets_the_gradient() -> None:
     assert torch.equal(torch.autograd.grad(halve(x).sum(), x)[0], first)
 
 
-def test_a_picture_is_doubled_and_then_convolved() -> None:
+def test_an_image_is_doubled_and_then_convolved() -> None:
     torch.manual_seed(0)
     layer, x = Up(3, 5), torch.randn(2, 4, 6, 3, requires_grad=True)
     layer.bias.data = torch.randn(5)

@@ -216,7 +216,7 @@ def test_row_i_seeded_s_is_the_single_dream_seeded_s_plus_i(learned: tuple[Objec
         assert np.array_equal(np.stack(alone)[:, 0], np.stack(frames)[:, row])
 
 
-def test_vectors_are_refused() -> None:
+def test_vectors_are_rejected() -> None:
     from gymnasium import spaces
 
     with pytest.raises(ValueError, match=r"'objects' needs \(H, W, C\) uint8 pixels.*use 'ensemble'"):

@@ -267,7 +267,7 @@ def test_the_first_steps_hold_still_within_an_episode_and_differ_between_them(tm
     assert np.median(jumps) < 0.5  # Two even draws from -1 to 1 are 0.59 apart in the middle.
 
 
-def test_actions_are_explored_with_and_judged_without(tmp_path: Path) -> None:
+def test_actions_are_explored_with_and_evaluated_without(tmp_path: Path) -> None:
     training = trained(tmp_path)
     assert isinstance(training.learner, StandIn)
     explored = [rows for rows, explore, _ in training.learner.acted if explore]
@@ -350,7 +350,7 @@ class Killed(Exception):
     pass
 
 
-def test_a_killed_run_goes_on_and_counts_what_it_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_continues_and_counts_what_it_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Online._remember
 
     def dies(self: Online, episode: Any, latents: Any) -> None:
@@ -441,14 +441,14 @@ def test_a_finished_run_is_only_delivered_again(tmp_path: Path) -> None:
         run(tmp_path, replace(CFG, size="1m"))
 
 
-def test_a_finished_run_goes_on_when_it_is_given_more_steps(tmp_path: Path) -> None:
+def test_a_finished_run_continues_when_it_is_given_more_steps(tmp_path: Path) -> None:
     first = run(tmp_path)["s"]
     more = run(tmp_path, replace(CFG, real_steps=2 * CFG.real_steps))["s"]
     assert Watched.steps == more.real_steps > first.real_steps + CFG.real_steps / 2
     assert more.summary["evaluations"][: len(first.summary["evaluations"])] == first.summary["evaluations"]
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(onlining.Trainer, "save_checkpoint", lambda self: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
@@ -527,7 +527,7 @@ def test_wrong_settings_are_named(change: Mapping[str, Any], message: str) -> No
         replace(CFG, **change)
 
 
-def test_real_steps_that_cannot_do_are_refused_before_any_is_taken(tmp_path: Path) -> None:
+def test_real_steps_that_cannot_do_are_rejected_before_any_is_taken(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="real_steps must be at least 120 with prefill 60, .* got 119; lower one"):
         run(tmp_path, replace(CFG, real_steps=119))
     assert Watched.steps == 0
@@ -599,7 +599,7 @@ def test_a_run_of_each_family_ends_with_a_dream_that_can_be_played(tmp_path: Pat
     assert envs.step(envs.action_space.sample())[0].shape == obs.shape
 
 
-def test_what_never_ends_is_refused() -> None:
+def test_what_never_ends_is_rejected() -> None:
     with pytest.raises(ConfigurationError, match="has no episode limit"):
         online(replace(CFG, out="nowhere", spec=replace(SPEC, max_episode_steps=None)))
     assert not Path("nowhere").exists()

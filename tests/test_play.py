@@ -97,7 +97,7 @@ def test_a_worker_that_cannot_start_raises_in_the_parent(capfd: pytest.CaptureFi
         list(play(ECHO, lambda: Always(0.0), [EpisodeTask(0)], procs=1))  # type: ignore[arg-type, return-value]
 
 
-def test_no_processes_are_refused() -> None:
+def test_no_processes_are_rejected() -> None:
     with pytest.raises(ValueError, match="procs must be at least 0, got -1; 0 runs everything in this process"):
         EpisodePool(ECHO, Always, procs=-1)
 

@@ -94,12 +94,12 @@ def test_smooth_actions_of_bits_are_ones_as_often_as_zeros() -> None:
     assert 0.4 < acts.mean() < 0.6
 
 
-def test_ornstein_uhlenbeck_refuses_choices() -> None:
+def test_ornstein_uhlenbeck_rejects_choices() -> None:
     with pytest.raises(ValueError, match=r"needs Box actions, got Discrete\(4\); use HeldActions"):
         OrnsteinUhlenbeck(spaces.Discrete(4))
 
 
-def test_endless_bounds_are_refused() -> None:
+def test_endless_bounds_are_rejected() -> None:
     with pytest.raises(ValueError, match="finite bounds"):
         RandomPolicy(spaces.Box(-np.inf, np.inf, (2,)))
 
@@ -228,6 +228,6 @@ def test_some_episodes_leave_the_policy_for_good() -> None:
 
 
 @pytest.mark.parametrize("kwargs", [{"leave": 1.1}, {"leave": -0.1}, {"leave_by": 0}])
-def test_a_share_that_is_none_is_refused(kwargs: dict[str, Any]) -> None:
+def test_a_share_that_is_none_is_rejected(kwargs: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="need 0 <= leave <= 1 and leave_by >= 1"):
         NoisyPolicy(RandomPolicy(spaces.Discrete(2)), spaces.Discrete(2), **kwargs)

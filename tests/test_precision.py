@@ -202,7 +202,7 @@ def test_auto_wants_a_gain_and_asking_wants_it_to_run(
     assert use_bf16("auto", {"product"}, CPU)
 
 
-def test_the_line_says_what_is_missing_and_what_is_used(speeds: Speeds, lines: Callable[[], list[str]]) -> None:
+def test_the_line_reports_what_is_missing_and_what_is_used(speeds: Speeds, lines: Callable[[], list[str]]) -> None:
     speeds |= {"product": 0.125, "lstm": 0.0}
     assert not use_bf16(True, KINDS, CPU)
     assert lines() == [
@@ -235,7 +235,7 @@ def test_what_gains_stands_beside_every_number(speeds: Speeds) -> None:
         (True, FAILS, FASTER, "float32"), (False, FASTER, FASTER, "float32"),
     ],
 )  # fmt: skip
-def test_trainings_compute_in_what_was_found(
+def test_training_runs_compute_in_what_was_found(
     tmp_path: Path,
     speeds: Speeds,
     lines: Callable[[], list[str]],
@@ -294,7 +294,7 @@ def test_a_training_killed_before_its_trial_is_tried_when_it_resumes(tmp_path: P
     assert trained(tmp_path).precision == "bfloat16"
 
 
-def test_a_training_that_cannot_keep_its_precision_says_so(
+def test_a_training_that_cannot_keep_its_precision_reports_it(
     tmp_path: Path, speeds: Speeds, lines: Callable[[], list[str]]
 ) -> None:
     speeds["trial"] = FASTER
@@ -356,7 +356,7 @@ def test_dreams_of_auto_try_a_step_of_their_own(
         assert dreams.precision == ("bf16" if gain == FASTER else "fp32") and seen.pop().shape == shape
 
 
-def test_evolutions_go_on_in_the_precision_they_began_with(
+def test_evolutions_continue_in_the_precision_they_began_with(
     tmp_path: Path, tiny: str, speeds: Speeds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net, artifact = load_model(tiny)
@@ -369,7 +369,7 @@ def test_evolutions_go_on_in_the_precision_they_began_with(
     assert read_about(None) == read_about(tmp_path / "none.json") == {}
 
 
-def test_ppo_goes_on_in_the_precision_it_began_with(
+def test_ppo_continues_in_the_precision_it_began_with(
     tmp_path: Path, speeds: Speeds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     starts = {bank: {"x": torch.zeros(2, 2)} for bank in ("begin", "anywhere")}
@@ -442,7 +442,7 @@ print(envs.precision)
 """
 
 
-def test_the_oldest_cpu_computes_in_float32_and_says_so_in_a_line() -> None:
+def test_the_oldest_cpu_computes_in_float32_and_reports_it_in_a_line() -> None:
     oldest = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", OLDEST], env=os.environ | oldest, capture_output=True, text=True, timeout=300

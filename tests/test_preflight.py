@@ -74,7 +74,7 @@ def spec(odd: str, fault: str, pixels: bool = True) -> RealSpec:
     return RealSpec(odd, {"fault": fault, "pixels": pixels})
 
 
-def test_sane_environments_are_told_by_what_they_show(odd: str) -> None:
+def test_sane_environments_are_reported_by_what_they_show(odd: str) -> None:
     assert check_env(spec(odd, "")) == "frames of 40x40x3, Discrete(2)"
     assert check_env(RealSpec("CartPole-v1")) == "vectors of 4, Discrete(2)"
 
@@ -102,12 +102,12 @@ def test_looks_can_be_left_out(odd: str) -> None:
         check_env(spec(odd, "nan", pixels=False), sizes=False)
 
 
-def test_a_film_is_written_and_read_back(tmp_path: Path) -> None:
+def test_a_video_is_written_and_read_back(tmp_path: Path) -> None:
     assert check_video(tmp_path) == "11 frames of mp4 written and read"
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_film_that_is_not_what_was_written_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_video_that_is_not_what_was_written_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = preflight.write_video
     monkeypatch.setattr(preflight, "write_video", lambda path, frames, fps: write(path, (f // 2 for f in frames), fps))
     with pytest.raises(ValueError, match="a video of 11 frames was read as 11 frames: "):
@@ -172,7 +172,7 @@ def test_findings_are_printed_with_what_to_do() -> None:
     assert out.getvalue().splitlines() == ["  ok   disk: fine", "  FAIL disk: no room", "       -> buy one"]
 
 
-def test_no_display_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_display_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
         monkeypatch.delenv(name, raising=False)
     assert "needs a display" in (preflight.display_error() or "")

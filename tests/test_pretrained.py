@@ -209,7 +209,7 @@ def test_names_that_are_nearly_right_get_the_right_one(name: str, near: str) -> 
         model_path(name)
 
 
-def test_what_is_at_a_path_instead_of_a_model_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_at_a_path_instead_of_a_model_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def told(path: str) -> str:
         with pytest.raises(FileNotFoundError) as error:
             model_path(path)
@@ -252,7 +252,7 @@ def test_a_project_in_place_of_a_model_says_where_that_is(
     assert "my/wm.toml is not valid TOML" in told("my")
 
 
-def test_a_dream_of_no_model_says_what_to_give() -> None:
+def test_a_dream_of_no_model_reports_what_to_give() -> None:
     for make in (gym.make, gym.make_vec):
         with pytest.raises(ValueError, match=r'a directory, .* such as model="runs/my_model", model="Dream-'):
             make("wm_envs:Dream-v0")
@@ -281,21 +281,21 @@ def test_a_missing_policy_is_named(tmp_path: Path) -> None:
         ({"format_version": 99}, "format version 99, but this installation reads up to 1; upgrade"),
     ],
 )
-def test_foreign_and_newer_models_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_foreign_and_newer_models_are_rejected(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     _, _, path = save(tmp_path / "m")
     edit_config(tmp_path / "m", **changes)
     with pytest.raises(ArtifactError, match=message):
         load_model(path)
 
 
-def test_weights_of_other_sizes_are_refused_with_both_sides(tmp_path: Path) -> None:
+def test_weights_of_other_sizes_are_rejected_with_both_sides(tmp_path: Path) -> None:
     _, _, path = save(tmp_path / "m")
     edit_config(tmp_path / "m", model={**VMCConfig(vision="identity", hidden=8).to_dict()})
     with pytest.raises(ArtifactError, match=r"gmm_linear.weight: \(47, 8\) in the model, \(47, 16\) in"):
         load_model(path)
 
 
-def test_a_pickle_offered_as_weights_is_refused(tmp_path: Path) -> None:
+def test_a_pickle_offered_as_weights_is_rejected(tmp_path: Path) -> None:
     model, _, path = save(tmp_path / "m")
     torch.save(model.state_dict(), tmp_path / "m" / "model.safetensors")
     with pytest.raises(ArtifactError, match="file of torch.save, not safetensors. Loading it could run code"):

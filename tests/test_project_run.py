@@ -135,7 +135,7 @@ def test_a_training_leaves_a_dream_that_gymnasium_opens(done: tuple[Project, dic
     assert told in said.splitlines()[-4:]
 
 
-def test_the_manifest_tells_what_was_run_on_what(done: tuple[Project, dict[str, Any], str]) -> None:
+def test_the_manifest_describes_what_was_run_on_what(done: tuple[Project, dict[str, Any], str]) -> None:
     asked, values, _ = done
     assert json.loads((asked.out / "run_manifest.json").read_text()) == values
     assert values["schema_version"] == "wm.run_manifest.v1" and values["status"] == "done"
@@ -205,7 +205,7 @@ def test_a_key_that_came_later_leaves_what_is_finished_finished() -> None:
     assert digest(before) == digest({**before, "data.stack": False}) != digest({**before, "data.stack": True})
 
 
-def test_a_finished_run_goes_on_with_what_it_says(tmp_path: Path) -> None:
+def test_a_finished_run_continues_with_what_it_says(tmp_path: Path) -> None:
     first, _ = trained(project(tmp_path))
     again, said = trained(project(tmp_path, online_collection__rounds=3, training__total_steps=13))
     assert "round 2: collect" in said and "round 1: " not in said
@@ -270,7 +270,7 @@ def test_the_projects_own_scripts_end_as_commands_do(
     assert json.loads((tmp_path / "outputs" / "run_manifest.json").read_text())["seeds"]["run"] == 3
 
 
-def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_stopped_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, _ = trained(project(tmp_path / "whole"))
     control: Callable[[Improvement], Any] = Improvement.control
 
@@ -294,7 +294,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     assert again["data"]["sha256"] == whole["data"]["sha256"]
 
 
-def test_a_run_that_failed_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_failed_reports_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Improvement) -> dict[str, float]:
         raise OSError(28, "No space left on device")
 
@@ -323,7 +323,7 @@ def test_another_run_does_not_take_the_folder_over(tmp_path: Path, monkeypatch: 
         trained(project(tmp_path, training__total_steps=14))
 
 
-def test_what_does_not_fit_the_environment_is_told_before_any_work(tmp_path: Path) -> None:
+def test_what_does_not_fit_the_environment_is_reported_before_any_work(tmp_path: Path) -> None:
     said = TINY + "[architecture]\nobs_shape = [2]\naction_dim = 3\naction_type = 'continuous'\n"
     with pytest.raises(ConfigurationError) as error:
         trained(project(tmp_path, said, architecture__obs_shape=(3,)))
@@ -382,7 +382,7 @@ def test_no_environment_is_an_error_unless_allowed(tmp_path: Path) -> None:
         trained(online, allow_degraded=True)
 
 
-def test_every_report_on_a_degraded_model_says_so(
+def test_every_report_on_a_degraded_model_reports_it(
     done: tuple[Project, dict[str, Any], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = shutil.copytree(done[0].out / "model", tmp_path / "model")
@@ -443,7 +443,7 @@ def test_families_that_learn_to_act_are_trained_too(
     assert load_model(asked.out / "model")[1].policies
 
 
-def test_patience_without_a_held_out_window_is_told_in_the_projects_words(tmp_path: Path) -> None:
+def test_patience_without_a_held_out_window_is_reported_in_the_projects_words(tmp_path: Path) -> None:
     text = ACTING.format(model="tdmpc2:ci", length=30, more="patience = 3")
     asked = project(tmp_path, text)
     spaces = spaces_of(asked, spec_of(asked))
@@ -496,7 +496,7 @@ def test_learning_from_a_buffer_goes_by_the_familys_own_settings(tmp_path: Path)
     assert (cfg.total_steps, cfg.sequence_length, cfg.batch_size) == (4, 9, 4)
 
 
-def test_an_online_budget_that_cannot_do_and_lives_are_told_before_any_work(tmp_path: Path) -> None:
+def test_an_online_budget_that_cannot_do_and_lives_are_reported_before_any_work(tmp_path: Path) -> None:
     text = ACTING.format(model="tdmpc2:ci", length=3, more="")
     online: dict[str, Any] = {"online_collection__enabled": True, "online_collection__warmup_transitions": 140}
     with pytest.raises(ConfigurationError, match="real_steps must be at least"):
@@ -537,7 +537,7 @@ def drawn(out: Path, monkeypatch: pytest.MonkeyPatch, most: int = 100) -> dict[s
     return {axes.get_title(): axes for axes in found[-1].axes}
 
 
-def test_a_curve_begins_anew_with_each_round_and_says_over_what(
+def test_a_curve_begins_again_with_each_round_and_says_over_what(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def log(path: Path, rows: list[dict[str, float]]) -> None:
@@ -614,7 +614,7 @@ def test_wrong_settings_are_an_error_and_wrong_flags_exit_with_2(
     assert wm("train", "--verify.mode", "proof") == 2
 
 
-def test_ctrl_c_exits_with_2_and_says_how_to_go_on(
+def test_ctrl_c_exits_with_2_and_says_how_to_continue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stop(self: Improvement) -> dict[str, float]:
@@ -627,7 +627,7 @@ def test_ctrl_c_exits_with_2_and_says_how_to_go_on(
     assert "saved: " in err and err.endswith("wm train: interrupted; run the same command to resume\n")
 
 
-def test_an_environment_that_is_not_here_is_told_in_one_line(
+def test_an_environment_that_is_not_here_is_reported_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project(tmp_path)
@@ -666,7 +666,7 @@ def test_proof_leaves_evidence_that_verify_reads(judged: Path, capsys: pytest.Ca
     assert (judged / "elsewhere" / "manifest.json").is_file()
 
 
-def test_a_verdict_an_error_and_wrong_flags_have_codes_of_their_own(
+def test_a_result_an_error_and_wrong_flags_have_codes_of_their_own(
     judged: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert wm("verify", "--target", "nowhere") == 3

@@ -76,7 +76,7 @@ def test_a_known_environment_begins_with_what_worked_for_it() -> None:
     assert usual("CartPole-v1", "vmc:ci", "my")["data"]["num_steps"] == 1400  # The recipe's own.
 
 
-def test_every_line_of_the_file_says_what_it_is_for(tmp_path: Path) -> None:
+def test_every_line_of_the_file_reports_what_it_is_for(tmp_path: Path) -> None:
     write_project(tmp_path / "my", "CartPole-v1")
     text = (tmp_path / "my" / "wm.toml").read_text()
     assert "# Exploration steps before training. At least 1.\nwarmup_transitions = 1000" in text
@@ -138,7 +138,7 @@ def test_what_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert os.listdir(tmp_path) == []
 
 
-def test_the_command_writes_and_says_what_is_next(
+def test_the_command_writes_and_reports_what_is_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -71,7 +71,7 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
     assert project.data.num_steps == 9 and project.family == "vmc"
 
 
-def test_everything_that_is_wrong_is_told_at_once_by_line(tmp_path: Path) -> None:
+def test_everything_that_is_wrong_is_reported_at_once_by_line(tmp_path: Path) -> None:
     text = """\
 environment = "CartPole-v1"
 model = "ensemble:default"
@@ -149,7 +149,7 @@ def test_environment_and_model_must_be_there(text: str, message: str | None, tmp
     assert message in line
 
 
-def test_what_is_no_toml_says_where(tmp_path: Path) -> None:
+def test_what_is_not_a_toml_says_where(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"wm.toml is not valid TOML: .*line 3"):
         load(tmp_path, LEAST + "x = = 3\n")
     with pytest.raises(ConfigurationError, match=r"not valid TOML: .*\n  line 4: num_steps = 20 00$"):
@@ -201,7 +201,7 @@ def test_what_is_no_toml_says_where(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_would_do_nothing_is_refused(model: str, text: str, message: str, tmp_path: Path) -> None:
+def test_what_would_do_nothing_is_rejected(model: str, text: str, message: str, tmp_path: Path) -> None:
     (line,) = told(tmp_path, f'environment = "A-v0"\nmodel = "{model}"\n{text}\n')
     assert message in line and line.startswith("line ")
 

@@ -33,7 +33,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, learning_seed: int) -> Path:
     return out
 
 
-def test_the_summary_has_what_it_promises(small: Path, learning_seed: int) -> None:
+def test_the_summary_has_what_it_predicts(small: Path, learning_seed: int) -> None:
     summary = json.loads((small / "summary.json").read_text())
     assert list(summary)[: len(KEYS)] == KEYS
     assert (summary["scenario"], summary["seed"], summary["quick"]) == ("quickstart_cpu", learning_seed, True)
@@ -44,7 +44,7 @@ def test_the_summary_has_what_it_promises(small: Path, learning_seed: int) -> No
     assert all(Path(path).is_file() for path in summary["artifacts"].values())
 
 
-def test_the_pictures_are_of_the_imagination(small: Path) -> None:
+def test_the_images_are_of_the_imagination(small: Path) -> None:
     strip = cv2.imread(str(small / "imagination.ppm"))
     assert (small / "imagination.ppm").read_bytes().startswith(b"P6\n120 24\n255\n") and strip.shape == (24, 120, 3)
     picture = cv2.imread(str(small / "imagination.png"))
@@ -66,7 +66,7 @@ def test_held_out_episodes_are_on_seeds_that_nothing_is_learned_from() -> None:
 
 
 @pytest.mark.parametrize("spoiled", ["nothing learned", "not finite", "stopped"])
-def test_a_run_that_did_not_learn_is_no_success(
+def test_a_run_that_did_not_learn_is_not_a_success(
     spoiled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def train(self: Trainer, data: object) -> None:

@@ -129,7 +129,7 @@ def test_no_display_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         make_real(CAR, render_mode="human")
 
 
-def test_pixels_of_an_environment_without_are_refused() -> None:
+def test_pixels_of_an_environment_without_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"CartPole-v1: observations must be .* uint8 pixels.* for size=64, got Box"):
         make_real(RealSpec("CartPole-v1", size=64))
 
@@ -158,7 +158,7 @@ def test_a_step_before_the_first_reset_is_named() -> None:
         make_real(CAR).step(np.zeros(3, np.float32))
 
 
-def test_other_observations_are_refused(model: str) -> None:
+def test_other_observations_are_rejected(model: str) -> None:
     with pytest.raises(ValueError, match="obs must be 'pixels' or 'latent', got 'state'"):
         gym.make("Real-CarRacing-v0", model=model, obs="state")
 
@@ -187,7 +187,7 @@ def odd(obs: str = "dict", act: str = "discrete", **fields: object) -> RealSpec:
 @pytest.mark.parametrize(
     ("obs", "shape"), [("dict", (7,)), ("tuple", (3,)), ("choice", (5,)), ("matrix", (12,)), ("bits", (32,))]
 )
-def test_what_is_no_vector_is_flattened_to_one(obs: str, shape: tuple[int, ...]) -> None:
+def test_what_is_not_a_vector_is_flattened_to_one(obs: str, shape: tuple[int, ...]) -> None:
     check_spec(odd(obs))
     env = make_real(odd(obs))
     got, _ = env.reset(seed=0)
@@ -263,14 +263,14 @@ def test_the_chosen_actions_are_the_environments_own() -> None:
         env.step(2)
 
 
-def test_a_crop_keeps_rows_and_columns_of_the_native_picture() -> None:
+def test_a_crop_keeps_rows_and_columns_of_the_native_image() -> None:
     env = make_real(odd("rgb", size=10, crop=(30, 40, 5, 15)))
     got, _ = env.reset(seed=0)
     np.testing.assert_array_equal(got, env.unwrapped.last[30:40, 5:15])
 
 
 @pytest.mark.parametrize("obs", ["rgb", "grey", "grey1"])
-def test_three_pictures_in_grey_are_the_channels_of_one(obs: str) -> None:
+def test_three_images_in_grey_are_the_channels_of_one(obs: str) -> None:
     check_spec(odd(obs, size=10, stack=True))
     stacked, plain = (make_real(odd(obs, size=10, stack=stack)) for stack in (True, False))
     assert stacked.observation_space == gym.spaces.Box(0, 255, (10, 10, 3), np.uint8)
@@ -394,7 +394,7 @@ def test_facts_are_those_of_the_environment() -> None:
     env.close()
 
 
-def test_an_environment_is_created_once_until_it_is_registered_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_is_created_once_until_it_is_registered_again(monkeypatch: pytest.MonkeyPatch) -> None:
     builds: list[str] = []
     build = real._make
     monkeypatch.setattr(real, "_make", lambda spec, mode: builds.append(spec.id) or build(spec, mode))

@@ -151,7 +151,7 @@ def test_a_model_that_is_not_there_is_named() -> None:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_task_without_a_model_has_its_real_environment_and_says_what_trains_one(
+def test_a_task_without_a_model_has_its_real_environment_and_reports_what_trains_one(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("wm_agents.models.saved.STORE", tmp_path)
@@ -210,7 +210,7 @@ def test_a_real_spec_names_what_it_does_not_know() -> None:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_the_page_of_tasks_says_what_the_table_says(name: str) -> None:
+def test_the_page_of_tasks_reports_what_the_table_says(name: str) -> None:
     task, page = TASKS[name], (ROOT / "docs" / "tasks.md").read_text()
     (row,) = [line for line in page.splitlines() if line.startswith(f"| {name} |")]
     spec = task.real

@@ -156,7 +156,7 @@ def test_memory_stays_within_its_budget():
     assert buffer.sample(200, 10).index.min() == 11 * (30 - buffer.num_episodes)  # What left is not drawn.
 
 
-def test_pictures_stay_uint8_and_are_not_widened_unasked():
+def test_images_stay_uint8_and_are_not_widened_unasked():
     buffer = ReplayBuffer(100, (8, 8, 3), 1, np.uint8)
     frames = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
     buffer.add_episode(frames, np.zeros((5, 1)), np.zeros(5))
@@ -309,7 +309,7 @@ def test_batches_can_be_subscripted_and_moved():
         batch["reward"]
 
 
-def test_windows_that_do_not_exist_are_refused_in_words():
+def test_windows_that_do_not_exist_are_rejected_in_words():
     buffer = filled(5)
     with pytest.raises(ValueError, match="no episode has 50 steps, the longest of 5 has .* pack=True"):
         buffer.sample(2, 50)
@@ -345,18 +345,18 @@ def test_a_device_that_is_not_there_is_named(device, message):
         ({"obs": np.full((5, 2), -np.inf, np.float32)}, "obs must be finite, got NaN or infinity in frame 0; end"),
     ],
 )
-def test_bad_episodes_are_refused_with_both_sides(change, message):
+def test_bad_episodes_are_rejected_with_both_sides(change, message):
     good = {"obs": np.zeros((5, 2)), "actions": np.zeros((4, 1)), "rewards": np.zeros(4)}
     with pytest.raises(ValueError, match=message):
         ReplayBuffer(100, (2,), 1).add_episode(**(good | change))
 
 
-def test_an_episode_that_cannot_fit_is_refused():
+def test_an_episode_that_cannot_fit_is_rejected():
     with pytest.raises(ValueError, match="an episode of 8 steps does not fit into a buffer of 5 steps"):
         ReplayBuffer(5, (2,), 1).add(echo(0, 8), BOX)
 
 
-def test_bad_settings_of_a_buffer_are_refused():
+def test_bad_settings_of_a_buffer_are_rejected():
     with pytest.raises(ValueError, match="capacity must be a whole number of at least 1, got 0"):
         ReplayBuffer(0, (2,), 1)
     with pytest.raises(ValueError, match="max_gb must be above 0, or None, got 0"):

@@ -64,7 +64,7 @@ def same(a: Any, b: Any) -> bool:
 
 @pytest.mark.parametrize("precise", [True, False], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("family", CFGS)
-def test_a_resumed_learner_is_the_one_that_went_on(
+def test_a_resumed_learner_is_the_one_that_continued(
     tmp_path: Path, native_bf16: None, family: str, precise: bool
 ) -> None:
     buffer = create_random_buffer(1000, (4,), 2, num_episodes=20, episode_length=12, seed=0)

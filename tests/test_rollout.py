@@ -81,19 +81,19 @@ def test_the_same_seeds_give_the_same_episode() -> None:
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
-def test_envs_that_reset_by_themselves_are_refused(mode: AutoresetMode) -> None:
+def test_envs_that_reset_by_themselves_are_rejected(mode: AutoresetMode) -> None:
     envs = SyncVectorEnv([lambda: Echo(5)], autoreset_mode=mode)
     with pytest.raises(ValueError, match="rollout needs autoreset_mode=DISABLED, got AutoresetMode"):
         next(rollout(envs, RandomPolicy(envs.single_action_space), seed=0))
 
 
-def test_rows_that_gymnasium_would_not_step_on_are_refused() -> None:
+def test_rows_that_gymnasium_would_not_step_on_are_rejected() -> None:
     envs = SyncVectorEnv([lambda: Echo(5)] * 2, autoreset_mode=AutoresetMode.DISABLED)
     with pytest.raises(ValueError, match="SyncVectorEnv cannot step rows that have ended, got 2 rows; play .* one row"):
         next(rollout(envs, RandomPolicy(envs.single_action_space), seed=0))
 
 
-def test_seeds_for_evaluation_are_refused() -> None:
+def test_seeds_for_evaluation_are_rejected() -> None:
     check_seed(0)
     check_seed(EVAL_SEED - 1)
     for seed in (EVAL_SEED, -1):

@@ -21,7 +21,7 @@ HOLD = "import sys; from pathlib import Path; from wm_agents.system.run_folder i
 r = RunFolder(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
 
 
-def test_run_json_says_what_was_run_on_what(tmp_path: Path) -> None:
+def test_run_json_reports_what_was_run_on_what(tmp_path: Path) -> None:
     with start_run(tmp_path / "run", {"updates": 3, "sizes": (1, 2)}, {"train": 0}):
         record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["config"] == {"updates": 3, "sizes": [1, 2]} and record["seeds"] == {"train": 0}
@@ -31,7 +31,7 @@ def test_run_json_says_what_was_run_on_what(tmp_path: Path) -> None:
     assert start["hardware"]["cores"] >= 1
 
 
-def test_a_run_started_again_goes_on_from_its_state(tmp_path: Path) -> None:
+def test_a_run_started_again_continues_from_its_state(tmp_path: Path) -> None:
     with start_run(tmp_path, {"rounds": 2}, {}) as run:
         run.update(round=1, best={"mean": 3.5})
         run.update(stage="dream")
@@ -41,7 +41,7 @@ def test_a_run_started_again_goes_on_from_its_state(tmp_path: Path) -> None:
     assert record["config"] == {"rounds": 5} and len(record["starts"]) == 2
 
 
-def test_other_settings_are_refused_and_the_folder_given_back(tmp_path: Path) -> None:
+def test_other_settings_are_rejected_and_the_folder_given_back(tmp_path: Path) -> None:
     start_run(tmp_path, {"a": 1}, {"train": 0}).close()
     with pytest.raises(ValueError, match=r"with other settings: config.a was 1, now 2; seeds.train was 0, now 9"):
         start_run(tmp_path, {"a": 2}, {"train": 9})
@@ -79,7 +79,7 @@ def test_a_resumed_log_forgets_what_comes_again_and_a_line_cut_short(tmp_path: P
     assert read_metrics(file) == [{"step": 1, "x": 1}, {"step": 2, "x": 5}]
 
 
-def test_a_second_process_is_refused_and_told_who_holds_the_folder(tmp_path: Path) -> None:
+def test_a_second_process_is_rejected_and_reported_who_holds_the_folder(tmp_path: Path) -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdin=-1, stdout=-1, text=True)
     assert holder.stdin and holder.stdout
     with holder:
@@ -115,7 +115,7 @@ def test_hardware_and_versions_are_json() -> None:
     assert facts["cpu"] and facts["python"] and set(facts["bf16"]) <= set(KINDS)
 
 
-def test_a_run_of_before_a_setting_existed_goes_on(tmp_path: Path) -> None:
+def test_a_run_of_before_a_setting_existed_continues(tmp_path: Path) -> None:
     start_run(tmp_path, {"spec": {"id": "A-v0"}, "rounds": 2}, {}).close()
     start_run(tmp_path, {"spec": {"id": "A-v0", "crop": None}, "rounds": 2, "family": "auto"}, {}).close()
     with pytest.raises(ValueError, match="config.spec was .*now .*crop"):

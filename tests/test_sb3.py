@@ -72,7 +72,7 @@ def small(algo: type[BaseAlgorithm], env: object, policy: str = "MlpPolicy", **k
 # The view of a batch of dreams
 
 
-def test_a_view_says_what_the_dreams_say() -> None:
+def test_a_view_reports_what_the_dreams_say() -> None:
     plain, seen = dreams(noise=0.5), view(noise=0.5)
     seen.seed(3)
     np.testing.assert_array_equal(seen.reset(), plain.reset(seed=3)[0])
@@ -106,7 +106,7 @@ def test_the_last_observation_is_in_the_info_and_the_next_episode_in_the_observa
     assert (obs[:, 0] >= 10).all() and not obs[:, 1].any()
 
 
-def test_an_end_is_no_time_limit_even_in_the_last_step() -> None:
+def test_an_end_is_not_a_time_limit_even_in_the_last_step() -> None:
     for horizon, steps, truncated in [(None, 3, False), (3, 3, False), (2, 2, True)]:
         envs = view(1, horizon=horizon, end=1.2)
         envs.set_options({"start": {"x": torch.zeros(1, 2)}})
@@ -116,7 +116,7 @@ def test_an_end_is_no_time_limit_even_in_the_last_step() -> None:
         assert done[0] and infos[0]["TimeLimit.truncated"] is truncated
 
 
-def test_rows_that_go_on_say_so() -> None:
+def test_rows_that_continue_say_so() -> None:
     envs = view(3)
     envs.reset()
     _, _, done, infos = envs.step(move(3))
@@ -205,7 +205,7 @@ def test_frames_are_tiled() -> None:
     assert view(3).get_images() == [None] * 3 and view(3).render_mode is None
 
 
-def test_envs_that_reset_otherwise_are_refused() -> None:
+def test_envs_that_reset_otherwise_are_rejected() -> None:
     for mode in ("DISABLED", "NEXT_STEP"):
         with pytest.raises(ValueError, match=f"same step, got autoreset_mode=AutoresetMode.{mode}; make them with"):
             view(autoreset_mode=mode)
@@ -224,7 +224,7 @@ def test_envs_that_reset_otherwise_are_refused() -> None:
         (spaces.MultiBinary([3]), r"one row of discrete actions, .*, got MultiBinary\(\(3,\)\)"),
     ],
 )
-def test_actions_that_sb3_cannot_choose_from_are_refused_by_name(act_space: gym.Space, message: str) -> None:
+def test_actions_that_sb3_cannot_choose_from_are_rejected_by_name(act_space: gym.Space, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         view(act_space=act_space)
 
@@ -236,7 +236,7 @@ def test_actions_that_sb3_cannot_choose_from_are_refused_by_name(act_space: gym.
         *(spaces.MultiBinary(1), spaces.MultiBinary(3), BOX, spaces.Box(-1, 1, ()), spaces.Box(-1, 1, (2, 2))),
     ],
 )
-def test_actions_that_are_not_refused_are_learned(act_space: gym.Space) -> None:
+def test_actions_that_are_not_rejected_are_learned(act_space: gym.Space) -> None:
     check_actions(act_space)
     PPO("MlpPolicy", view(act_space=act_space), n_steps=4, batch_size=8, n_epochs=1).learn(16)
 
@@ -529,7 +529,7 @@ def test_a_network_is_a_copy() -> None:
     assert np.array_equal(policy.act(obs), before)
 
 
-def test_what_is_no_plain_network_is_refused_by_name() -> None:
+def test_what_is_not_a_plain_network_is_rejected_by_name() -> None:
     with pytest.raises(ValueError, match="to_mlp does not support VecNormalize; use SB3Policy"):
         to_mlp(PPO("MlpPolicy", VecNormalize(view())))
     with pytest.raises(ValueError, match=r"Tanh, ReLU or SiLU, got \['Linear', 'ReLU', 'Linear', 'Hardtanh'\]"):
@@ -606,7 +606,7 @@ def test_a_pickle_in_the_zip_never_runs(tmp_path: Path) -> None:
     assert sprung.exists(), "the trap must work, or this test shows nothing"
 
 
-def test_weights_that_are_no_weights_are_refused_unread(tmp_path: Path) -> None:
+def test_weights_that_are_no_weights_are_rejected_unread(tmp_path: Path) -> None:
     path, sprung = tmp_path / "policy.zip", tmp_path / "sprung"
     small(PPO, view()).save(path)
     torch.save({"log_std": Trap(sprung)}, tmp_path / "bad.pth")
@@ -621,7 +621,7 @@ def test_weights_that_are_no_weights_are_refused_unread(tmp_path: Path) -> None:
     assert not sprung.exists()
 
 
-def test_files_that_are_no_zip_of_sb3_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_no_zip_of_sb3_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "text.zip").write_text("no zip")
     with pytest.raises(ValueError, match=r"text.zip must be a zip saved by SB3 with a policy.pth: File is not a zip"):
         load_sb3(tmp_path / "text.zip", PPO, view())
@@ -633,7 +633,7 @@ def test_files_that_are_no_zip_of_sb3_are_refused(tmp_path: Path) -> None:
         load_sb3(tmp_path / "none.zip", PPO, view())
 
 
-def test_weights_of_other_sizes_are_refused_with_both_shapes(tmp_path: Path) -> None:
+def test_weights_of_other_sizes_are_rejected_with_both_shapes(tmp_path: Path) -> None:
     path = tmp_path / "policy.zip"
     small(PPO, view()).save(path)
     with pytest.raises(ValueError, match=r"action_net.weight: \(1, 64\) in the model, \(1, 8\) in the file"):

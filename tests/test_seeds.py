@@ -130,7 +130,7 @@ def test_episodes_of_a_real_environment_are_stored_and_saved() -> None:
         assert model.loss(batch).loss.isfinite()
 
 
-def test_a_preset_takes_vectors_without_being_told_to() -> None:
+def test_a_preset_takes_vectors_without_being_reported_to() -> None:
     model = create_world_model("dreamerv3:size12m", obs_shape=(4,), action_dim=2, device="cpu")
     assert f"{sum(p.numel() for p in model.parameters()):,}".count(",") == 2
 
@@ -227,7 +227,7 @@ def told(model: Model, name: str) -> Any:
     return sum(p.numel() for p in model.parameters())
 
 
-def test_the_factory_takes_overrides_and_refuses_what_is_no_field() -> None:
+def test_the_factory_takes_overrides_and_rejects_what_is_not_a_field() -> None:
     shapes: dict[str, Any] = {"obs_shape": (3, 64, 64), "action_dim": 4}
     model = create_world_model("dreamerv3:size12m", **shapes, hidden_dim=320, stoch_discrete=16, stoch_classes=16)
     cfg = model.cfg
@@ -252,5 +252,5 @@ def test_the_config_of_a_saved_model_comes_back_as_its_family_s() -> None:
     assert isinstance(model_cfg, TDMPC2Config) and (model_cfg.horizon, model_cfg.obs_shape) == (4, (39,))
 
 
-def test_models_are_made_on_the_cpu_unless_told_otherwise() -> None:
+def test_models_are_made_on_the_cpu_unless_reported_otherwise() -> None:
     assert create_world_model("dreamerv3:ci", obs_shape=(4,), action_dim=2).device.type == "cpu"

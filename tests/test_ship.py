@@ -34,7 +34,7 @@ def test_a_model_is_copied_with_the_starts_that_fit(tmp_path: Path, monkeypatch:
     assert sum(file.stat().st_size for file in less.path.iterdir()) <= shipping.MOST
 
 
-def test_a_model_without_room_for_starts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_room_for_starts_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Path(save_tiny(tmp_path / "made"))
     monkeypatch.setattr(shipping, "MOST", 1000)
     with pytest.raises(ValueError, match="has room for -"):

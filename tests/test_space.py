@@ -42,13 +42,13 @@ def test_equal_bounds_are_stored_once() -> None:
     assert space_to_dict(SPACES[0])["high"] == 255
 
 
-def test_other_spaces_are_refused() -> None:
+def test_other_spaces_are_rejected() -> None:
     with pytest.raises(ValueError, match="space must be Box, Discrete, MultiDiscrete or MultiBinary, got Text"):
         space_to_dict(spaces.Text(3))
 
 
 @pytest.mark.parametrize("values", [{"n": 3}, {"type": "Box", "dtype": "float32"}, {"type": "Box", "dtype": "?!"}])
-def test_what_is_no_space_is_named(values: dict) -> None:
+def test_what_is_not_a_space_is_named(values: dict) -> None:
     with pytest.raises(ValueError, match="does not describe a space"):
         space_from_dict(values)
 

@@ -93,7 +93,7 @@ def test_a_run_whose_files_are_damaged_says_which_and_stays_unlocked(tmp_path: P
         start_run(tmp_path, {"a": 1}, {}).close()
 
 
-def test_a_damaged_checkpoint_says_how_to_go_on(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_says_how_to_continue(tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
     model.loss = lambda batch: None
     trainer = Trainer(model, TrainingConfig(device="cpu", output_dir=str(tmp_path)))

@@ -29,7 +29,7 @@ def test_processes_that_are_killed_lose_no_step_and_no_other_process_waits(tmp_p
     assert count.value == 3507
 
 
-def test_a_count_goes_on_in_its_file(tmp_path: Path) -> None:
+def test_a_count_continues_in_its_file(tmp_path: Path) -> None:
     path = tmp_path / "real_steps"
     assert StepCount(path).value == 0 and not path.exists()
     count = StepCount(path, start=40)

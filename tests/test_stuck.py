@@ -38,7 +38,7 @@ def test_a_worker_that_hangs_is_ended_and_named(tmp_path: Path, how: str, monkey
         collect(CollectConfig(bad(how), str(tmp_path), steps=100, seed=0, procs=1), make_random)
 
 
-def test_a_limit_that_is_not_a_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_that_is_not_a_number_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     for text in ("soon", "-1", "inf", "nan", ""):
         monkeypatch.setenv("WM_STEP_TIMEOUT", text)
         with pytest.raises(ValueError, match=f"WM_STEP_TIMEOUT must be seconds, or 0 for no limit, got {text!r}"):
@@ -67,7 +67,7 @@ def leaves(code: int) -> None:
     raise SystemExit(code)
 
 
-def test_a_command_that_a_library_ends_says_so(
+def test_a_command_that_a_library_ends_reports_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(commands, "judge", lambda *args, **more: leaves(7))

@@ -50,6 +50,6 @@ def test_all_of_feat_is_itself_to_the_bit() -> None:
 
 
 @pytest.mark.parametrize("num", [0, 5])
-def test_more_components_than_there_are_directions_are_refused(num: int) -> None:
+def test_more_components_than_there_are_directions_are_rejected(num: int) -> None:
     with pytest.raises(ValueError, match=f"components must be from 1 to 4 for 4 latents of 9 features, got {num}"):
         principal(RNG.normal(size=(4, 9)), num)

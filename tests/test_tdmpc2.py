@@ -626,7 +626,7 @@ def test_overrides_change_the_plan() -> None:
     assert TDMPC2Config(planning=False).planner(1).iterations == 0
 
 
-def test_plans_go_on_from_call_to_call_but_not_into_a_new_episode() -> None:
+def test_plans_continue_from_call_to_call_but_not_into_a_new_episode() -> None:
     model = tiny()
     latent = model.encode(torch.randn(3, 3))
     begun: list[Tensor | None] = []
@@ -762,7 +762,7 @@ def test_every_field_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(make: Callable[[], Any], message: str) -> None:
+def test_what_does_not_fit_is_rejected(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         make()
     assert isinstance(caught.value, ConfigurationError) or "act must be" in message

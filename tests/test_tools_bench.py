@@ -93,20 +93,20 @@ def test_a_rate_is_calls_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("flags", [["--seconds", "0"], ["--rows", "[0]"]])
-def test_numbers_that_make_no_sense_are_refused(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_that_make_no_sense_are_rejected(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert wm(*flags) == 1
     assert "seconds must be above 0 and rows at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("num", [0, -1, 9999])
-def test_threads_that_this_machine_does_not_have_are_refused(num: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_threads_that_this_machine_does_not_have_are_rejected(num: int, capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
     assert wm("--threads", str(num)) == 1
     line = f"threads must be from 1 to {num_cores()}, the cores of this process, got {num}"
     assert line in capsys.readouterr().err and torch.get_num_threads() == threads
 
 
-def test_unknown_parts_and_devices_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_parts_and_devices_are_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     assert wm("--only", '["dreams"]') == 2
     assert wm("--device", "cuda:9") == 1
     assert "device 'cuda:9' is not on this machine" in capsys.readouterr().err

@@ -82,7 +82,7 @@ def test_what_a_project_leaves_out_is_shown_as_its_family_has_it(
     assert {key: shown[f"training.{key}"] for key in own.to_dict()} == own.replace(batch_size=7, seed=1).to_dict()
 
 
-def test_what_is_no_model_is_told_in_one_plain_line(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_a_model_is_reported_in_one_plain_line(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / "outputs").mkdir()
     (project / "empty").mkdir()
     for name, told in (
@@ -102,7 +102,7 @@ def test_what_is_no_model_is_told_in_one_plain_line(project: Path, capsys: pytes
             assert "list_models()" not in err and err.count("model must be") < 2
 
 
-def test_differences_are_told_and_exit_with_1(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_differences_are_reported_and_exit_with_1(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert wm("diff", "tdmpc2:1m", "tdmpc2:1m") == 0
     assert capsys.readouterr().out == "no differences\n"
     assert wm("diff", "dreamerv3:size12m", "dreamerv3:size25m", "--json") == 1
@@ -131,7 +131,7 @@ def test_a_setting_that_only_one_has_is_a_difference(
     assert "null" in capsys.readouterr().out
 
 
-def test_a_right_file_is_valid_and_a_wrong_one_is_told_by_line(
+def test_a_right_file_is_valid_and_a_wrong_one_is_reported_by_line(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert wm("validate") == wm("validate", ".") == 0

@@ -66,7 +66,7 @@ def test_an_old_python_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found(doctor.look_at_versions)["Python"].hint == "use 4.0 or newer"
 
 
-def test_hardware_is_told_and_little_memory_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hardware_is_reported_and_little_memory_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_cpu", lambda: {"model name": "Abacus", "flags": "avx2 mmx"})
     speeds = {"product": 2.0, "convolution": 0.125, "lstm": 0.0}
     monkeypatch.setattr(precision, "bf16_speedup", lambda kind, device, training: speeds[kind])

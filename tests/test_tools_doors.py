@@ -72,7 +72,7 @@ def test_the_call_of_processes_names_the_mode_of_gymnasium() -> None:
 
 
 @pytest.mark.parametrize("way", ["gym.make", "SyncVectorEnv", "make_vec_env"])
-def test_a_step_moves_every_row_and_tells_of_the_first_one_s_end(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_moves_every_row_and_describes_the_first_one_s_end(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
     acted = []
     step = toy_env.Echo.step
     monkeypatch.setattr(toy_env.Echo, "step", lambda self, act: acted.append(float(act[0])) or step(self, act))

@@ -37,7 +37,7 @@ def test_the_list_has_every_preset_and_the_scores_of_what_ships(
     assert all(name in out for name in found) and "928,746" in out
 
 
-def test_info_tells_of_presets_and_of_saved_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_describes_presets_and_of_saved_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert wm("info", "dreamer-ci", "--json") == 0
     preset = json.loads(capsys.readouterr().out)
     assert (preset["name"], preset["size"]) == ("dreamerv3:ci", "ci") and preset["config"]["deter_dim"] > 0

@@ -72,7 +72,7 @@ def cart(tmp_path_factory) -> str:
     return save_tiny(tmp_path_factory.mktemp("cart") / "model", CART, horizon=9)
 
 
-def test_a_policy_on_latents_is_trained_judged_and_filmed(out: Path) -> None:
+def test_a_policy_on_latents_is_trained_evaluated_and_recorded(out: Path) -> None:
     summary = json.loads((out / "summary.json").read_text())
     assert summary["timesteps"] == 256 and summary["episodes"] == 2 and summary["first_eval_seed"] == 1_000_000
     assert [len(summary[where]["returns"]) for where in ("real", "dream", "random")] == [2, 2, 2]
@@ -107,7 +107,7 @@ def test_the_dream_is_kept_as_it_was(car: str, out: Path) -> None:
     assert list(before.policies) == ["linear"] and list(after.policies) == ["mlp"]
 
 
-def test_a_policy_on_pixels_is_trained_judged_and_filmed(script, tmp_path: Path) -> None:
+def test_a_policy_on_pixels_is_trained_evaluated_and_recorded(script, tmp_path: Path) -> None:
     dream = save_tiny(tmp_path / "model", replace(SPEC, size=64))
     small = '{"learning_starts": 32, "batch_size": 8, "policy_kwargs": {"net_arch": [8]}}'
     flags = ["--obs", "pixels", "--algo", "sac", "--kwargs", small]
@@ -194,7 +194,7 @@ def test_dreams_without_a_limit_need_one(script, car: str) -> None:
     script.check(script.parse(["--dream", car, "--horizon", "5"]), Toy(), endless)
 
 
-def test_an_interruption_says_so(script, car: str, tmp_path: Path, capsys, monkeypatch) -> None:
+def test_an_interruption_reports_it(script, car: str, tmp_path: Path, capsys, monkeypatch) -> None:
     def stop(*args: object) -> None:
         raise KeyboardInterrupt
 

@@ -206,7 +206,7 @@ def test_best_is_the_lowest_validation_not_the_last(tmp_path: Path) -> None:
     assert torch.equal(load_file(tmp_path / "best.safetensors")["net.4.bias"], seen[1])
 
 
-def test_without_validation_there_is_no_best(tmp_path: Path) -> None:
+def test_without_validation_there_is_not_a_best(tmp_path: Path) -> None:
     module = Toy()
     result = Trainer(module, FAST, run_dir=tmp_path, loss=module.loss).fit(batches(FAST))
     assert result.best_val is None and not (tmp_path / "best.safetensors").exists()
@@ -237,7 +237,7 @@ def test_parameter_groups_keep_their_own_rates_under_every_schedule(tmp_path: Pa
     assert torch.equal(module.net[1].weight, norm)  # In no group.
 
 
-def test_clip_groups_are_clipped_apart_and_their_norms_told(tmp_path: Path) -> None:
+def test_clip_groups_are_clipped_apart_and_their_norms_reported(tmp_path: Path) -> None:
     module = Grouped()
     norms: dict[str, float] = {}
 
@@ -323,7 +323,7 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     assert second == result and _same(trainer, again)
 
 
-def test_a_finished_run_goes_on_when_given_more_updates(tmp_path: Path) -> None:
+def test_a_finished_run_continues_when_given_more_updates(tmp_path: Path) -> None:
     whole, _ = train(tmp_path / "whole", FAST.replace(total_steps=16))
     train(tmp_path / "parts", FAST)
     parts, result = train(tmp_path / "parts", FAST.replace(total_steps=16))
@@ -343,7 +343,7 @@ def test_a_schedule_is_not_stretched_by_a_resume(tmp_path: Path, scheduler: str)
         train(tmp_path, FAST.replace(scheduler=scheduler, total_steps=16))
 
 
-def test_a_run_of_other_names_is_refused_in_words(tmp_path: Path) -> None:
+def test_a_run_of_other_names_is_rejected_in_words(tmp_path: Path) -> None:
     trainer, _ = train(tmp_path)
     with safe_open(tmp_path / "last.safetensors", "pt") as file:
         state = json.loads(file.metadata()["state"])
@@ -356,7 +356,7 @@ def test_a_run_of_other_names_is_refused_in_words(tmp_path: Path) -> None:
         trainer.load_checkpoint()
 
 
-def test_training_anew_replaces_what_the_folder_held(tmp_path: Path) -> None:
+def test_training_again_replaces_what_the_folder_held(tmp_path: Path) -> None:
     keep = CheckpointCallback(save_every=4)
     train(tmp_path, FAST.replace(total_steps=40), callbacks=(LoggingCallback(), keep))
     again = Toy()
@@ -464,7 +464,7 @@ def test_a_wrong_mode_is_named() -> None:
         EarlyStoppingCallback(1, threshold_mode="x")  # type: ignore[arg-type]
 
 
-def test_early_stopping_state_survives_json_and_counts_by_itself() -> None:
+def test_early_stopping_state_survives_json_and_counts_automatically() -> None:
     stopper, other = EarlyStoppingCallback(patience=3), EarlyStoppingCallback(patience=3)
     other.load_state(json.loads(json.dumps(stopper.state())))
     assert other.state() == stopper.state()
@@ -818,7 +818,7 @@ def test_data_of_any_form_is_trained_on(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["function", "list", "sample"])
-def test_a_killed_run_goes_on_with_the_batch_that_is_due(tmp_path: Path, kind: str) -> None:
+def test_a_killed_run_continues_with_the_batch_that_is_due(tmp_path: Path, kind: str) -> None:
     whole = fed(tmp_path / "whole", data_of(kind))
     with pytest.raises(KeyboardInterrupt):
         fed(tmp_path / "killed", data_of(kind), callbacks=(KillAt(7),))
@@ -830,7 +830,7 @@ def test_a_list_of_batches_is_gone_through_again_from_its_start() -> None:
     assert [feed(i) for i in (0, 1, 0, 2, 3, 1)] == [10, 20, 10, 30, 10, 20]
 
 
-def test_data_that_cannot_be_used_is_refused_in_words(tmp_path: Path) -> None:
+def test_data_that_cannot_be_used_is_rejected_in_words(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="data must be a ReplayBuffer, a function .*, got int"):
         fed(tmp_path, 3)
     with pytest.raises(ValueError, match="data ended after 5 batches; give an iterable"):
@@ -941,7 +941,7 @@ def learns_from(tmp_path: Path, model: Model, data: Any, eval_data: Any = None) 
 
 @pytest.mark.parametrize("preset", ["vmc:ci", "ensemble:ci", "dreamerv3:ci", "tdmpc2:ci"])
 @pytest.mark.parametrize(("shape", "width"), [((5,), 2), ((4,), 3)], ids=["other observations", "other actions"])
-def test_data_of_other_shapes_are_refused_with_both_sides(
+def test_data_of_other_shapes_are_rejected_with_both_sides(
     tmp_path: Path, preset: str, shape: tuple[int, ...], width: int
 ) -> None:
     right, wrong = (
@@ -957,7 +957,7 @@ def test_data_of_other_shapes_are_refused_with_both_sides(
     learns_from(tmp_path, model, right, right)
 
 
-def test_frames_of_another_size_or_order_are_refused(tmp_path: Path) -> None:
+def test_frames_of_another_size_or_order_are_rejected(tmp_path: Path) -> None:
     model = create_world_model("tdmpc2:ci", obs_shape=(64, 64, 3), action_dim=2)
     for shape, message in (
         ((32, 32, 3), r"observations \(32, 32, 3\)"),

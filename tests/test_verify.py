@@ -137,7 +137,7 @@ def test_a_bent_model_fails_where_it_is_bent(model: Toy, wrong: set[str], held_o
     assert got == wrong or isinstance(model, Backwards)  # Sums of random moves and of their opposites are alike.
 
 
-def test_a_model_that_has_learned_nothing_is_no_better_than_itself(held_out: list[Episode]) -> None:
+def test_a_model_that_has_learned_nothing_is_not_a_better_than_itself(held_out: list[Episode]) -> None:
     assert {"frames 1 step ahead", "frames 5 steps ahead", "frames 15 steps ahead"} <= set(failed(Still(), held_out))
 
 
@@ -158,7 +158,7 @@ def test_a_model_below_an_untrained_one_but_not_below_the_last_frame_fails(held_
         assert check.numbers is not None and check.numbers["error"] < check.numbers["untrained"]
 
 
-def test_a_reward_that_never_changes_must_be_told(held_out: list[Episode]) -> None:
+def test_a_reward_that_never_changes_must_be_reported(held_out: list[Episode]) -> None:
     same = [ep._replace(rew=np.full_like(ep.rew, 2.0)) for ep in held_out]
 
     class Pays(Toy):
@@ -173,7 +173,7 @@ def test_a_reward_that_never_changes_must_be_told(held_out: list[Episode]) -> No
     assert failed(model, same) == ["rewards", "return over 15 steps"]
 
 
-def test_few_ends_are_judged_by_how_many_are_foreseen(held_out: list[Episode]) -> None:
+def test_few_ends_are_evaluated_by_how_many_are_predicted(held_out: list[Episode]) -> None:
     cut = [ep._replace(term=False, trunc=True) for ep in held_out]
     assert failed(Endless(), cut) == []
     assert failed(Fearful(), cut) == ["termination"]
@@ -181,7 +181,7 @@ def test_few_ends_are_judged_by_how_many_are_foreseen(held_out: list[Episode]) -
     assert ends.found.startswith("0 real terminations in ")
 
 
-def test_horizons_that_no_episode_reaches_are_not_judged(held_out: list[Episode]) -> None:
+def test_horizons_that_no_episode_reaches_are_not_evaluated(held_out: list[Episode]) -> None:
     short = [ep for ep in held_out if ep.num_steps < 15]
     checks = judge(subject(EXACT), Still(end=END), short)
     assert [check.ok for check in checks[:3]] == [True, True, None]
@@ -274,7 +274,7 @@ def test_a_model_that_was_learned_is_verified(line: Path) -> None:
     assert lines[-1].startswith(f"{line}: verified (quick), on 20 held-out episodes of Line-v0 (")
 
 
-def test_what_could_not_be_judged_is_not_verified(line: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_could_not_be_evaluated_is_not_verified(line: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verifying, "judge", lambda *args: [Check("rewards", None, "too short")])
     found = verified(line, episodes=1)
     assert not found.verified and not [check for check in found.checks if check.ok is False]
@@ -293,7 +293,7 @@ def test_a_model_that_hallucinates_reward_is_not_verified(line: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "policy_linear.safetensors"])
-def test_a_changed_file_is_no_artifact(name: str, line: Path, tmp_path: Path) -> None:
+def test_a_changed_file_is_not_a_artifact(name: str, line: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(line, tmp_path / "m"))
     data = bytearray((copy / name).read_bytes())
     data[-1] ^= 1
@@ -386,14 +386,14 @@ def test_a_bundle_takes_the_runs_manifest_along(line: Path, tmp_path: Path) -> N
         (lambda d: (d / "manifest.json").write_text("{"), "cannot be read"),
     ],
 )
-def test_a_bundle_that_was_touched_is_refused(spoil, message: str, proof: Verification, tmp_path: Path) -> None:
+def test_a_bundle_that_was_touched_is_rejected(spoil, message: str, proof: Verification, tmp_path: Path) -> None:
     out = write_evidence(proof, tmp_path / "evidence")
     spoil(out)
     with pytest.raises(EvidenceError, match=message):
         read_evidence(out)
 
 
-def test_a_verdict_that_its_checks_deny_is_refused(proof: Verification, tmp_path: Path) -> None:
+def test_a_result_that_its_checks_deny_is_rejected(proof: Verification, tmp_path: Path) -> None:
     out = write_evidence(proof, tmp_path / "evidence")
     found = json.loads((out / "verification.json").read_text())
     found["checks"][2]["ok"] = False

@@ -180,7 +180,7 @@ def test_a_recording_can_be_read_back_and_shows_both(tmp_path: Path, monkeypatch
     assert [p.name for p in path.parent.iterdir()] == ["echo.mp4"]
 
 
-def test_a_film_runs_at_the_real_speed_when_actions_are_repeated(
+def test_a_video_runs_at_the_real_speed_when_actions_are_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Echo, "metadata", {"render_modes": [], "render_fps": 20})
@@ -227,7 +227,7 @@ def test_nothing_is_left_when_the_frames_break_off(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_film_that_is_there_outlives_a_failure(tmp_path: Path) -> None:
+def test_a_video_that_is_there_outlives_a_failure(tmp_path: Path) -> None:
     path = tmp_path / "film.mp4"
     write_video(path, gray(3), 30)
     before = path.read_bytes()
@@ -283,7 +283,7 @@ def test_the_environment_is_closed_when_the_model_breaks(tmp_path: Path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_wrong_resync_is_refused(tmp_path: Path) -> None:
+def test_a_wrong_resync_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="resync_every must be at least 1 step, or None, got 0"):
         record(tmp_path / "film.mp4", ECHO, EchoModel(), RandomPolicy(EchoModel.act_space), seed=0, resync_every=0)
 
@@ -317,7 +317,7 @@ def test_large_frames_with_even_sides_are_not_enlarged() -> None:
     assert compose(Pair(large, large, 0, 0, 0, False)).shape == (428, 1200, 3)
 
 
-def test_a_dream_of_vectors_is_filmed_at_the_real_speed(tmp_path: Path) -> None:
+def test_a_dream_of_vectors_is_recorded_at_the_real_speed(tmp_path: Path) -> None:
     path = tmp_path / "film.mp4"
     num = record(path, SHOWN, VectorEchoModel(), RandomPolicy(EchoModel.act_space), seed=0)
     fps, _, frames = read(path)
@@ -326,7 +326,7 @@ def test_a_dream_of_vectors_is_filmed_at_the_real_speed(tmp_path: Path) -> None:
     np.testing.assert_allclose(grays, 10 * np.arange(LENGTH + 1), atol=4)
 
 
-def test_a_saved_model_of_cart_pole_is_filmed(tmp_path: Path) -> None:
+def test_a_saved_model_of_cart_pole_is_recorded(tmp_path: Path) -> None:
     spec = RealSpec("CartPole-v1", max_episode_steps=6)
     net, artifact = load_model(save_tiny(tmp_path / "model", spec))
     assert record(tmp_path / "film.mp4", spec, net, load_policy(net, artifact), seed=0) == 7
@@ -336,7 +336,7 @@ def test_a_saved_model_of_cart_pole_is_filmed(tmp_path: Path) -> None:
     assert (real < 128).any() and (np.abs(real - dream).max(axis=-1) > 64).mean() < 0.005
 
 
-def test_the_real_environment_is_filmed_alone(tmp_path: Path) -> None:
+def test_the_real_environment_is_recorded_alone(tmp_path: Path) -> None:
     class Counts(RandomPolicy):
         def act(self, obs: np.ndarray) -> np.ndarray:
             seen.append(obs[0, 0])
@@ -350,7 +350,7 @@ def test_the_real_environment_is_filmed_alone(tmp_path: Path) -> None:
     assert seen == list(range(LENGTH))  # It acts on observations, not on what is filmed.
 
 
-def test_an_environment_that_renders_nothing_is_filmed_as_drawn(tmp_path: Path) -> None:
+def test_an_environment_that_renders_nothing_is_recorded_as_drawn(tmp_path: Path) -> None:
     assert record_real(tmp_path / "film.mp4", VECTORS, RandomPolicy(EchoModel.act_space), seed=0) == LENGTH + 1
     assert read(tmp_path / "film.mp4")[2][0].shape == (428, 400, 3)
 

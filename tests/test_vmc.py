@@ -187,12 +187,12 @@ def test_frames_reach_vision_as_channels_first_in_0_to_1() -> None:
         (VMCConfig(vision="paper"), pixels(96), "takes 64x64 images, got 96x96"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(cfg: VMCConfig, space: gym.Space, message: str) -> None:
+def test_what_does_not_fit_is_rejected_by_name(cfg: VMCConfig, space: gym.Space, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         VMC(cfg, space, ACT)
 
 
-def test_wrong_shapes_are_refused_with_both_sides() -> None:
+def test_wrong_shapes_are_rejected_with_both_sides() -> None:
     model = VMC(VMCConfig(hidden=8), pixels(32), ACT)
     latent = model.initial(2)
     frames = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
@@ -365,7 +365,7 @@ def test_the_papers_vision_has_no_still_frame() -> None:
         ({"rew_head": "rank"}, "rew_head must be one of 'mse', 'classes', got 'rank'"),
     ],
 )
-def test_odd_settings_are_refused(fields: dict, message: str) -> None:
+def test_odd_settings_are_rejected(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         VMCConfig(**fields)
 
@@ -692,7 +692,7 @@ def test_a_window_of_short_episodes_equals_the_short_window() -> None:
     assert memory_loss(model, batch)[0] == pytest.approx(memory_loss(model, short)[0], rel=1e-5)
 
 
-def test_z_is_drawn_anew_for_every_batch() -> None:
+def test_z_is_drawn_again_for_every_batch() -> None:
     model = vector_model()
     batch = windows()
     assert memory_loss(model, batch, seed=0) == memory_loss(model, batch, seed=0) != memory_loss(model, batch, seed=1)
@@ -822,7 +822,7 @@ def test_encoding_carries_memory_along_and_first_clears_it() -> None:
     assert torch.equal(again["h"][~first], kept["h"][~first]) and kept["h"][1].any()
 
 
-def test_rewards_are_dreamed_in_the_environments_units() -> None:
+def test_rewards_are_used_as_a_dream_the_environments_units() -> None:
     model = vector_model()
     latent = model.initial(2)
     act = torch.randn(2, 3)

@@ -86,7 +86,7 @@ def test_streams_are_standard_normals_without_repeats() -> None:
     assert x.unique().numel() > 0.999 * x.numel()
 
 
-def test_more_numbers_than_a_block_holds_are_refused() -> None:
+def test_more_numbers_than_a_block_holds_are_rejected() -> None:
     with pytest.raises(ValueError, match="dim must be at most 32, got 33; make RowStreams with a larger block"):
         make_streams([0]).normal(33)
 

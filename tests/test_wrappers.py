@@ -166,6 +166,6 @@ def test_actions_that_cannot_be_chosen_are_named(actions: tuple[int, ...]) -> No
         ChosenActions(env, actions)
 
 
-def test_a_repeat_below_one_is_refused() -> None:
+def test_a_repeat_below_one_is_rejected() -> None:
     with pytest.raises(ValueError, match="repeat must be at least 1, got 0"):
         ActionRepeat(Echo(), 0)
