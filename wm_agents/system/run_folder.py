@@ -213,7 +213,7 @@ def git_state(folder: Path = Path(__file__).parent) -> dict[str, Any] | None:
 
     try:
         # The package may be installed inside the checkout of another project.
-        git("ls-files", "--error-unmatch", "runlog.py")
+        git("ls-files", "--error-unmatch", Path(__file__).name)
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
         return None
