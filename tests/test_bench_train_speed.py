@@ -88,7 +88,7 @@ def test_every_size_of_every_family_is_timed() -> None:
     assert {size for _, size in vision} == {*config_class("vmc").SIZES}
 
 
-def test_sizes_and_batch_are_reported_to_ports_and_only_to_those_of_the_family(tmp_path: Path) -> None:
+def test_sizes_and_batch_are_passed_to_ports_and_only_to_those_of_the_family(tmp_path: Path) -> None:
     args = argparse.Namespace(
         family=["dreamerv3", "tdmpc2"], preset=["size1m", "1m"], device="cpu", threads=1, compiled=False,
         port=[("sheeprl", "/s"), ("tdmpc2", "/t"), ("dreamerv3-torch", "/d")], port_python="python9",

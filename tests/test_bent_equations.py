@@ -42,7 +42,7 @@ def kl() -> None:
 
 
 gru = test_dreamerv3.test_a_step_of_the_recurrent_model_is_the_equations
-dream = test_actor_critic.test_a_dream_is_judged_by_the_equations
+dream = test_actor_critic.test_a_dream_is_evaluated_by_the_equations
 BENDS = {
     "two-hot: the neighbours swap their shares": Bend(
         TwoHot.shares,

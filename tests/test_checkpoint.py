@@ -74,7 +74,7 @@ def test_a_save_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytes
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_folder_that_is_not_a_artifact_is_not_replaced(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_an_artifact_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ArtifactError, match=r"has no config.json; only a saved model may be replaced"):
         save(tmp_path)

@@ -231,7 +231,7 @@ def test_a_terminal_that_knows_ascii_alone_gets_it_all(
     assert b" ? " in shown and not capsys.readouterr().err  # It was a plus-minus.
 
 
-def test_a_reader_that_has_seen_enough_is_not_a_error(
+def test_a_reader_that_has_seen_enough_is_not_an_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     read, write = os.pipe()

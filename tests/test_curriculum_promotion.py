@@ -79,7 +79,7 @@ def test_patience_is_not_counted_before_there_is_a_rolling_mean() -> None:
     assert (plateau.num_bad, plateau.best) == (0, None)
 
 
-def test_a_rise_below_min_delta_is_not_a_improvement_but_adds_up() -> None:
+def test_a_rise_below_min_delta_is_not_an_improvement_but_adds_up() -> None:
     plateau = Plateau(100.0, 1000, patience=9, min_delta=1.0)
     seen = []
     for i, rolling in enumerate([0.0, 0.6, 1.0, 1.2]):

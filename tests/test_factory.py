@@ -56,7 +56,7 @@ def test_a_family_may_be_called_by_its_short_name() -> None:
     assert resolve("dreamer:size50m") == ("dreamerv3", "size50m") and resolve("tdmpc:19m") == ("tdmpc2", "19m")
 
 
-def test_all_presets_and_shipped_models_are_listed_and_reported_of() -> None:
+def test_all_presets_and_shipped_models_are_listed_and_described() -> None:
     infos = list_models(verbose=True)
     assert list(infos) == list_models() and {info["family"] for info in infos.values()} == set(FAMILIES)
     assert "dreamerv3:size400m" in infos and "tdmpc2:317m" in infos and "vmc-carracing-small" in infos

@@ -130,7 +130,7 @@ def test_episodes_of_a_real_environment_are_stored_and_saved() -> None:
         assert model.loss(batch).loss.isfinite()
 
 
-def test_a_preset_takes_vectors_without_being_reported_to() -> None:
+def test_a_preset_takes_vectors_without_being_configured() -> None:
     model = create_world_model("dreamerv3:size12m", obs_shape=(4,), action_dim=2, device="cpu")
     assert f"{sum(p.numel() for p in model.parameters()):,}".count(",") == 2
 

@@ -293,7 +293,7 @@ def test_a_model_that_hallucinates_reward_is_not_verified(line: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "policy_linear.safetensors"])
-def test_a_changed_file_is_not_a_artifact(name: str, line: Path, tmp_path: Path) -> None:
+def test_a_changed_file_is_not_an_artifact(name: str, line: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(line, tmp_path / "m"))
     data = bytearray((copy / name).read_bytes())
     data[-1] ^= 1
