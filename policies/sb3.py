@@ -175,7 +175,7 @@ def _copied(obs: Any) -> Any:
 
 
 def check_actions(space: gym.Space[Any]) -> None:
-    """Check that SB3 supports an action space that models support.
+    """Check that SB3 supports an action space.
 
     Raises:
         ValueError: a discrete space does not start at 0, or MultiDiscrete or MultiBinary has several axes.

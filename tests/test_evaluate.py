@@ -59,7 +59,7 @@ def test_the_interval_of_three_holds_the_true_mean_in_95_of_100_cases() -> None:
 
 
 def test_a_single_value_has_no_quantile() -> None:
-    with pytest.raises(ValueError, match="dof must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="degrees of freedom must be at least 1, got 0"):
         student95(0)
 
 
@@ -189,7 +189,7 @@ def test_the_score_is_that_of_the_policy_in_the_artifact(tiny: str, at_home: Non
 
 
 def test_seeds_that_training_may_have_used_are_rejected(tiny: str) -> None:
-    with pytest.raises(ValueError, match="seed must be at least 1,000,000: .* got 999,999"):
+    with pytest.raises(ValueError, match="seed must be at least 1,000,000, .* got 999,999"):
         evaluate(tiny, seed=999_999)
 
 

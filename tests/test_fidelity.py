@@ -396,7 +396,7 @@ def test_there_are_at_least_eight_policies_around_any() -> None:
 def test_seeds_that_training_may_have_used_are_rejected() -> None:
     with pytest.raises(ValueError, match="seed must be at least 1,000,000, .* got 999999"):
         FidelityConfig(seed=999_999)
-    with pytest.raises(ValueError, match="seeds must be at least 1,000,000: .* got 5"):
+    with pytest.raises(ValueError, match="seeds must be at least 1,000,000, .* got 5"):
         list(record(LINE, lambda: None, [EpisodeTask(1_000_000), EpisodeTask(5)], procs=0))
     for wrong in ({"episodes": 0}, {"windows": 0}):
         with pytest.raises(ValueError, match="must be a whole number of at least 1, got 0"):

@@ -332,7 +332,7 @@ def test_nothing_is_noted_of_a_run_that_had_everything(line: Path, tmp_path: Pat
 
 
 def test_held_out_seeds_only(line: Path) -> None:
-    with pytest.raises(ValueError, match="seed must be at least 1,000,000: lower ones may have been trained on"):
+    with pytest.raises(ValueError, match="seed must be at least 1,000,000, because lower seeds are for training"):
         verified(line, seed=5)
     with pytest.raises(ValueError, match="proof_episodes must be at least 2; got 1"):
         verified(line, proof_episodes=1)

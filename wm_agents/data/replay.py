@@ -380,7 +380,7 @@ class ReplayBuffer:
             self._know_latents({key: leaf.shape[1:] for key, leaf in leaves.items()})
         if steps > self.capacity or frames > self._most_slots():
             raise ValueError(
-                f"an episode of {steps} steps does not fit into a buffer of {self.capacity} steps, "
+                f"an episode of {steps} steps does not fit into a buffer of {self.capacity} steps and "
                 f"{self._most_slots()} frames; raise capacity or max_gb, or truncate episodes"
             )
         while self._steps + steps > self.capacity:

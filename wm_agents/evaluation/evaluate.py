@@ -63,7 +63,7 @@ def student95(dof: int) -> float:
     """The 97.5 % quantile of Student's t distribution, accurate to three decimals."""
     few = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
     if dof < 1:
-        raise ValueError(f"dof must be at least 1, got {dof}; give at least two values")
+        raise ValueError(f"the number of degrees of freedom must be at least 1, got {dof}; give at least two values")
     if dof <= len(few):
         return few[dof - 1]
     z = 1.959964  # The same quantile of a normal; then Abramowitz & Stegun 1964, eq. 26.7.5.
@@ -137,7 +137,7 @@ def evaluate(
             without sticky actions.
     """
     if seed < EVAL_SEED:
-        raise ValueError(f"seed must be at least {EVAL_SEED:,}: lower ones may have been trained on; got {seed:,}")
+        raise ValueError(f"seed must be at least {EVAL_SEED:,}, because lower seeds are for training; got {seed:,}")
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
     began = time.perf_counter()

@@ -24,7 +24,7 @@ def record(spec: RealSpec, make_policy: MakePolicy, tasks: Sequence[EpisodeTask]
         RuntimeError: a worker died. Errors in a worker are raised unchanged.
     """
     if low := [task.seed for task in tasks if task.seed < EVAL_SEED]:
-        raise ValueError(f"seeds must be at least {EVAL_SEED:,}: lower ones may have been trained on; got {low[0]:,}")
+        raise ValueError(f"seeds must be at least {EVAL_SEED:,}, because lower seeds are for training; got {low[0]:,}")
     ready: dict[int, Episode] = {}
     position = 0
     try:

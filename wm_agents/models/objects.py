@@ -134,7 +134,8 @@ class Objects(Model):
         return {key: torch.where(_like(first, leaf), opening[key], leaf) for key, leaf in after.items()}
 
     def advance(self, latent: Latent, act: Tensor, place: Tensor, here: Tensor) -> Latent:
-        """The latent after `act` and a frame with objects at `place` (B, K, 2) if `here` (B, K); `score` is kept."""
+        """The latent after `act` and a frame in which the objects `here` (B, K) are at `place` (B, K, 2); `score` is
+        kept."""
         place = torch.where(here[..., None] > 0, place, latent["place"][:, -1])
         same = (here == latent["here"][:, -1]).float()
         return {

@@ -83,7 +83,7 @@ def recipe_of(environment: str) -> ImproveConfig:
 
 
 def _own(recipe: ImproveConfig) -> Values:
-    """The fields of the recipe's model that differ from its size."""
+    """The fields of the recipe's model that differ from the defaults of its size."""
     mine = recipe.model.to_dict()
     return {k: v for k, v in mine.items() if v != type(recipe.model)().to_dict()[k]}
 

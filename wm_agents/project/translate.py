@@ -187,8 +187,8 @@ def replay_of(project: Project) -> TrainingConfig:
 
 
 def training_of(project: Project) -> TrainingConfig:
-    """All fields of [training], with defaults of the family. For V-M-C these are M's; given keys also apply
-    to V."""
+    """All fields of [training], with the defaults of the family. For V-M-C the defaults are those of M; keys in the
+    file apply to M and V."""
     if project.family in ACTS:
         return replay_of(project)
     try:

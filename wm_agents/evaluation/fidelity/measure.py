@@ -60,7 +60,7 @@ class FidelityConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.seed < EVAL_SEED:
-            fail(self, "seed", f"at least {EVAL_SEED:,}, because lower ones may have been trained on")
+            fail(self, "seed", f"at least {EVAL_SEED:,}, because lower seeds are for training")
 
 
 QUICK = FidelityConfig(episodes=1, policies=8, dream_episodes=64, windows=256)

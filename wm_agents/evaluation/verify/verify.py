@@ -227,5 +227,5 @@ def _check_counts(episodes: int, proof_episodes: int, seed: int) -> None:
         ("seed", seed, EVAL_SEED),
     ):
         if value < low:
-            why = ": lower ones may have been trained on" if name == "seed" else ""
+            why = ", because lower seeds are for training" if name == "seed" else ""
             raise ValueError(f"{name} must be at least {low:,}{why}; got {value:,}")
