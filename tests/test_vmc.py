@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -19,7 +20,6 @@ from wm_agents.models.vmc import (
     ConvVAE,
     Identity,
     MDRNNCell,
-    PatchDecoder,
     RewardClasses,
     VMCConfig,
     _MDRNNBase,
@@ -184,7 +184,7 @@ def test_frames_reach_vision_as_channels_first_in_0_to_1() -> None:
         (VMCConfig(), gym.spaces.Box(0, 1, (64, 64, 3), np.float32), "uint8 pixels, got Box"),
         (VMCConfig(), gym.spaces.Box(0, 255, (210, 160, 3), np.uint8), "square .* set size in the preprocessing"),
         (VMCConfig(), pixels(80), "32, 64 or 96 pixels, got 80"),
-        (VMCConfig(vision="paper"), pixels(96), "takes 64x64 images, got 96x96"),
+        (VMCConfig(vision="paper"), pixels(96), "needs images of 64x64 pixels, got 96x96"),
     ],
 )
 def test_what_does_not_fit_is_rejected_by_name(cfg: VMCConfig, space: gym.Space, message: str) -> None:
@@ -212,53 +212,37 @@ def test_wrong_shapes_are_rejected_with_both_sides() -> None:
         model.step(latent, torch.zeros(2, 3), temperature=-1)
 
 
-# The decoder of patches
+# The decoder
 
 
 @pytest.mark.parametrize("size, channels", [(32, 3), (64, 1), (96, 3)])
 @pytest.mark.parametrize("still", [False, True])
-def test_frames_of_patches_are_their_images_rounded(
-    size: int, channels: int, still: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("decoder", ["deconv", "narrow"])
+def test_frames_are_the_decoded_images_rounded(
+    size: int, channels: int, still: bool, decoder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wm_agents.models.vmc.DRAWN_AT_ONCE", 32)  # 40 rows are two blocks.
     torch.manual_seed(0)
-    vae = ConvVAE(channels, 8, "small", size, still, decoder="patches")
+    vae = ConvVAE(channels, 8, "small", size, still, decoder)
     if still:
         vae.still.copy_(torch.rand(channels, size, size))  # type: ignore[union-attr]
     z = 3 * torch.randn(40, 8)
     images = vae.decoder(z, vae.still).detach()
     assert images.shape == (40, channels, size, size)
     want = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
-    for frames, image in ((vae.decode_obs(z), want), (vae.decode_obs(z[39:]), want[39:])):
+    with torch.no_grad():
+        drawn = [(vae.decode_obs(z), want), (vae.decode_obs(z[39:]), want[39:])]
+    for frames, image in drawn:
         assert frames.shape == image.shape and frames.dtype == torch.uint8
         assert int((frames.int() - image.int()).abs().max()) <= 1  # Products round differently with their size.
 
 
-def test_patches_are_drawn_on_top_of_the_still_frame() -> None:
-    vae = ConvVAE(3, 8, "small", 32, still=True, decoder="patches")
-    vae.still.copy_(torch.rand(3, 32, 32))  # type: ignore[union-attr]
-    nn.init.zeros_(vae.decoder.patches.weight)  # type: ignore[union-attr,arg-type]
-    nn.init.zeros_(vae.decoder.patches.bias)  # type: ignore[union-attr,arg-type]
-    want = (vae.still * 255).round().to(torch.uint8).permute(1, 2, 0).expand(4, -1, -1, -1)  # type: ignore[operator]
-    assert torch.equal(vae.decode_obs(torch.randn(4, 8)), want)
-
-
-def test_patches_stand_where_their_cell_and_its_quarters_are() -> None:
-    decoder = PatchDecoder(3, 8, 64)
-    image = torch.arange(3 * 64 * 64).view(3, 64, 64)
-    patches = decoder._split(image)
-    assert patches.shape == (16, 4, 4, 48)
-    # Row 1 and column 2 of the cells, its lower left quarter, that one's upper right quarter, pixel (3, 1).
-    pixel = patches[1 * 4 + 2, 2, 1].view(4, 4, 3)[3, 1]
-    assert torch.equal(pixel, image[:, 16 + 8 + 0 + 3, 2 * 16 + 0 + 4 + 1])
-    assert torch.equal(decoder._join(patches[None])[0], image.permute(1, 2, 0))
-
-
-def test_the_decoder_of_patches_learns_and_is_part_of_the_sizes() -> None:
-    cfg = VMCConfig(z_dim=8, hidden=8, decoder="patches")
+def test_a_narrow_decoder_has_half_of_the_channels_and_is_part_of_the_sizes() -> None:
+    cfg = VMCConfig(z_dim=8, hidden=8, decoder="narrow")
     model = VMC(cfg, pixels(32), ACT)
     model.vision_loss(torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)).loss.backward()
     assert not [name for name, p in model.vision.named_parameters() if p.grad is None or not p.grad.any()]
+    assert [conv.in_channels for conv in model.vision.decoder.deconvs] == [64, 32, 16, 8]  # type: ignore[union-attr]
     assert sizes(cfg) != sizes(VMCConfig(z_dim=8, hidden=8))
 
 

@@ -1,5 +1,5 @@
-"""Faster versions of the dreamed step of `MDRNN` for CPUs; `vmc` contains the plain definitions with the same
-results."""
+"""Faster versions of the dreamed step of `MDRNN` and of transposed convolutions for CPUs. `vmc` and PyTorch contain
+the plain definitions with the same results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from wm_envs.world_model import Generator, draw_normal
 
@@ -124,3 +124,38 @@ def _choose(logits: list[float], normal: float, temperature: float) -> int:
     weights = [math.exp((logit - top) / temperature) for logit in logits]
     chance = 0.5 * math.erfc(-normal * math.sqrt(0.5)) * sum(weights)
     return min(sum(edge < chance for edge in accumulate(weights)), len(weights) - 1)
+
+
+def upsample(deconv: nn.Module, x: Tensor) -> Tensor:
+    """`deconv(x)`; in dreams by `windows`, where the kernel is 4, the stride 2 and the padding 1."""
+    assert isinstance(deconv, nn.ConvTranspose2d)
+    plain = (deconv.kernel_size, deconv.stride, deconv.padding) != ((4, 4), (2, 2), (1, 1))
+    if plain or not is_dream(x):
+        return cast(Tensor, deconv(x))
+    bias = None if deconv.bias is None else deconv.bias.repeat(4)
+    quads = F.conv2d(
+        x, _window_weights(deconv), bias, padding=1
+    )  # The 2x2 pixels of each window of 2x2 pixels: (B, 4 C, H+1, W+1).
+    rows = quads.permute(0, 2, 3, 1).unflatten(-1, (2, 2, -1)).transpose(2, 3)
+    return rows.reshape(len(x), 2 * rows.shape[1], 2 * rows.shape[3], -1)[:, 1:-1, 1:-1].permute(0, 3, 1, 2)
+
+
+_WINDOWS: WeakKeyDictionary[nn.Module, tuple[tuple[int, int], Tensor]] = WeakKeyDictionary()
+
+
+def _window_weights(deconv: nn.ConvTranspose2d) -> Tensor:
+    """The weights of `deconv` as a convolution of 2x2 windows, (4 C_out, C_in, 2, 2).
+
+    A pixel of the output depends on 2x2 pixels of the input, and each window of the input determines 2x2 pixels of the
+    output, one for each half of both axes: pixel `half` takes tap `at` of the window times the kernel's element
+    [[2, 0], [3, 1]][half][at].
+    """
+    version = 0 if deconv.weight.is_inference() else deconv.weight._version
+    state = (deconv.weight.data_ptr(), version)
+    kept = _WINDOWS.get(deconv)
+    if kept is None or kept[0] != state:
+        taps = torch.tensor([[2, 0], [3, 1]])
+        weight = deconv.weight.detach()[:, :, taps][..., taps]  # (C_in, C_out, half, at, half, at)
+        weight = weight.permute(2, 4, 1, 0, 3, 5).flatten(0, 2).contiguous(memory_format=torch.channels_last)
+        kept = _WINDOWS[deconv] = state, weight
+    return kept[1]

@@ -20,7 +20,7 @@ from typing_extensions import Self  # Comes with torch; `typing` has it from Pyt
 
 from wm_agents.errors import strict
 from wm_agents.models.config import ELSEWHERE, WorldModelConfig
-from wm_agents.models.cpu_kernels import RowStep, draw_by_component, gains_by_component, is_dream
+from wm_agents.models.cpu_kernels import RowStep, draw_by_component, gains_by_component, is_dream, upsample
 from wm_agents.models.frames import to_network
 from wm_agents.models.loss import LossOutput
 from wm_agents.models.model import Model
@@ -65,9 +65,9 @@ class VMCConfig(WorldModelConfig):
     """Weight of the rare terminal steps in the loss (restart_factor in the authors' code). `cont` is not corrected
     for it: the odds of termination are multiplied by this weight, and the termination threshold of dreams is
     calibrated instead."""
-    decoder: Literal["deconv", "patches"] = "deconv"
-    """`deconv`: four transposed convolutions, as published. `patches`: matrix products only, about five times as
-    fast on CPUs; `scripts/fit_patches.py` trains one for a trained model."""
+    decoder: Literal["deconv", "narrow"] = "deconv"
+    """`deconv`: transposed convolutions, as published. `narrow`: with half of their channels, two to three times as
+    fast on CPUs; `scripts/fit_decoder.py` trains one for a trained model."""
     motion_weight: float = field(default=0.0, metadata=at_least(0))
     """Above 0, V encodes and decodes the difference from the median frame, and errors of moving pixels have up to
     this additional weight; rarely moving pixels have the most. Without it V ignores a ball of two pixels. 0: as
@@ -327,7 +327,7 @@ class ConvVAE(nn.Module):
         variant: Literal["paper", "small"] = "paper",
         size: int = 64,
         still: bool = False,
-        decoder: Literal["deconv", "patches"] = "deconv",
+        decoder: Literal["deconv", "narrow"] = "deconv",
     ) -> None:
         """Create V. With `still`, it encodes and decodes differences from a background frame `still` (C, S, S)."""
         super().__init__()
@@ -341,11 +341,7 @@ class ConvVAE(nn.Module):
             )
         self.latent_size = latent_size
         self.encoder = Encoder(img_channels, latent_size, variant, size)
-        self.decoder: Decoder | PatchDecoder
-        if decoder == "patches":
-            self.decoder = PatchDecoder(img_channels, latent_size, size)
-        else:
-            self.decoder = Decoder(img_channels, latent_size, variant, size)
+        self.decoder = Decoder(img_channels, latent_size, variant, size, narrow=decoder == "narrow")
         self.still: Tensor | None
         self.register_buffer("still", torch.zeros(img_channels, size, size) if still else None)
         # Weight of the motion of each pixel in the loss; used only in training.
@@ -415,77 +411,34 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Decodes z to an image in [0, 1] with four transposed convolutions."""
+    """z back to an image in [0, 1] by four transposed convolutions; `narrow` halves their channels."""
 
-    def __init__(self, img_channels: int, latent_size: int, variant: str, size: int) -> None:
+    def __init__(self, img_channels: int, latent_size: int, variant: str, size: int, narrow: bool = False) -> None:
         super().__init__()
         if variant == "paper":
-            dims, kernels, pad, side = [1024, 128, 64, 32, img_channels], [5, 5, 6, 6], 0, 1
+            widths, kernels, pad, side = [1024, 128, 64, 32], [5, 5, 6, 6], 0, 1
         else:
-            dims, kernels, pad, side = [128, 64, 32, 16, img_channels], [4, 4, 4, 4], 1, size // 16
-        self.shape = (dims[0], side, side)
-        self.fc = nn.Linear(latent_size, dims[0] * side * side)
+            widths, kernels, pad, side = [128, 64, 32, 16], [4, 4, 4, 4], 1, size // 16
+        if narrow:
+            widths = [width // 2 for width in widths]
+        self.shape = (widths[0], side, side)
+        self.fc = nn.Linear(latent_size, widths[0] * side * side)
         self.deconvs = nn.ModuleList(
-            nn.ConvTranspose2d(i, o, k, stride=2, padding=pad) for i, o, k in zip(dims, dims[1:], kernels, strict=False)
+            nn.ConvTranspose2d(i, o, k, stride=2, padding=pad)
+            for i, o, k in zip(widths, [*widths[1:], img_channels], kernels)
         )
 
     def forward(self, z: Tensor, still: Tensor | None = None) -> Tensor:
-        """Images (B, C, S, S) in [0, 1]; with `still`, the sum of background and decoded difference, not clipped."""
+        """Images (B, C, S, S) in [0, 1]; with `still`, `still` plus the output, not clipped."""
         x = F.relu(self.fc(z)).unflatten(1, self.shape).contiguous(memory_format=torch.channels_last)
         for deconv in self.deconvs[:-1]:
-            x = F.relu(deconv(x))
-        x = cast(Tensor, self.deconvs[-1](x))
+            x = F.relu(upsample(deconv, x))
+        x = upsample(self.deconvs[-1], x)
         return torch.sigmoid(x) if still is None else still + x
 
     def draw(self, z: Tensor, still: Tensor | None) -> Tensor:
         """Frames (B, S, S, C) uint8."""
         return _to_levels(self(z, still)).permute(0, 2, 3, 1).contiguous()
-
-
-class PatchDecoder(nn.Module):
-    """Decodes z to an image in [0, 1] with matrix products.
-
-    z becomes cells of 16x16 pixels, which are divided twice into quarters, and then into patches of 4x4 pixels. All
-    cells share the same layers. No information passes between neighbouring cells, so all that they have in common comes
-    from z.
-    """
-
-    def __init__(self, img_channels: int, latent_size: int, size: int) -> None:
-        super().__init__()
-        widths, self.channels, self.cells = [128, 64, 32], img_channels, size // 16
-        self.fc = nn.Linear(latent_size, self.cells**2 * widths[0])
-        self.quarters = nn.ModuleList(nn.Linear(i, 4 * o) for i, o in pairwise(widths))
-        self.patches = nn.Linear(widths[-1], 4 * 4 * img_channels)
-
-    def forward(self, z: Tensor, still: Tensor | None = None) -> Tensor:
-        """As `Decoder.forward`."""
-        return self._join(self._colours(z, still)).permute(0, 3, 1, 2)
-
-    def draw(self, z: Tensor, still: Tensor | None) -> Tensor:
-        """Frames (B, S, S, C) uint8."""
-        return self._join(_to_levels(self._colours(z, still)))
-
-    def _colours(self, z: Tensor, still: Tensor | None) -> Tensor:
-        """Patches of an image: (B, cells ** 2, 4, 4, 16 C)."""
-        x = F.relu(self.fc(z)).unflatten(1, (self.cells**2, -1))
-        for layer in self.quarters:
-            x = F.relu(layer(x)).unflatten(-1, (4, -1))
-        x = cast(Tensor, self.patches(x))
-        return torch.sigmoid(x) if still is None else self._split(still) + x
-
-    def _join(self, patches: Tensor) -> Tensor:
-        """Assemble patches to images (B, S, S, C)."""
-        n = self.cells
-        x = patches.reshape(-1, n, n, 2, 2, 2, 2, 4, 4 * self.channels).permute(0, 1, 3, 5, 7, 2, 4, 6, 8)
-        if x.dtype == torch.uint8:
-            x = x.view(torch.int32).contiguous().view(torch.uint8)  # Copying four bytes at a time is faster.
-        return x.reshape(len(patches), 16 * n, 16 * n, self.channels)
-
-    def _split(self, image: Tensor) -> Tensor:
-        """An image (C, S, S) as patches, (cells ** 2, 4, 4, 16 C)."""
-        n = self.cells
-        x = image.view(-1, n, 2, 2, 4, n, 2, 2, 4).permute(1, 5, 2, 6, 3, 7, 4, 8, 0)
-        return x.reshape(n * n, 4, 4, -1)
 
 
 def _to_levels(image: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Fits the fast decoder of patches to the images of a trained V; encoder, M and latents stay as they are."""
+"""Fits the fast narrow decoder to the images of a trained V; encoder, M and latents stay as they are."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ HELD_OUT = 512
 """Latents that the fit is validated on."""
 
 
-def with_patches(model: VMC) -> VMC:
-    """A copy of `model` on the CPU with an untrained decoder of patches.
+def with_narrow_decoder(model: VMC) -> VMC:
+    """A copy of `model` on the CPU with an untrained narrow decoder.
 
     Raises:
         ValueError: it has no decoder of transposed convolutions.
     """
     if not isinstance(model.vision, ConvVAE) or model.cfg.decoder != "deconv":
         raise ValueError(f"the model needs decoder='deconv' and images, got {model.cfg}; there is nothing to replace")
-    twin = VMC(model.cfg.replace(decoder="patches"), model.obs_space, model.act_space)
+    twin = VMC(model.cfg.replace(decoder="narrow"), model.obs_space, model.act_space)
     kept = {name: w for name, w in model.state_dict().items() if not name.startswith("vision.decoder.")}
     twin.load_state_dict({**twin.state_dict(), **kept})
     return twin.eval()
 
 
-def fit_patches(model: VMC, teacher: VMC, z: Tensor, cfg: TrainingConfig, run_dir: Path) -> TrainingResult:
+def fit_decoder(model: VMC, teacher: VMC, z: Tensor, cfg: TrainingConfig, run_dir: Path) -> TrainingResult:
     """Train the decoder of `model` to draw what `teacher` draws from the latents z (N, Z), more than 512 of them.
 
     The error is V's own: squared, and with a motion weight larger where an image differs from the background.

@@ -1,6 +1,6 @@
-"""Gives a saved V-M-C dream the fast patch decoder, trained on the images that its own decoder draws.
+"""Gives a saved V-M-C dream the fast narrow decoder, trained on the images that its own decoder draws.
 
-    python scripts/fit_patches.py Dream-CarRacing-v0 runs/carracing-patches
+    python scripts/fit_decoder.py Dream-CarRacing-v0 runs/carracing-narrow
 
 The latents are the initial latents of the dream, and those of dreamed steps with random actions at temperatures 1.0 and
 1.3. Encoder, M, initial latents and controllers are copied unchanged, so scores on latents do not change. The script
@@ -19,7 +19,7 @@ from wm_agents.checkpoint import Artifact, save_artifact
 from wm_agents.models.vmc import VMC
 from wm_agents.pretrained import load_model, load_starts
 from wm_agents.training.config import TrainingConfig
-from wm_agents.training.fit_patches import HELD_OUT, fit_patches, with_patches
+from wm_agents.training.fit_decoder import HELD_OUT, fit_decoder, with_narrow_decoder
 from wm_envs.dream import DreamVectorEnv
 
 
@@ -55,13 +55,13 @@ def main() -> None:
     if not isinstance(teacher, VMC):
         raise SystemExit(f"{args.model} is a model of the family {teacher.family!r}; only vmc has this decoder")
     z = dreamed_latents(teacher, artifact, steps=args.dreamed)
-    model = with_patches(teacher)
+    model = with_narrow_decoder(teacher)
     every = max(args.steps // 10, 1)
     cfg = TrainingConfig(
         total_steps=args.steps, batch_size=64, learning_rate=2e-3, scheduler="cosine", warmup_steps=min(200, every),
         eval_interval=every, save_interval=every, device="cpu",
     )  # fmt: skip
-    fit_patches(model, teacher, z, cfg, args.out.with_suffix(".fit"))
+    fit_decoder(model, teacher, z, cfg, args.out.with_suffix(".fit"))
     config = {name: value for name, value in artifact.config.items() if name not in ("files", "format_version")}
     config["model"] = model.cfg.to_dict()
     card = (artifact.path / "README.md").read_text(encoding="utf-8")
