@@ -133,11 +133,10 @@ def upsample(deconv: nn.Module, x: Tensor) -> Tensor:
     if plain or not is_dream(x):
         return cast(Tensor, deconv(x))
     bias = None if deconv.bias is None else deconv.bias.repeat(4)
-    quads = F.conv2d(
-        x, _window_weights(deconv), bias, padding=1
-    )  # The 2x2 pixels of each window of 2x2 pixels: (B, 4 C, H+1, W+1).
-    rows = quads.permute(0, 2, 3, 1).unflatten(-1, (2, 2, -1)).transpose(2, 3)
-    return rows.reshape(len(x), 2 * rows.shape[1], 2 * rows.shape[3], -1)[:, 1:-1, 1:-1].permute(0, 3, 1, 2)
+    windows = F.conv2d(x, _window_weights(deconv), bias, padding=1)  # (B, 4 C, H + 1, W + 1)
+    rows = windows.permute(0, 2, 3, 1).unflatten(-1, (2, 2, -1)).transpose(2, 3)  # (B, H + 1, 2, W + 1, 2, C)
+    image: Tensor = rows.reshape(len(x), 2 * rows.shape[1], 2 * rows.shape[3], -1)
+    return image[:, 1:-1, 1:-1].permute(0, 3, 1, 2)
 
 
 _WINDOWS: WeakKeyDictionary[nn.Module, tuple[tuple[int, int], Tensor]] = WeakKeyDictionary()
