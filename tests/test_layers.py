@@ -23,10 +23,11 @@ LAYERS = [
     ["evaluation"],
     ["loops"],
     ["curriculum", "project"],
+    ["web"],
     ["cli"],
 ]
 """The folders and doors of wm_agents, lowest first; each may import those of the layers before its own."""
-SHELL = {"curriculum", "project", "cli"}
+SHELL = {"curriculum", "project", "web", "cli"}
 """What only serves users; the core above never imports it."""
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
 

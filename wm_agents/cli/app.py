@@ -102,6 +102,11 @@ COMMANDS = {
         "record a video of a real episode beside its dream",
         "commands:video",
     ),
+    "play": Command(
+        "browser",
+        "play a dream and the real environment side by side in the browser",
+        "web:play",
+    ),
     "collect": Command(
         "data",
         "record episodes of a real environment",
