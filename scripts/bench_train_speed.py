@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from policies.mppi import MPPI
 from wm_agents.data.replay import Batch
 from wm_agents.errors import ConfigurationError
-from wm_agents.loops.online_config import LEARNERS
+from wm_agents.loops.driver import make_learner
 from wm_agents.loops.recipes import DYNAMICS, MEMORY, VISION
 from wm_agents.models.config import WorldModelConfig
 from wm_agents.models.ensemble import Ensemble, Moves
@@ -112,10 +112,10 @@ def make_part(name: str, device: str) -> Part:
     model = build(family, config_of(family, size), *spaces_of(family))
     if isinstance(model, Ensemble):
         return make_ensemble_part(model)
-    facts = LEARNERS[family]
+    row = FAMILIES[family]
     batch = make_batch(model.obs_space, model.act_space, *BATCH[family]).to(find_device(device))
     names = ("optimizer", "learning_rate", "grad_clip", "warmup_steps")
-    return Part(facts.learner(model), None, lambda i: batch, {name: facts.defaults[name] for name in names})  # type: ignore[arg-type]
+    return Part(make_learner(model), None, lambda i: batch, {name: row.online[name] for name in names})  # type: ignore[arg-type]
 
 
 def part_of_vmc(name: str) -> tuple[bool, str]:

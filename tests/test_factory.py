@@ -34,7 +34,7 @@ from wm_agents import (
 from wm_agents.checkpoint import ArtifactError
 from wm_agents.models.config import TRAINING_FIELDS
 from wm_agents.models.dreamerv3 import DreamerV3
-from wm_agents.models.families import ALIASES, FAMILIES, resolve
+from wm_agents.models.families import ALIASES, FAMILIES, load, resolve
 from wm_agents.models.vmc import VMC, Identity
 from wm_agents.training.config import TrainingConfig
 from wm_envs.world_model import Trajectory
@@ -347,9 +347,9 @@ def test_a_config_must_agree_with_the_spaces(family: str) -> None:
     said = [({"obs_shape": (5,)}, r"\(5,\) in the config, but \(4,\)"), ({"action_dim": 2}, "2 in the config, but 3"),
             ({"action_type": "continuous"}, "'continuous' in the config, but 'discrete'")]  # fmt: skip
     for values, message in said:
-        cfg = about.part(about.config).from_size("ci").fitting(see).replace(**values)
+        cfg = load(about.config).from_size("ci").fitting(see).replace(**values)
         with pytest.raises(ConfigurationError, match=message):
-            about.part(about.model)(cfg, see, do)
+            load(about.model)(cfg, see, do)
 
 
 # The page

@@ -26,7 +26,7 @@ from wm_agents.data.npz import action_space
 from wm_agents.data.replay import ReplayBuffer
 from wm_agents.data.shard import ShardError, read_info
 from wm_agents.factory import create_world_model
-from wm_agents.models.families import FAMILIES
+from wm_agents.models.families import FAMILIES, config_class
 from wm_agents.models.saved import STORE, load_model
 from wm_agents.pretrained import real_spec
 from wm_agents.system.files import parse_json
@@ -115,7 +115,7 @@ def test_another_family_s_size_is_rejected_at_once(tmp_path: Path) -> None:
 def test_honest_models_of_every_family_load(family: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     if family in ("ensemble", "objects") and len(shape) != (1 if family == "ensemble" else 3):
         pytest.skip("this family does not see such observations")
-    size = next(iter(FAMILIES[family].part(FAMILIES[family].config).SIZES))
+    size = next(iter(config_class(family).SIZES))
     model = create_world_model(f"{family}:{size}", obs_shape=shape, action_dim=2)
     loaded, _ = load_model(model.save_pretrained(tmp_path / "model"))
     assert loaded.num_parameters == model.num_parameters

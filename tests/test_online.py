@@ -30,9 +30,10 @@ from wm_agents.factory import create_world_model
 from wm_agents.loops import online as onlining
 from wm_agents.loops.driver import Actor, play
 from wm_agents.loops.online import Online, online
-from wm_agents.loops.online_config import LEARNERS, OnlineConfig, seen_by
+from wm_agents.loops.online_config import OnlineConfig, seen_by
 from wm_agents.loops.online_config import online_recipe as recipe
 from wm_agents.loops.recipes import RECIPES
+from wm_agents.models.families import FAMILIES
 from wm_agents.models.loss import LossOutput
 from wm_agents.system.run_folder import read_metrics, start_run
 from wm_agents.training import Trainer, TrainingConfig
@@ -96,6 +97,9 @@ class StandIn(nn.Module):
     def after_update(self) -> None:
         self.updates += 1
 
+    def controller(self) -> Any:
+        return self
+
 
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,8 +107,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     probe(CFG.spec)  # It takes a step.
     monkeypatch.setattr("toy_env.Echo", Watched)
     Watched.resets, Watched.steps = [], 0
-    kind = LEARNERS["tdmpc2"]._replace(learner=StandIn, controller=lambda learner: learner)
-    monkeypatch.setitem(LEARNERS, "tdmpc2", kind)
+    monkeypatch.setitem(FAMILIES, "tdmpc2", FAMILIES["tdmpc2"]._replace(learner=StandIn))
     monkeypatch.setattr(onlining, "deliver", lambda run, candidate, story, **more: {"c": candidate, "s": story})
 
 

@@ -29,8 +29,8 @@ from wm_agents.degraded import NO_ENV, RANDOM_DATA, mark_degraded
 from wm_agents.errors import ConfigurationError
 from wm_agents.evaluation.fidelity.report import fidelity_report
 from wm_agents.evaluation.verify.verify import verify
-from wm_agents.loops.online_config import LEARNERS
 from wm_agents.loops.rounds import Improvement
+from wm_agents.models.families import FAMILIES
 from wm_agents.pretrained import cached_model, load_model
 from wm_agents.project import run as running
 from wm_agents.project.curves import draw_curves, thin
@@ -488,11 +488,11 @@ def test_a_plan_of_online_steps_is_the_recipe_with_what_is_said(tmp_path: Path) 
 def test_learning_from_a_buffer_goes_by_the_familys_own_settings(tmp_path: Path) -> None:
     text = ACTING.format(model="dreamerv3:ci", length=9, more="total_steps = 4")
     cfg = replay_of(project(tmp_path, text))
-    facts = LEARNERS["dreamerv3"]
-    assert (cfg.optimizer, cfg.learning_rate) == ("laprop", facts.defaults["learning_rate"])
-    assert cfg.warmup_steps == facts.defaults["warmup_steps"]
+    facts = FAMILIES["dreamerv3"]
+    assert (cfg.optimizer, cfg.learning_rate) == ("laprop", facts.online["learning_rate"])
+    assert cfg.warmup_steps == facts.online["warmup_steps"]
     pixels = replay_of(project(tmp_path, text, data__size=64))
-    assert pixels.learning_rate == facts.pixels["learning_rate"] != cfg.learning_rate
+    assert pixels.learning_rate == facts.online_pixels["learning_rate"] != cfg.learning_rate
     assert (cfg.total_steps, cfg.sequence_length, cfg.batch_size) == (4, 9, 4)
 
 

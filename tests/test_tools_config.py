@@ -12,10 +12,9 @@ from tiny import save_tiny
 from wm_agents.cli import app as cli
 from wm_agents.cli import config
 from wm_agents.factory import get_config
-from wm_agents.loops.online_config import LEARNERS
 from wm_agents.loops.recipes import DYNAMICS, RECIPES
 from wm_agents.loops.recipes import PONG_IN_PICTURES as PONG
-from wm_agents.models.families import config_class
+from wm_agents.models.families import FAMILIES, config_class
 from wm_agents.project.json_schema import project_schema, section_schema, type_schema
 from wm_agents.project.schema import SECTIONS
 from wm_agents.training.config import TrainingConfig
@@ -59,7 +58,7 @@ def test_a_project_is_shown_with_its_defaults(
     assert wm("show", *([name] if name else []), "--json") == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["training.total_steps"] == 123
-    assert shown["training.optimizer"] == LEARNERS["dreamerv3"].defaults["optimizer"] != TrainingConfig().optimizer
+    assert shown["training.optimizer"] == FAMILIES["dreamerv3"].online["optimizer"] != TrainingConfig().optimizer
     assert shown["architecture.deter_dim"] == get_config("dreamerv3:ci").to_dict()["deter_dim"]
     assert shown["verify.mode"] == "quick" and shown["environment"] == "CartPole-v1"
 
@@ -110,7 +109,7 @@ def test_differences_are_reported_and_exit_with_1(project: Path, capsys: pytest.
     (project / "b").mkdir()
     (project / "b" / "wm.toml").write_text(TOML.replace("123", "321") + "batch_size = 7\n")
     assert wm("diff", "wm.toml", "b", "--json") == 1
-    default = LEARNERS["dreamerv3"].defaults["batch_size"]
+    default = FAMILIES["dreamerv3"].online["batch_size"]
     assert json.loads(capsys.readouterr().out) == {
         "training.total_steps": [123, 321], "training.batch_size": [default, 7], "project_name": [project.name, "b"],
     }  # fmt: skip

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -23,12 +23,13 @@ from wm_agents.evaluation.evaluate import dream_horizon
 from wm_agents.evaluation.evaluate import evaluate as judge
 from wm_agents.loops.evolve_saved import evolve_artifact
 from wm_agents.loops.online import online as learn_online
-from wm_agents.loops.online_config import LEARNERS, OnlineConfig, online_recipe, seen_by
+from wm_agents.loops.online_config import OnlineConfig, online_recipe, seen_by
 from wm_agents.loops.recipes import RECIPES, ImproveConfig, recipe_for
 from wm_agents.loops.rounds import explore_with
 from wm_agents.loops.rounds import improve as improve_rounds
 from wm_agents.loops.transfer import lines_of as transfer_lines
 from wm_agents.loops.transfer import transfer as transfer_policies
+from wm_agents.models.families import FAMILIES, names
 from wm_agents.models.saved import load_model
 from wm_agents.pretrained import check_dream, cut_off_of, load_policy, real_spec
 from wm_agents.video import record
@@ -334,13 +335,13 @@ class ImproveParser(Parser):
     def __init__(self, args: list[str], prog: str) -> None:
         super().__init__(prog=prog, description=about(improve))
         self.task, self.env, self.family = (value_of(flag, args) for flag in ("--task", "--env", "--family"))
-        families = (*get_args(get_type_hints(ImproveConfig)["family"]), *LEARNERS)
+        families = ("auto", *FAMILIES)
         if self.family is not None and self.family not in families:
             hint = did_you_mean(self.family, families)
             self.error(f"--family must be one of {', '.join(families)}, got {self.family!r}{hint}")
         if self.task is not None and self.env is not None:
             self.error(f"--task {self.task} and --env {self.env} exclude each other")
-        kind = OnlineConfig if self.family in LEARNERS else ImproveConfig
+        kind = OnlineConfig if self.family in names("online") else ImproveConfig
         self.add_config_flag()
         self.add_argument("--task", choices=sorted(RECIPES), help="train with the settings of this shipped dream")
         self.add_argument(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -15,8 +15,10 @@ from policies.step_count import StepCount
 from wm_agents.data.episode import Episode
 from wm_agents.data.replay import Batch
 from wm_agents.data.vector_stream import Stream
+from wm_agents.models.families import FAMILIES, load
 from wm_agents.models.loss import LossOutput
 from wm_agents.models.model import Model
+from wm_agents.pretrained import Controller
 from wm_envs.action import decode_action, encode_action
 from wm_envs.registry import RealSpec
 from wm_envs.world_model import Latent
@@ -41,6 +43,15 @@ class Learner(Protocol):
     def loss(self, batch: Batch) -> LossOutput: ...
 
     def after_update(self) -> None: ...
+
+    def controller(self) -> Controller:
+        """The policy that is saved with the model."""
+
+
+def make_learner(model: Model) -> Learner:
+    """The learner of a model whose family learns online."""
+    place = FAMILIES[model.family].learner
+    return cast(Learner, load(place)(model) if place else model)
 
 
 class Actor:

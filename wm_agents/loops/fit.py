@@ -1,9 +1,8 @@
-"""Fits a model of each family to all data so far, in one round of the loop."""
+"""Fits a model to all data so far, in one round of the loop; the table of families names the function of each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,25 +13,29 @@ from numpy.typing import NDArray
 
 from wm_agents.checkpoint import load_weights
 from wm_agents.data.dataset import Dataset, hold_out
+from wm_agents.data.replay import ReplayBuffer
+from wm_agents.evaluation.starts import find_cut_off
+from wm_agents.evaluation.starts import make_starts as make_initial_latents
 from wm_agents.evaluation.termination import CALIBRATED, CUT_OFF, FEW_ENDS, calibrate_cut_off
 from wm_agents.factory import Model
 from wm_agents.loops.recipes import ImproveConfig
 from wm_agents.models import ensemble, objects, vmc
+from wm_agents.models.families import FAMILIES, build, load
 from wm_agents.models.saved import load_model
 from wm_agents.system.state import RETRAIN, read_state_tensors
-from wm_agents.training import fit_ensemble as fit_members
-from wm_agents.training import fit_objects as fit_things
+from wm_agents.training import fit_ensemble as members
+from wm_agents.training import fit_objects as things
 from wm_agents.training.callbacks import Callback
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.fit_vmc import encode_dataset, fit_memory, fit_vision, make_starts, set_reward_scale
-from wm_envs.frames import is_image
+from wm_agents.training.trainer import Trainer
 from wm_envs.world_model import Latent
 
 FIRST_FIT = 4
 """The first round of an object model takes this multiple of its updates: it starts from scratch."""
 
 
-class Learned(NamedTuple):
+class Fitted(NamedTuple):
     """The initial latents, the termination threshold, and the best validation loss of each part."""
 
     starts: dict[str, Latent]
@@ -41,7 +44,7 @@ class Learned(NamedTuple):
     """A dream terminates when `cont` falls below this; 0.5 if the model samples termination itself."""
 
 
-class Lesson(NamedTuple):
+class RoundData(NamedTuple):
     """The data and settings of the fit in one round."""
 
     cfg: ImproveConfig
@@ -66,13 +69,9 @@ class Lesson(NamedTuple):
 def new_model(cfg: ImproveConfig, obs_space: gym.Space[Any], act_space: gym.Space[Any]) -> Model:
     """An untrained model of the right family, with V from `cfg.warm_start` if its shapes match."""
     torch.manual_seed(cfg.seed)
-    family = cfg.family if cfg.family != "auto" else ("vmc" if is_image(obs_space) else "ensemble")
-    if family == "ensemble":
-        return ensemble.Ensemble(cfg.ensemble, obs_space, act_space)
-    if family == "objects":
-        return objects.Objects(cfg.objects, obs_space, act_space)
-    model = vmc.VMC(cfg.model if is_image(obs_space) else _for_vectors(cfg.model), obs_space, act_space)
-    if cfg.warm_start is not None:
+    model_cfg = cfg.model_config(obs_space)
+    model = build(model_cfg.family, model_cfg, obs_space, act_space)
+    if cfg.warm_start is not None and isinstance(model, vmc.VMC):
         take_vision(model, cfg.warm_start)
     return model
 
@@ -91,19 +90,43 @@ def take_vision(model: vmc.VMC, source: str) -> bool:
     return True
 
 
-def learn(model: Model, lesson: Lesson) -> Learned:
+def fit(model: Model, lesson: RoundData) -> Fitted:
     """Fit `model` to the data; an interrupted fit resumes."""
-    if isinstance(model, ensemble.Ensemble):
-        return _learn_ensemble(model, lesson)
-    if isinstance(model, objects.Objects):
-        return _learn_objects(model, lesson)
-    assert isinstance(model, vmc.VMC), model.family
-    return _learn_vmc(model, lesson)
+    fitted: Fitted = load(FAMILIES[model.family].learner)(model, lesson)
+    return fitted
 
 
-def _learn_vmc(model: vmc.VMC, lesson: Lesson) -> Learned:
+def fit_windows(model: Model, lesson: RoundData) -> Fitted:
+    """Fit a model by its own loss on windows of the episodes; for families without a function of their own."""
+    cfg, dataset = lesson.cfg, lesson.dataset
+    training = cfg.dynamics.replace(sequence_length=cfg.window)
+    train, held_out = hold_out(dataset.num_episodes, cfg.seed)
+    buffer, aside = (_buffer(model, dataset, part) for part in (train, held_out))
+    trainer = Trainer(model, training, lesson.callbacks("dynamics"), run_dir=lesson.run_dir / "dynamics")
+    can_validate = aside.has_window(cfg.window, model.packs)
+    result = trainer.fit(buffer, (lambda: trainer.evaluate(aside)["loss"]) if can_validate else None)
+    trainer.load_best()
+    model.eval()
+    starts = make_initial_latents(model, buffer, cfg.starts, lesson.rng)
+    cut_off = find_cut_off(model, [*dataset.iter_episodes(held_out[-CALIBRATED:])])
+    return Fitted(starts, {"dynamics": result.best_val or 0.0}, cut_off)
+
+
+def _buffer(model: Model, dataset: Dataset, episodes: NDArray[np.int64]) -> ReplayBuffer:
+    space = model.obs_space
+    buffer = ReplayBuffer(dataset.num_steps, space.shape or (), model.actions, space.dtype or np.float32)
+    for episode in dataset.iter_episodes(episodes):
+        buffer.add(episode, model.act_space)
+    return buffer
+
+
+def fit_vmc(model: vmc.VMC, lesson: RoundData) -> Fitted:
     """Fit V on frames in the first rounds, then M on all data encoded by the current V."""
     cfg, val = lesson.cfg, {}
+    wanted = cfg.model.fitting(model.obs_space)
+    if vmc.sizes(model.cfg) != vmc.sizes(wanted):
+        raise ValueError(f"the sizes of the model must stay {model.cfg}, got {wanted}; use another folder")
+    model.cfg = wanted
     if lesson.round < cfg.vision_rounds:
         training = cfg.vision if lesson.round == 0 else _half(cfg.vision)
         run_dir = lesson.run_dir / "vision"
@@ -119,40 +142,36 @@ def _learn_vmc(model: vmc.VMC, lesson: Lesson) -> Learned:
     held_out = hold_out(len(data.length), cfg.memory.seed)[1][-CALIBRATED:]
     calibration = calibrate_cut_off(model, lesson.dataset.iter_episodes(held_out))
     few = calibration.ends < FEW_ENDS
-    return Learned(starts, val, CUT_OFF if few else calibration.cut_off)
+    return Fitted(starts, val, CUT_OFF if few else calibration.cut_off)
 
 
-def _learn_ensemble(model: ensemble.Ensemble, lesson: Lesson) -> Learned:
+def fit_members(model: ensemble.Ensemble, lesson: RoundData) -> Fitted:
     """Fit all members from scratch, because earlier weights would be biased to the first data."""
     cfg, scale = lesson.cfg, model.scale
     torch.manual_seed(cfg.seed + lesson.round)
     fresh = ensemble.Ensemble(cfg.ensemble, model.obs_space, model.act_space)
     fresh.scale.load_state_dict(scale.state_dict())
     model.load_state_dict(fresh.state_dict())
-    data = fit_members.read_moves(model, lesson.dataset)
+    data = members.read_moves(model, lesson.dataset)
     first, callbacks = lesson.round == 0, lesson.callbacks("dynamics")
     run_dir = lesson.run_dir / "dynamics"
-    result = fit_members.fit_ensemble(model, data, cfg.dynamics, run_dir, first=first, callbacks=callbacks)
-    starts = fit_members.make_starts(data, cfg.starts, lesson.rng, lesson.recent)
-    return Learned(starts, {"dynamics": result.best_val or 0.0})
+    result = members.fit_ensemble(model, data, cfg.dynamics, run_dir, first=first, callbacks=callbacks)
+    starts = members.make_starts(data, cfg.starts, lesson.rng, lesson.recent)
+    return Fitted(starts, {"dynamics": result.best_val or 0.0})
 
 
-def _learn_objects(model: objects.Objects, lesson: Lesson) -> Learned:
+def fit_objects(model: objects.Objects, lesson: RoundData) -> Fitted:
     """Fit V once on the first data; M continues in each round, so that small rounds take few updates."""
     cfg, dataset, first = lesson.cfg, lesson.dataset, lesson.round == 0
     if first:
-        fit_things.fit_eye(model, dataset, lesson.rng)
-    data = fit_things.read_slots(model, dataset, dataset.root.with_name("slots"))
-    data = fit_things.fit_limits(model, data)
+        things.fit_eye(model, dataset, lesson.rng)
+    data = things.read_slots(model, dataset, dataset.root.with_name("slots"))
+    data = things.fit_limits(model, data)
     training = cfg.dynamics.replace(total_steps=cfg.dynamics.total_steps * (FIRST_FIT if first else 1))
     run_dir = lesson.run_dir / "dynamics"
-    result = fit_things.fit_objects(model, data, training, run_dir, lesson.callbacks("dynamics"))
-    starts = fit_things.make_starts(data, model.cfg.history, cfg.starts, lesson.rng, lesson.recent)
-    return Learned(starts, {"dynamics": result.best_val or 0.0})
-
-
-def _for_vectors(cfg: vmc.VMCConfig) -> vmc.VMCConfig:
-    return replace(cfg, vision="identity")
+    result = things.fit_objects(model, data, training, run_dir, lesson.callbacks("dynamics"))
+    starts = things.make_starts(data, model.cfg.history, cfg.starts, lesson.rng, lesson.recent)
+    return Fitted(starts, {"dynamics": result.best_val or 0.0})
 
 
 def _half(cfg: TrainingConfig) -> TrainingConfig:

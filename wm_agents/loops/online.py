@@ -32,9 +32,9 @@ from wm_agents.data.replay import ReplayBuffer
 from wm_agents.data.vector_stream import Stream
 from wm_agents.errors import ConfigurationError
 from wm_agents.evaluation.starts import find_cut_off, make_starts
-from wm_agents.loops.driver import Actor, play
+from wm_agents.loops.driver import Actor, make_learner, play
 from wm_agents.loops.finish import Candidate, Story, deliver
-from wm_agents.loops.online_config import LEARNERS, OnlineConfig
+from wm_agents.loops.online_config import OnlineConfig
 from wm_agents.loops.seeds import JUDGE_SEED, kept_env_seed
 from wm_agents.models.families import build, config_class
 from wm_agents.models.model import Model
@@ -87,7 +87,7 @@ class Online:
         obs_space, act_space = facts.spaces
         torch.manual_seed(cfg.seed)
         model = build(cfg.family, config_class(cfg.family).from_size(cfg.size, **cfg.overrides), obs_space, act_space)
-        self.learner = LEARNERS[cfg.family].learner(model)
+        self.learner = make_learner(model)
         self.model: Model = getattr(self.learner, "model", model)
         self.trainer = Trainer(cast(nn.Module, self.learner), cfg.training(), (_Ledger(self),), run_dir=run.path)
         self.buffer = ReplayBuffer(
@@ -278,7 +278,7 @@ class Online:
         torch.manual_seed(cfg.seed)
         starts = make_starts(self.model, self.buffer, cfg.starts, np.random.default_rng(cfg.seed))
         judged = [*Dataset(self.judged_dir).iter_episodes()] if self.now.evaluations else []
-        policy = LEARNERS[cfg.family].controller(self.learner)
+        policy = self.learner.controller()
         candidate = Candidate(self.model, policy, cfg.spec, starts, find_cut_off(self.model, judged))
         chosen = f"the best of {len(self.now.evaluations)} evaluations" if best.exists() else "the last weights"
         story = Story(

@@ -1,73 +1,18 @@
-"""Settings of an online run, and how each family is trained online."""
+"""Settings of an online run."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal
 
 from wm_agents.errors import ConfigurationError
-from wm_agents.loops.driver import Learner
 from wm_agents.loops.seeds import JUDGE_SEED, first_env_seed
-from wm_agents.models.families import config_class
-from wm_agents.models.model import Model
-from wm_agents.pretrained import Controller
+from wm_agents.models.families import FAMILIES, config_class, names
 from wm_agents.training.config import TrainingConfig
-from wm_envs.fields import above, at_least, check_fields
+from wm_envs.fields import above, at_least, check_fields, fail
 from wm_envs.real import probe, spec_for
 from wm_envs.registry import RealSpec
-
-
-class LearnerKind(NamedTuple):
-    """How a family is trained online."""
-
-    learner: Callable[[Model], Learner]
-    controller: Callable[[Learner], Controller]
-    """Makes the controller that is saved with the model."""
-    sizes: tuple[str, str]
-    """Default size for vectors, and for pixels."""
-    defaults: dict[str, Any]
-    """Default fields of `OnlineConfig`."""
-    pixels: dict[str, Any]
-    """Defaults that differ for pixels."""
-
-
-def _dreamer(model: Model) -> Learner:
-    from wm_agents.models.dreamerv3 import DreamerV3
-    from wm_agents.training.dreamer_agent import DreamerLearner
-
-    return DreamerLearner(cast(DreamerV3, model))
-
-
-def _actor(learner: Any) -> Controller:
-    from policies.actor_critic import ActorPolicy
-
-    return ActorPolicy(learner.model.act_space, learner.behaviour.actor)
-
-
-def _planner(learner: Any) -> Controller:
-    from policies.mppi import MPPIPolicy
-
-    return MPPIPolicy(learner.planner())
-
-
-LEARNERS = {
-    "dreamerv3": LearnerKind(
-        _dreamer, _actor, ("size1m", "size12m"),
-        # The published learning rate and warm-up, used here for pixels, are for millions of steps.
-        {"batch_size": 16, "length": 32, "ratio": 256.0, "optimizer": "laprop", "learning_rate": 3e-4,
-         "grad_clip": None, "warmup_steps": 100, "real_steps": 10_000, "prefill": 500},
-        {"length": 64, "ratio": 128.0, "learning_rate": 4e-5, "warmup_steps": 1000, "real_steps": 100_000,
-         "prefill": 2000},
-    ),
-    "tdmpc2": LearnerKind(
-        lambda model: cast(Learner, model), _planner, ("1m", "5m"),
-        {"batch_size": 256, "length": 3, "ratio": 768.0, "optimizer": "adam", "learning_rate": 3e-4,
-         "grad_clip": 20.0, "warmup_steps": 0, "real_steps": 10_000, "prefill": 1000},
-        {"real_steps": 100_000},
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,7 +23,7 @@ class OnlineConfig:
     """The real environment and its preprocessing."""
     out: str
     """Run folder."""
-    family: Literal["dreamerv3", "tdmpc2"]
+    family: str
     """Model family."""
     size: str
     """A preset of the family, such as size1m or 5m."""
@@ -137,6 +82,8 @@ class OnlineConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.family not in names("online"):
+            fail(self, "family", f"one of {', '.join(names('online'))}")
         first, end = self.first_env_seed, self.first_env_seed + self.real_steps
         if end > JUDGE_SEED:
             raise ConfigurationError(
@@ -190,10 +137,10 @@ class OnlineConfig:
 def seen_by(family: str, spec: RealSpec) -> RealSpec:
     """`spec` with the default preprocessing of online training with `family`.
 
-    Episodes are whole games, because online collection does not count lives. TD-MPC2, which has no memory, gets
-    stacked frames.
+    Episodes are whole games, because online collection does not count lives. Models without a memory get stacked
+    frames.
     """
-    return replace(spec, lives_end=False, stack=family == "tdmpc2" and spec.size is not None)
+    return replace(spec, lives_end=False, stack=FAMILIES[family].stacks and spec.size is not None)
 
 
 def online_recipe(family: str, env_id: str, spec: RealSpec | None = None) -> OnlineConfig:
@@ -202,20 +149,26 @@ def online_recipe(family: str, env_id: str, spec: RealSpec | None = None) -> Onl
     Raises:
         ValueError: the family is unknown, or the environment is not supported.
     """
-    if family not in LEARNERS:
-        raise ConfigurationError(f"family must be one of {', '.join(LEARNERS)}, got {family!r}")
+    if family not in names("online"):
+        raise ConfigurationError(f"family must be one of {', '.join(names('online'))}, got {family!r}")
     spec = seen_by(family, spec_for(env_id)) if spec is None else spec
     pixels = spec.size is not None
-    facts = LEARNERS[family]
-    values = facts.defaults | (facts.pixels if pixels else {})
+    values = online_defaults(family, pixels)
     limit = probe(spec).limit
     if limit is None:
         raise ConfigurationError(f"{env_id} has no episode limit; set one with --spec.max_episode_steps N")
-    if family == "tdmpc2":  # As published, where episodes have at most 1,000 steps.
+    if hasattr(config_class(family), "episode_length"):  # As published, where episodes have at most 1,000 steps.
         values |= {"overrides": {"episode_length": limit}, "prefill": min(max(1000, 5 * limit), 5000)}
     evals = 3 if limit <= 1000 else 1
     # At least half of the budget is for collection, however long an episode is.
     least = 2 * (values["prefill"] + limit * (1 + 2 * evals))
     values |= {"eval_episodes": evals, "real_steps": max(values["real_steps"], least)}
     name = env_id.rpartition(":")[2].replace("/", "-").lower()
-    return OnlineConfig(spec, f"runs/{name}-{family}", family, facts.sizes[pixels], **values)  # type: ignore[arg-type]
+    return OnlineConfig(spec, f"runs/{name}-{family}", family, FAMILIES[family].sizes[pixels], **values)
+
+
+def online_defaults(family: str, pixels: bool) -> dict[str, Any]:
+    """The default fields of `OnlineConfig` of a family: at least `prefill` and `real_steps`."""
+    row = FAMILIES[family]
+    values = {"prefill": OnlineConfig.prefill, "real_steps": OnlineConfig.real_steps, **row.online}
+    return {**values, **row.online_pixels} if pixels else values

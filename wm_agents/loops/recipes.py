@@ -12,11 +12,14 @@ from policies.sb3 import check_actions
 from wm_agents.control.ppo import PPOConfig
 from wm_agents.errors import ConfigurationError
 from wm_agents.loops.seeds import JUDGE_SEED, SEEDS_A_ROUND, first_env_seed
+from wm_agents.models.config import WorldModelConfig
 from wm_agents.models.ensemble import EnsembleConfig
+from wm_agents.models.families import FAMILIES, config_class, default_family, names
 from wm_agents.models.objects import ObjectsConfig
 from wm_agents.models.vmc import VMCConfig
 from wm_agents.training.config import TrainingConfig
 from wm_envs.fields import above, at_least, check_fields, fail, share
+from wm_envs.frames import is_image
 from wm_envs.real import probe, spec_for
 from wm_envs.registry import TASKS, RealSpec
 
@@ -57,9 +60,14 @@ class ImproveConfig:
     """Share of collected episodes in which random actions replace the controller from a random step on."""
     draw_actions: bool = False
     """Collect with actions sampled from the probabilities of a PPO controller, instead of its most likely actions."""
-    family: Literal["auto", "vmc", "ensemble", "objects"] = "auto"
+    family: str = "auto"
     """Model family. `vmc`: for images and partially observed tasks. `ensemble`: for fully observed vectors. `objects`:
-    for images of objects on a static background. `auto`: `vmc` for images, `ensemble` for vectors."""
+    for images of objects on a static background. `auto`: `vmc` for images, `ensemble` for vectors. Families added from
+    outside have their own names."""
+    size: str | None = None
+    """Size of the model, for families added from outside."""
+    overrides: dict[str, int | float | bool | str] = field(default_factory=dict)
+    """Fields of the model's config that differ from the size, for families added from outside."""
     model: VMCConfig = field(default_factory=VMCConfig)
     """Settings of V-M-C."""
     vision: TrainingConfig = VISION
@@ -72,13 +80,14 @@ class ImproveConfig:
     memory: TrainingConfig = MEMORY
     """Training of the dynamics model of V-M-C."""
     window: int = field(default=64, metadata=at_least(1))
-    """Steps per training window of the dynamics model of V-M-C."""
+    """Steps per training window of the dynamics model of V-M-C, or of a family added from outside."""
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     """Settings of an ensemble."""
     objects: ObjectsConfig = field(default_factory=ObjectsConfig)
     """Settings of an object model."""
     dynamics: TrainingConfig = DYNAMICS
-    """Training of an ensemble (from scratch in every round) or of an object model (continued in every round)."""
+    """Training of an ensemble (from scratch in every round), of an object model (continued in every round), or of a
+    family added from outside."""
     controller: Literal["linear", "ppo"] = "linear"
     """`linear`: a linear controller trained by CMA-ES, as in Ha & Schmidhuber 2018. `ppo`: a small network trained by
     PPO of Stable-Baselines3."""
@@ -123,6 +132,8 @@ class ImproveConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.family not in ("auto", *names("rounds")):
+            fail(self, "family", f"one of auto, {', '.join(names('rounds'))}")
         if not self.noise:
             fail(self, "noise", "one or more levels")
         end = self.first_env_seed + self.rounds * self.round_seeds
@@ -142,10 +153,23 @@ class ImproveConfig:
         """Generations of controller training in one round."""
         return self.ppo.iterations if self.controller == "ppo" else self.cma.generations
 
+    def model_config(self, obs_space: gym.Space[Any]) -> WorldModelConfig:
+        """The config of the model, adapted to the observation space."""
+        image = is_image(obs_space)
+        family = default_family(image) if self.family == "auto" else self.family
+        row = FAMILIES[family]
+        if row.settings:
+            cfg: WorldModelConfig = getattr(self, row.settings)
+        else:
+            cfg = config_class(family).from_size(self.size or row.sizes[image], **self.overrides)
+        return cfg.fitting(obs_space)
+
     def to_dict(self) -> dict[str, Any]:
+        """JSON values without those of the machine. `size` and `overrides` are omitted at their defaults."""
         values = asdict(self) | {"spec": self.spec.to_dict()}
-        for machine_only in ("out", "procs", "rounds", "max_gb"):
-            values.pop(machine_only)
+        later = [name for name in ("size", "overrides") if not values[name]]
+        for name in ("out", "procs", "rounds", "max_gb", *later):
+            values.pop(name)
         return values
 
 

@@ -34,18 +34,16 @@ from wm_agents.evaluation.evaluate import evaluate_dream, evaluate_real
 from wm_agents.evaluation.exploit import exploit_warning
 from wm_agents.factory import Model
 from wm_agents.loops.finish import Candidate, Story, deliver
-from wm_agents.loops.fit import Lesson, learn, new_model
+from wm_agents.loops.fit import RoundData, fit, new_model
 from wm_agents.loops.recipes import ImproveConfig
 from wm_agents.loops.seeds import JUDGE_SEED, kept_env_seed
-from wm_agents.models.ensemble import Ensemble
 from wm_agents.models.saved import load_model
-from wm_agents.models.vmc import VMC, sizes
 from wm_agents.pretrained import Controller, cached_model, frame_policy, load_policy, load_starts, save_model
 from wm_agents.system.run_folder import STEPS, RunFolder, start_run
 from wm_agents.training.callbacks import Callback, LoggingCallback, ProgressCallback
 from wm_agents.video import record
 from wm_envs.real import probe
-from wm_envs.world_model import Latent
+from wm_envs.world_model import Latent, can_disagree
 
 STAGES = ("collect", "learn", "control", "judge")
 FILMED = 1000
@@ -139,8 +137,8 @@ class Improvement:
     def learn(self) -> dict[str, float]:
         """Fit the model to all data, and compute initial latents."""
         model = self._last_model()
-        lesson = Lesson(self.cfg, Dataset(self.data_dir), self.round, self._dir(), self._callbacks)
-        learned = learn(model, lesson)
+        lesson = RoundData(self.cfg, Dataset(self.data_dir), self.round, self._dir(), self._callbacks)
+        learned = fit(model, lesson)
         self._save(model, learned.starts, learned.cut_off)
         return {f"val_{part}": value for part, value in learned.val.items()} | {"cut_off": learned.cut_off}
 
@@ -335,16 +333,9 @@ class Improvement:
 
     def _last_model(self) -> Model:
         """The model of the previous round, or a new one."""
-        cfg = self.cfg
         if self.round == 0:
-            return new_model(cfg, *probe(cfg.spec).spaces)
-        model, _ = load_model(self._dir(self.round - 1) / "model")
-        if isinstance(model, VMC):
-            wanted = new_model(cfg, model.obs_space, model.act_space)
-            if not isinstance(wanted, VMC) or sizes(model.cfg) != sizes(wanted.cfg):
-                raise ValueError(f"the sizes of the model must stay {model.cfg}, got {wanted.cfg}; use another folder")
-            model.cfg = wanted.cfg
-        return model
+            return new_model(self.cfg, *probe(self.cfg.spec).spaces)
+        return load_model(self._dir(self.round - 1) / "model")[0]
 
     def _last_mean(self) -> NDArray[np.float64] | None:
         if self.round == 0:
@@ -405,10 +396,10 @@ def check_training(cfg: ImproveConfig) -> None:
             "the task in the file of a curriculum"
         )
     doubting = cfg.pessimism > 0 or cfg.max_disagreement is not None
-    if doubting and not (isinstance(model, Ensemble) and cfg.ensemble.members > 1):
+    if doubting and not can_disagree(model):
         raise ValueError(
             f"pessimism and max_disagreement need an ensemble of at least 2 members, got {model.family} "
-            f"with {cfg.ensemble.members if isinstance(model, Ensemble) else 1}; set family and ensemble.members"
+            f"with {getattr(model, 'members', 1)}; set family and ensemble.members"
         )
 
 

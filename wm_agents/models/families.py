@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
 
@@ -13,45 +15,83 @@ from wm_agents.errors import ConfigurationError, did_you_mean
 from wm_agents.models.config import WorldModelConfig
 from wm_agents.models.model import Model
 
+Place = str | Callable[..., Any]
+
 
 class Family(NamedTuple):
-    """The module and class names of a family. The module is imported only when a model is built."""
+    """All that commands need to know of a family. A class or function may be given as `module:name`, which is imported
+    when it is used."""
 
-    module: str
-    model: str
-    config: str
+    model: Place
+    """The subclass of `Model`"""
+    config: Place
+    """The subclass of `WorldModelConfig`"""
     about: str
     obs_shape: tuple[int, ...]
     """Observation shape for which `get_model_info` counts parameters."""
     action_dim: int
-
-    def part(self, name: str) -> Any:
-        return getattr(importlib.import_module(f"wm_agents.models.{self.module}"), name)
+    sizes: tuple[str, str]
+    """Default size for vectors, and for images"""
+    learns: Literal["rounds", "online"] = "rounds"
+    """rounds: fitted to all data in each round, with a controller trained in its dreams; online: between real steps,
+    with its own policy"""
+    learner: Place = "wm_agents.loops.fit:fit_windows"
+    """In rounds: a function (model, RoundData) -> Fitted. Online: makes a `Learner` of the model; "" if the model is
+    one"""
+    settings: str = ""
+    """The field of `ImproveConfig` with the config of its model; "" for `size` and `overrides`"""
+    training: str = "dynamics"
+    """The field of `ImproveConfig` with its training settings"""
+    online: Mapping[str, Any] = MappingProxyType({})
+    """Default fields of `OnlineConfig`"""
+    online_pixels: Mapping[str, Any] = MappingProxyType({})
+    """Those that differ for images"""
+    stacks: bool = False
+    """Online, images are stacked, because the model has no memory"""
+    unused: Mapping[str, str] = MappingProxyType({})
+    """Keys of a wm.toml without effect, with the reason"""
 
 
 FAMILIES = {
     "vmc": Family(
-        "vmc", "VMC", "VMCConfig", "V-M-C of Ha & Schmidhuber 2018: a VAE and an MDN-RNN", (64, 64, 3), 3
+        "wm_agents.models.vmc:VMC", "wm_agents.models.vmc:VMCConfig",
+        "V-M-C of Ha & Schmidhuber 2018: a VAE and an MDN-RNN", (64, 64, 3), 3, ("small", "small"),
+        learner="wm_agents.loops.fit:fit_vmc", settings="model", training="memory",
     ),
     "ensemble": Family(
-        "ensemble", "Ensemble", "EnsembleConfig", "probabilistic ensemble on vectors, after PETS and MBPO", (8,), 2
+        "wm_agents.models.ensemble:Ensemble", "wm_agents.models.ensemble:EnsembleConfig",
+        "probabilistic ensemble on vectors, after PETS and MBPO", (8,), 2, ("default", "default"),
+        learner="wm_agents.loops.fit:fit_members", settings="ensemble",
+        unused={"training.sequence_length": "an ensemble is trained on single steps"},
     ),
     "objects": Family(
-        "objects",
-        "Objects",
-        "ObjectsConfig",
-        "objects on a static background, with discrete predictions",
-        (160, 160, 1),
-        3,
+        "wm_agents.models.objects:Objects", "wm_agents.models.objects:ObjectsConfig",
+        "objects on a static background, with discrete predictions", (160, 160, 1), 3, ("default", "default"),
+        learner="wm_agents.loops.fit:fit_objects", settings="objects",
+        unused={"training.sequence_length": "`architecture.history` sets its number of frames"},
     ),
     "dreamerv3": Family(
-        "dreamerv3", "DreamerV3", "DreamerV3Config", "DreamerV3 of Hafner et al.: a recurrent state-space model",
-        (64, 64, 3), 6,
+        "wm_agents.models.dreamerv3:DreamerV3", "wm_agents.models.dreamerv3:DreamerV3Config",
+        "DreamerV3 of Hafner et al.: a recurrent state-space model", (64, 64, 3), 6, ("size1m", "size12m"),
+        learns="online", learner="wm_agents.training.dreamer_agent:DreamerLearner",
+        # The published learning rate and warm-up, used here for pixels, are for millions of steps.
+        online={"batch_size": 16, "length": 32, "ratio": 256.0, "optimizer": "laprop", "learning_rate": 3e-4,
+                "grad_clip": None, "warmup_steps": 100, "real_steps": 10_000, "prefill": 500},
+        online_pixels={"length": 64, "ratio": 128.0, "learning_rate": 4e-5, "warmup_steps": 1000,
+                       "real_steps": 100_000, "prefill": 2000},
     ),
     "tdmpc2": Family(
-        "tdmpc2", "TDMPC2", "TDMPC2Config", "TD-MPC2 of Hansen et al. 2024: a decoder-free model for planning", (39,), 6
+        "wm_agents.models.tdmpc2:TDMPC2", "wm_agents.models.tdmpc2:TDMPC2Config",
+        "TD-MPC2 of Hansen et al. 2024: a decoder-free model for planning", (39,), 6, ("1m", "5m"),
+        learns="online", learner="", stacks=True,
+        online={"batch_size": 256, "length": 3, "ratio": 768.0, "optimizer": "adam", "learning_rate": 3e-4,
+                "grad_clip": 20.0, "warmup_steps": 0, "real_steps": 10_000, "prefill": 1000},
+        online_pixels={"real_steps": 100_000},
     ),
 }  # fmt: skip
+"""Families by name. `FAMILIES["mine"] = Family(...)` adds one; installed packages add theirs by entry points."""
+ENTRY_POINTS = "wm_agents.families"
+"""The group of entry points `name = module:ROW` of packages with families."""
 
 ALIASES = {
     "vmc": "vmc:small",
@@ -85,8 +125,26 @@ def build(
     """
     kind = config_class(family)
     cfg = values if isinstance(values, WorldModelConfig) else kind.from_dict(values)
-    model: Model = FAMILIES[family].part(FAMILIES[family].model)(cfg, obs_space, act_space)
+    model: Model = load(FAMILIES[family].model)(cfg, obs_space, act_space)
     return model
+
+
+def load(place: Place) -> Any:
+    """A class or function, imported if it is given as `module:name`."""
+    if not isinstance(place, str):
+        return place
+    module, name = place.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def names(learns: Literal["rounds", "online"]) -> list[str]:
+    """The families that are trained in this way."""
+    return [name for name, row in FAMILIES.items() if row.learns == learns]
+
+
+def default_family(image: bool) -> str:
+    """The family for environments whose observations are images, or vectors."""
+    return "vmc" if image else "ensemble"
 
 
 def config_class(family: str) -> type[WorldModelConfig]:
@@ -98,7 +156,7 @@ def config_class(family: str) -> type[WorldModelConfig]:
     if family not in FAMILIES:
         hint = did_you_mean(str(family), FAMILIES)
         raise ConfigurationError(f"family must be one of {', '.join(map(repr, FAMILIES))}, got {family!r}{hint}")
-    kind: type[WorldModelConfig] = FAMILIES[family].part(FAMILIES[family].config)
+    kind: type[WorldModelConfig] = load(FAMILIES[family].config)
     return kind
 
 
@@ -117,3 +175,12 @@ def resolve(name: str) -> tuple[str, str] | None:
         hint = did_you_mean(size, sizes, cutoff=0.3)
         raise ConfigurationError(f"size of {family} must be one of {', '.join(sizes)}, got {size!r}{hint}")
     return family, size
+
+
+def add_installed() -> None:
+    """Add the families of installed packages."""
+    for point in entry_points(group=ENTRY_POINTS):
+        FAMILIES.setdefault(point.name, point.load())
+
+
+add_installed()

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from policies.dists import TwoHot, draw_one_hot, entropy, likeliest, symexp, symlog
-from policies.mppi import MPPI, MPPIConfig
+from policies.mppi import MPPI, MPPIConfig, MPPIPolicy
 from policies.nets import forgetful_autocast
 from wm_agents.errors import ConfigurationError, strict
 from wm_agents.models.config import ELSEWHERE, WorldModelConfig
@@ -267,6 +267,10 @@ class TDMPC2(Model):
         planner = MPPI(self, self.cfg.planner(self.actions), self.propose, self.worth, self._plans_in_bf16)
         self._plans_in_bf16 = planner.bf16  # One trial is enough.
         return planner
+
+    def controller(self) -> MPPIPolicy:
+        """The policy that is saved with the model: the planner."""
+        return MPPIPolicy(self.planner())
 
     def act(
         self,

@@ -10,16 +10,17 @@ import torch
 from wm_agents.errors import ConfigurationError
 from wm_agents.loops.online_config import online_recipe, seen_by
 from wm_agents.loops.recipes import PROJECT_RECIPES, ImproveConfig, recipe_for
-from wm_agents.models.families import build, config_class, resolve
-from wm_agents.project.schema import ACTS
+from wm_agents.models.config import WorldModelConfig
+from wm_agents.models.families import FAMILIES, Family, build, config_class, resolve
 from wm_agents.spaces import action_type_of
+from wm_agents.training.config import TrainingConfig
 from wm_envs.action import act_dim
 from wm_envs.real import probe
 from wm_envs.registry import RealSpec
 
 FOR_VECTORS, FOR_PIXELS = "ensemble:default", "vmc:small"
-QUICK: dict[str, dict[str, dict[str, Any]]] = {
-    "CartPole-v1": {
+QUICK: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
+    ("CartPole-v1", "ensemble"): {
         "training": {"total_steps": 1500},
         "data": {"num_steps": 2000},
         "online_collection": {"warmup_transitions": 1000, "rounds": 2},
@@ -43,7 +44,9 @@ def usual(environment: str, model: str | None, name: str) -> Values:
     family, size = resolve(model) or (None, None)
     if family is None:
         raise ConfigurationError(f"model must be a preset, family:size, such as {FOR_VECTORS}; got {model!r}")
-    spec = seen_by(family, recipe.spec) if family in ACTS else recipe.spec
+    row = FAMILIES[family]
+    online = row.learns == "online"
+    spec = seen_by(family, recipe.spec) if online else recipe.spec
     recipe = replace(recipe, spec=limited(spec))
     obs_space, act_space = probe(recipe.spec).spaces
     seen = {
@@ -59,13 +62,14 @@ def usual(environment: str, model: str | None, name: str) -> Values:
         "training": {"seed": 1, "device": "auto", "output_dir": "outputs"},
         "data": {"source": "gym", **_seen_as(recipe.spec)},
     }
-    more = _online(family, environment, recipe.spec) if family in ACTS else _rounds(family, recipe)
-    quick = QUICK.get(environment, {}) if family == "ensemble" else {}
+    more = _online(family, environment, recipe.spec) if online else _rounds(row, recipe)
+    quick = QUICK.get((environment, family), {})
     for section in {**more, **quick}:
         values[section] = {**values.get(section, {}), **more.get(section, {}), **quick.get(section, {})}
     cfg = config_class(family).from_size(str(size)).fitting(obs_space)
-    if family == "vmc":
-        values["architecture"] |= {k: v for k, v in _own(recipe).items() if v != cfg.to_dict()[k]}
+    if row.settings:
+        own = _own(getattr(recipe, row.settings))
+        values["architecture"] |= {k: v for k, v in own.items() if v != cfg.to_dict()[k]}
     with torch.device("meta"):  # Checks whether the model fits the environment, without allocating weights.
         build(family, cfg, obs_space, act_space)
     return values
@@ -82,16 +86,15 @@ def recipe_of(environment: str) -> ImproveConfig:
     return next(known, None) or recipe_for(environment)
 
 
-def _own(recipe: ImproveConfig) -> Values:
+def _own(cfg: WorldModelConfig) -> Values:
     """The fields of the recipe's model that differ from the defaults of its size."""
-    mine = recipe.model.to_dict()
-    return {k: v for k, v in mine.items() if v != type(recipe.model)().to_dict()[k]}
+    return {k: v for k, v in cfg.to_dict().items() if v != type(cfg)().to_dict()[k]}
 
 
-def _rounds(family: str, recipe: ImproveConfig) -> Values:
-    part = recipe.dynamics if family == "ensemble" else recipe.memory
+def _rounds(row: Family, recipe: ImproveConfig) -> Values:
+    part: TrainingConfig = getattr(recipe, row.training)
     training: Values = {"total_steps": part.total_steps, "batch_size": part.batch_size}
-    if family == "vmc":
+    if "training.sequence_length" not in row.unused:
         training["sequence_length"] = recipe.window
     return {
         "training": training,

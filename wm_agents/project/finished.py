@@ -14,7 +14,7 @@ from rich.console import Console
 from wm_agents.degraded import MEANING
 from wm_agents.errors import ConfigurationError
 from wm_agents.project.manifest import strict
-from wm_agents.project.schema import ACTS, Project
+from wm_agents.project.schema import Project
 from wm_agents.system.run_folder import RunFolder
 
 UNREAD = ("project_name", "inference.", "verify.")
@@ -61,7 +61,7 @@ def check_more(project: Project, before: dict[str, Any], folder: RunFolder) -> N
         ConfigurationError: a setting changed; the message says what to do.
     """
     then, now = flatten(before), flatten(strict(project.to_dict()))
-    if project.family in ACTS or project.data.source == "random" or folder.state.get("round", 0) < _rounds(project):
+    if project.is_online or project.data.source == "random" or folder.state.get("round", 0) < _rounds(project):
         return
     told = [
         f"{name} was {then.get(name)!r}, now {now.get(name)!r}"
@@ -77,7 +77,7 @@ def check_more(project: Project, before: dict[str, Any], folder: RunFolder) -> N
 def more(project: Project) -> str:
     """How to extend a finished run, as text."""
     online = project.online_collection.enabled
-    if project.family not in ACTS:
+    if not project.is_online:
         what = "online_collection.rounds" if online else ""
     else:
         what = "data.num_steps" if online else "training.total_steps"

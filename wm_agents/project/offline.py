@@ -19,13 +19,13 @@ from wm_agents.data.replay import ReplayBuffer
 from wm_agents.degraded import MEANING
 from wm_agents.errors import ConfigurationError
 from wm_agents.evaluation.starts import find_cut_off, make_starts
+from wm_agents.loops.driver import make_learner
 from wm_agents.loops.finish import Candidate, Story, deliver
-from wm_agents.loops.online_config import LEARNERS
 from wm_agents.models.model import Model
 from wm_agents.models.saved import save_bare
 from wm_agents.pretrained import save_model
 from wm_agents.project.noise import write_noise
-from wm_agents.project.schema import ACTS, Project
+from wm_agents.project.schema import Project
 from wm_agents.project.translate import FINAL_EPISODES, Spaces, env_seed_of, model_of, replay_of, seed_of, spec_of
 from wm_agents.training.callbacks import LoggingCallback, ProgressCallback
 from wm_agents.training.trainer import Trainer, TrainingResult
@@ -62,7 +62,7 @@ def train_offline(project: Project, spaces: Spaces, console: Console) -> dict[st
     model = learned.model.cpu().eval()
     candidate = Candidate(
         model,
-        LEARNERS[project.family].controller(learned.learner),
+        learned.learner.controller(),
         spec,
         make_starts(model, learned.buffer, STARTS, np.random.default_rng(seed)),
         find_cut_off(model, learned.held_out),
@@ -101,7 +101,7 @@ def learn(project: Project, spaces: Spaces, dataset: Dataset, console: Console) 
     """Train a new model on a dataset with 5 % held-out episodes; an interrupted run resumes."""
     torch.manual_seed(seed_of(project))
     cfg, model = replay_of(project), model_of(project, spaces)
-    learner = LEARNERS[project.family].learner(model) if project.family in ACTS else model
+    learner = make_learner(model) if project.is_online else model
     train, val = hold_out(dataset.num_episodes, cfg.seed)
     buffer, aside = (_buffer(project, spaces, dataset.iter_episodes(part)) for part in (train, val))
     watching = LoggingCallback(project.out), ProgressCallback("learn", console)

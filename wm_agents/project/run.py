@@ -31,7 +31,7 @@ from wm_agents.project.curves import draw_curves
 from wm_agents.project.finished import check_more, digest, flatten, tell, warn
 from wm_agents.project.manifest import NAME, Manifest, artifact_facts, data_facts
 from wm_agents.project.offline import train_offline, train_on_noise
-from wm_agents.project.schema import ACTS, Project
+from wm_agents.project.schema import Project
 from wm_agents.project.translate import (
     Spaces,
     env_seed_of,
@@ -153,9 +153,9 @@ def find_ground(project: Project, allow_degraded: bool) -> Ground:
 
 def make_plan(project: Project, ground: Ground, spaces: Spaces) -> Plan:
     """The complete settings of the run, for the loop of the family."""
-    if RANDOM_DATA in ground.degraded or (project.family in ACTS and not project.online_collection.enabled):
+    if RANDOM_DATA in ground.degraded or (project.is_online and not project.online_collection.enabled):
         return replay_of(project)
-    if project.family in ACTS:
+    if project.is_online:
         online = online_of(project)
         check_budget(online)
         return online

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from wm_agents.models.families import FAMILIES, Family
 from wm_envs.fields import at_least
 
 
@@ -151,6 +152,16 @@ class Project:
     """The place of each given key: a line of the file, or a flag."""
 
     @property
+    def row(self) -> Family:
+        """The row of the family in the table."""
+        return FAMILIES[self.family]
+
+    @property
+    def is_online(self) -> bool:
+        """Whether the family has its own policy and learns online."""
+        return self.row.learns == "online"
+
+    @property
     def out(self) -> Path:
         """The output folder."""
         return self.root / str(self.training.get("output_dir", "outputs"))
@@ -180,21 +191,20 @@ SECTIONS: dict[str, type] = {
 OPEN_SECTIONS = ("architecture", "training")
 TOP = ("project_name", "environment", "model")
 
-DREAMS_IN = ("vmc", "ensemble")
-"""Families whose controllers are trained in dreams, in rounds."""
-ACTS = ("dreamerv3", "tdmpc2")
-"""Families with their own policy."""
-ONLY: dict[str, tuple[tuple[str, ...], str]] = {
-    "training.sequence_length": (("vmc", *ACTS), "an ensemble is trained on single steps"),
-    "data.buffer_capacity": (ACTS, "it trains on all data on disk"),
-    "online_collection.rounds": (DREAMS_IN, "it collects between updates"),
-    "online_collection.collect_steps_per_update": (ACTS, "it collects in rounds"),
-    "online_collection.num_envs": (ACTS, "it collects in parallel processes"),
-    "controller.kind": (DREAMS_IN, "it has its own policy"),
-    "controller.iterations": (DREAMS_IN, "it has its own policy"),
-    "controller.horizon": (DREAMS_IN, "it has its own policy"),
+UNUSED: dict[str, dict[str, str]] = {
+    "rounds": {
+        "data.buffer_capacity": "it trains on all data on disk",
+        "online_collection.collect_steps_per_update": "it collects in rounds",
+        "online_collection.num_envs": "it collects in parallel processes",
+    },
+    "online": {
+        "online_collection.rounds": "it collects between updates",
+        "controller.kind": "it has its own policy",
+        "controller.iterations": "it has its own policy",
+        "controller.horizon": "it has its own policy",
+    },
 }
-"""Keys for some families only, with the reason why others do not support them."""
+"""By the way in which a family learns: keys without effect, with the reason."""
 ONLINE_TRAINING = (
     "batch_size", "sequence_length", "learning_rate", "optimizer", "grad_clip", "warmup_steps", "mixed_precision",
     "compile_model", "device", "seed", "output_dir", "log_interval",

@@ -11,7 +11,7 @@ from wm_agents.errors import ConfigurationError, did_you_mean
 from wm_agents.models.families import FAMILIES, config_class, resolve
 from wm_agents.project.absent import ABSENT
 from wm_agents.project.lines import find_lines, line_of
-from wm_agents.project.schema import ACTS, ONLINE_TRAINING, ONLY, OPEN_SECTIONS, SECTIONS, TOP, Project
+from wm_agents.project.schema import ONLINE_TRAINING, OPEN_SECTIONS, SECTIONS, TOP, UNUSED, Project
 from wm_agents.system.files import PROJECT_FILE, read_toml
 from wm_agents.training.config import TrainingConfig
 from wm_envs.fields import FieldError, check_value
@@ -156,9 +156,10 @@ class Review:
         return None
 
     def _family(self, family: str) -> None:
-        for where, (families, why) in ONLY.items():
+        row = FAMILIES[family]
+        for where, why in {**UNUSED[row.learns], **row.unused}.items():
             name, key = where.split(".")
-            if key in self.sections.get(name, {}) and family not in families:
+            if key in self.sections.get(name, {}):
                 self.say(where, f"has no effect for {family} ({why}); remove it")
 
     def _online(self, family: str) -> None:
@@ -179,7 +180,7 @@ class Review:
             self.say(
                 "online_collection.warmup_transitions", f"must be less than data.num_steps ({total}), got {warmup}"
             )
-        if family not in ACTS:
+        if FAMILIES[family].learns != "online":
             return
         if "episode_length" in data:
             self.say("data.episode_length", f"has no effect while {family} collects online; use max_episode_steps")

@@ -8,15 +8,13 @@ from typing import Any
 import gymnasium as gym
 
 from wm_agents.errors import ConfigurationError
-from wm_agents.loops.online_config import LEARNERS, OnlineConfig, online_recipe
+from wm_agents.loops.online_config import OnlineConfig, online_defaults, online_recipe
 from wm_agents.loops.recipes import PROJECT_RECIPES, ImproveConfig, recipe_for, seeded
 from wm_agents.loops.seeds import first_env_seed, kept_env_seed
 from wm_agents.models.config import WorldModelConfig
-from wm_agents.models.ensemble import EnsembleConfig
 from wm_agents.models.families import build, config_class
 from wm_agents.models.model import Model
-from wm_agents.models.vmc import VMCConfig
-from wm_agents.project.schema import ACTS, Project
+from wm_agents.project.schema import Project
 from wm_agents.spaces import action_space_of, action_type_of, space_of
 from wm_agents.system.files import PROJECT_FILE
 from wm_agents.training.config import TrainingConfig
@@ -119,7 +117,7 @@ def rounds_of(project: Project, spaces: Spaces) -> ImproveConfig:
         base,
         spec=spec_of(project),
         out=str(project.out),
-        family="vmc" if project.family == "vmc" else "ensemble",
+        family=project.family,
         rounds=rounds,
         random_steps=first,
         round_steps=max((data.num_steps - first) // max(rounds - 1, 1), 1),
@@ -139,11 +137,16 @@ def rounds_of(project: Project, spaces: Spaces) -> ImproveConfig:
         cfg = replace(
             cfg, ppo=replace(cfg.ppo, iterations=said.iterations), cma=replace(cfg.cma, generations=said.iterations)
         )
-    model = config_of(project, spaces[0])
-    if isinstance(model, VMCConfig):
-        return replace(cfg, model=model)
-    assert isinstance(model, EnsembleConfig), model
-    return replace(cfg, ensemble=model)
+    if project.row.settings:
+        own: dict[str, Any] = {project.row.settings: config_of(project, spaces[0])}
+    else:
+        own = {"size": project.size, "overrides": _overrides(project)}
+    return replace(cfg, **own)
+
+
+def _overrides(project: Project) -> dict[str, Any]:
+    """The fields of [architecture] without those of the environment."""
+    return {k: v for k, v in project.architecture.items() if k not in ("obs_shape", "action_dim", "action_type")}
 
 
 def online_of(project: Project) -> OnlineConfig:
@@ -157,12 +160,11 @@ def online_of(project: Project) -> OnlineConfig:
     base = online_recipe(project.family, project.environment, spec_of(project))
     names = {"sequence_length": "length", "log_interval": "log_every"}
     said = {names.get(k, k): v for k, v in project.training.items() if k != "output_dir"}
-    own = {k: v for k, v in project.architecture.items() if k not in ("obs_shape", "action_dim", "action_type")}
     cfg = replace(
         base,
         out=str(project.out),
         size=project.size,
-        overrides={**base.overrides, **own},
+        overrides={**base.overrides, **_overrides(project)},
         real_steps=data.num_steps,
         num_envs=online.num_envs,
         prefill=online.warmup_transitions,
@@ -177,9 +179,8 @@ def online_of(project: Project) -> OnlineConfig:
 def replay_of(project: Project) -> TrainingConfig:
     """Settings of offline training on a fixed replay buffer."""
     base = TrainingConfig(total_steps=1000, seed=seed_of(project))
-    if project.family in ACTS:
-        kind = LEARNERS[project.family]
-        facts = kind.defaults | (kind.pixels if project.data.size is not None else {})
+    if project.is_online:
+        facts = online_defaults(project.family, project.data.size is not None)
         names = {"batch_size": "batch_size", "length": "sequence_length", "learning_rate": "learning_rate",
                  "optimizer": "optimizer", "grad_clip": "grad_clip", "warmup_steps": "warmup_steps"}  # fmt: skip
         base = base.replace(**{names[name]: value for name, value in facts.items() if name in names})
@@ -189,13 +190,15 @@ def replay_of(project: Project) -> TrainingConfig:
 def training_of(project: Project) -> TrainingConfig:
     """All fields of [training], with the defaults of the family. For V-M-C the defaults are those of M; keys in the
     file apply to M and V."""
-    if project.family in ACTS:
+    if project.is_online:
         return replay_of(project)
     try:
         recipe = _recipe(project)
     except (UnknownEnv, LackingEnv):
         recipe = ImproveConfig(spec_of(project), str(project.out))
-    own = recipe.memory.replace(sequence_length=recipe.window) if project.family == "vmc" else recipe.dynamics
+    own: TrainingConfig = getattr(recipe, project.row.training)
+    if "training.sequence_length" not in project.row.unused:
+        own = own.replace(sequence_length=recipe.window)
     return own.replace(**{"seed": seed_of(project), **project.training})
 
 

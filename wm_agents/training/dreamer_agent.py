@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from policies.actor_critic import ActorCritic, ActorCriticConfig
+from policies.actor_critic import ActorCritic, ActorCriticConfig, ActorPolicy
 from wm_agents.models.dreamerv3 import DreamerV3
 from wm_agents.models.loss import LossOutput
 from wm_envs.world_model import Generator, Latent
@@ -64,6 +64,10 @@ class DreamerLearner(nn.Module):
     def check_batch(self, batch: Batch) -> None:
         """Check a batch; see `Model.check_batch`."""
         self.model.check_batch(batch)
+
+    def controller(self) -> ActorPolicy:
+        """The policy that is saved with the model: the actor's mode."""
+        return ActorPolicy(self.model.act_space, self.behaviour.actor)
 
     @torch.no_grad()
     def after_update(self) -> None:
