@@ -30,7 +30,7 @@ from wm_agents.evaluation.evaluate import evaluate_real
 from wm_agents.loops.evolve_saved import evolve_by
 from wm_agents.loops.recipes import RECIPES
 from wm_agents.models.vmc import MDRNN, VMC
-from wm_agents.pretrained import cut_off_of, frame_policy, load_model, load_starts, real_spec, save_model
+from wm_agents.pretrained import frame_policy, load_dream, save_model
 from wm_agents.system.hardware import describe
 from wm_agents.system.progress import Bar
 from wm_agents.system.run_folder import versions
@@ -53,11 +53,10 @@ def main() -> None:
     parser.add_argument("--procs", type=int, default=2)
     args = parser.parse_args()
     console = Console(stderr=True)
-    model, artifact = load_model(args.model)
-    starts, spec = load_starts(artifact), real_spec(artifact)
+    saved = load_dream(args.model)
+    model, spec, artifact = saved.model, saved.spec, saved.artifact
     table = Table("controller", "real return", "95 %", "wall s", title=f"{spec.id}, {args.episodes} episodes")
     rows = {}
-    cut_off = cut_off_of(artifact)
     if not isinstance(model, VMC):
         raise SystemExit(f"{args.model} must be a V-M-C model, it is of the family {model.family!r}")
 
@@ -66,7 +65,7 @@ def main() -> None:
         recipe = replace(RECIPE, cma=replace(RECIPE.cma, generations=args.generations, seed=1))
         with Bar("dreaming, generation", args.generations, console) as bar:
             show = show_generations(bar)
-            return evolve_by(recipe, model, starts, cut_off=cut_off, sees=sees, on_generation=show).policy
+            return evolve_by(recipe, saved, sees=sees, on_generation=show).policy
 
     def judge(name: str, make_policy: Callable[[], Policy], began: float) -> None:
         seeds = range(EVAL_SEED, EVAL_SEED + args.episodes)
@@ -86,8 +85,8 @@ def main() -> None:
         forget(model)
         policy = evolve()
         path = Path(folder) / "model"
-        horizon = artifact.config["horizon"]
-        save_model(path, model, spec, starts, horizon=horizon, cut_off=cut_off, card="", policy=policy)
+        how = {"horizon": saved.dream.horizon, "cut_off": saved.dream.cut_off}
+        save_model(path, model, spec, saved.starts, **how, card="", policy=policy)
         judge("z and h, M untrained", partial(frame_policy, str(path)), began)
     if artifact.policies:
         judge("the model's own policy", partial(frame_policy, args.model), time.perf_counter())

@@ -35,8 +35,17 @@ from policies.rollout import EVAL_SEED, check_seed, returns, rollout
 from policies.sb3 import DreamVecEnv, SB3Policy, to_mlp, unit_actions
 from wm_agents.checkpoint import Artifact, model_card, save_artifact
 from wm_agents.cli.flags import Parser
-from wm_agents.evaluation.evaluate import Score, dream_horizon, evaluate_real
-from wm_agents.pretrained import frame_policy, load_model, load_starts, make_dream_vec_env, real_spec
+from wm_agents.evaluation.evaluate import Score, evaluate_real
+from wm_agents.models.model import Model
+from wm_agents.pretrained import (
+    dream_of,
+    frame_policy,
+    load_model,
+    load_starts,
+    make_dream_vec_env,
+    real_spec,
+    saved_dream,
+)
 from wm_agents.system.files import write_json
 from wm_agents.system.hardware import describe
 from wm_agents.system.progress import Bar
@@ -46,7 +55,6 @@ from wm_envs.action import act_dim
 from wm_envs.frames import is_image
 from wm_envs.real import check_spec
 from wm_envs.registry import protocol_of, task_of
-from wm_envs.world_model import WorldModel
 
 
 class Recipe(NamedTuple):
@@ -136,7 +144,7 @@ class Trained(NamedTuple):
     """The real environment's actions; the model acts in units of their bounds."""
 
 
-def check(args: Any, model: WorldModel, artifact: Artifact) -> None:
+def check(args: Any, model: Model, artifact: Artifact) -> None:
     """Check the settings before any work.
 
     Raises:
@@ -157,11 +165,11 @@ def check(args: Any, model: WorldModel, artifact: Artifact) -> None:
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
     check_seed(args.seed)
-    if args.horizon is None and dream_horizon(artifact) is None:
+    if args.horizon is None and saved_dream(model, artifact).bounded.horizon is None:
         raise ValueError(f"--horizon must be given: neither {args.dream} nor its real environment has a limit of steps")
 
 
-def train(args: Any, model: WorldModel, artifact: Artifact, console: Console) -> Trained:
+def train(args: Any, model: Model, artifact: Artifact, console: Console) -> Trained:
     """Train in a batch of dreams."""
     recipe = RECIPES[args.algo]
     num = recipe.num_envs if args.num_envs is None else args.num_envs
@@ -173,7 +181,7 @@ def train(args: Any, model: WorldModel, artifact: Artifact, console: Console) ->
         width = act_dim(model.act_space)
         kwargs["action_noise"] = NormalActionNoise(np.zeros(width), np.full(width, 0.1))
     kwargs |= args.kwargs
-    dream = dream_arguments(args, artifact)
+    dream = dream_arguments(args, model, artifact)
     dream["start"] = "anywhere" if "anywhere" in load_starts(artifact) else "begin"
     envs = make_dream_vec_env(args.dream, num, obs=args.obs, **dream, precision="auto")
     dream["precision"] = envs.precision
@@ -193,18 +201,19 @@ def train(args: Any, model: WorldModel, artifact: Artifact, console: Console) ->
     return Trained(learner, progress.curve, time.perf_counter() - began, settings, model.act_space)
 
 
-def dream_arguments(args: Any, artifact: Artifact) -> dict[str, Any]:
+def dream_arguments(args: Any, model: Model, artifact: Artifact) -> dict[str, Any]:
     """The settings of the dream that differ from its defaults; a dream without a horizon gets the limit of the real
     environment."""
     given = {name: getattr(args, name) for name in ("horizon", "temperature", "pessimism")}
     chosen = {name: value for name, value in given.items() if value is not None}
-    return {"horizon": dream_horizon(artifact), **chosen}
+    return {"horizon": saved_dream(model, artifact).bounded.horizon, **chosen}
 
 
-def judge(args: Any, trained: Trained, model: WorldModel, artifact: Artifact, console: Console) -> dict[str, Score]:
+def judge(args: Any, trained: Trained, model: Model, artifact: Artifact, console: Console) -> dict[str, Score]:
     """Scores of the policy in its dream and in the real environment, and of random actions there."""
     seeds = range(EVAL_SEED, EVAL_SEED + args.episodes)
-    how: dict[str, Any] = {"horizon": dream_horizon(artifact) or args.horizon, "autoreset_mode": AutoresetMode.DISABLED}
+    how: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED}
+    how["horizon"] = saved_dream(model, artifact).bounded.horizon or args.horizon
     dreams = make_dream_vec_env(args.dream, args.episodes, obs=args.obs, **how)
     dreamed = returns(rollout(dreams, SB3Policy(trained.model, trained.space), seed=EVAL_SEED))
     spec, procs = real_spec(artifact), args.procs
@@ -237,13 +246,13 @@ def save(args: Any, trained: Trained, artifact: Artifact) -> None:
     save_artifact(out / "model", artifact.config, artifact.tensors, artifact.starts, card, policies)
 
 
-def film(args: Any, trained: Trained, model: WorldModel, artifact: Artifact) -> Path:
+def film(args: Any, trained: Trained, model: Model, artifact: Artifact) -> Path:
     """Record a real episode, beside its dream if the policy uses latents."""
     spec, seed = real_spec(artifact), EVAL_SEED
     if args.obs == "latent":
         path = Path(args.out) / "real_vs_dream.mp4"
         policy = to_mlp(trained.model, trained.space)
-        record(path, spec, model, policy, seed=seed, cut_off=artifact.config.get("cut_off", 0.5))
+        record(path, spec, model, policy, dream_of(artifact), seed=seed)
     else:
         path = Path(args.out) / "real.mp4"
         record_real(path, spec, SB3Policy(trained.model, trained.space), seed=seed)

@@ -31,6 +31,7 @@ from wm_agents.evaluation import evaluate as evaluating
 from wm_agents.factory import create_world_model
 from wm_agents.loops.recipes import RECIPES, ImproveConfig
 from wm_agents.training.config import TrainingConfig
+from wm_envs.dream import DreamConfig
 from wm_envs.real import probe
 from wm_envs.registry import RealSpec
 
@@ -296,12 +297,12 @@ def test_a_collection_that_stopped_early_does_not_pass_for_done(
 def test_evolve_takes_its_flags_and_the_models_own_squash_and_temperature(tiny: str, called: dict[str, Any]) -> None:
     assert wm("evolve", tiny, "runs/out") == 0
     assert called["args"] == (tiny, Path("runs/out"), CMAConfig())
-    assert (called["where"], called["horizon"], called["temperature"], called["stall"]) == ("dream", 6, 1.0, None)
+    assert (called["where"], called["dream"]) == ("dream", DreamConfig(1.0, 6))
     assert (called["squash"], called["procs"]) == (SQUASH, 2)
     flags = "--in real --cma.population 8 --cma.seed 4 --horizon 9 --temperature 1.2 --stall 5 --procs 3"
     assert wm("evolve", tiny, "runs/out", *flags.split(), "--squash", '["clip", "clip", "clip"]') == 0
     assert called["args"][2] == CMAConfig(population=8, seed=4)
-    assert (called["where"], called["horizon"], called["temperature"], called["stall"]) == ("real", 9, 1.2, 5)
+    assert (called["where"], called["dream"]) == ("real", DreamConfig(1.2, 9, 5))
     assert (called["squash"], called["procs"]) == (("clip", "clip", "clip"), 3)
     assert wm("evolve", tiny, "runs/out", "--seed", "6") == 0 and called["args"][2] == CMAConfig(seed=6)
 
@@ -325,7 +326,7 @@ def test_evaluate_video_and_demo_take_their_flags(
     assert "real   1.0 ± 2.0 (95 % CI of the mean: ± 3.0)" in capsys.readouterr().out
     assert wm("video", tiny, "--out", "a/b.mp4", "--seed", "5", "--resync_every", "null") == 0
     assert called["args"][0] == Path("a/b.mp4")
-    assert (called["seed"], called["resync_every"], called["temperature"]) == (5, None, 1.0)
+    assert (called["seed"], called["resync_every"], called["args"][4]) == (5, None, DreamConfig(1.0, 6))
     assert capsys.readouterr().out == "a/b.mp4: 251 frames\n"
     assert wm("demo", "--out", "o", "--generations", "3", "--episodes", "4", "--procs", "1") == 0
     assert called["args"] == (Path("o"),)

@@ -21,6 +21,7 @@ from wm_agents.control.evolve import Evolved, evolve_in_dream
 from wm_agents.evaluation import evaluate
 from wm_agents.evaluation.evaluate import evaluate_dream, evaluate_real
 from wm_agents.pretrained import frame_policy, load_model
+from wm_envs.dream import DreamConfig
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_the_demo_leaves_a_video_and_its_figures(
     evolved = []
 
     def keep(*args: Any, **kwargs: Any) -> Evolved:
-        assert (kwargs["horizon"], kwargs["squash"]) == (7, ("tanh", "sigmoid", "clip"))
+        assert (args[3].horizon, kwargs["squash"]) == (7, ("tanh", "sigmoid", "clip"))
         assert kwargs.get("x0") is None and args[2].components == 2
         evolved.append(evolve_in_dream(*args, **kwargs))
         return evolved[0]
@@ -95,12 +96,12 @@ def test_less_than_one_is_rejected_before_anything_is_done(name: str, tmp_path: 
 def test_the_dreams_episodes_are_evaluated_as_the_model_is_saved(
     small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = {}
+    asked: list[DreamConfig] = []
 
     def watch(*args: Any, **kwargs: Any) -> evaluate.Score:
-        asked.update(kwargs)
+        asked.append(args[3])
         return evaluate_dream(*args, **kwargs)
 
     monkeypatch.setattr(demo, "evaluate_dream", watch)
     run(tmp_path / "out", generations=1, episodes=1)
-    assert (asked["horizon"], asked["temperature"]) == (6, 1.0)
+    assert [(cfg.horizon, cfg.temperature) for cfg in asked] == [(6, 1.0)]

@@ -21,7 +21,7 @@ from tiny import save_tiny
 from toy import Toy, toy_starts
 
 from wm_agents.pretrained import load_model, load_starts
-from wm_envs.dream import DreamEnv, DreamVectorEnv
+from wm_envs.dream import DreamConfig, DreamEnv, DreamVectorEnv
 from wm_envs.registry import TASKS, RealSpec
 from wm_envs.world_model import Latent, Step
 
@@ -437,11 +437,11 @@ def test_bf16_dreams_stay_close_to_fp32(model: str, native_bf16: None) -> None:
     [
         ({"num": 0}, "num_envs must be at least 1, got 0"),
         ({"obs": "state"}, "obs must be 'pixels' or 'latent', got 'state'"),
-        ({"temperature": 0}, "temperature must be above 0 and finite, got 0; .* use deterministic=True"),
-        ({"temperature": -1.0}, "temperature must be above 0 and finite, got -1.0"),
-        ({"temperature": float("nan")}, "temperature must be above 0 and finite, got nan"),
-        ({"horizon": 0}, "horizon must be at least 1 step or None, got 0"),
-        ({"stall": 0}, "stall must be at least 1 step or None, got 0"),
+        ({"temperature": 0}, r"DreamConfig.temperature must be a number above 0 \(deterministic=True .*, got 0"),
+        ({"temperature": -1.0}, "temperature must be a number above 0, got -1.0"),
+        ({"temperature": float("nan")}, "temperature must be a finite number, got nan"),
+        ({"horizon": 0}, "horizon must be a whole number of at least 1, or None, got 0"),
+        ({"stall": 0}, "stall must be a whole number of at least 1, or None, got 0"),
         ({"start": "middle"}, r"start must be one of \['anywhere', 'begin'\], got 'middle'"),
         ({"precision": "fp16"}, "precision must be 'fp32', 'bf16' or 'auto', got 'fp16'"),
         (
@@ -635,14 +635,22 @@ def test_the_cut_off_moves_where_a_dream_ends() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"cut_off": 0.0}, "cut_off must be between 0 and 1, got 0.0"),
+        ({"cut_off": 0.0}, "cut_off must be a number above 0 and below 1, got 0.0"),
         ({"pessimism": -1.0}, "pessimism must be a number of at least 0, got -1.0"),
-        ({"max_disagreement": 0.0}, "max_disagreement must be above 0, or None, got 0.0"),
+        ({"max_disagreement": 0.0}, "max_disagreement must be a number above 0, or None, got 0.0"),
     ],
 )
 def test_limits_out_of_range_are_rejected(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DreamVectorEnv(Toy(), ZERO, 1, **kwargs)
+
+
+def test_a_config_says_how_a_dream_is_dreamed_and_keywords_change_it() -> None:
+    dream = DreamConfig(temperature=0.5, horizon=7, stall=3, cut_off=0.2)
+    envs = DreamVectorEnv(Toy(), ZERO, 2, dream, temperature=1.5)
+    assert (envs.temperature, envs.horizon, envs.stall, envs.cut_off) == (1.5, 7, 3, 0.2)
+    with pytest.raises(TypeError, match="tempeture"):
+        DreamVectorEnv(Toy(), ZERO, 2, dream, tempeture=1.5)
 
 
 @pytest.mark.parametrize("asks", [{"pessimism": 1.0}, {"max_disagreement": 1.0}, {"disagreement": True}])

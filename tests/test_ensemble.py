@@ -24,7 +24,7 @@ from wm_agents.data.shard import write_shard
 from wm_agents.models.ensemble import Ensemble, EnsembleConfig, Moves
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.fit_ensemble import MoveSet, fit_ensemble, make_starts, read_moves
-from wm_envs.dream import DreamVectorEnv
+from wm_envs.dream import DreamConfig, DreamVectorEnv
 from wm_envs.world_model import RowStreams
 
 SMALL = EnsembleConfig(members=3, hidden=32)
@@ -334,7 +334,7 @@ def test_a_controller_exploits_the_plain_dream_and_not_the_pessimistic_one(
     model, zero = beside_the_pit, {"obs": torch.zeros(1, 1)}
     starts = {"begin": zero, "anywhere": zero}
     cfg = CMAConfig(population=8, rollouts=2, generations=20, sigma=1.0, seed=learning_seed)
-    evolved = evolve_in_dream(model, starts, cfg, horizon=30, pessimism=pessimism)
+    evolved = evolve_in_dream(model, starts, cfg, DreamConfig(horizon=30, pessimism=pessimism))
 
     class OnFeat:
         """The controller sees feat, the line gives x."""

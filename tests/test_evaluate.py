@@ -17,10 +17,10 @@ from toy import Toy, toy_starts
 from toy_policy import Always, refuse
 
 from policies.linear import LinearPolicy
-from wm_agents.checkpoint import load_artifact
 from wm_agents.evaluation import evaluate as evaluating
-from wm_agents.evaluation.evaluate import Score, dream_horizon, evaluate, evaluate_dream, evaluate_real, student95
-from wm_agents.pretrained import load_model, load_policy, load_starts, save_model
+from wm_agents.evaluation.evaluate import Score, evaluate, evaluate_dream, evaluate_real, student95
+from wm_agents.pretrained import load_dream, load_model, load_policy, load_starts, save_model
+from wm_envs.dream import DreamConfig
 from wm_envs.registry import TASKS, RealSpec, without_sticky_actions
 
 ECHO = RealSpec("toy_env:Echo-v0", action_repeat=2)
@@ -101,7 +101,7 @@ def test_progress_goes_to_the_console_alone(at_home: None, capsys: pytest.Captur
 
 def test_a_dreamed_return_is_the_sum_to_its_end_from_a_first_frame() -> None:
     def score(model: Toy) -> list[float]:
-        return evaluate_dream(model, toy_starts(), Always(1.0), episodes=20, seed=1, horizon=5).returns
+        return evaluate_dream(model, toy_starts(), Always(1.0), DreamConfig(horizon=5), episodes=20, seed=1).returns
 
     assert score(Toy()) == [5.0] * 20
     assert set(score(Toy(end=2.5))) == {2.0, 3.0, 4.0}  # From -1 to 1 in moves of 1; elsewhere it would end at once.
@@ -112,9 +112,8 @@ def test_the_dream_score_follows_its_seed_horizon_and_temperature(tiny: str) -> 
     policy, starts = load_policy(net, artifact), load_starts(artifact)
 
     def score(seed: int, horizon: int | None = 5, temperature: float = 1.0) -> list[float]:
-        return evaluate_dream(
-            net, starts, policy, episodes=4, seed=seed, horizon=horizon, temperature=temperature
-        ).returns
+        dream = DreamConfig(temperature, horizon)
+        return evaluate_dream(net, starts, policy, dream, episodes=4, seed=seed).returns
 
     assert score(1) == score(1)
     assert score(1) != score(2)
@@ -210,7 +209,7 @@ def test_what_is_wrong_with_a_model_shows_before_an_episode_is_played(
 
 
 def test_a_dream_is_cut_where_the_real_environment_cuts_unless_the_artifact_says(tmp_path: Path) -> None:
-    assert dream_horizon(load_artifact(save_tiny(tmp_path / "short", horizon=5))) == 5
-    assert dream_horizon(load_artifact(save_tiny(tmp_path / "open", horizon=None))) == 6
+    assert load_dream(save_tiny(tmp_path / "short", horizon=5)).bounded.horizon == 5
+    assert load_dream(save_tiny(tmp_path / "open", horizon=None)).bounded.horizon == 6
     pole = save_tiny(tmp_path / "pole", RealSpec("CartPole-v1", action_repeat=3), horizon=None)
-    assert dream_horizon(load_artifact(pole)) == 167  # CartPole-v1 has 500 frames.
+    assert load_dream(pole).bounded.horizon == 167  # CartPole-v1 has 500 frames.

@@ -23,9 +23,11 @@ from wm_agents.control.evolve import evolve_in_dream, evolve_in_real
 from wm_agents.loops.evolve_saved import evolve_artifact
 from wm_agents.pretrained import load_model, load_policy, load_starts
 from wm_agents.system.progress import Bar
+from wm_envs.dream import DreamConfig
 from wm_envs.registry import RealSpec
 
 CFG = CMAConfig(population=4, rollouts=2, generations=4, seed=7)
+DREAM = DreamConfig(horizon=5)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def evolve(model: str, out: Path, cfg: CMAConfig = CFG, **changes: Any) -> LinearPolicy:
-    settings = {"where": "dream", "horizon": 5, "temperature": 1.0, "stall": None, "squash": SQUASH, "procs": 1}
+    settings = {"where": "dream", "dream": DREAM, "squash": SQUASH, "procs": 1}
     return evolve_artifact(model, out, cfg, **settings | changes)
 
 
@@ -57,7 +59,7 @@ def interrupt_at(number: int, patch: pytest.MonkeyPatch) -> None:
 
 def test_a_controller_blind_to_part_of_feat_has_zeros_there(tiny: str) -> None:
     net, artifact = load_model(tiny)
-    policy = evolve_in_dream(net, load_starts(artifact), CFG, horizon=5, squash=SQUASH, sees=slice(2, 6)).policy
+    policy = evolve_in_dream(net, load_starts(artifact), CFG, DREAM, squash=SQUASH, sees=slice(2, 6)).policy
     assert (policy.weights[:, [2, 3, 4, 5, -1]] != 0).all()
     assert (policy.weights[:, [0, 1, *range(6, 12)]] == 0).all()
 
@@ -85,7 +87,11 @@ def test_first_weights_and_generations_are_weights_on_feat_whatever_is_evolved(t
     seen: list[np.ndarray] = []
 
     def stay_at(x0: np.ndarray) -> np.ndarray:
-        how: dict[str, Any] = {"horizon": 5, "squash": SQUASH, "on_generation": lambda g: seen.append(g.weights)}
+        how: dict[str, Any] = {
+            "dream": DREAM,
+            "squash": SQUASH,
+            "on_generation": lambda g: seen.append(g.weights),
+        }
         return evolve_in_dream(net, starts, cfg, x0=x0, **how).policy.weights.ravel().astype(np.float64)
 
     first = np.random.default_rng(0).normal(size=39)
@@ -97,9 +103,9 @@ def test_first_weights_and_generations_are_weights_on_feat_whatever_is_evolved(t
 
 def test_the_steps_of_an_evolution_are_counted(tiny: str) -> None:
     net, artifact = load_model(tiny)
-    assert evolve_in_dream(net, load_starts(artifact), CFG, horizon=5, squash=SQUASH).steps <= 4 * 4 * 2 * 5
+    assert evolve_in_dream(net, load_starts(artifact), CFG, DREAM, squash=SQUASH).steps <= 4 * 4 * 2 * 5
     net.memory.gmm_linear.bias.data[-2] = -5.0  # No reward is ever positive.
-    short = evolve_in_dream(net, load_starts(artifact), CFG, horizon=5, stall=2, squash=SQUASH)
+    short = evolve_in_dream(net, load_starts(artifact), CFG, DreamConfig(horizon=5, stall=2), squash=SQUASH)
     assert short.steps == 4 * 4 * 2 * 2
 
 
@@ -107,7 +113,11 @@ def test_the_dream_return_is_the_mean_of_the_last_population(tiny: str) -> None:
     net, artifact = load_model(tiny)
     means: list[float] = []
     evolved = evolve_in_dream(
-        net, load_starts(artifact), CFG, horizon=5, on_generation=lambda generation: means.append(generation.mean)
+        net,
+        load_starts(artifact),
+        CFG,
+        DREAM,
+        on_generation=lambda generation: means.append(generation.mean),
     )
     assert len(means) == CFG.generations
     assert evolved.dream_return == pytest.approx(means[-1])
@@ -117,8 +127,8 @@ def test_a_later_start_and_a_hotter_dream_are_other_evolutions(tiny: str) -> Non
     net, artifact = load_model(tiny)
     starts = load_starts(artifact)
 
-    def weights(**changes: Any) -> np.ndarray:
-        return evolve_in_dream(net, starts, CFG, **{"horizon": 5, "temperature": 1.0} | changes).policy.weights
+    def weights(x0: np.ndarray | None = None, **changes: Any) -> np.ndarray:
+        return evolve_in_dream(net, starts, CFG, replace(DREAM, **changes), x0=x0).policy.weights
 
     plain = weights()
     np.testing.assert_array_equal(plain, weights())
@@ -133,7 +143,7 @@ def test_a_dream_that_stalls_earns_nothing_more(tiny: str) -> None:
     net.memory.gmm_linear.bias.data[-2] = -5.0  # No reward is ever positive.
     means: list[float] = []
     for stall in (None, 1):
-        evolved = evolve_in_dream(net, load_starts(artifact), CFG, horizon=5, stall=stall)
+        evolved = evolve_in_dream(net, load_starts(artifact), CFG, DreamConfig(horizon=5, stall=stall))
         means.append(evolved.dream_return)
     assert means[0] == pytest.approx(5 * means[1], rel=0.2)
 
@@ -182,7 +192,7 @@ def test_a_finished_evolution_takes_more_generations_and_nothing_else(tiny: str,
     evolve(tiny, tmp_path / "out")
     np.testing.assert_array_equal(evolve(tiny, tmp_path / "out", longer).weights, straight.weights)
     with pytest.raises(ValueError, match=r"out\.run contains a run with other settings: config\.horizon was 5, now 6"):
-        evolve(tiny, tmp_path / "out", horizon=6)
+        evolve(tiny, tmp_path / "out", dream=DreamConfig(horizon=6))
     other = save_tiny(tmp_path / "other", horizon=9)
     evolve(other, tmp_path / "out", longer)  # The same weights and starts, whatever their directory is called.
 
@@ -197,9 +207,9 @@ def test_another_model_does_not_inherit_an_evolution(tiny: str, tmp_path: Path) 
 
 
 def test_settings_that_failed_do_not_bind_the_next_call(tiny: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="horizon must be at least 1 step"):
-        evolve(tiny, tmp_path / "out", horizon=0)
-    evolve(tiny, tmp_path / "out", horizon=3)
+    with pytest.raises(ValueError, match="squash must have 3 names"):
+        evolve(tiny, tmp_path / "out", squash=("clip",))
+    evolve(tiny, tmp_path / "out", dream=DreamConfig(horizon=3))
 
 
 def test_a_model_can_be_given_its_controller_in_place(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from wm_agents.evaluation.statistics import pearson, spearman
 from wm_agents.evaluation.variants import RANDOM, SAVED, Contender, contenders, controller
 from wm_agents.evaluation.windows import copy_error, draw_windows, obs_scale
 from wm_agents.loops.rounds import STAGES
+from wm_envs.dream import DreamConfig
 from wm_envs.registry import RealSpec
 
 EXACT = Toy(end=END)
@@ -274,16 +275,19 @@ def test_controllers_trained_at_a_temperature_are_evaluated_in_reality() -> None
 
 
 def test_controllers_are_trained_in_dreams_that_end_where_they_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = {}
+    seen = []
 
     def watched(*args, **kwargs):
-        seen.update(kwargs)
+        seen.append(args[3])
         return evolve_in_dream(*args, **kwargs)
 
     monkeypatch.setattr(sweep, "evolve_in_dream", watched)
-    like, row = subject(Faint(end=END))._replace(cut_off=0.35), sweep.Warmth(0.7, 0.0, 0.0, None)
+    like, row = (
+        subject(Faint(end=END))._replace(dream=DreamConfig(horizon=20, cut_off=0.35)),
+        sweep.Warmth(0.7, 0.0, 0.0, None),
+    )
     sweep.train_at(row, like, CMAConfig(8, 1, 2), lambda who: Score([1.0]), episodes=4, seed=1_000_000)
-    assert (seen["cut_off"], seen["temperature"], seen["horizon"]) == (0.35, 0.7, 20)
+    assert seen == [DreamConfig(horizon=20, cut_off=0.35, temperature=0.7)]
 
 
 def test_seeds_do_what_they_promise() -> None:
@@ -331,7 +335,9 @@ def test_a_full_memory_leaves_out_seeds_and_no_policy() -> None:
 def test_dreams_end_at_the_subject_s_cut_off() -> None:
     like = subject(Faint(end=END))
     found = [
-        measure(like._replace(cut_off=cut_off), playing(EXACT, like.policy), CFG, among=AMONG)
+        measure(
+            like._replace(dream=DreamConfig(horizon=20, cut_off=cut_off)), playing(EXACT, like.policy), CFG, among=AMONG
+        )
         for cut_off in (0.25, 0.35)
     ]
     assert [f.gap.gap for f in found] == [pytest.approx(11 * 0.45, abs=1e-3), pytest.approx(0, abs=1e-3)]
@@ -341,9 +347,11 @@ def test_dreams_end_at_the_subject_s_cut_off() -> None:
 
 
 def test_a_dream_without_a_horizon_lasts_as_long_as_the_longest_real_episode() -> None:
-    like = subject(EXACT)._replace(horizon=None)
+    like = subject(EXACT)._replace(dream=DreamConfig())
     assert measure(like, playing(EXACT, like.policy), CFG, among=AMONG).gap.horizon == 20
-    game = like._replace(horizon=27_000)  # No dream lasts as long as that where no real episode does.
+    game = like._replace(
+        dream=DreamConfig(horizon=27_000)
+    )  # No dream lasts as long as that where no real episode does.
     for longest, cut in ((50, 50), (5, 20)):
         found = measure(game, playing(EXACT, like.policy), replace(CFG, longest_dream=longest), among=AMONG)
         assert found.gap.horizon == cut

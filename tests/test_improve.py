@@ -42,6 +42,7 @@ from wm_agents.system.run_folder import read_metrics
 from wm_agents.training import fit_ensemble as fit_members
 from wm_agents.training.config import TrainingConfig
 from wm_envs.action import encode_action
+from wm_envs.dream import DreamConfig
 from wm_envs.real import make_real
 from wm_envs.registry import RealSpec
 
@@ -481,7 +482,7 @@ def test_ppo_that_was_killed_before_a_look_looks_again_and_continues(tmp_path: P
             raise Killed
         return False
 
-    how: dict[str, Any] = {"state": tmp_path / "ppo.safetensors", "horizon": 5, "on_iteration": look}
+    how: dict[str, Any] = {"state": tmp_path / "ppo.safetensors", "dream": DreamConfig(horizon=5), "on_iteration": look}
     with pytest.raises(Killed):
         ppo_in_dream(toy, toy_starts(), cfg, **how)
     last = ppo_in_dream(toy, toy_starts(), cfg, **how)
@@ -493,19 +494,19 @@ def test_ppo_that_was_killed_before_a_look_looks_again_and_continues(tmp_path: P
 def test_ppo_leaves_no_folder_of_logs_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SB3_LOGDIR", str(tmp_path / "logs"))
     cfg = PPOConfig(iterations=1, envs=4, steps=8, batch_size=16, net=(4,))
-    ppo_in_dream(Toy(), toy_starts(), cfg, state=tmp_path / "ppo.safetensors", horizon=5)
+    ppo_in_dream(Toy(), toy_starts(), cfg, DreamConfig(horizon=5), state=tmp_path / "ppo.safetensors")
     assert not (tmp_path / "logs").exists()
 
 
 def test_whitening_is_of_the_first_dreams_and_kept(tmp_path: Path) -> None:
     toy, starts = Toy(), toy_starts()
     cfg = PPOConfig(iterations=1, envs=4, steps=8, batch_size=16, net=(4,), activation="relu", whiten=True)
-    first = ppo_in_dream(toy, starts, cfg, state=tmp_path / "a", horizon=5)
+    first = ppo_in_dream(toy, starts, cfg, DreamConfig(horizon=5), state=tmp_path / "a")
     kept = load_file(tmp_path / "a")
     feat = toy.feat(starts["anywhere"])
     assert torch.allclose(kept["features_extractor.mean"], feat.mean(0)) and first.policy.activation == "relu"
     moved = {bank: {key: leaf + 1 for key, leaf in latent.items()} for bank, latent in starts.items()}
-    ppo_in_dream(toy, moved, cfg, state=tmp_path / "b", before=tmp_path / "a", horizon=5)
+    ppo_in_dream(toy, moved, cfg, DreamConfig(horizon=5), state=tmp_path / "b", before=tmp_path / "a")
     assert torch.equal(load_file(tmp_path / "b")["features_extractor.mean"], kept["features_extractor.mean"])
 
 

@@ -518,7 +518,7 @@ def test_the_cut_off_is_calibrated_only_where_it_is_used_and_can_be(monkeypatch:
         ({"real_steps": 0}, "OnlineConfig.real_steps must be a whole number of at least 1, got 0"),
         ({"ratio": 0.0}, "OnlineConfig.ratio must be a number above 0"),
         ({"eval_every": 0}, "eval_every must be a whole number of at least 1, or None"),
-        ({"family": "vmc"}, "family must be one of 'dreamerv3', 'tdmpc2', got 'vmc'"),
+        ({"family": "vmc"}, "family must be one of dreamerv3, tdmpc2, got 'vmc'"),
         ({"size": "5"}, "size of TDMPC2Config must be one of ci, 1m.*, got '5'"),
         ({"overrides": {"horizn": 3}}, "unknown field 'horizn' of TDMPC2Config; did you mean 'horizon'"),
         ({"env_seed": 899_900}, "300 steps from environment seed 899,900 may collect up to seed 900,200"),

@@ -32,7 +32,7 @@ from wm_agents.training.config import TrainingConfig
 from wm_agents.training.fit_vmc import _casting
 from wm_agents.training.trainer import Trainer, choose_precision
 from wm_envs import precision
-from wm_envs.dream import DreamVectorEnv
+from wm_envs.dream import DreamConfig, DreamVectorEnv
 from wm_envs.precision import KINDS, Kind, bf16_runs, bf16_speedup, faster_in_bf16, kinds_of, use_bf16
 
 CPU = torch.device("cpu")
@@ -364,7 +364,7 @@ def test_evolutions_continue_in_the_precision_they_began_with(
     for generations, kind, trial in ((1, EQUAL, FASTER), (2, EQUAL, EQUAL), (3, FAILS, FASTER)):
         speeds |= {"product": kind, "trial": trial}
         cfg = CMAConfig(population=4, rollouts=2, generations=generations)
-        evolve_in_dream(net, load_starts(artifact), cfg, horizon=2, state=tmp_path / "state.json")
+        evolve_in_dream(net, load_starts(artifact), cfg, DreamConfig(horizon=2), state=tmp_path / "state.json")
     assert used == ["bf16", "bf16", "fp32"] and read_about(tmp_path / "state.json") == {"precision": "bf16"}
     assert read_about(None) == read_about(tmp_path / "none.json") == {}
 
@@ -377,7 +377,7 @@ def test_ppo_continues_in_the_precision_it_began_with(
     for iterations, kind, trial in ((1, EQUAL, FASTER), (2, EQUAL, EQUAL), (3, FAILS, FASTER)):
         speeds |= {"product": kind, "trial": trial}
         cfg = PPOConfig(iterations=iterations, envs=4, steps=4, batch_size=16, net=(4,))
-        ppo_in_dream(Toy(), starts, cfg, state=tmp_path / "ppo", horizon=4)
+        ppo_in_dream(Toy(), starts, cfg, DreamConfig(horizon=4), state=tmp_path / "ppo")
     assert used == ["bf16", "bf16", "fp32"]
 
 

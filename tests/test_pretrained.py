@@ -33,6 +33,7 @@ from wm_agents.pretrained import (
     real_spec,
     save_model,
 )
+from wm_envs.dream import DreamConfig
 from wm_envs.real import make_real
 from wm_envs.registry import TASKS, RealSpec
 from wm_envs.world_model import Latent
@@ -121,7 +122,7 @@ def test_scores_are_the_same_after_saving(tmp_path: Path) -> None:
     envs.close()
     assert before == after
     loaded, artifact = load_model(path)
-    score = partial(evaluate_dream, episodes=20, seed=1_000_000, horizon=30)
+    score = partial(evaluate_dream, dream=DreamConfig(horizon=30), episodes=20, seed=1_000_000)
     starts = build(POLE)[2]
     assert score(model, starts, policy) == score(loaded, load_starts(artifact), load_policy(loaded, artifact))
 

@@ -24,6 +24,7 @@ from policies.policy import RandomPolicy
 from wm_agents import video
 from wm_agents.pretrained import load_model, load_policy
 from wm_agents.video import Frame, Pair, compose, real_and_dream, record, record_real, write_video
+from wm_envs.dream import DreamConfig
 from wm_envs.real import make_real
 from wm_envs.registry import RealSpec
 from wm_envs.world_model import Latent, Step
@@ -168,7 +169,7 @@ def test_a_recording_can_be_read_back_and_shows_both(tmp_path: Path, monkeypatch
     monkeypatch.setattr(Echo, "metadata", {"render_modes": [], "render_fps": 20})
     path = tmp_path / "films" / "echo.mp4"
     model = EchoModel(wrong_by=100)
-    num = record(path, ECHO, model, RandomPolicy(model.act_space), seed=0, temperature=1.5)
+    num = record(path, ECHO, model, RandomPolicy(model.act_space), DreamConfig(temperature=1.5), seed=0)
     assert model.temperature == 1.5
     fps, codec, frames = read(path)
     assert num == len(frames) == LENGTH + 1

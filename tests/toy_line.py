@@ -20,6 +20,7 @@ from wm_agents.data.episode import Episode
 from wm_agents.evaluation.held_out import record
 from wm_agents.evaluation.subject import Subject
 from wm_agents.evaluation.variants import Contender, controller
+from wm_envs.dream import DreamConfig
 from wm_envs.registry import RealSpec
 from wm_envs.world_model import Generator, Latent, Step
 
@@ -97,7 +98,7 @@ def constant(move: float) -> LinearPolicy:
 def subject(model: Toy, policy: LinearPolicy | None = None) -> Subject:
     """The model with dreams from x = 0 and a policy that moves by 0.45: 9 steps to the end."""
     starts = {bank: {"x": torch.zeros(8, 2)} for bank in ("begin", "anywhere")}
-    return Subject(model, starts, policy or constant(0.45), horizon=20)
+    return Subject(model, starts, policy or constant(0.45), DreamConfig(horizon=20))
 
 
 def playing(model: Toy, policy: LinearPolicy | None, spec: RealSpec = LINE) -> Any:

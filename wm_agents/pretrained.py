@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -22,7 +23,7 @@ from wm_agents.models.model import Model
 from wm_agents.models.saved import load_model as load_model
 from wm_agents.models.saved import model_facts, model_path
 from wm_agents.system.run_folder import versions
-from wm_envs.dream import DreamEnv, DreamVectorEnv
+from wm_envs.dream import DreamConfig, DreamEnv, DreamVectorEnv
 from wm_envs.real import LatentObservation, make_real, probe
 from wm_envs.registry import TASKS, RealSpec
 from wm_envs.trust import check_trusted
@@ -111,9 +112,51 @@ def save_model(
     save_artifact(path, config, model.state_dict(), flat, card, policies, half=half)
 
 
-def cut_off_of(artifact: Artifact) -> float:
-    """The termination threshold of the artifact's dreams; 0.5 for old artifacts without one."""
-    return float(artifact.config.get("cut_off", 0.5))
+class Saved(NamedTuple):
+    """A saved dream: a model, its real environment, its initial latents and the settings of its dreams."""
+
+    model: Model
+    spec: RealSpec
+    starts: dict[str, Latent]
+    dream: DreamConfig
+    artifact: Artifact
+
+    @property
+    def policy(self) -> Controller:
+        """Its controller.
+
+        Raises:
+            ValueError: it has none.
+        """
+        return load_policy(self.model, self.artifact)
+
+    @property
+    def bounded(self) -> DreamConfig:
+        """Its dreams, with the limit of the real environment if they have none."""
+        if self.dream.horizon is not None:
+            return self.dream
+        return replace(self.dream, horizon=probe(self.spec).limit)
+
+
+def load_dream(model: str | Path, device: str = "cpu") -> Saved:
+    """Load a saved dream: a directory, the name of a shipped model or dream, or org/name on the Hub.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ArtifactError: it contains weights only, or is broken.
+    """
+    return saved_dream(*load_model(model, device))
+
+
+def saved_dream(model: Model, artifact: Artifact) -> Saved:
+    """The saved dream of a loaded model."""
+    return Saved(model, real_spec(artifact), load_starts(artifact), dream_of(artifact), artifact)
+
+
+def dream_of(artifact: Artifact) -> DreamConfig:
+    """The settings of the dreams of a saved model; old artifacts have no `cut_off`."""
+    stored = {name: artifact.config[name] for name in ("temperature", "horizon", "cut_off") if name in artifact.config}
+    return DreamConfig(**stored)
 
 
 def load_starts(artifact: Artifact) -> dict[str, Latent]:
@@ -161,15 +204,10 @@ def frame_policy(
 def _dream_arguments(model: str | None, device: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     net, artifact = load_model(_given(model, "Dream-v0"), device)
     check_dream(artifact)
-    limit = kwargs.pop("max_episode_steps", None)
-    defaults = {
-        "temperature": artifact.config["temperature"],
-        "horizon": limit if limit is not None else artifact.config["horizon"],
-        "cut_off": cut_off_of(artifact),
-        "fps": artifact.config["fps"],
-        "drawing": artifact.config["real"]["id"],
-    }
-    return {"model": net, "starts": load_starts(artifact), **defaults, **kwargs}
+    if (limit := kwargs.pop("max_episode_steps", None)) is not None:
+        kwargs.setdefault("horizon", limit)
+    shown = {"fps": artifact.config["fps"], "drawing": artifact.config["real"]["id"]}
+    return {"model": net, "starts": load_starts(artifact), "dream": dream_of(artifact), **shown, **kwargs}
 
 
 def _given(model: str | None, env_id: str) -> str:

@@ -24,6 +24,7 @@ from policies.step_count import StepCount
 from wm_agents.system.replace import replacing
 from wm_envs.action import encode_action
 from wm_envs.drawing import draw
+from wm_envs.dream import DEFAULT, DreamConfig
 from wm_envs.frames import is_image
 from wm_envs.real import make_real, probe
 from wm_envs.registry import RealSpec
@@ -54,11 +55,10 @@ def real_and_dream(
     envs: VectorEnv[Any, Any, Any],
     model: WorldModel,
     controller: Policy,
+    config: DreamConfig = DEFAULT,
     *,
     seed: int,
     resync_every: int | None = None,
-    temperature: float = 1.0,
-    cut_off: float = 0.5,
     drawing: str | None = None,
     count: StepCount | None = None,
 ) -> Iterator[Pair]:
@@ -87,11 +87,11 @@ def real_and_dream(
         yield Pair(watched.frame, _dreamed(model, dream, drawing), earned, dreamed, age, over, drawn)
         act = torch.from_numpy(encode_action(model.act_space, step.act)).to(model.device)
         with torch.inference_mode():
-            out = model.step(dream, act, temperature=temperature, generator=generator)
+            out = model.step(dream, act, temperature=config.temperature, generator=generator)
         dream = out.latent
         earned += float(step.rew[0])
         dreamed += 0.0 if over else float(out.rew[0])
-        age, over = age + 1, over or bool(out.over(cut_off)[0])
+        age, over = age + 1, over or bool(out.over(config.cut_off)[0])
     assert dream is not None
     yield Pair(watched.look(step.next_obs), _dreamed(model, dream, drawing), earned, dreamed, age, over, drawn)
 
@@ -200,11 +200,10 @@ def record(
     spec: RealSpec,
     model: WorldModel,
     controller: Policy,
+    dream: DreamConfig = DEFAULT,
     *,
     seed: int,
     resync_every: int | None = 50,
-    temperature: float = 1.0,
-    cut_off: float = 0.5,
     max_frames: int | None = None,
     fps: float | None = None,
     count: StepCount | None = None,
@@ -220,8 +219,9 @@ def record(
     if resync_every is not None and resync_every < 1:
         raise ValueError(f"resync_every must be at least 1 step, or None, got {resync_every}")
     with closing(one_env(spec, rendered=not is_image(model.obs_space))) as envs:
-        how: dict[str, Any] = {"resync_every": resync_every, "temperature": temperature, "cut_off": cut_off}
-        pairs = real_and_dream(envs, model, controller, seed=seed, drawing=spec.id, count=count, **how)
+        pairs = real_and_dream(
+            envs, model, controller, dream, seed=seed, resync_every=resync_every, drawing=spec.id, count=count
+        )
         speed = envs.metadata["render_fps"] if fps is None else fps
         return write_video(path, map(compose, islice(pairs, max_frames)), speed)
 

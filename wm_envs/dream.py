@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from wm_envs.action import ActionEncoder
 from wm_envs.drawing import draw, how_drawn
+from wm_envs.fields import above, at_least, below, check_fields, fail
 from wm_envs.precision import step_in_bf16
 from wm_envs.threads import few_threads
 from wm_envs.window import Window
@@ -27,6 +29,35 @@ Array = NDArray[Any]
 SETTINGS = "temperature", "horizon", "stall", "start", "cut_off", "pessimism", "max_disagreement", "disagreement"
 """Attributes of a dream that may be changed while it runs."""
 Obs = Literal["pixels", "latent"]
+
+
+@dataclass(frozen=True)
+class DreamConfig:
+    """Settings of dreams. A saved model stores one, and `gym.make("Dream-...", temperature=1.15)` changes a field."""
+
+    temperature: float = field(default=1.0, metadata=above(0))
+    """Scales the randomness of the dream (tau in Ha & Schmidhuber). Dreams of a higher temperature are more difficult
+    to exploit."""
+    horizon: int | None = field(default=None, metadata=at_least(1))
+    """Truncate a dream after N steps; None: never."""
+    stall: int | None = field(default=None, metadata=at_least(1))
+    """Truncate a dream after N consecutive steps without a positive reward; None: never."""
+    cut_off: float = field(default=0.5, metadata=above(0) | below(1))
+    """A dream terminates when `cont` of the model falls below this, unless the model samples termination. The default
+    is that of Ha & Schmidhuber; saved models have a value calibrated on held-out episodes."""
+    pessimism: float = field(default=0.0, metadata=at_least(0))
+    """Ensembles only: subtract this factor times the disagreement of the members from the reward."""
+    max_disagreement: float | None = field(default=None, metadata=above(0))
+    """Ensembles only: terminate a dream when the disagreement exceeds this value. If rewards are negative, early
+    termination is an advantage, so use `pessimism` instead."""
+
+    def __post_init__(self) -> None:
+        if self.temperature == 0:
+            fail(self, "temperature", "a number above 0 (deterministic=True dreams the most likely future)")
+        check_fields(self)
+
+
+DEFAULT = DreamConfig()
 
 
 class DreamVectorEnv(VectorEnv[Array, Array, Array]):
@@ -39,19 +70,11 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         model: the world model; it is not trained here.
         starts: latents of real episodes from which dreams start, by name ("begin", "anywhere"), leaves (S, ...).
         num_envs: number of rows, at least 1.
+        dream: the settings of the dreams.
         obs: "pixels": observations of the real environment, also if they are vectors; "latent": feat of the model.
-        temperature: scales the randomness of the dream (tau in Ha & Schmidhuber), above 0. Dreams of a higher
-            temperature are more difficult to exploit.
-        horizon: truncate a dream after N steps; None: never.
-        stall: truncate a dream after N consecutive steps without a positive reward; None: never.
         autoreset_mode: SAME_STEP (default), NEXT_STEP or DISABLED, as a name or as Gymnasium's enum.
         deterministic: dream the most likely future; `temperature` then has no effect.
         start: the entry of `starts` from which dreams start, unless `options["start"]` names another.
-        cut_off: a dream terminates when `cont` of the model falls below this, unless the model samples termination. The
-            default is that of Ha & Schmidhuber; saved models have a value calibrated on held-out episodes.
-        pessimism: ensembles only: subtract this factor times the disagreement of the members from the reward.
-        max_disagreement: ensembles only: terminate a dream when the disagreement exceeds this value. If rewards are
-            negative, early termination is an advantage, so use `pessimism` instead.
         disagreement: ensembles only: report the disagreement (N,) in `info`. This evaluates all members; a step without
             it evaluates one.
         precision: "fp32"; "bf16": matrix products and convolutions in bfloat16, if the device supports it; "auto": bf16
@@ -59,6 +82,7 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         fps: steps per second of the real environment, for videos and windows.
         drawing: id of the real environment, whose drawing renders vectors (`wm_envs.drawing`); None: bars.
             `metadata["drawn"]` describes the frames: decoded pixels, a drawing or bars.
+        changes: fields that differ from `dream`, such as `temperature=1.15` or `horizon=100`.
     """
 
     metadata = {  # noqa: RUF012
@@ -72,37 +96,32 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         model: WorldModel,
         starts: dict[str, Latent],
         num_envs: int = 1,
+        dream: DreamConfig = DEFAULT,
         *,
         obs: Obs = "pixels",
-        temperature: float = 1.0,
-        horizon: int | None = None,
-        stall: int | None = None,
         autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
         deterministic: bool = False,
         start: str = "begin",
-        cut_off: float = 0.5,
-        pessimism: float = 0.0,
-        max_disagreement: float | None = None,
         disagreement: bool = False,
         precision: Literal["fp32", "bf16", "auto"] = "fp32",
         fps: float = 30,
         drawing: str | None = None,
         render_mode: str | None = None,
+        **changes: Any,
     ) -> None:
-        _check_arguments(num_envs, obs, temperature, precision)
-        _check_lengths(horizon, stall)
-        _check_limits(cut_off, pessimism, max_disagreement)
+        _check_arguments(num_envs, obs, precision)
+        dream = replace(dream, **changes)
         self.model = model
         self.starts = {name: _check_latent(f"starts[{name!r}]", bank, model) for name, bank in starts.items()}
         if start not in starts:
             raise ValueError(f"start must be one of {sorted(starts)}, got {start!r}")
         self.num_envs = num_envs
         self.obs = obs
-        self.temperature = 0.0 if deterministic else temperature
-        self.horizon, self.stall = horizon, stall
+        self.temperature = 0.0 if deterministic else dream.temperature
+        self.horizon, self.stall, self.cut_off = dream.horizon, dream.stall, dream.cut_off
         self.start = start
-        self.cut_off = cut_off
-        self.pessimism, self.max_disagreement, self.disagreement = pessimism, max_disagreement, disagreement
+        self.pessimism, self.max_disagreement = dream.pessimism, dream.max_disagreement
+        self.disagreement = disagreement
         asked: bool | Literal["auto"] = "auto" if precision == "auto" else precision == "bf16"
         self.precision = "bf16" if step_in_bf16(asked, model, num_envs, obs == "pixels") else "fp32"
         self.render_mode, self.drawing = render_mode, drawing
@@ -313,9 +332,15 @@ class DreamEnv(gym.Env[Array, Any]):
     metadata = {"render_modes": ["rgb_array", "human"], "render_fps": 30}  # noqa: RUF012
 
     def __init__(
-        self, model: WorldModel, starts: dict[str, Latent], *, render_mode: str | None = None, **kwargs: Any
+        self,
+        model: WorldModel,
+        starts: dict[str, Latent],
+        dream: DreamConfig = DEFAULT,
+        *,
+        render_mode: str | None = None,
+        **kwargs: Any,
     ) -> None:
-        self.envs = DreamVectorEnv(model, starts, 1, autoreset_mode=AutoresetMode.DISABLED, **kwargs)
+        self.envs = DreamVectorEnv(model, starts, 1, dream, autoreset_mode=AutoresetMode.DISABLED, **kwargs)
         told = {name: self.envs.metadata[name] for name in ("render_fps", "drawn")}
         self.metadata = {**self.metadata, **told}
         _check_render_mode(render_mode, self.metadata["render_modes"])
@@ -377,33 +402,13 @@ class DreamEnv(gym.Env[Array, Any]):
             self._window.show(self.envs.frames()[0])
 
 
-def _check_arguments(num_envs: int, obs: str, temperature: float, precision: str) -> None:
+def _check_arguments(num_envs: int, obs: str, precision: str) -> None:
     if num_envs < 1:
         raise ValueError(f"num_envs must be at least 1, got {num_envs}")
     if obs not in ("pixels", "latent"):
         raise ValueError(f"obs must be 'pixels' or 'latent', got {obs!r}")
-    if not 0 < temperature < np.inf:
-        raise ValueError(
-            f"temperature must be above 0 and finite, got {temperature}; "
-            "for the most likely future use deterministic=True"
-        )
     if precision not in ("fp32", "bf16", "auto"):
         raise ValueError(f"precision must be 'fp32', 'bf16' or 'auto', got {precision!r}")
-
-
-def _check_lengths(horizon: int | None, stall: int | None) -> None:
-    for name, steps in (("horizon", horizon), ("stall", stall)):
-        if steps is not None and steps < 1:
-            raise ValueError(f"{name} must be at least 1 step or None, got {steps}")
-
-
-def _check_limits(cut_off: float, pessimism: float, max_disagreement: float | None) -> None:
-    if not 0 < cut_off < 1:
-        raise ValueError(f"cut_off must be between 0 and 1, got {cut_off}")
-    if not 0 <= pessimism < np.inf:
-        raise ValueError(f"pessimism must be a number of at least 0, got {pessimism}")
-    if max_disagreement is not None and not max_disagreement > 0:
-        raise ValueError(f"max_disagreement must be above 0, or None, got {max_disagreement}")
 
 
 def _ensemble(model: WorldModel) -> EnsembleModel:

@@ -19,7 +19,6 @@ from wm_agents.cli.flags import Parser, about, flat, value_of
 from wm_agents.data.collect import CollectConfig
 from wm_agents.data.collect import collect as collect_episodes
 from wm_agents.errors import did_you_mean
-from wm_agents.evaluation.evaluate import dream_horizon
 from wm_agents.evaluation.evaluate import evaluate as judge
 from wm_agents.loops.evolve_saved import evolve_artifact
 from wm_agents.loops.online import online as learn_online
@@ -30,8 +29,7 @@ from wm_agents.loops.rounds import improve as improve_rounds
 from wm_agents.loops.transfer import lines_of as transfer_lines
 from wm_agents.loops.transfer import transfer as transfer_policies
 from wm_agents.models.families import FAMILIES, names
-from wm_agents.models.saved import load_model
-from wm_agents.pretrained import check_dream, cut_off_of, load_policy, real_spec
+from wm_agents.pretrained import load_dream, real_spec
 from wm_agents.video import record
 from wm_envs.real import spec_for
 from wm_envs.registry import TASKS, RealSpec
@@ -134,17 +132,16 @@ def evolve(
         seed: random seed, in place of `--cma.seed`.
         procs: number of worker processes for real episodes.
     """
-    artifact = load_model(model)[1]
-    check_dream(artifact)
+    saved = load_dream(model)
+    own, given = saved.bounded, {"horizon": horizon, "temperature": temperature, "stall": stall}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     evolve_artifact(
         model,
         Path(out),
         cma if seed is None else replace(cma, seed=seed),
         where=where,
-        horizon=(dream_horizon(artifact) or 150) if horizon is None else horizon,
-        temperature=artifact.config["temperature"] if temperature is None else temperature,
-        stall=stall,
-        squash=squash or usual_squash(artifact),
+        dream=replace(own, **{"horizon": own.horizon or 150, **changes}),
+        squash=squash or usual_squash(saved.artifact),
         procs=procs,
         console=console,
     )
@@ -293,17 +290,8 @@ def video(model: str, out: str = "real_vs_dream.mp4", seed: int = EVAL_SEED, res
         seed: seed of the real environment.
         resync_every: re-synchronise the dream with the real frame every N steps; null: never.
     """
-    net, artifact = load_model(model)
-    frames = record(
-        Path(out),
-        real_spec(artifact),
-        net,
-        load_policy(net, artifact),
-        seed=seed,
-        resync_every=resync_every,
-        temperature=artifact.config["temperature"],
-        cut_off=cut_off_of(artifact),
-    )
+    saved = load_dream(model)
+    frames = record(Path(out), saved.spec, saved.model, saved.policy, saved.dream, seed=seed, resync_every=resync_every)
     print(f"{out}: {frames} frames")
 
 

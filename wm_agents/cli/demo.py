@@ -18,14 +18,17 @@ from policies.play import EpisodeResult, EpisodeTask, Stage, play_task
 from policies.policy import Policy, RandomPolicy
 from policies.pool import Halt, WorkerPool
 from policies.rollout import EVAL_SEED
-from wm_agents.checkpoint import Artifact
 from wm_agents.control.evolve import Evolved
-from wm_agents.evaluation.evaluate import Score, evaluate_dream
+from wm_agents.evaluation.evaluate import Score, dream_facts, evaluate_dream
 from wm_agents.loops.evolve_saved import evolve_by
 from wm_agents.loops.recipes import RECIPES
-from wm_agents.models.model import Model
-from wm_agents.models.saved import load_model
-from wm_agents.pretrained import cached_model, cut_off_of, frame_policy, load_starts, real_spec
+from wm_agents.pretrained import (
+    Saved,
+    cached_model,
+    dream_of,
+    frame_policy,
+    load_dream,
+)
 from wm_agents.system.files import write_json
 from wm_agents.system.hardware import describe
 from wm_agents.system.progress import StageBar
@@ -58,16 +61,15 @@ def run_demo(out: Path, *, generations: int, episodes: int, procs: int, console:
     film = out / "real_vs_dream.mp4"
     with StageBar(SHARES, console) as bar:
         bar.update("loading", 0.0, DREAM)
-        model, artifact = _load()
-        evolved = _evolve(model, artifact, generations, bar)
+        saved = _load()
+        evolved = _evolve(saved, generations, bar)
         policy, dreamed = evolved.policy, time.perf_counter() - began
-        drives = _drive_and_film(real_spec(artifact), policy, film, range(EVAL_SEED, EVAL_SEED + episodes), procs, bar)
-    cfg = artifact.config
-    how = {"temperature": cfg["temperature"], "horizon": cfg["horizon"], "cut_off": cut_off_of(artifact)}
-    dream = evaluate_dream(model, load_starts(artifact), policy, episodes=100, seed=EVAL_SEED, **how)
+        drives = _drive_and_film(saved.spec, policy, film, range(EVAL_SEED, EVAL_SEED + episodes), procs, bar)
+    dream = evaluate_dream(saved.model, saved.starts, policy, saved.dream, episodes=100, seed=EVAL_SEED)
+    how = dream_facts(saved.dream)
     summary = {
         "dream_env": DREAM,
-        "real_env": real_spec(artifact).id,
+        "real_env": saved.spec.id,
         "controller": f"linear, {policy.weights.size} parameters, trained from scratch only in dreams",
         "dream_steps": evolved.steps,
         "real": {"episodes": episodes, "seed": EVAL_SEED, **drives.real.to_dict()},
@@ -85,9 +87,9 @@ def run_demo(out: Path, *, generations: int, episodes: int, procs: int, console:
     return summary
 
 
-def _load() -> tuple[Model, Artifact]:
+def _load() -> Saved:
     try:
-        return load_model(DREAM)
+        return load_dream(DREAM)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"the model of {DREAM} is missing from this installation (wm_agents/store); install the package again, or "
@@ -95,7 +97,7 @@ def _load() -> tuple[Model, Artifact]:
         ) from error
 
 
-def _evolve(model: Model, artifact: Artifact, generations: int, bar: StageBar) -> Evolved:
+def _evolve(saved: Saved, generations: int, bar: StageBar) -> Evolved:
     """Train a controller from scratch in dreams with the settings of the recipe."""
 
     def show(generation: Generation) -> None:
@@ -103,8 +105,7 @@ def _evolve(model: Model, artifact: Artifact, generations: int, bar: StageBar) -
         bar.update("training in the dream", generation.number / generations, text)
 
     recipe = replace(RECIPES["CarRacing"], cma=replace(CMA, generations=generations), temperature=TEMPERATURE)
-    starts, cut_off = load_starts(artifact), cut_off_of(artifact)
-    return evolve_by(recipe, model, starts, cut_off=cut_off, on_generation=show)
+    return evolve_by(recipe, saved, on_generation=show)
 
 
 def _drive_and_film(
@@ -143,6 +144,5 @@ def _film(
     seed: int,
 ) -> None:
     model, artifact = cached_model(dream)
-    record(
-        path, stage.spec, model, LinearPolicy(model.act_space, weights, squash), seed=seed, cut_off=cut_off_of(artifact)
-    )
+    policy = LinearPolicy(model.act_space, weights, squash)
+    record(path, stage.spec, model, policy, dream_of(artifact), seed=seed)

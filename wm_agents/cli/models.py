@@ -69,7 +69,7 @@ def describe(name: str) -> dict[str, Any]:
         shapes = {key: found[key] for key in ("obs_shape", "action_dim")}
         return {**found, "config": get_config(name, **shapes).to_dict()}
     from wm_agents.models.saved import load_model
-    from wm_agents.pretrained import cut_off_of
+    from wm_agents.pretrained import dream_of
 
     net, artifact = load_model(name)
     facts = artifact.config
@@ -85,7 +85,7 @@ def describe(name: str) -> dict[str, Any]:
     if found["dreams"]:
         starts = {key.split("/")[0]: len(leaf) for key, leaf in artifact.starts.items()}
         found |= {name: facts[name] for name in ("real", "temperature", "horizon", "fps")}
-        found |= {"cut_off": cut_off_of(artifact), "starts": starts}
+        found |= {"cut_off": dream_of(artifact).cut_off, "starts": starts}
     return {
         **found,
         "versions": facts.get("versions"),

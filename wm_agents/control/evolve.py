@@ -20,7 +20,7 @@ from policies.subspace import Subspace, principal, seen
 from wm_agents.models.saved import load_model
 from wm_agents.pretrained import frame_policy, load_starts, real_spec
 from wm_agents.system.progress import Bar
-from wm_envs.dream import DreamVectorEnv
+from wm_envs.dream import DreamConfig, DreamVectorEnv
 from wm_envs.world_model import Latent, WorldModel
 
 OnGeneration = Callable[[Generation], bool | None]
@@ -40,27 +40,21 @@ def evolve_in_dream(
     model: WorldModel,
     starts: dict[str, Latent],
     cfg: CMAConfig,
+    dream: DreamConfig,
     *,
-    horizon: int,
     x0: NDArray[np.float64] | None = None,
     squash: tuple[str, ...] | None = None,
     sees: slice = slice(None),
-    temperature: float = 1.0,
-    cut_off: float = 0.5,
-    pessimism: float = 0.0,
-    max_disagreement: float | None = None,
-    stall: int | None = None,
     state: Path | None = None,
     on_generation: OnGeneration | None = None,
 ) -> Evolved:
     """Evolve a linear controller on latents; one batch of dreams scores the whole population.
 
     Args:
-        horizon: steps of each dream. Dreams start from latents of any moment in the data.
+        dream: the settings of the dreams, with a horizon. Dreams start from latents of any moment in the data.
         x0: initial weights on feat, flat; default: zeros, as in the paper. With `cfg.components` they are projected to
             the components.
         sees: the dimensions of feat that the controller uses; its weights on the others stay 0.
-        stall: truncate a dream after N consecutive steps without a positive reward.
         state: file from which an interrupted run resumes.
         on_generation: called after every generation, with weights on feat.
     """
@@ -68,13 +62,8 @@ def evolve_in_dream(
         model,
         starts,
         cfg.population * cfg.rollouts,
+        dream,
         obs="latent",
-        temperature=temperature,
-        horizon=horizon,
-        stall=stall,
-        cut_off=cut_off,
-        pessimism=pessimism,
-        max_disagreement=max_disagreement,
         autoreset_mode=AutoresetMode.DISABLED,
         precision=read_about(state).get("precision", "auto"),  # type: ignore[arg-type]
     )

@@ -18,7 +18,7 @@ from policies.mlp import MLPPolicy
 from policies.sb3 import DreamVecEnv, Whitened, to_mlp, unit_actions
 from wm_agents.checkpoint import load_weights
 from wm_agents.system.state import read_state_tensors, write_state_tensors
-from wm_envs.dream import DreamVectorEnv
+from wm_envs.dream import DreamConfig, DreamVectorEnv
 from wm_envs.fields import above, at_least, at_most, check_fields, fail
 from wm_envs.world_model import Latent, WorldModel
 
@@ -78,11 +78,12 @@ def ppo_in_dream(
     model: WorldModel,
     starts: dict[str, Latent],
     cfg: PPOConfig,
+    dream: DreamConfig,
     *,
     state: Path,
     before: Path | None = None,
     on_iteration: Callable[[Iteration], bool | None] | None = None,
-    **dream: Any,
+    start: str = "begin",
 ) -> Iteration:
     """Train an MLP on latents for `cfg.iterations` and return it.
 
@@ -90,11 +91,11 @@ def ppo_in_dream(
         state: file for resuming: networks and the number of iterations, without the optimizer state.
         before: the state file of an earlier run, whose networks are the initial ones.
         on_iteration: returns True to stop.
-        dream: further arguments of `DreamVectorEnv`: horizon, start, temperature, pessimism and so on.
+        start: the initial latents of dreams, "begin" or "anywhere".
     """
     resumed = state.exists()
     precision = read_state_tensors(state)[1].get("precision", "auto") if resumed else "auto"
-    envs = DreamVectorEnv(model, starts, cfg.envs, **{**dream, "obs": "latent", "precision": precision})
+    envs = DreamVectorEnv(model, starts, cfg.envs, dream, obs="latent", start=start, precision=precision)  # type: ignore[arg-type]
     learner = _make(cfg, envs, model.feat(starts["anywhere"]).cpu())
     about: dict[str, str] = {}
     for file in (state, before):

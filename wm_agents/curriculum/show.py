@@ -7,8 +7,7 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
-from wm_agents.models.saved import load_model
-from wm_agents.pretrained import load_policy, real_spec
+from wm_agents.pretrained import load_dream
 from wm_agents.video import Frame, compose, one_env, real_and_dream, write_video
 from wm_envs.frames import is_image
 from wm_envs.window import Window
@@ -43,21 +42,19 @@ class _Show:
     """The real environment of a model, and its frames beside the dream."""
 
     def __init__(self, model: Path) -> None:
-        self.model, self.artifact = load_model(model)
-        self.spec = real_spec(self.artifact)
-        self.envs = one_env(self.spec, rendered=not is_image(self.model.obs_space))
+        self.saved = load_dream(model)
+        self.envs = one_env(self.saved.spec, rendered=not is_image(self.saved.model.obs_space))
         self.fps = float(self.envs.metadata["render_fps"])
 
     def frames(self, seed: int) -> Iterator[Frame]:
         pairs = real_and_dream(
             self.envs,
-            self.model,
-            load_policy(self.model, self.artifact),
+            self.saved.model,
+            self.saved.policy,
+            self.saved.dream,
             seed=seed,
             resync_every=RESYNC_EVERY,
-            temperature=self.artifact.config["temperature"],
-            cut_off=self.artifact.config.get("cut_off", 0.5),
-            drawing=self.spec.id,
+            drawing=self.saved.spec.id,
         )
         return map(compose, islice(pairs, MOST_FRAMES))
 

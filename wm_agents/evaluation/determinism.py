@@ -46,10 +46,8 @@ def _trace(subject: Subject, acts: Sequence[NDArray[Any]], seed: int) -> NDArray
         subject.model,
         subject.starts,
         len(acts[0]),
+        subject.dream,
         obs="latent",
-        temperature=subject.temperature,
-        horizon=subject.horizon,
-        cut_off=subject.cut_off,
         autoreset_mode=AutoresetMode.DISABLED,
     )
     obs, _ = envs.reset(seed=seed)

@@ -16,13 +16,11 @@ from policies.play import EpisodeResult, EpisodeTask, play
 from policies.policy import Policy
 from policies.rollout import EVAL_SEED, returns, rollout
 from policies.step_count import StepCount
-from wm_agents.checkpoint import Artifact
 from wm_agents.degraded import degraded_of
-from wm_agents.models.saved import load_model
-from wm_agents.pretrained import cut_off_of, frame_policy, load_policy, load_starts, real_spec
+from wm_agents.pretrained import frame_policy, load_dream
 from wm_agents.system.progress import Bar
 from wm_agents.system.run_folder import versions
-from wm_envs.dream import DreamVectorEnv
+from wm_envs.dream import DreamConfig, DreamVectorEnv
 from wm_envs.real import probe
 from wm_envs.registry import RealSpec, has_sticky_actions, protocol_of, without_sticky_actions
 from wm_envs.world_model import Latent, WorldModel
@@ -93,27 +91,21 @@ def evaluate_dream(
     model: WorldModel,
     starts: dict[str, Latent],
     policy: Policy,
+    dream: DreamConfig,
     *,
     episodes: int,
     seed: int,
-    horizon: int | None,
-    temperature: float = 1.0,
-    cut_off: float = 0.5,
 ) -> Score:
     """Play dreamed episodes of a policy on latents, all at once, from first frames of real episodes."""
-    if horizon is None:
+    if dream.horizon is None:
         raise ValueError("horizon must be a number of steps, got None; a dream without a horizon may never end")
-    envs = DreamVectorEnv(
-        model,
-        starts,
-        episodes,
-        obs="latent",
-        horizon=horizon,
-        temperature=temperature,
-        cut_off=cut_off,
-        autoreset_mode=AutoresetMode.DISABLED,
-    )
+    envs = DreamVectorEnv(model, starts, episodes, dream, obs="latent", autoreset_mode=AutoresetMode.DISABLED)
     return Score([round(float(r), 3) for r in returns(rollout(envs, policy, seed=seed))])
+
+
+def dream_facts(cfg: DreamConfig) -> dict[str, Any]:
+    """The settings of dreams that a report states."""
+    return {"temperature": cfg.temperature, "horizon": cfg.horizon, "cut_off": cfg.cut_off}
 
 
 def evaluate(
@@ -141,20 +133,15 @@ def evaluate(
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
     began = time.perf_counter()
-    net, artifact = load_model(model)
-    spec, policy = real_spec(artifact), load_policy(net, artifact)
+    saved = load_dream(model)
+    spec, policy = saved.spec, saved.policy
     if both_protocols and not has_sticky_actions(spec):
         raise ValueError(f"both_protocols needs a game with sticky actions, such as ALE/Pong-v5, got {spec.id}")
     probe(spec)  # Raises an error for an unsupported environment.
-    cfg = artifact.config
-    how = {
-        "temperature": cfg["temperature"],
-        "horizon": dream_horizon(artifact),
-        "cut_off": cut_off_of(artifact),
-    }
+    cfg = saved.bounded
     # Dream first: it takes seconds, and shows errors of the model early.
     dreamed = dream_episodes or episodes
-    dream = evaluate_dream(net, load_starts(artifact), policy, episodes=dreamed, seed=seed, **how)
+    dream = evaluate_dream(saved.model, saved.starts, policy, cfg, episodes=dreamed, seed=seed)
 
     def score(spec: RealSpec) -> Score:
         return evaluate_real(spec, partial(frame_policy, model), range(seed, seed + episodes), procs, console)
@@ -174,17 +161,11 @@ def evaluate(
         "policy": policy.about()["kind"],
         "real": {"env": spec.id, "episodes": episodes, "seed": seed, **real.to_dict()},
         **other,
-        "dream": {"episodes": dreamed, "seed": seed, **how, **dream.to_dict()},
-        "degraded_modes": degraded_of(artifact),
+        "dream": {"episodes": dreamed, "seed": seed, **dream_facts(cfg), **dream.to_dict()},
+        "degraded_modes": degraded_of(saved.artifact),
         "protocol": protocol_of(spec),
         "gap": round(dream.mean - real.mean, 3),
         "frames": real.frames,
         "wall_s": round(time.perf_counter() - began, 1),
         "versions": versions(),
     }
-
-
-def dream_horizon(artifact: Artifact) -> int | None:
-    """The horizon of a dream: that of the artifact, or else the limit of the real environment."""
-    limit: int | None = artifact.config["horizon"]
-    return probe(real_spec(artifact)).limit if limit is None else limit

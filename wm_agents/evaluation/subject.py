@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from policies.policy import Policy
 from wm_agents.checkpoint import Artifact
-from wm_agents.evaluation.evaluate import Score, dream_horizon, evaluate_dream
-from wm_agents.evaluation.termination import CUT_OFF
-from wm_agents.pretrained import POLICIES, load_policy, load_starts
+from wm_agents.evaluation.evaluate import Score, evaluate_dream
+from wm_agents.pretrained import POLICIES, Saved, load_policy
+from wm_envs.dream import DreamConfig
 from wm_envs.world_model import Latent, WorldModel
 
 
@@ -19,22 +20,13 @@ class Subject(NamedTuple):
     starts: dict[str, Latent]
     policy: Policy | None
     """The policy on latents, or None."""
-    temperature: float = 1.0
-    cut_off: float = CUT_OFF
-    horizon: int | None = None
-    """The horizon of dreams; None: the length of the longest real episode."""
+    dream: DreamConfig = DreamConfig()
+    """Without a horizon, dreams are as long as the longest real episode."""
 
 
-def subject_of(model: WorldModel, artifact: Artifact) -> Subject:
-    """A saved model with the dream settings of its artifact."""
-    return Subject(
-        model,
-        load_starts(artifact),
-        saved_policy(model, artifact),
-        artifact.config["temperature"],
-        artifact.config.get("cut_off", CUT_OFF),
-        dream_horizon(artifact),
-    )
+def subject_of(saved: Saved) -> Subject:
+    """A saved dream, with the limit of its real environment if it has none."""
+    return Subject(saved.model, saved.starts, saved_policy(saved.model, saved.artifact), saved.bounded)
 
 
 def saved_policy(model: WorldModel, artifact: Artifact) -> Policy | None:
@@ -50,9 +42,7 @@ def dream_score(
         subject.model,
         subject.starts,
         policy,
+        subject.dream if temperature is None else replace(subject.dream, temperature=temperature),
         episodes=episodes,
         seed=seed,
-        horizon=subject.horizon,
-        temperature=subject.temperature if temperature is None else temperature,
-        cut_off=subject.cut_off,
     )

@@ -13,33 +13,23 @@ from policies.linear import LinearPolicy
 from wm_agents.checkpoint import Artifact, model_card, save_artifact, sha256
 from wm_agents.control.evolve import Evolved, OnGeneration, evolve_in_dream, evolve_in_real, show_generations
 from wm_agents.loops.recipes import ImproveConfig
-from wm_agents.models.saved import load_model
-from wm_agents.pretrained import POLICIES, Controller, cut_off_of, load_starts
+from wm_agents.pretrained import POLICIES, Controller, Saved, load_dream
 from wm_agents.system.progress import Bar
 from wm_agents.system.run_folder import start_run
-from wm_envs.world_model import Latent, WorldModel
+from wm_envs.dream import DreamConfig
 
 
 def evolve_by(
-    recipe: ImproveConfig,
-    model: WorldModel,
-    starts: dict[str, Latent],
-    *,
-    cut_off: float,
-    sees: slice = slice(None),
-    on_generation: OnGeneration | None = None,
+    recipe: ImproveConfig, saved: Saved, *, sees: slice = slice(None), on_generation: OnGeneration | None = None
 ) -> Evolved:
     """Train a controller from scratch with the recipe of a task."""
     return evolve_in_dream(
-        model,
-        starts,
+        saved.model,
+        saved.starts,
         recipe.cma,
-        horizon=recipe.horizon,
+        recipe.dream(saved.dream),
         squash=recipe.squash,
         sees=sees,
-        temperature=recipe.temperature,
-        cut_off=cut_off,
-        stall=recipe.dream_stall,
         on_generation=on_generation,
     )
 
@@ -50,9 +40,7 @@ def evolve_artifact(
     cfg: CMAConfig,
     *,
     where: Literal["dream", "real"],
-    horizon: int,
-    temperature: float,
-    stall: int | None,
+    dream: DreamConfig,
     squash: tuple[str, ...] | None,
     procs: int,
     console: Console | None = None,
@@ -63,10 +51,11 @@ def evolve_artifact(
     """
     if out.exists() and not (out / "config.json").exists():
         raise ValueError(f"{out} exists and is not a saved model; choose another directory")
-    net, artifact = load_model(model)
+    saved = load_dream(model)
+    artifact = saved.artifact
     settings: dict[str, Any] = {"where": where, **asdict(cfg), "squash": squash}
     if where == "dream":
-        settings |= {"horizon": horizon, "temperature": temperature, "stall": stall}
+        settings |= {"horizon": dream.horizon, "temperature": dream.temperature, "stall": dream.stall}
     learned = {name: sha256(artifact.path / name) for name in ("model.safetensors", "starts.safetensors")}
     folder = out.with_name(f"{out.name}.run")
     with (
@@ -77,16 +66,7 @@ def evolve_artifact(
         try:
             if where == "dream":
                 policy = evolve_in_dream(
-                    net,
-                    load_starts(artifact),
-                    cfg,
-                    horizon=horizon,
-                    squash=squash,
-                    temperature=temperature,
-                    cut_off=cut_off_of(artifact),
-                    stall=stall,
-                    state=state,
-                    on_generation=show,
+                    saved.model, saved.starts, cfg, dream, squash=squash, state=state, on_generation=show
                 ).policy
             else:
                 policy = evolve_in_real(model, cfg, squash=squash, procs=procs, state=state, on_generation=show)

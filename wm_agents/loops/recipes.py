@@ -18,6 +18,7 @@ from wm_agents.models.families import FAMILIES, config_class, default_family, na
 from wm_agents.models.objects import ObjectsConfig
 from wm_agents.models.vmc import VMCConfig
 from wm_agents.training.config import TrainingConfig
+from wm_envs.dream import DreamConfig
 from wm_envs.fields import above, at_least, check_fields, fail, share
 from wm_envs.frames import is_image
 from wm_envs.real import probe, spec_for
@@ -163,6 +164,17 @@ class ImproveConfig:
         else:
             cfg = config_class(family).from_size(self.size or row.sizes[image], **self.overrides)
         return cfg.fitting(obs_space)
+
+    def dream(self, saved: DreamConfig) -> DreamConfig:
+        """How the controller is trained: in the dreams of a saved model, with the settings of the run."""
+        return replace(
+            saved,
+            temperature=self.temperature,
+            horizon=self.horizon,
+            stall=self.dream_stall if self.controller == "linear" else None,
+            pessimism=self.pessimism,
+            max_disagreement=self.max_disagreement,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values without those of the machine. `size` and `overrides` are omitted at their defaults."""

@@ -38,7 +38,7 @@ from wm_agents.loops.fit import RoundData, fit, new_model
 from wm_agents.loops.recipes import ImproveConfig
 from wm_agents.loops.seeds import JUDGE_SEED, kept_env_seed
 from wm_agents.models.saved import load_model
-from wm_agents.pretrained import Controller, cached_model, frame_policy, load_policy, load_starts, save_model
+from wm_agents.pretrained import Controller, cached_model, frame_policy, load_dream, load_policy, save_model
 from wm_agents.system.run_folder import STEPS, RunFolder, start_run
 from wm_agents.training.callbacks import Callback, LoggingCallback, ProgressCallback
 from wm_agents.video import record
@@ -144,17 +144,9 @@ class Improvement:
 
     def control(self) -> dict[str, float]:
         """Train the controller in the dream, from that of the last round."""
-        cfg = self.cfg
-        model, artifact = load_model(self._dir() / "model")
-        starts = load_starts(artifact)
-        dream: dict[str, Any] = {
-            "horizon": cfg.horizon,
-            "temperature": cfg.temperature,
-            "cut_off": artifact.config["cut_off"],
-            "pessimism": cfg.pessimism,
-            "max_disagreement": cfg.max_disagreement,
-        }
-        save = partial(self._save, model, starts, artifact.config["cut_off"])
+        cfg, saved = self.cfg, load_dream(self._dir() / "model")
+        model, starts, dream = saved.model, saved.starts, cfg.dream(saved.dream)
+        save = partial(self._save, model, starts, saved.dream.cut_off)
         policy: Controller
         if cfg.controller == "ppo":
 
@@ -164,7 +156,7 @@ class Improvement:
             before = self._dir(self.round - 1) / "ppo.safetensors" if self.round else None
             state = self._dir() / "ppo.safetensors"
             last = ppo_in_dream(
-                model, starts, cfg.ppo, state=state, before=before, on_iteration=look, start="anywhere", **dream
+                model, starts, cfg.ppo, dream, state=state, before=before, on_iteration=look, start="anywhere"
             )
             policy, dream_return = last.policy, last.mean
         else:
@@ -178,12 +170,11 @@ class Improvement:
                 model,
                 starts,
                 cfg.cma,
+                dream,
                 x0=self._last_mean(),
                 squash=cfg.squash,
-                stall=cfg.dream_stall,
                 state=state,
                 on_generation=see,
-                **dream,
             )
             policy, dream_return = evolved.policy, evolved.dream_return
         save(policy)
@@ -205,16 +196,10 @@ class Improvement:
             self.cfg.procs,
             count=self.count,
         )
-        net, artifact = load_model(self._dir() / "model")
-        policy = load_policy(net, artifact)
+        saved = load_dream(self._dir() / "model")
+        policy = saved.policy
         dream = evaluate_dream(
-            net,
-            load_starts(artifact),
-            policy,
-            episodes=self.cfg.judge_episodes,
-            seed=JUDGE_SEED,
-            horizon=artifact.config["horizon"],
-            cut_off=artifact.config["cut_off"],
+            saved.model, saved.starts, policy, saved.dream, episodes=self.cfg.judge_episodes, seed=JUDGE_SEED
         )
         self.console.print(f"  real return {score}, dream return {dream.mean:.1f}")
         if warning := exploit_warning(dream, score):
@@ -222,10 +207,10 @@ class Improvement:
         record(
             self._dir() / "real_vs_dream.mp4",
             self.cfg.spec,
-            net,
+            saved.model,
             policy,
+            saved.dream,
             seed=JUDGE_SEED,
-            cut_off=artifact.config["cut_off"],
             max_frames=FILMED,
             count=self.count,
         )
@@ -259,10 +244,9 @@ class Improvement:
             if real is not None and "dream" in history[index].get("control", {})
         ]
         best = int(max(judged, key=int) if self.stopped or not scored else max(scored, key=lambda index: scored[index]))
-        model, artifact = load_model(self._dir(best) / "model")
-        policy, starts = load_policy(model, artifact), load_starts(artifact)
+        saved = load_dream(self._dir(best) / "model")
         told = rounds if self.looks is None else self.looks()
-        chosen = Candidate(model, policy, self.cfg.spec, starts, artifact.config["cut_off"], told)
+        chosen = Candidate(saved.model, saved.policy, self.cfg.spec, saved.starts, saved.dream.cut_off, told)
         return deliver(
             self.run.path,
             chosen,

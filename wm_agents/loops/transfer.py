@@ -27,7 +27,7 @@ from wm_agents.loops.evolve_saved import save_with_policy
 from wm_agents.loops.recipes import PROJECT_RECIPES, RECIPES, ImproveConfig, recipe_for, seeded
 from wm_agents.models.model import Model
 from wm_agents.models.saved import load_model
-from wm_agents.pretrained import Controller, cut_off_of, load_starts, real_spec
+from wm_agents.pretrained import Controller, real_spec, saved_dream
 from wm_agents.system.files import write_json
 from wm_agents.system.progress import Bar
 from wm_agents.system.run_folder import RunFolder, provenance, start_run
@@ -141,28 +141,21 @@ class Transfer(NamedTuple):
             self._note("train_wall_s", number, before + now.wall_s)
             bar.update(now.number, f"dream return {now.mean:.1f}")
 
-        dream: dict[str, Any] = {
-            "horizon": cfg.horizon,
-            "temperature": cfg.temperature,
-            "cut_off": cut_off_of(self.artifact),
-            "pessimism": cfg.pessimism,
-            "max_disagreement": cfg.max_disagreement,
-        }
-        starts = load_starts(self.artifact)
+        saved = saved_dream(self.model, self.artifact)
+        dream = cfg.dream(saved.dream)
         if cfg.controller == "ppo":
             state = folder / "ppo.safetensors"
             return ppo_in_dream(
-                self.model, starts, cfg.ppo, state=state, on_iteration=show, start="anywhere", **dream
+                self.model, saved.starts, cfg.ppo, dream, state=state, on_iteration=show, start="anywhere"
             ).policy
         return evolve_in_dream(
             self.model,
-            starts,
+            saved.starts,
             cfg.cma,
+            dream,
             squash=cfg.squash,
-            stall=cfg.dream_stall,
             state=folder / "evolution.json",
             on_generation=show,
-            **dream,
         ).policy
 
     def _note(self, name: str, number: int, value: Any) -> None:

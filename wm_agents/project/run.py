@@ -25,8 +25,7 @@ from wm_agents.loops.online_config import OnlineConfig
 from wm_agents.loops.recipes import ImproveConfig
 from wm_agents.loops.rounds import STAGES, Improvement, check_training
 from wm_agents.loops.seeds import JUDGE_SEED
-from wm_agents.models.saved import load_model
-from wm_agents.pretrained import load_policy
+from wm_agents.pretrained import load_dream
 from wm_agents.project.curves import draw_curves
 from wm_agents.project.finished import check_more, digest, flatten, tell, warn
 from wm_agents.project.manifest import NAME, Manifest, artifact_facts, data_facts
@@ -190,14 +189,14 @@ def film(project: Project, ground: Ground, console: Console) -> int:
     if ground.spec is None or ground.degraded:
         console.print("no video: the model has no policy")
         return 0
-    model, artifact = load_model(project.out / "model")
+    saved = load_dream(project.out / "model")
     frames = record(
         project.out / "gameplay.mp4",
         ground.spec,
-        model,
-        load_policy(model, artifact),
+        saved.model,
+        saved.policy,
+        saved.dream,
         seed=JUDGE_SEED,
-        cut_off=artifact.config["cut_off"],
         max_frames=project.gameplay.max_frames,
         fps=project.gameplay.fps,
     )

@@ -56,9 +56,9 @@ def _earned(subject: Subject, policy: Policy, windows: Windows, seed: int) -> Fl
     for _ in range(len(windows.rew)):
         act = encode_action(model.act_space, policy.act(model.feat(latent).float().cpu().numpy().copy()))
         out = model.step(
-            latent, torch.from_numpy(act).to(model.device), temperature=subject.temperature, generator=generator
+            latent, torch.from_numpy(act).to(model.device), temperature=subject.dream.temperature, generator=generator
         )
         latent = out.latent
         rews.append(np.where(alive, out.rew.double().cpu().numpy(), 0.0))
-        alive &= ~out.over(subject.cut_off).cpu().numpy()
+        alive &= ~out.over(subject.dream.cut_off).cpu().numpy()
     return np.stack(rews)

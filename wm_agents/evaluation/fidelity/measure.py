@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -100,8 +100,8 @@ def measure(
         among = contenders(subject.policy, subject.model.act_space, cfg.policies)
     drives = _drive(play, among, cfg, console)
     longest = max(drives.steps)
-    horizon = min(subject.horizon or longest, max(longest, cfg.longest_dream))
-    subject = subject._replace(horizon=horizon)
+    horizon = min(subject.dream.horizon or longest, max(longest, cfg.longest_dream))
+    subject = subject._replace(dream=replace(subject.dream, horizon=horizon))
     model, dreamed = subject.model, {"episodes": cfg.dream_episodes, "seed": cfg.seed}
     warmths: list[Warmth] = []
     closed: list[Closed] = []
@@ -117,15 +117,15 @@ def measure(
             drives.episodes,
             horizons=cfg.horizons,
             windows=cfg.windows,
-            temperature=subject.temperature,
-            cut_off=subject.cut_off,
+            temperature=subject.dream.temperature,
+            cut_off=subject.dream.cut_off,
             tolerance=cfg.tolerance,
         )
         bar.update(3, "dreams of real episodes")
         if own and subject.policy is not None:
             closed = closed_loop(subject, own, horizons=cfg.horizons, windows=cfg.windows)
-        seen = foresee(model, drives.episodes, temperature=subject.temperature)
-        drawn = drawn_ends(model, drives.episodes, temperature=subject.temperature)
+        seen = foresee(model, drives.episodes, temperature=subject.dream.temperature)
+        drawn = drawn_ends(model, drives.episodes, temperature=subject.dream.temperature)
         bar.update(4, "termination")
     for i, row in enumerate(warmths):
         if row.tau in cfg.train_temperatures:
@@ -141,7 +141,7 @@ def measure(
         len(drives.steps),
         sum(drives.steps),
         ahead,
-        reliability(seen, subject.cut_off, drawn),
+        reliability(seen, subject.dream.cut_off, drawn),
         check_seeds(subject),
         gap_of(ranking.saved, horizon, cfg.episodes) if ranking.saved else None,
         closed,

@@ -21,8 +21,7 @@ from wm_agents.evaluation.fidelity.sections import Section, sections
 from wm_agents.evaluation.held_out import record
 from wm_agents.evaluation.subject import subject_of
 from wm_agents.evaluation.variants import drive
-from wm_agents.models.saved import load_model
-from wm_agents.pretrained import cached_model, real_spec
+from wm_agents.pretrained import cached_model, load_dream
 from wm_agents.system.files import write_json, write_text
 from wm_agents.system.hardware import describe
 from wm_agents.system.run_folder import versions
@@ -65,15 +64,15 @@ def fidelity_report(
         cma=replace(cfg.cma, generations=generations),
     )
     cached_model.cache_clear()  # The directory may have changed since this process last loaded it.
-    net, artifact = load_model(model)
-    spec = real_spec(artifact)
+    saved = load_dream(model)
+    spec, artifact = saved.spec, saved.artifact
     folder = run or find_run(artifact.path)
     history = None if folder is None else read_history(folder)
     if run is not None and history is None:
         raise ValueError(f"run must be a folder of `wm improve` with an evaluated round, got {run}")
     history = history or told_history(artifact.path)
     found = measure(
-        subject_of(net, artifact),
+        subject_of(saved),
         lambda jobs: record(spec, partial(drive, model), jobs, procs),
         cfg,
         history=history,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 from rich.console import Console
@@ -52,16 +53,13 @@ def train_at(
     console: Console | None = None,
 ) -> Warmth:
     """Train a controller in dreams of one temperature, and add its dream and real score to the row."""
-    assert subject.horizon is not None
     with Bar(f"training at tau {row.tau}, generation", cma.generations, console) as bar:
         policy = evolve_in_dream(
             subject.model,
             subject.starts,
             cma,
-            horizon=subject.horizon,
+            replace(subject.dream, temperature=row.tau),
             squash=squash_of(subject.policy),
-            temperature=row.tau,
-            cut_off=subject.cut_off,
             on_generation=show_generations(bar),
         ).policy
     dream = dream_score(subject, policy, episodes=episodes, seed=seed, temperature=row.tau)

@@ -72,7 +72,7 @@ def try_out(
 
     def dreamed(model: WorldModel) -> tuple[Windows, Dream]:
         drawn = draw_windows(model, episodes, windows, reached[-1], np.random.default_rng(seed))
-        return drawn, dream(model, drawn, episodes, reached, scale, temperature=0.0, cut_off=subject.cut_off)
+        return drawn, dream(model, drawn, episodes, reached, scale, temperature=0.0, cut_off=subject.dream.cut_off)
 
     drawn, ours = dreamed(subject.model)
     _, theirs = dreamed(untrained)
@@ -120,7 +120,7 @@ def expect(subject: Subject, episodes: Sequence[Episode], draws: int = DRAWS, se
     for moment in walk(model, episodes):
         latent = {key: leaf.repeat_interleave(draws, 0) for key, leaf in moment.latent.items()}
         act = moment.act.repeat_interleave(draws, 0)
-        out = model.step(latent, act, temperature=subject.temperature, generator=generator)
+        out = model.step(latent, act, temperature=subject.dream.temperature, generator=generator)
         rew, cont = (x.double().view(-1, draws).mean(1).cpu().numpy() for x in (out.rew, out.cont))
         parts.append((rew, 1 - cont, moment.rew, moment.term.astype(np.float64)))
     return Expected(*(np.concatenate(column) for column in zip(*parts)))

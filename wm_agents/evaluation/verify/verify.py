@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -35,7 +35,7 @@ from wm_agents.evaluation.verify.checks import (
 from wm_agents.models.families import build
 from wm_agents.models.model import Model
 from wm_agents.models.saved import load_model, model_path
-from wm_agents.pretrained import cached_model, real_spec
+from wm_agents.pretrained import cached_model, saved_dream
 from wm_agents.system.hardware import describe
 from wm_agents.system.progress import Bar
 from wm_agents.system.run_folder import versions
@@ -113,13 +113,13 @@ def verify(
         return Verification(
             False, family=None, env=None, checks=[broken], episodes=0, steps=0, degraded_modes=[], **facts
         )
-    spec, degraded = real_spec(artifact), degraded_of(artifact)
-    subject = subject_of(net, artifact)
+    saved, degraded = saved_dream(net, artifact), degraded_of(artifact)
+    spec, subject = saved.spec, subject_of(saved)
     cached_model.cache_clear()  # The directory may have changed since this process last loaded it.
     checks = [check_files(artifact), check_data(spec, degraded)]
     held_out = list(_play(target, spec, subject, episodes, seed, procs, console))
     longest = max(ep.num_steps for ep in held_out)
-    subject = subject._replace(horizon=subject.horizon or longest)
+    subject = subject._replace(dream=replace(subject.dream, horizon=subject.dream.horizon or longest))
     checks += judge(subject, untrained(net), held_out)
     returns: dict[str, list[float]] = {}
     if mode == "proof":
