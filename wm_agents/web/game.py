@@ -153,7 +153,7 @@ class Game:
         elif not self.dream_over:
             self.dream.latent = out.latent
             self.age += 1
-            if bool(out.over(self.playable.cut_off)):
+            if bool(out.over(self.playable.settings.cut_off)):
                 self.dream_over = "terminated"
             elif self.horizon is not None and self.step_count >= self.horizon:
                 self.dream_over = "truncated"

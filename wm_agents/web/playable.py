@@ -17,9 +17,9 @@ from policies.policy import Policy, RandomPolicy
 from wm_agents.checkpoint import Artifact, read_tensors
 from wm_agents.errors import did_you_mean
 from wm_agents.models.model import Model
-from wm_agents.pretrained import POLICIES, check_dream, cut_off_of, load_model, load_policy, load_starts, real_spec
+from wm_agents.pretrained import POLICIES, check_dream, dream_of, load_model, load_policy, load_starts, real_spec
 from wm_agents.web.controls import controls_of
-from wm_envs.dream import DreamVectorEnv
+from wm_envs.dream import DreamConfig, DreamVectorEnv
 from wm_envs.env_id import LackingEnv, UnknownEnv
 from wm_envs.frames import is_channels_first, is_image
 from wm_envs.real import make_real, probe
@@ -43,7 +43,8 @@ class Playable:
     starts: dict[str, Latent]
     config: dict[str, Any]
     """config.json of the saved model."""
-    cut_off: float
+    settings: DreamConfig
+    """Of its dreams."""
     pilots: dict[str, Callable[[], Policy]]
     """Makers of policies on feat, by name; a person is none of them."""
     spec: RealSpec | None
@@ -65,24 +66,20 @@ class Playable:
         return float(self.config["fps"])
 
     def dream(self) -> DreamVectorEnv:
-        """A dream of one row, with the artifact's temperature and horizon."""
-        how = {"temperature": self.config["temperature"], "horizon": self.config["horizon"]}
-        return DreamVectorEnv(
-            self.model, self.starts, 1, cut_off=self.cut_off, autoreset_mode="disabled", drawing=self.env_id, **how
-        )
+        """A dream of one row, with the artifact's settings."""
+        return DreamVectorEnv(self.model, self.starts, 1, self.settings, autoreset_mode="disabled", drawing=self.env_id)
 
     def facts(self) -> dict[str, Any]:
         """What a page shows of the dream, as JSON."""
         task = task_of(self.spec) if self.spec is not None else None
-        horizon = self.config["horizon"]
         return {
             "name": self.name,
             "env": self.env_id,
             "family": self.model.family,
             "parameters": self.model.num_parameters,
             "fps": self.fps,
-            "temperature": self.config["temperature"],
-            "horizon": horizon,
+            "temperature": self.settings.temperature,
+            "horizon": self.settings.horizon,
             "starts": sorted(self.starts, key=lambda bank: bank != "begin"),
             "pilots": [PERSON, *self.pilots],
             "controls": self.controls,
@@ -122,7 +119,7 @@ def load_playable(model: str, policies: Sequence[str] = (), *, real: bool = True
         model=net,
         starts=starts,
         config=artifact.config,
-        cut_off=cut_off_of(artifact),
+        settings=dream_of(artifact),
         pilots=pilots,
         spec=spec,
         no_real=why,
