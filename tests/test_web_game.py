@@ -16,6 +16,7 @@ import wm_envs  # noqa: F401
 from wm_agents.web.controls import controls_of, read_action, resting
 from wm_agents.web.game import WINDOW, Game
 from wm_agents.web.playable import PERSON, RANDOM, Playable, load_playable
+from wm_envs.dream import DreamConfig
 from wm_envs.registry import RealSpec
 from wm_envs.world_model import Observer
 
@@ -49,7 +50,8 @@ def toy_game(env: Line | None, monkeypatch: pytest.MonkeyPatch, **toy: Any) -> G
     config = {"real": {"id": "Toy-v0"}, "temperature": 1.0, "horizon": None, "fps": 10}
     monkeypatch.setattr("wm_agents.web.game.make_real", lambda spec: env)
     starts, controls = toy_starts(), controls_of(model.act_space)
-    playable = Playable("toy", model, starts, config, 0.5, {}, spec, "none here", np.ones(2), controls)
+    dream = DreamConfig(config["temperature"], config["horizon"])
+    playable = Playable("toy", model, starts, config, dream, {}, spec, "none here", np.ones(2), controls)
     return Game(playable)
 
 
