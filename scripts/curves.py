@@ -54,9 +54,9 @@ def draw(task: str, runs: Sequence[Record], references: Sequence[Record]) -> Fig
         plot(gaps, run, "round", "gap", **style, marker="o")
     by_steps.axvline(MARK, color="grey", linewidth=0.8)
     by_steps.set(xscale="log", xlabel="real steps (grey: 100,000)", ylabel="real return", title=task)
-    by_time.set(xlabel="wall time in s", title="dotted: while collecting, with exploration")
+    by_time.set(xlabel="wall time in s (dotted: during collection)")
     gaps.axhline(0, color="grey", linewidth=0.8)
-    gaps.set(xlabel="round", title="dream return minus real return")
+    gaps.set(xlabel="round", ylabel="dream return minus real return")
     if runs or references:
         by_steps.legend(fontsize=5)
     return figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,3 +41,14 @@ def test_a_model_without_room_for_starts_is_rejected(tmp_path: Path, monkeypatch
     with pytest.raises(ValueError, match="has room for -"):
         shipping.ship(source, tmp_path / "store")
     assert not (tmp_path / "store").exists()
+
+
+def test_the_scores_of_fresh_policies_go_on_the_card(tmp_path: Path) -> None:
+    policies = [{"seed": 1, "real": {"mean": 5.0, "std": 1.0}, "dream": {"mean": 6.0}, "train_wall_s": 60}]
+    result: dict[str, Any] = {"policies": [*policies, {"seed": 2, "failed": "nan"}]}
+    result["real"] = {"policies": 2, "failed": 1, "mean": 5.0, "std_between": 0.0, "min": 5.0, "max": 5.0}
+    card = "# A\n\n| dream score | 3 ± 1 |\n| fresh policies | old |\n| data | 5 |\n"
+    found = shipping.with_fresh_policies(card, result)
+    before, row, after = found.partition("| fresh policies | ")[0], found.splitlines()[3], found.splitlines()[4]
+    assert before == "# A\n\n| dream score | 3 ± 1 |\n" and after == "| data | 5 |" and "old" not in found
+    assert "policy 0 (seed 1): real 5.0 ± 1.0" in row and "policy 1 (seed 2): FAILED: nan" in row
