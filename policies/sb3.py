@@ -353,7 +353,10 @@ def load_sb3(
     Raises:
         ValueError: it is not a zip of SB3, contains more than weights, or the shapes do not match.
     """
-    weights = read_weights(Path(path))
+    path = Path(path)
+    if not path.exists() and path.with_name(path.name + ".zip").exists():
+        path = path.with_name(path.name + ".zip")  # SB3 appends it, too.
+    weights = read_weights(path)
     kwargs["policy_kwargs"] = dict(kwargs.get("policy_kwargs") or {})  # SB3 modifies it.
     model = algo(policy, DreamVecEnv(env) if isinstance(env, VectorEnv) else env, **kwargs)
     own = model.policy.state_dict()

@@ -684,3 +684,17 @@ def test_a_pickled_dream_is_the_same_dream() -> None:
     sent = pickle.loads(pickle.dumps(env))
     for _ in range(5):
         np.testing.assert_array_equal(sent.step(np.zeros(1, np.float32))[0], env.step(np.zeros(1, np.float32))[0])
+
+
+def test_seeds_may_be_integers_of_numpy() -> None:
+    envs = DreamVectorEnv(Toy(), toy_starts(), 3)
+    first, _ = envs.reset(seed=3)
+    np.testing.assert_array_equal(envs.reset(seed=np.int64(3))[0], first)
+    np.testing.assert_array_equal(envs.reset(seed=list(np.arange(3, 6)))[0], first)
+
+
+def test_gymnasium_collects_the_frames_of_a_dream() -> None:
+    env = gym.make("Dream-CartPole-v0", render_mode="rgb_array_list")
+    env.reset(seed=0)
+    env.step(0)
+    assert len(env.render()) == 2

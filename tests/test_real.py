@@ -10,6 +10,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import RecordEpisodeStatistics, RecordVideo
 from numpy.typing import NDArray
@@ -435,3 +437,58 @@ def test_commands_create_the_environment_twice_at_most_before_the_first_step(
         main([*command.split(), "--debug"])
     # The first one tells whether observations are images.
     assert builds == ["CartPole-v1"] * (1 if command == "train" else 2)
+
+
+class Plain(gym.Env):
+    """An environment whose `reset` and `step` are given."""
+
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+
+def plain(monkeypatch: pytest.MonkeyPatch, **fields: object) -> RealSpec:
+    """An environment that exists for one test, with other attributes."""
+    kind = type("Kind", (Plain,), fields)
+    monkeypatch.setitem(gym.registry, "Plain-v0", EnvSpec("Plain-v0", entry_point=kind))
+    return RealSpec("Plain-v0")
+
+
+def old_reset(self, *, seed=None, options=None):
+    return np.zeros(2, np.float32)
+
+
+def reset(self, *, seed=None, options=None):
+    return np.zeros(2, np.float32), {}
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ({"reset": old_reset}, r"Plain-v0: reset returns ndarray; reset\(seed=, options=\) must return \(obs, info\)"),
+        ({"reset": reset, "step": lambda self, act: (np.zeros(2), 0.0, False, {})}, r"step returns \(ndarray, float, "),
+        ({"reset": lambda self: (np.zeros(2), {})}, "Plain-v0: reset does not take `seed`"),
+    ],
+)
+def test_environments_of_the_old_gym_are_named(methods: dict, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_spec(plain(monkeypatch, **methods))
+
+
+def test_boards_of_pieces_are_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    board = spaces.Box(0, 10, (7, 7, 3), np.uint8)
+    env = make_real(plain(monkeypatch, observation_space=board))
+    assert env.observation_space.shape == (147,) and env.observation_space.dtype == np.uint8
+    assert not is_image(board) and is_image(spaces.Box(0, 255, (7, 7, 3), np.uint8))
+
+
+def test_long_vectors_are_rejected_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = plain(monkeypatch, observation_space=spaces.Box(-1, 1, (2500,), np.float32))
+    with pytest.raises(ValueError, match="flatten to 2,500 values, but at most 2,000 .*; select the relevant ones"):
+        make_real(spec)
+
+
+def test_old_ids_of_games_are_known() -> None:
+    code = "from wm_envs.real import probe, RealSpec; print(probe(RealSpec('Pong-v4', size=64)).fps)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(60 / 3)  # Its frame skip is 2, 3 or 4.

@@ -564,7 +564,7 @@ def test_saved_policies_load_in_plain_sb3_and_here(algo, act_space: gym.Space, t
     plain = algo.load(tmp_path / "policy.zip")
     np.testing.assert_array_equal(plain.predict(obs, deterministic=True)[0], want)
     kwargs = {"policy_kwargs": TINY} | ({} if algo in (PPO, A2C) else {"buffer_size": 10})
-    ours = load_sb3(tmp_path / "policy.zip", algo, dreams(act_space=act_space), **kwargs)
+    ours = load_sb3(tmp_path / "policy", algo, dreams(act_space=act_space), **kwargs)
     np.testing.assert_array_equal(ours.predict(obs, deterministic=True)[0], want)
     assert isinstance(ours, algo) and ours.env.num_envs == 4
 

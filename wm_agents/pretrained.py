@@ -236,6 +236,10 @@ def make_dream_vec_env(
     return DreamVectorEnv(num_envs=num_envs, **_dream_arguments(model, device, kwargs))
 
 
+# Gymnasium reads the render modes of an entry point, for modes that it adds itself, such as "rgb_array_list".
+make_dream_env.metadata = DreamEnv.metadata  # type: ignore[attr-defined]
+
+
 def make_real_env(model: str | None = None, obs: str = "pixels", render_mode: str | None = None) -> gym.Env[Any, Any]:
     """`gym.make("Real-...")`: the real environment with the spaces of its dream.
 

@@ -238,7 +238,7 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
             raise ValueError(f"seed must be one int or {self.num_envs} of them, got {len(seeds)}")
         for row in rows:
             if seeds[row] is not None:
-                self.streams.rngs[row] = seeding.np_random(seeds[row])[0]
+                self.streams.rngs[row] = seeding.np_random(int(seeds[row]))[0]
 
     def _check_start(self, start: str | Latent) -> str | Latent:
         if not isinstance(start, str):

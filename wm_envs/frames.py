@@ -13,16 +13,13 @@ CHANNELS = (1, 3)
 
 
 def is_image(space: gym.Space[Any]) -> bool:
-    """Whether observations are (H, W, 3) or (H, W, 1) uint8 pixels."""
-    shape = space.shape or ()
-    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(shape) == 3 and shape[-1] in CHANNELS
+    """Whether observations are (H, W, 3) or (H, W, 1) uint8 pixels from 0 to 255; boards of pieces are not."""
+    return _is_frame(space) and (space.shape or ())[-1] in CHANNELS
 
 
 def is_channels_first(space: gym.Space[Any]) -> bool:
     """Whether observations are (3, H, W) or (1, H, W) uint8 pixels, as from wrappers for PyTorch."""
-    shape = space.shape or ()
-    pixels = isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(shape) == 3
-    return pixels and shape[0] in CHANNELS and not is_image(space)
+    return _is_frame(space) and (space.shape or ())[0] in CHANNELS and not is_image(space)
 
 
 def frame_shape(space: gym.Space[Any]) -> tuple[int, int, int] | None:
@@ -38,9 +35,13 @@ def frame_shape(space: gym.Space[Any]) -> tuple[int, int, int] | None:
 
 def is_resizable(space: gym.Space[Any]) -> bool:
     """Whether observations are images that can be resized; grey images may have no channel axis."""
-    grey = isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 2
-    bounded = isinstance(space, spaces.Box) and bool((space.low == 0).all() and (space.high == 255).all())
-    return (grey or is_image(space)) and bounded
+    return _is_frame(space, axes=2) or is_image(space)
+
+
+def _is_frame(space: gym.Space[Any], axes: int = 3) -> bool:
+    if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) != axes:
+        return False
+    return bool(space.low.max() == 0 and space.high.min() == 255)
 
 
 def to_rgb(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -7,6 +7,7 @@ import os
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import replace
+from inspect import signature
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium as gym
@@ -117,6 +118,7 @@ def check_spec(spec: RealSpec) -> EnvFacts:
         ValueError: the environment is not supported, or violates its own spaces; the message names the part.
     """
     with closing(make_real(replace(spec, max_episode_steps=None))) as env:
+        _check_contract(env.unwrapped, spec.id)
         space, actions = env.observation_space, deepcopy(env.action_space)
         actions.seed(0)
         for obs in (env.reset(seed=0)[0], env.step(actions.sample())[0]):
@@ -136,6 +138,36 @@ def check_spec(spec: RealSpec) -> EnvFacts:
         return EnvFacts(space, env.action_space, limit, float(env.metadata["render_fps"]), modes)
 
 
+def _check_contract(env: gym.Env[Any, Any], name: str) -> None:
+    """Check that the environment has Gymnasium's interface, not that of the old Gym.
+
+    Raises:
+        ValueError: `reset` or `step` take or return something else.
+    """
+    contract = (
+        "reset(seed=, options=) must return (obs, info), and step(action) must return (obs, reward, terminated, "
+        "truncated, info)"
+    )
+    taken = signature(env.reset).parameters
+    if "seed" not in taken and not any(part.kind == part.VAR_KEYWORD for part in taken.values()):
+        raise ValueError(f"{name}: reset does not take `seed`; {contract}")
+    found = env.reset(seed=0)
+    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], dict):
+        raise ValueError(f"{name}: reset returns {_kinds(found)}; {contract}")
+    actions = deepcopy(env.action_space)
+    actions.seed(0)
+    stepped: Any = env.step(actions.sample())
+    if not isinstance(stepped, tuple) or len(stepped) != 5:
+        raise ValueError(f"{name}: step returns {_kinds(stepped)}; {contract}")
+
+
+def _kinds(value: Any) -> str:
+    """The types in a tuple, or the type of another value."""
+    if isinstance(value, tuple):
+        return f"({', '.join(type(part).__name__ for part in value)})"
+    return type(value).__name__
+
+
 def _key(spec: RealSpec) -> tuple[str, str]:
     """The environment of `spec` as it is registered now."""
     return repr(spec), repr(gym.registry.get(spec.id.rpartition(":")[2]))
@@ -143,14 +175,8 @@ def _key(spec: RealSpec) -> tuple[str, str]:
 
 def _make(spec: RealSpec, render_mode: str | None) -> gym.Env[Any, Any]:
     """The environment without preprocessing, with a correct `render_fps`."""
-    ale = "ALE/" in spec.id or "NoFrameskip" in spec.id
-    if ale:
-        try:
-            import ale_py
-        except ImportError as error:
-            raise LackingEnv(spec.id, error) from error
-        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # Suppresses the banner of each game.
-        gym.register_envs(ale_py)
+    if spec.id not in gym.registry and ":" not in spec.id:
+        _register_games(spec.id)
     # Not every env accepts the argument.
     rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     try:
@@ -160,10 +186,26 @@ def _make(spec: RealSpec, render_mode: str | None) -> gym.Env[Any, Any]:
     except (gym.error.DependencyNotInstalled, ImportError) as error:
         raise LackingEnv(spec.id, error) from error
     fps = env.metadata.get("render_fps", 30)
-    if ale and env.spec is not None:
+    if env.spec is not None and str(env.spec.entry_point).startswith("ale_py"):
         fps = ALE_FPS / float(np.mean(env.spec.kwargs["frameskip"]))  # The ALE assumes a frame skip of 2.
     env.metadata = {**env.metadata, "render_fps": float(fps) / spec.action_repeat}
     return env
+
+
+def _register_games(env_id: str) -> None:
+    """Register the games of the ALE, also those with old ids such as Pong-v4.
+
+    Raises:
+        LackingEnv: `env_id` is a game, and the ALE is not installed.
+    """
+    try:
+        import ale_py
+    except ImportError as error:
+        if "ALE/" in env_id or "NoFrameskip" in env_id:
+            raise LackingEnv(env_id, error) from error
+        return
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # Suppresses the banner of each game.
+    gym.register_envs(ale_py)
 
 
 def _act(env: gym.Env[Any, Any], spec: RealSpec) -> gym.Env[Any, Any]:
@@ -183,9 +225,7 @@ def _see(env: gym.Env[Any, Any], spec: RealSpec) -> gym.Env[Any, Any]:
         if spec.crop is not None or spec.stack:
             what = "crop" if spec.crop is not None else "stack"
             raise ValueError(f"{what} needs a size for resized images; set one, such as size=64")
-        if is_image(space) or (isinstance(space, spaces.Box) and len(space.shape) == 1):
-            return env
-        return _flatten(env)
+        return env if is_image(space) else _flatten(env)
     if not is_resizable(space):
         raise ValueError(
             f"observations must be (H, W), (H, W, 1) or (H, W, 3) uint8 pixels from 0 to 255 for size={spec.size}, "
@@ -225,12 +265,13 @@ def _flatten(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
             f"got {', '.join(refused)}; drop or encode these parts with a wrapper"
         )
     width = spaces.flatdim(space)
+    is_vector = isinstance(space, spaces.Box) and len(space.shape) == 1
     if width > MAX_VECTOR:
+        hint = "select the relevant ones with TransformObservation" if is_vector else _as_pixels(space)
         raise ValueError(
-            f"observations flatten to {width:,} values, but at most {MAX_VECTOR:,} are supported: {space}; "
-            f"{_as_pixels(space)}"
+            f"observations flatten to {width:,} values, but at most {MAX_VECTOR:,} are supported: {space}; {hint}"
         )
-    return FlattenObservation(env)
+    return env if is_vector else FlattenObservation(env)
 
 
 def _as_pixels(space: gym.Space[Any]) -> str:

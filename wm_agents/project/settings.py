@@ -50,7 +50,7 @@ def load_project(path: str | Path = PROJECT_FILE, flags: Values | None = None) -
     values = read_toml(path)
     for name, value in (flags or {}).items():
         _put(values, name.split("."), value)
-    lines = find_lines(path.read_text(encoding="utf-8"))
+    lines = find_lines(path.read_text(encoding="utf-8-sig"))
     if problems := Review(values).problems:
         raise ProjectError(_told(path, lines, flags or {}, problems))
     places = {name: f"line {line}" for name, line in lines.items()} | {name: f"--{name}" for name in flags or {}}

@@ -63,7 +63,10 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigurationError: the file is not valid TOML in UTF-8; the message quotes the line.
     """
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path} is not encoded in UTF-8: {error}; save it as UTF-8") from error
     try:
         values: dict[str, Any] = tomllib.loads(text)
     except (ValueError, IndexError) as error:  # `toml`, used on Python 3.10, raises both.
