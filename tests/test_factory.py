@@ -100,7 +100,7 @@ def test_vectors_never_reach_a_convolution(family: str) -> None:
 def test_frames_in_another_order_are_explained() -> None:
     model = create_world_model("dreamerv3:ci", obs_shape=(3, 64, 64), action_dim=2)
     with pytest.raises(
-        ValueError, match=r"\(B, 3, 64, 64\) uint8.*got \(1, 64, 64, 3\).*the channel axis .* other side"
+        ValueError, match=r"\(B, 3, 64, 64\) uint8.*got \(1, 64, 64, 3\).*the channel axis is at the other end"
     ):
         model.encode(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"got \(3, 64, 64\).*one observation needs a batch axis, obs\[None\]"):
@@ -140,7 +140,7 @@ def test_an_environment_or_its_id_gives_the_spaces() -> None:
         ({"obs_shape": (4, 84, 84), "action_dim": 2}, r"C = 1 or 3 channels, got \(4, 84, 84\)"),
         ({"obs_shape": 4, "action_dim": 2}, r"must be a tuple of positive integers, such as \(8,\) .*, got 4"),
         ({"obs_shape": (0,), "action_dim": 2}, r"positive integers, such as \(8,\) or \(64, 64, 3\), got \(0,\)"),
-        ({"obs_shape": (8,)}, r"dreamerv3:ci needs action_dim, such as \(8,\) and 2, or env="),
+        ({"obs_shape": (8,)}, r"dreamerv3:ci needs action_dim, such as obs_shape=\(8,\) and action_dim=2, or env="),
         ({}, "needs obs_shape and action_dim"),
         ({"obs_shape": (8,), "action_dim": 0}, "action_dim must be a positive integer, got 0"),
         ({"obs_shape": (8,), "action_dim": 2, "action_type": "discret"}, "got 'discret'; did you mean 'discrete'"),

@@ -119,7 +119,7 @@ def test_offline_the_cache_serves_and_else_the_error_reports_what_to_do(
     kept = hub.resolve("org/pole")
     ask("http://127.0.0.1:9", monkeypatch)  # Nothing listens there.
     assert hub.resolve("org/pole") == kept
-    with pytest.raises(hub.HubError, match="is not reachable, and org/other is not in .*cache; download it online"):
+    with pytest.raises(hub.HubError, match="is not reachable, and org/other is not in .*cache; connect to download it"):
         load_model("org/other")
     with pytest.raises(ConfigurationError, match=r"no model 'org/other': .* is not reachable"):
         create_world_model("org/other")
@@ -189,7 +189,7 @@ def test_paths_are_not_asked_for_on_the_hub(server: Hub, tmp_path: Path) -> None
 def test_without_the_extra_the_error_names_the_pip_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(hub.HubError, match=r"there is no directory org/pole.*: pip install huggingface-hub"):
+    with pytest.raises(hub.HubError, match=r"there is no directory org/pole.*, pip install huggingface-hub"):
         load_model("org/pole")
 
 

@@ -129,7 +129,7 @@ def test_what_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ValueError, match="an ensemble needs a Box of vectors"):
         write_project(tmp_path / "my", "CarRacing-v3", "ensemble:default")
 
-    def full(*args: object) -> str:
+    def full(*args: object, **kwargs: object) -> str:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)

@@ -119,10 +119,10 @@ def write_tensors(
     """
     whole = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
     header, data = split_safetensors(save(whole, metadata=dict(metadata or {}) or None))
+    about = header.setdefault("__metadata__", {})
     if checksum is not None:
-        header.setdefault("__metadata__", {})[checksum] = digest(header, data)
-    if "__metadata__" in header:  # The library writes it in random order.
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        about[checksum] = digest(header, data)
+    header["__metadata__"] = dict(sorted(about.items()))  # The library writes it in random order.
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # Tensors begin at a multiple of 8 bytes.
     with replacing(path) as tmp, tmp.open("wb") as file:
