@@ -26,7 +26,7 @@ def write_curves(path: Path, task: str, runs: Sequence[Record], references: Sequ
     The figure contains the digest of its data, because versions of Matplotlib draw different bytes.
     """
     digest = digest_of(runs, references)
-    if path.exists() and digest in path.read_text():
+    if path.exists() and digest in path.read_text(encoding="utf-8"):
         return False
     text = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": task, "font.size": 8}):

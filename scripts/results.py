@@ -35,7 +35,7 @@ def read_card(task: str, model: Path) -> Card:
     Raises:
         ValueError: a row is missing.
     """
-    card = (model / "README.md").read_text()
+    card = (model / "README.md").read_text(encoding="utf-8")
     config = read_json(model / "config.json", "a model")
 
     def find(row: str, pattern: str) -> tuple[str, ...]:
@@ -67,7 +67,7 @@ def rewrite(page: str, results: Results) -> str:
 def main() -> None:
     results = read_results()
     for page in PAGES:
-        before = page.read_text()
+        before = page.read_text(encoding="utf-8")
         after = rewrite(before, results)
         if after != before:
             write_text(page, after)

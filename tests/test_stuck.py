@@ -97,6 +97,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize(
     "what, how, signum", [("collect", "hang", "SIGTERM"), ("collect", "spin", "SIGINT"), ("play", "spin", "SIGINT")]
 )

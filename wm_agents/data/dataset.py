@@ -367,5 +367,5 @@ def write_manifest(root: Path | str) -> dict[str, Any]:
 def _listed(root: Path) -> set[str]:
     try:
         return set(json.loads((root / MANIFEST).read_text(encoding="utf-8"))["shards"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return set()  # The manifest is optional.

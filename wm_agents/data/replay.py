@@ -538,7 +538,9 @@ def _read(path: str | Path) -> dict[str, Array]:
             _check_unpacked(archive)
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+    except FileNotFoundError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
         objects = "Object arrays" in str(error)
         what = "contains Python objects, which are never loaded" if objects else "is not a valid npz"
         raise ValueError(f"{path} {what} ({error}); give a file of ReplayBuffer.save or np.savez") from error
