@@ -104,10 +104,10 @@ def test_a_failed_policy_is_reported_and_tried_again(
 ) -> None:
     real = transferring.evolve_in_dream
 
-    def fails(model: Any, starts: Any, cfg: CMAConfig, **more: Any) -> Any:
+    def fails(model: Any, starts: Any, cfg: CMAConfig, *args: Any, **more: Any) -> Any:
         if cfg.seed == 10_001:
             raise ValueError("returns must be finite, got nan")
-        return real(model, starts, cfg, **more)
+        return real(model, starts, cfg, *args, **more)
 
     monkeypatch.setattr(transferring, "evolve_in_dream", fails)
     flags = ["transfer", pole, "--out", str(tmp_path), "--policies", "3", "--episodes", "2", "--procs", "0"]
