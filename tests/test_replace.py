@@ -128,6 +128,7 @@ def test_a_full_disk_is_named_with_the_file_and_what_to_do(tmp_path: Path) -> No
     assert (tmp_path / "x.json").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.drill
 def test_a_model_is_readable_while_another_process_saves_it_again(tmp_path: Path) -> None:
     path = tmp_path / "m"
     save_artifact(path, {}, {}, {}, "card")
