@@ -91,8 +91,9 @@ class OrnsteinUhlenbeck:
         self.theta, self.sigma, self.dt = theta, sigma, dt
         one_sided = is_one_sided(self.space)
         first = one_sided & (np.cumsum(one_sided) == 1)
-        ranges = [drive if f else oppose if o else spread for f, o in zip(first, one_sided, strict=True)]
-        self.mean_low, self.mean_high = np.array(ranges).reshape(-1, 2).T
+        ranges = np.full((len(first), 2), spread)
+        ranges[one_sided], ranges[first] = oppose, drive
+        self.mean_low, self.mean_high = ranges.T
 
     def reset(self, num: int, seed: int) -> None:
         self.rng = np.random.default_rng(seed)

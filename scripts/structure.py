@@ -12,6 +12,7 @@ import io
 import json
 import tokenize
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,13 @@ PACKAGES = ("wm_envs", "policies", "wm_agents")
 SHELL = ("curriculum", "project", "cli", "tools", "web")
 """Folders of wm_agents that only serve users; the rest is the core."""
 DENSE_LINE = 110
+BARS = {
+    "public classes and functions": 350,
+    "conditional expressions per 100 code lines": 1.5,
+    "statements with several conditionals": 0,
+    "longest file": 450,
+}
+"""The highest values that the project aims at."""
 
 Imports = dict[str, set[str]]
 """The rooms that each room imports."""
@@ -126,10 +134,33 @@ def measure(root: Path) -> dict[str, float]:
         "public classes and functions": names.total(),
         "public names with two meanings": sum(count > 1 for count in names.values()),
         "conditional expressions per 100 code lines": round(100 * conditionals / code, 2),
+        "statements with several conditionals": sum(map(_dense, files)),
+        "comprehensions over two lines": sum(map(_long_comprehensions, files)),
         f"lines over {DENSE_LINE} characters": sum(len(x) > DENSE_LINE for f in files for x in f.text.splitlines()),
         "longest file": max(lines.values()),
         "files in the core": sum(not _in_shell(file) for file in files),
     }
+
+
+def _dense(file: File) -> int:
+    """Statements with more than one conditional expression of their own."""
+    statements = (node for node in ast.walk(file.tree) if isinstance(node, ast.stmt))
+    return sum(sum(isinstance(part, ast.IfExp) for part in _parts(node)) > 1 for node in statements)
+
+
+def _parts(statement: ast.stmt) -> Iterator[ast.AST]:
+    """The expressions of a statement, without those of the statements inside it."""
+    inside = [node for node in ast.iter_child_nodes(statement) if not isinstance(node, ast.stmt)]
+    while inside:
+        node = inside.pop()
+        yield node
+        inside += [child for child in ast.iter_child_nodes(node) if not isinstance(child, ast.stmt)]
+
+
+def _long_comprehensions(file: File) -> int:
+    kinds = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+    found = (node for node in ast.walk(file.tree) if isinstance(node, kinds))
+    return sum((node.end_lineno or node.lineno) - node.lineno > 1 for node in found)
 
 
 def _in_shell(file: File) -> bool:
@@ -172,7 +203,8 @@ def main() -> None:
         print(json.dumps(columns[-1]))
         return
     for name in columns[0]:
-        print(f"{name:<44}" + "".join(f"{column[name]:>10,}" for column in columns))
+        bar = f"   bar {BARS[name]:g}" if name in BARS else ""
+        print(f"{name:<44}" + "".join(f"{column[name]:>10,}" for column in columns) + bar)
 
 
 if __name__ == "__main__":

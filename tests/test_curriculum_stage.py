@@ -25,7 +25,7 @@ from wm_agents.data.dataset import write_shard
 from wm_agents.data.episode import Episode
 from wm_agents.loops.recipes import ImproveConfig, seeded
 from wm_agents.models.vmc import VMC, VMCConfig
-from wm_agents.pretrained import load_model, load_starts, save_model
+from wm_agents.pretrained import load_model, load_policy, load_starts, save_model
 from wm_agents.training.config import TrainingConfig
 from wm_envs.real import make_real
 from wm_envs.registry import RealSpec
@@ -76,7 +76,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_evaluation_plays_one_episode_a_seed_with_the_model_at_hand(tiny: Path, tmp_path: Path) -> None:
     still = tmp_path / "still"  # The same model with another controller, which does nothing.
     model, artifact = load_model(tiny)
-    policy = watch.load_policy(model, artifact)
+    policy = load_policy(model, artifact)
     policy.weights[:] = 0
     save_model(still, model, SPEC, load_starts(artifact), horizon=6, card="", policy=policy)
     on = Stage(CurriculumConfig(procs=1))

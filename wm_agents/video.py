@@ -140,7 +140,7 @@ def compose(pair: Pair) -> Frame:
     if real.shape[0] != height:
         width = max(2 * round(real.shape[1] * height / real.shape[0] / 2), 2)
         real = np.asarray(cv2.resize(real, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-    how = f"{', drawn' if pair.drawn else ''}{', over' if pair.over else ''}"
+    how = ", drawn" * pair.drawn + ", over" * pair.over
     text = f"dream {pair.dream_return:.0f}{how}, {pair.age} steps from a real frame"
     both: Frame = np.concatenate([_panel(real, f"real {pair.real_return:.0f}"), _panel(pair.dream, text)], axis=1)
     return both

@@ -59,11 +59,7 @@ def diff(one: str, other: str, as_json: bool = False) -> int:
     if as_json:
         print(json.dumps(differing))
     elif differing:
-        rows = (
-            (key, _text(a) if key in left else "-", _text(b) if key in right else "-")
-            for key, (a, b) in differing.items()
-        )
-        table(("setting", one, other), rows)
+        table(("setting", one, other), ((key, _shown(left, key), _shown(right, key)) for key in differing))
     else:
         say("no differences")
     return DIFFERENT if differing else 0
@@ -140,6 +136,10 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def _shown(values: dict[str, Any], key: str) -> str:
+    return _text(values[key]) if key in values else "-"
 
 
 def _text(value: Any) -> str:

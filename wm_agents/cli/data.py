@@ -56,7 +56,9 @@ def convert(
         download: download the Minari dataset if it is not on this machine.
     """
     shards = Path(source).is_dir() and any(Path(source).glob(f"*{SUFFIX}"))
-    to = to or ("npz" if out.endswith(".npz") else "minari" if shards else "shards")
+    if to is None and out.endswith(".npz"):
+        to = "npz"
+    to = to or ("minari" if shards else "shards")
     if to != "minari" and Path(out).exists():
         raise FileExistsError(f"{out} exists; choose another path")
     if shards == (to == "shards"):

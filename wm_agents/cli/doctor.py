@@ -79,8 +79,10 @@ def advise(checks: Iterable[Check]) -> None:
 def look_at_versions() -> Iterator[Check]:
     """Check the versions of Python and of every required and optional package."""
     here = platform.python_version()
-    fits = sys.version_info >= OLDEST
-    yield Check("Python", "ok" if fits else "wrong", here, "" if fits else f"use {'.'.join(map(str, OLDEST))} or newer")
+    if sys.version_info >= OLDEST:
+        yield Check("Python", "ok", here, "")
+    else:
+        yield Check("Python", "wrong", here, f"use {'.'.join(map(str, OLDEST))} or newer")
     lacking: dict[str, list[Requirement]] = {}
     for text in metadata.requires(PACKAGE) or []:
         wanted = Requirement(text)

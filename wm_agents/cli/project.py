@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -104,14 +105,15 @@ def verify(
         print(json.dumps(found) if as_json else (Path(where) / "report.txt").read_text(encoding="utf-8").rstrip())
         return VERIFIED if found["verified"] else NOT_VERIFIED
     usual = project.verify if project else VerifySection()
-    mode = mode or usual.mode
-    if mode == "quick" and proof_episodes is not None:
+    given: dict[str, Any] = {"mode": mode, "episodes": episodes, "proof_episodes": proof_episodes}
+    usual = replace(usual, **{name: value for name, value in given.items() if value is not None})
+    if usual.mode == "quick" and proof_episodes is not None:
         raise ValueError("proof_episodes applies to --mode proof only, got --mode quick; remove it")
     verification = judging.verify(
         where,
-        mode=mode,
-        episodes=usual.episodes if episodes is None else episodes,
-        proof_episodes=usual.proof_episodes if proof_episodes is None else proof_episodes,
+        mode=usual.mode,
+        episodes=usual.episodes,
+        proof_episodes=usual.proof_episodes,
         seed=seed,
         procs=procs,
         console=Console(stderr=True),

@@ -90,20 +90,21 @@ WARM_START = {"warm_start_from": "from", "warm_start_val_loss": "val_warm", "col
 def summary(record: Record) -> dict[str, Any]:
     """One task as a row."""
     last, plateau = record.last, record.standing.plateau
+    reached = {name: _rounded(getattr(last, name, None)) for name in ("best", "mean", "std", "rolling")}
     return {
         "env_id": record.env_id,
-        "best_reward": None if last is None else round(last.best, 3),
-        "mean_final_reward": None if last is None else round(last.mean, 3),
-        "std_final_reward": None if last is None else round(last.std, 3),
+        "best_reward": reached["best"],
+        "mean_final_reward": reached["mean"],
+        "std_final_reward": reached["std"],
         "solved_generation": record.solved_generation,
         "patience_used": plateau.num_bad,
         "threshold": record.threshold,
-        "final_rolling_mean": None if last is None else _rounded(last.rolling),
+        "final_rolling_mean": reached["rolling"],
         "plateau_stopped": record.standing.verdict == "plateau",
         "total_generations": record.generations,
         "completion_status": record.status,
         "extension_generations": 0 if plateau.extended_at is None else plateau.extension,
-        "real_steps": 0 if last is None else last.real_steps,
+        "real_steps": getattr(last, "real_steps", 0),
         "held_out_mean": (record.final or {}).get("real"),
         **{name: (record.warm_start or {}).get(key) for name, key in WARM_START.items()},
     }
@@ -239,7 +240,8 @@ def table_runtime(record: Record, runtime: Runtime) -> str:
     rows = []
     for phase, seconds in record.phases.items():
         there = phase in ON_DEVICE
-        rows.append([phase, clock(seconds), runtime.device if there else "cpu", runtime.precision if there else "-"])
+        where = [runtime.device, runtime.precision] if there else ["cpu", "-"]
+        rows.append([phase, clock(seconds), *where])
     rows.append(["all", clock(sum(record.phases.values())), "", ""])
     caption = f"Measured wall-clock time of {record.env_id} on {runtime.hardware}."
     return latex_table(("Phase", "Wallclock", "Device", "Precision"), rows, caption, f"runtime-{record.folder}")

@@ -198,7 +198,8 @@ class TaskRun:
         with self.clock("evaluation"):
             played = self.hands.play(self.course.cfg.spec, model, range(seed, seed + num))
         mean = float(np.mean(played.returns))
-        if record.best is None or mean > record.best:
+        best = mean if record.best is None else max(mean, record.best)
+        if best != record.best:
             record.best_model = model.name
         record.looked_steps += played.steps
         record.standing.add(check.generation, mean)
@@ -207,7 +208,7 @@ class TaskRun:
                 generation=check.generation,
                 returns=played.returns,
                 seed=seed,
-                best=mean if record.best is None else max(mean, record.best),
+                best=best,
                 rolling=record.standing.promotion.rolling,
                 num_bad=record.standing.plateau.num_bad,
                 solved=record.solved,

@@ -84,8 +84,12 @@ def at_cut_off(cont: Floats, term: Bools, cut_off: float, note: str = "") -> Cal
 def of_ends(said: Bools, term: Bools, cut_off: float, note: str = "") -> Calibration:
     """Precision, recall and F1 of predicted terminations `said` of every step."""
     ends, hits, alarms = int(term.sum()), int((said & term).sum()), int(said.sum())
-    f1 = 2 * hits / (ends + alarms) if ends else None
-    return Calibration(cut_off, hits / alarms if alarms else None, hits / ends if ends else None, f1, ends, note)
+    f1 = _ratio(2 * hits, ends + alarms) if ends else None
+    return Calibration(cut_off, _ratio(hits, alarms), _ratio(hits, ends), f1, ends, note)
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
 
 
 def _between(low: Floats, high: Floats) -> Floats:

@@ -343,13 +343,13 @@ def recipe_for(env_id: str) -> ImproveConfig:
     """
     spec = spec_for(env_id)
     controller = _controller_for(probe(spec).act_space)
-    pixels = spec.size is not None
+    first, more = (10_000, 8_000) if spec.size is None else (20_000, 20_000)
     recipe = ImproveConfig(
         spec,
         out=f"runs/{env_id.rpartition(':')[2].replace('/', '-').lower()}",
         rounds=6,
-        random_steps=20_000 if pixels else 10_000,
-        round_steps=20_000 if pixels else 8_000,
+        random_steps=first,
+        round_steps=more,
         shard_episodes=2,
         noise=(0.0, 0.1, 0.3),
         leave=0.2,

@@ -28,7 +28,7 @@ from policies.sb3 import check_actions
 from policies.step_count import StepCount
 from wm_agents.control.evolve import controller_at, evolve_in_dream
 from wm_agents.control.ppo import Iteration, ppo_in_dream
-from wm_agents.data.collect import CollectConfig, collect
+from wm_agents.data.collect import CollectConfig, MakePolicy, collect
 from wm_agents.data.dataset import Dataset
 from wm_agents.evaluation.evaluate import evaluate_dream, evaluate_real
 from wm_agents.evaluation.exploit import exploit_warning
@@ -106,13 +106,17 @@ class Improvement:
     def collect(self) -> dict[str, float]:
         """Collect real episodes: exploration in the first round, then the current controller with noise."""
         cfg = self.cfg
-        first, last = self.round == 0, str(self._dir(self.round - 1) / "model")
-        driver = partial(explore_with, last, cfg.noise, cfg.leave, cfg.horizon, draw_actions=cfg.draw_actions)
+        steps: int = cfg.random_steps
+        driver: MakePolicy = explorer
+        if self.round:
+            last = str(self._dir(self.round - 1) / "model")
+            steps = cfg.round_steps
+            driver = partial(explore_with, last, cfg.noise, cfg.leave, cfg.horizon, draw_actions=cfg.draw_actions)
         summary = collect(
             CollectConfig(
                 cfg.spec,
                 str(self.data_dir),
-                steps=cfg.random_steps if first else cfg.round_steps,
+                steps=steps,
                 seed=cfg.first_env_seed + self.round * cfg.round_seeds,
                 procs=cfg.procs,
                 shard_episodes=cfg.shard_episodes,
@@ -120,7 +124,7 @@ class Improvement:
                 max_steps=cfg.max_steps,
                 max_gb=cfg.max_gb,
             ),
-            explorer if first else driver,
+            driver,
             console=self.console,
             count=self.count,
         )

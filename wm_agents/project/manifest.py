@@ -91,6 +91,7 @@ def data_facts(folder: Path, mode: str) -> dict[str, Any] | None:
     for shard in sorted(data.shards, key=lambda shard: shard.name):
         digest.update(f"{shard.name} {sha256(folder / shard.name)}\n".encode())
     known = [seed for seed in data.seeds if seed >= 0]
+    seeds = [min(known), max(known)] if known else None
     facts = {
         "mode": mode,
         "folder": folder.name,
@@ -98,7 +99,7 @@ def data_facts(folder: Path, mode: str) -> dict[str, Any] | None:
         "episodes": data.num_episodes,
         "steps": data.num_steps,
         "bytes": data.num_bytes,
-        "seeds": [min(known), max(known)] if known else None,
+        "seeds": seeds,
         "sha256": digest.hexdigest(),
         "skipped": data.skipped,
     }

@@ -218,7 +218,9 @@ def saved(project: Project, folder: RunFolder) -> str:
 
 def _facts(project: Project, ground: Ground, folder: RunFolder, result: dict[str, Any], began: float) -> dict[str, Any]:
     """The entries of the manifest for a finished or unfinished run."""
-    mode = "random" if RANDOM_DATA in ground.degraded else "online" if project.online_collection.enabled else "offline"
+    mode = "online" if project.online_collection.enabled else "offline"
+    if RANDOM_DATA in ground.degraded:
+        mode = "random"
     stages: dict[str, float] = {}
     for part in folder.state.get("history", {}).values():
         for name, facts in part.items():

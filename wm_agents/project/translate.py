@@ -110,9 +110,8 @@ def rounds_of(project: Project, spaces: Spaces) -> ImproveConfig:
     collection."""
     online, data, said = project.online_collection, project.data, project.controller
     base = _recipe(project)
-    rounds = online.rounds if online.enabled else 1
-    first = online.warmup_transitions if online.enabled else data.num_steps
-    horizon = base.horizon if said.horizon is None else said.horizon
+    rounds, first = (online.rounds, online.warmup_transitions) if online.enabled else (1, data.num_steps)
+    horizon, most = said.horizon or base.horizon, data.episode_length or base.max_steps
     cfg = replace(
         base,
         spec=spec_of(project),
@@ -121,7 +120,7 @@ def rounds_of(project: Project, spaces: Spaces) -> ImproveConfig:
         rounds=rounds,
         random_steps=first,
         round_steps=max((data.num_steps - first) // max(rounds - 1, 1), 1),
-        max_steps=base.max_steps if data.episode_length is None else data.episode_length,
+        max_steps=most,
         vision=base.vision.replace(**project.training),
         memory=base.memory.replace(**project.training),
         dynamics=base.dynamics.replace(**project.training),

@@ -21,7 +21,9 @@ def find_device(name: str | torch.device) -> torch.device:
         ConfigurationError: this machine does not have the device.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "mps" if torch.backends.mps.is_available() else "cpu"
+        if torch.cuda.is_available():
+            name = "cuda"
     here = {"cpu": 1, "meta": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     try:
         device = torch.device(name)
@@ -69,12 +71,13 @@ def keep_freed_memory() -> bool:
 def describe() -> dict[str, Any]:
     """CPU model, cores of this process, RAM, kinds of layers that train faster in bfloat16, GPU, and system."""
     ram_kb = _proc_field("/proc/meminfo", "MemTotal").split()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "cpu": _proc_field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         "cores": num_cores(),
         "ram_gb": round(int(ram_kb[0]) / 2**20, 1) if ram_kb else None,
         "bf16": [kind for kind in KINDS if use_bf16("auto", {kind}, torch.device("cpu"), training=True)],
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": gpu,
         "system": platform.platform(),
     }
 

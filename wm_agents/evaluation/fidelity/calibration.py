@@ -77,6 +77,11 @@ def reliability(seen: Foreseen, cut_off: float, drawn: Bools | None = None) -> R
         if (here := place == i).any()
     ]
     share = float(came.mean())
+    if drawn is None:
+        now = at_cut_off(seen.cont, seen.real_term, cut_off)
+    else:
+        note = "the model samples termination itself, without a threshold"
+        now = of_ends(drawn, seen.real_term, cut_off, note)
     return Reliability(
         len(came),
         int(came.sum()),
@@ -85,8 +90,6 @@ def reliability(seen: Foreseen, cut_off: float, drawn: Bools | None = None) -> R
         sum(b.steps * abs(b.said - b.came) for b in bins) / len(came),
         bins,
         drawn is not None,
-        at_cut_off(seen.cont, seen.real_term, cut_off)
-        if drawn is None
-        else of_ends(drawn, seen.real_term, cut_off, "the model samples termination itself, without a threshold"),
+        now,
         best_cut_off(seen.cont, seen.real_term) if drawn is None else None,
     )

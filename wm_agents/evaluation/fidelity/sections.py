@@ -214,7 +214,7 @@ def _ranking(found: Fidelity) -> Section:
     if r.spearman is None:
         verdict = "There are too few policies, or all have the same return, so there is no order to compare."
     else:
-        word = "well" if r.spearman >= 0.8 else "roughly" if r.spearman >= 0.5 else "badly"
+        word = next((word for least, word in ((0.8, "well"), (0.5, "roughly")) if r.spearman >= least), "badly")
         verdict = f"The dream orders {len(r.policies)} policies {word}: rank correlation {_num(r.spearman)}."
     return Section(
         "ranking",
