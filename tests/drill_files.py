@@ -1,4 +1,4 @@
-"""Damages what is on disk, in forked processes: `python drill_files.py kill|fuzz TRIES FOLDER [SEED]`.
+"""Damages what is on disk, in forked processes: `python drill_files.py kill|fuzz TRIES FOLDER SEED`.
 
 `kill` ends a writer with SIGKILL at random moments; what it left must be whole every time. `fuzz` damages files; their
 reader must find them intact, or name the file. It prints a line of JSON.
@@ -193,8 +193,8 @@ SUFFIXES = (".json", ".safetensors", ".h5", ".npz")
 
 
 if __name__ == "__main__":
-    what, tries, place, *seed = sys.argv[1:]
-    drill, rng, results = {"kill": kill, "fuzz": fuzz}[what], random.Random(*seed), {}
+    what, tries, place, seed = sys.argv[1:]
+    drill, rng, results = {"kill": kill, "fuzz": fuzz}[what], random.Random(seed), {}
     for name, target in TARGETS.items():
         folder = Path(place) / name.replace(" ", "-")
         (folder / "whole").mkdir(parents=True)
