@@ -43,7 +43,7 @@ def test_every_public_function_has_a_line(name: str) -> None:
     assert f"`{name}`" in TEXT, f"{name} has no line in CHANGELOG.md"
 
 
-@pytest.mark.parametrize("name", ["hub", "docs", "web"])
+@pytest.mark.parametrize("name", ["hub", "docs", "web", "export"])
 def test_every_extra_that_users_install_has_a_line(name: str) -> None:
     assert name in setup_cfg()["options.extras_require"]
     assert re.search(rf"extra `{name}`", TEXT), f"the extra {name} has no line in CHANGELOG.md"

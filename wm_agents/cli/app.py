@@ -107,6 +107,11 @@ COMMANDS = {
         "play a dream and the real environment side by side in the browser",
         "web:play",
     ),
+    "export": Command(
+        "browser",
+        "export a dream as ONNX graphs, or as a web page without a server",
+        "web:export",
+    ),
     "collect": Command(
         "data",
         "record episodes of a real environment",

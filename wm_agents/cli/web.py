@@ -1,10 +1,11 @@
-"""`wm play`: a dream in the browser."""
+"""`wm play` and `wm export`: dreams in the browser, and as ONNX graphs."""
 
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 
-EXTRAS = {"web": ("starlette", "uvicorn", "websockets")}
+EXTRAS = {"web": ("starlette", "uvicorn", "websockets"), "export": ("onnx", "onnxruntime")}
 """Packages of the extras that commands here need."""
 
 
@@ -47,6 +48,36 @@ def play(
     token = make_token(host)
     app = Server(playable, max_sessions, timeout_s).app(host, token)
     serve(app, host, port, token, f"{playable.name} is open at")
+
+
+def export(model: str, out: str, web: bool = False) -> None:
+    """Export a dream: as ONNX graphs, or as a web page that needs no server.
+
+    ONNX graphs are checked against PyTorch over 100 steps. The page runs the model in plain JavaScript in the visitor's
+    browser; any web server can serve the folder, such as `python -m http.server -d OUT`.
+
+    Args:
+        model: a model directory, or the name of a shipped model or dream.
+        out: folder to write; it must be new, empty, or an earlier export.
+        web: write a web page instead of ONNX graphs.
+    """
+    if web:
+        from wm_agents.web.web_export import export_web
+
+        skipped = dict.fromkeys(export_web(model, Path(out)), "the page has no implementation")
+        size = sum(file.stat().st_size for file in Path(out).iterdir())
+        print(f"{out}: {size / 1e6:.1f} MB; play it with `python -m http.server -d {out}`")
+    else:
+        need("export", "wm export")
+        from wm_agents.web.onnx_export import export_onnx
+
+        made = export_onnx(model, Path(out))
+        skipped = made["skipped"]
+        print(f"{out}: {', '.join(made['files'])}")
+        for name, difference in made["difference"].items():
+            print(f"  {name}: differs from PyTorch by at most {difference:.1e} over 100 steps")
+    for name, why in skipped.items():
+        print(f"  {name} is not exported: {why}")
 
 
 def need(extra: str, command: str) -> None:

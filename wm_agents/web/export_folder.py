@@ -1,0 +1,31 @@
+"""The folder of an export: it appears completely or not at all, and replaces only an earlier export."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+MARK = "dream.json"
+"""A file that every export contains."""
+
+
+@contextmanager
+def export_folder(out: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes `out` when the block has ended without an error.
+
+    Raises:
+        FileExistsError: `out` contains other files.
+    """
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MARK).is_file()):
+        raise FileExistsError(f"{out} contains other files; choose a new folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
+        made = Path(folder) / out.name
+        made.mkdir()
+        yield made
+        if out.exists():
+            shutil.rmtree(out)
+        made.rename(out)
