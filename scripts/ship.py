@@ -9,6 +9,7 @@ A shipped model has at most 4 MB, so only some of its initial latents are kept.
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def ship(source: Path, target: Path, transfer: Path | None = None) -> Artifact:
         raise ValueError(f"{source} has room for {room} starts in {MOST / 1e6:g} MB, and needs {LEAST_STARTS} at least")
     starts: dict[str, Tensor] = {name: leaf[:room].clone() for name, leaf in artifact.starts.items()}
     config = {name: value for name, value in artifact.config.items() if name not in ("files", "format_version")}
-    card = (source / "README.md").read_text(encoding="utf-8")
+    card = re.sub(r" /\S*/", " ", (source / "README.md").read_text(encoding="utf-8"))  # Folders of this machine.
     if transfer is not None:
         card = with_fresh_policies(card, read_json(transfer / "transfer.json", "the result of a transfer"))
     save_artifact(target, config, artifact.tensors, starts, card, artifact.policies)

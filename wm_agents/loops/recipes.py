@@ -283,6 +283,7 @@ RECIPES = {
         round_steps=400,
         shard_episodes=1,
         noise=(0.0, 0.1),
+        ensemble=EnsembleConfig(hidden=64),
         controller="ppo",
         ppo=PPOConfig(iterations=40),
         horizon=200,
