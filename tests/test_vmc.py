@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -217,13 +216,12 @@ def test_wrong_shapes_are_rejected_with_both_sides() -> None:
 
 @pytest.mark.parametrize("size, channels", [(32, 3), (64, 1), (96, 3)])
 @pytest.mark.parametrize("still", [False, True])
-@pytest.mark.parametrize("decoder", ["deconv", "narrow"])
 def test_frames_are_the_decoded_images_rounded(
-    size: int, channels: int, still: bool, decoder: Any, monkeypatch: pytest.MonkeyPatch
+    size: int, channels: int, still: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wm_agents.models.vmc.DRAWN_AT_ONCE", 32)  # 40 rows are two blocks.
     torch.manual_seed(0)
-    vae = ConvVAE(channels, 8, "small", size, still, decoder)
+    vae = ConvVAE(channels, 8, "small", size, still)
     if still:
         vae.still.copy_(torch.rand(channels, size, size))  # type: ignore[union-attr]
     z = 3 * torch.randn(40, 8)
@@ -235,15 +233,6 @@ def test_frames_are_the_decoded_images_rounded(
     for frames, image in drawn:
         assert frames.shape == image.shape and frames.dtype == torch.uint8
         assert int((frames.int() - image.int()).abs().max()) <= 1  # Products round differently with their size.
-
-
-def test_a_narrow_decoder_has_half_of_the_channels_and_is_part_of_the_sizes() -> None:
-    cfg = VMCConfig(z_dim=8, hidden=8, decoder="narrow")
-    model = VMC(cfg, pixels(32), ACT)
-    model.vision_loss(torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)).loss.backward()
-    assert not [name for name, p in model.vision.named_parameters() if p.grad is None or not p.grad.any()]
-    assert [conv.in_channels for conv in model.vision.decoder.deconvs] == [64, 32, 16, 8]  # type: ignore[union-attr]
-    assert sizes(cfg) != sizes(VMCConfig(z_dim=8, hidden=8))
 
 
 # V for small things that move

@@ -65,9 +65,6 @@ class VMCConfig(WorldModelConfig):
     """Weight of the rare terminal steps in the loss (restart_factor in the authors' code). `cont` is not corrected
     for it: the odds of termination are multiplied by this weight, and the termination threshold of dreams is
     calibrated instead."""
-    decoder: Literal["deconv", "narrow"] = "deconv"
-    """`deconv`: transposed convolutions, as published. `narrow`: with half of their channels, two to three times as
-    fast on CPUs; `scripts/fit_decoder.py` trains one for a trained model."""
     motion_weight: float = field(default=0.0, metadata=at_least(0))
     """Above 0, V encodes and decodes the difference from the median frame, and errors of moving pixels have up to
     this additional weight; rarely moving pixels have the most. Without it V ignores a ball of two pixels. 0: as
@@ -82,11 +79,10 @@ class VMCConfig(WorldModelConfig):
         return self if frame_shape(obs_space) is not None else self.replace(vision="identity")
 
 
-def sizes(cfg: VMCConfig) -> tuple[str, str, int, int, int, str, str, bool]:
+def sizes(cfg: VMCConfig) -> tuple[str, int, int, int, str, str, bool]:
     """The settings on which the shapes of the weights depend; the others affect only training."""
     return (
         cfg.vision,
-        cfg.decoder,
         cfg.z_dim,
         cfg.hidden,
         cfg.mixtures,
@@ -310,7 +306,7 @@ def make_vision(cfg: VMCConfig, obs_space: gym.Space[Any]) -> ConvVAE | Identity
             f"vision={cfg.vision!r} needs square (S, S, 3) or (S, S, 1) uint8 pixels, got {obs_space}; "
             "set size in the preprocessing, or use 'identity' for vectors"
         )
-    return ConvVAE(frame[0], cfg.z_dim, cfg.vision, frame[1], still=cfg.motion_weight > 0, decoder=cfg.decoder)
+    return ConvVAE(frame[0], cfg.z_dim, cfg.vision, frame[1], still=cfg.motion_weight > 0)
 
 
 class ConvVAE(nn.Module):
@@ -327,7 +323,6 @@ class ConvVAE(nn.Module):
         variant: Literal["paper", "small"] = "paper",
         size: int = 64,
         still: bool = False,
-        decoder: Literal["deconv", "narrow"] = "deconv",
     ) -> None:
         """Create V. With `still`, it encodes and decodes differences from a background frame `still` (C, S, S)."""
         super().__init__()
@@ -341,7 +336,7 @@ class ConvVAE(nn.Module):
             )
         self.latent_size = latent_size
         self.encoder = Encoder(img_channels, latent_size, variant, size)
-        self.decoder = Decoder(img_channels, latent_size, variant, size, narrow=decoder == "narrow")
+        self.decoder = Decoder(img_channels, latent_size, variant, size)
         self.still: Tensor | None
         self.register_buffer("still", torch.zeros(img_channels, size, size) if still else None)
         # Weight of the motion of each pixel in the loss; used only in training.
@@ -411,16 +406,14 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z back to an image in [0, 1] by four transposed convolutions; `narrow` halves their channels."""
+    """z back to an image in [0, 1] by four transposed convolutions."""
 
-    def __init__(self, img_channels: int, latent_size: int, variant: str, size: int, narrow: bool = False) -> None:
+    def __init__(self, img_channels: int, latent_size: int, variant: str, size: int) -> None:
         super().__init__()
         if variant == "paper":
             widths, kernels, pad, side = [1024, 128, 64, 32], [5, 5, 6, 6], 0, 1
         else:
             widths, kernels, pad, side = [128, 64, 32, 16], [4, 4, 4, 4], 1, size // 16
-        if narrow:
-            widths = [width // 2 for width in widths]
         self.shape = (widths[0], side, side)
         self.fc = nn.Linear(latent_size, widths[0] * side * side)
         self.deconvs = nn.ModuleList(
