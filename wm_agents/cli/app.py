@@ -112,6 +112,11 @@ COMMANDS = {
         "export a dream as ONNX graphs, or as a web page without a server",
         "web:export",
     ),
+    "dashboard": Command(
+        "browser",
+        "show runs in the browser: curves as they grow, returns, videos, disk space",
+        "web:dashboard",
+    ),
     "collect": Command(
         "data",
         "record episodes of a real environment",

@@ -1,4 +1,4 @@
-"""`wm play` and `wm export`: dreams in the browser, and as ONNX graphs."""
+"""`wm play`, `wm export` and `wm dashboard`: dreams and runs in the browser."""
 
 from __future__ import annotations
 
@@ -78,6 +78,25 @@ def export(model: str, out: str, web: bool = False) -> None:
             print(f"  {name}: differs from PyTorch by at most {difference:.1e} over 100 steps")
     for name, why in skipped.items():
         print(f"  {name} is not exported: {why}")
+
+
+def dashboard(runs: str = "runs", host: str = "127.0.0.1", port: int = 8766) -> None:
+    """Show the runs in a folder in the browser: curves as they grow, returns with thresholds, videos, disk space.
+
+    It reads files only, so finished runs and runs of other machines are shown as well. Ctrl-C stops the server.
+
+    Args:
+        runs: folder with run folders, or a run folder.
+        host: address to listen on. Any other than 127.0.0.1 requires the token in the URL that is printed.
+        port: port to listen on; 0: any free port.
+    """
+    need("web", "wm dashboard")
+    from wm_agents.web.dashboard import dashboard_app
+    from wm_agents.web.guard import make_token
+    from wm_agents.web.server import serve
+
+    token = make_token(host)
+    serve(dashboard_app(Path(runs), host, token), host, port, token, f"the dashboard of {runs} is open at")
 
 
 def need(extra: str, command: str) -> None:

@@ -13,7 +13,7 @@ function sized(canvas) {
   return [ctx, w, h];
 }
 
-const short = (x) => (Math.abs(x) >= 100 ? x.toFixed(0) : Math.abs(x) >= 1 ? x.toFixed(1) : x.toFixed(2));
+const short = (x) => (x === 0 ? "0" : Math.abs(x) >= 100 ? x.toFixed(0) : Math.abs(x) >= 1 ? x.toFixed(1) : Math.abs(x) >= 0.01 ? x.toFixed(2) : x.toExponential(0));
 
 // Curves {values, color, dash?} of [x, y] points over one x axis. marks: [x, color, label].
 export function curves(canvas, lines, { low, high, marks = [], span, label = short } = {}) {
