@@ -4,7 +4,7 @@ STAMP := .venv/.installed
 # One process per core, at most four because each loads PyTorch. Idle ones take tests from the others.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: setup test test-all test-oldest drill lint demo docs clean
+.PHONY: setup test test-all test-oldest test-browser drill lint demo docs clean
 
 setup: $(STAMP)
 
@@ -23,6 +23,10 @@ test-all: setup
 # Kills, damaged files, full disks, hanging environments: docs/reliability.md.
 drill: setup
 	$(PYTEST) -m drill
+
+# The pages in Chromium; skipped where it is not installed.
+test-browser: setup
+	$(PYTEST) -m browser tests/test_web_browser.py
 
 # The numerical tests with the oldest instruction set of PyTorch and oneDNN: rounding differs, passing must not.
 NUMERICAL := $(addsuffix .py,$(addprefix tests/test_,\

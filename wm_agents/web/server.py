@@ -174,6 +174,7 @@ def serve(app: Any, host: str, port: int, token: str, what: str) -> None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
+            listener.listen(128)  # Visitors may come as soon as the URL is printed.
         except (OSError, OverflowError) as error:
             raise OSError(f"cannot listen on {host}:{port}: {error}; choose another --port or --host") from error
         name = f"[{host}]" if ":" in host else host

@@ -16,14 +16,14 @@ function sized(canvas) {
 const short = (x) => (x === 0 ? "0" : Math.abs(x) >= 100 ? x.toFixed(0) : Math.abs(x) >= 1 ? x.toFixed(1) : Math.abs(x) >= 0.01 ? x.toFixed(2) : x.toExponential(0));
 
 // Curves {values, color, dash?} of [x, y] points over one x axis. marks: [x, color, label].
-export function curves(canvas, lines, { low, high, marks = [], span, label = short } = {}) {
+export function curves(canvas, lines, { low, high, least = 1e-9, marks = [], span, label = short } = {}) {
   const [ctx, w, h] = sized(canvas), pad = { left: 40, right: 8, top: 8, bottom: 6 };
   const points = lines.flatMap((line) => line.values).filter(([, y]) => y !== null && Number.isFinite(y));
   if (!points.length) return;
   const xs = points.map(([x]) => x), ys = points.map(([, y]) => y);
   const x0 = span ? span[0] : xs.reduce((a, b) => Math.min(a, b)), x1 = Math.max(span ? span[1] : xs.reduce((a, b) => Math.max(a, b)), x0 + 1);
   let y0 = low ?? ys.reduce((a, b) => Math.min(a, b)), y1 = high ?? ys.reduce((a, b) => Math.max(a, b));
-  if (y1 - y0 < 1e-9) [y0, y1] = [y0 - 0.5, y1 + 0.5];
+  if (y1 - y0 < least) [y0, y1] = [(y0 + y1 - Math.max(least, 1)) / 2, (y0 + y1 + Math.max(least, 1)) / 2];
   const X = (x) => pad.left + ((x - x0) / (x1 - x0)) * (w - pad.left - pad.right);
   const Y = (y) => h - pad.bottom - ((y - y0) / (y1 - y0)) * (h - pad.top - pad.bottom);
   ctx.font = "11px system-ui, sans-serif";

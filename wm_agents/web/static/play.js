@@ -78,7 +78,12 @@ function take(about, parts) {
   if (returns.length > KEPT) returns.shift();
   history.at(-2) && (history.at(-2).parts = null);
   dirty = true;
-  if (about.over && !restarting && settings.pilot !== "person" && !settings.paused) restarting = setTimeout(() => send({ restart: null }), 1500);
+  restartSoon();
+}
+
+// Policies go on to the next seed by themselves.
+function restartSoon() {
+  if (last?.over && !restarting && settings.pilot !== "person" && !settings.paused) restarting = setTimeout(() => send({ restart: null }), 1500);
 }
 
 function frame() {
@@ -113,6 +118,7 @@ function showNumbers() {
   verdict.classList.toggle("left", last.left !== null);
   const text = !stage.real ? "" : last.awake ? "Awake: reality is in control, and the dream follows it frame by frame."
     : last.left !== null ? `The dream left reality at step ${last.left}: it is further from reality than reality was one second before.`
+    : last.dreamOver && last.realOver ? "Both episodes are over."
     : last.realOver ? "The real episode is over; the dream goes its own way." : "The dream is near reality.";
   if (verdict.textContent !== text) verdict.textContent = text;
 }
@@ -128,7 +134,7 @@ function showCharts() {
   ], { low: 0, marks });
   const both = [{ values: returns.map(([x, y]) => [x, y]), color: color("dream") }];
   if (stage.real) both.push({ values: returns.map(([x, , y]) => [x, y]), color: color("real") });
-  curves($("ret-chart"), both);
+  curves($("ret-chart"), both, { least: 1 });
   const lines = [{ values: line((moment) => moment.cont), color: color("dream") }];
   if (stage.members > 1) lines.push({ values: line((moment) => Math.min(1, moment.disagreement ?? 0)), color: color("mark"), width: 1.5 });
   curves($("cont-chart"), lines, { low: 0, high: 1 });
@@ -151,6 +157,7 @@ function showSettings() {
   if (document.activeElement !== $("seed")) $("seed").value = settings.seed;
   document.body.dataset.pilot = settings.pilot;
   if (settings.pilot === "person" && controls) controls.sent = null;
+  restartSoon();
 }
 
 function showClip(format, bytes) {
