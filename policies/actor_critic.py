@@ -327,6 +327,6 @@ class ActorPolicy:
         own = {name: tuple(t.shape) for name, t in actor.state_dict().items()}
         given = {name: tuple(t.shape) for name, t in tensors.items()}
         if own != given:
-            raise ValueError(f"the weights of an actor for {act_space} must be {own}, got {given}")
+            raise ValueError(f"the saved actor does not fit {act_space}: expected shapes {own}, got {given}")
         actor.load_state_dict(dict(tensors))
         return cls(act_space, actor)

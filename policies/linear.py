@@ -41,7 +41,9 @@ class LinearPolicy:
         if isinstance(space, spaces.Box) and (bad := set(self.squash) - set(SQUASHES)):
             raise ValueError(f"squash must contain only {list(SQUASHES)}, got {sorted(bad)}")
         if isinstance(space, spaces.Box) and len(self.squash) != outs:
-            raise ValueError(f"squash must have {outs} names, one per dimension of {space}, got {self.squash}")
+            raise ValueError(
+                f"squash needs {outs} of tanh, sigmoid and clip, one per action dimension, got {self.squash}"
+            )
         self.weights = np.ascontiguousarray(weights, np.float32)
         blocks = self.weights if weights.ndim == 3 else self.weights[None]
         self._matrix = torch.from_numpy(blocks[..., :-1].copy()).transpose(1, 2)  # (P, F, A)

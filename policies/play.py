@@ -102,7 +102,7 @@ def play(
 
 
 def play_task(stage: Stage, halt: Halt, numbered: tuple[int, EpisodeTask]) -> EpisodeResult:
-    """Play one episode: a task of a `WorkerPool` that shares a `Stage`."""
+    """Play one episode in a worker process; `stage` holds what all episodes share."""
     index, task = numbered
     policy = stage.make_policy(*task.args)
     envs = SyncVectorEnv([partial(make_real, stage.spec)], autoreset_mode=AutoresetMode.DISABLED)

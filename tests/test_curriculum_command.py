@@ -133,7 +133,7 @@ def test_what_is_left_out_is_reported(
     assert set(fake.last.left_out) == {"LunarLander", "CarRacing"}  # type: ignore[attr-defined]
     monkeypatch.setattr(curriculum_tasks, "find_spec", lambda name: None)
     assert run([]) == 3
-    assert "no task of core can run on this machine: Pong: pip install" in capsys.readouterr().err
+    assert "no environment of the curriculum 'core' is installed: Pong: pip install" in capsys.readouterr().err
 
 
 def test_what_cannot_be_dreamed_of_is_reported_before_any_work_is_done(

@@ -123,7 +123,7 @@ def test_offline_the_cache_serves_and_else_the_error_reports_what_to_do(
         load_model("org/other")
     with pytest.raises(ConfigurationError, match=r"no model 'org/other': .* is not reachable"):
         create_world_model("org/other")
-    with pytest.raises(hub.HubError, match=r"http://127.0.0.1:9 is not reachable for org/pole"):
+    with pytest.raises(hub.HubError, match=r"could not reach http://127.0.0.1:9 for org/pole"):
         hub.push_to_hub(tiny, "org/pole")
 
 

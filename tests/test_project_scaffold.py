@@ -124,7 +124,7 @@ def test_what_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         write_project(tmp_path / "my", "CartPol-v1")
     with pytest.raises(ConfigurationError, match="did you mean 'default'"):
         write_project(tmp_path / "my", "CartPole-v1", "ensemble:defualt")
-    with pytest.raises(ConfigurationError, match="model must be a preset, family:size"):
+    with pytest.raises(ConfigurationError, match="unknown model .* expected family:size"):
         write_project(tmp_path / "my", "CartPole-v1", "mine")
     with pytest.raises(ValueError, match="an ensemble needs a Box of vectors"):
         write_project(tmp_path / "my", "CarRacing-v3", "ensemble:default")

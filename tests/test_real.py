@@ -241,7 +241,7 @@ def test_other_environments_are_checked_as_they_are() -> None:
         (odd("rgb", size=32, max_frames=True), r"repeat must be at least 2 for max_frames, got 1"),
         (odd(act="endless"), r"Odd-v0: Box actions need finite bounds, got Box.*; wrap the env in RescaleAction"),
         (odd(act="dict"), r"Odd-v0: actions must be Box, Discrete, MultiDiscrete or MultiBinary, got Dict"),
-        (odd(act="box", actions=(0,)), r"actions needs a Discrete action space, got Box"),
+        (odd(act="box", actions=(0,)), r"the setting `actions` works only with Discrete actions, got Box"),
         (
             odd(act="from1", actions=(0, 1)),
             r"actions must be distinct elements of Discrete\(4, start=1\), got \(0, 1\)",

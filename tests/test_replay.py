@@ -321,7 +321,7 @@ def test_windows_that_do_not_exist_are_rejected_in_words():
 
 @pytest.mark.parametrize(
     ("device", "message"),
-    [("gpu", "device must be auto, cpu, cuda.*got 'gpu'"), ("cuda:99", "'cuda:99' is not on this machine; use 'cpu'")],
+    [("gpu", "device must be auto, .*got 'gpu'"), ("cuda:99", "'cuda:99' is not on this machine; use 'cpu'")],
 )
 def test_a_device_that_is_not_there_is_named(device, message):
     with pytest.raises(ValueError, match=message):

@@ -668,7 +668,7 @@ EFFECTS: dict[str, Any] = {
     "use_gradient_checkpointing": lambda path: (
         (heavy_calls(path / "a", False), heavy_calls(path / "b", True)) == (1, 2)
     ),
-    "device": lambda path: "device must be auto, cpu, cuda, cuda:1 or mps, got 'gpu'" in refused(device="gpu"),
+    "device": lambda path: "device must be auto, cpu, mps, cuda or cuda:N, got 'gpu'" in refused(device="gpu"),
     "seed": moves(seed=1),
     "output_dir": lambda path: Trainer(Toy(), FAST.replace(output_dir=str(path))).save_checkpoint().parent == path,
     "log_interval": lambda path: steps_told(path, "train/loss", FAST.replace(log_interval=5)) == [5, 10, 12],

@@ -131,7 +131,7 @@ def test_the_end_of_the_world_in_control_ends_the_game(monkeypatch: pytest.Monke
     for _ in range(5):
         scene = game.step()
     assert scene.real_over == "terminated" and not scene.over and scene.errors is None
-    with pytest.raises(ValueError, match="the real episode has terminated; restart to wake up"):
+    with pytest.raises(ValueError, match="the real episode has terminated; restart before switching"):
         game.wake()
     game.horizon = 7
     assert [game.step().over for _ in range(2)] == [False, True]
@@ -141,7 +141,7 @@ def test_a_game_without_the_real_environment_says_why(monkeypatch: pytest.Monkey
     game = toy_game(None, monkeypatch)
     scene = game.restart(0)
     assert scene.real is None and scene.errors is None
-    with pytest.raises(ValueError, match="no real environment to wake up in: none here"):
+    with pytest.raises(ValueError, match="cannot switch to the real environment: none here"):
         game.wake()
 
 

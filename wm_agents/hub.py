@@ -227,7 +227,7 @@ def _explained(repo: str, revision: str | None, filename: str | None = None) -> 
     except Exception as error:  # The errors of its HTTP client differ between versions.
         if not isinstance(error, OSError) and "http" not in type(error).__module__:
             raise
-        raise HubError(f"{constants.ENDPOINT} is not reachable for {at}: {_one_line(error)}") from error
+        raise HubError(f"could not reach {constants.ENDPOINT} for {at}: {_one_line(error)}") from error
 
 
 def _one_line(error: Exception) -> str:

@@ -34,7 +34,7 @@ def check_trusted(env_id: str, source: object) -> None:
     """
     module, _, name = env_id.rpartition(":")
     if OURS.match(name):
-        raise ValueError(f"{source} names {env_id!r} as its real environment, which is a dream; do not use this file")
+        raise ValueError(f"the real environment in {source} is itself a dream ({env_id!r}); the file is invalid")
     if not module or module in sys.modules or _trusted & {module, module.partition(".")[0]}:
         return
     if module.partition(".")[0] in packages_distributions():

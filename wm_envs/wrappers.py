@@ -62,7 +62,7 @@ class ChosenActions(gym.ActionWrapper, RecordConstructorArgs):
     def __init__(self, env: gym.Env, actions: tuple[int, ...]) -> None:
         space = env.action_space
         if not isinstance(space, spaces.Discrete):
-            raise ValueError(f"actions needs a Discrete action space, got {space}; remove actions")
+            raise ValueError(f"the setting `actions` works only with Discrete actions, got {space}; remove it")
         if not actions or len(set(actions)) < len(actions) or not all(space.contains(np.int64(a)) for a in actions):
             raise ValueError(f"actions must be distinct elements of {space}, got {actions}")
         RecordConstructorArgs.__init__(self, actions=actions)

@@ -47,7 +47,7 @@ COMMANDS = {
     ),
     "train": Command(
         "projects",
-        "train the model of the project in this folder",
+        "like improve, with the settings of wm.toml in this folder",
         "project:train",
         "project:TrainParser",
         resumes=True,
@@ -67,7 +67,7 @@ COMMANDS = {
     ),
     "curriculum": Command(
         "training",
-        "train models and controllers for a list of tasks, each until it reaches a threshold",
+        "train models and controllers for a list of tasks, each until its mean return reaches a threshold",
         "curriculum:curriculum",
         "curriculum:CurriculumParser",
         resumes=True,
@@ -263,12 +263,12 @@ def usage() -> str:
     resumable = ", ".join(name for name, command in COMMANDS.items() if command.resumes)
     return (
         "usage: wm COMMAND [flags]\n\n"
-        "A model is a world model of a Gymnasium environment. Its dream is the environment that it simulates.\n\n"
+        "A model is a world model of a Gymnasium environment. Its dream is the model used as an environment.\n\n"
         + "\n".join(rows)
         + "\n`wm COMMAND --help` lists the flags of a command. These flags work with every command:\n"
         "  --debug              print the traceback of an error\n"
-        "  --trust-module NAME  allow saved models and datasets to import this module for their environment\n\n"
-        f"To resume these commands after an interruption, run the same command again: {resumable}."
+        "  --trust-module NAME  import this module if a saved model or dataset names it (this runs its code)\n\n"
+        f"After an interruption, the same command resumes: {resumable}."
     )
 
 

@@ -40,7 +40,7 @@ console = Console(stderr=True)
 def improve(cfg: ImproveConfig | OnlineConfig) -> None:
     """Collect real episodes, train a model, train a controller in its dream, evaluate it, and repeat.
 
-    Choose an environment: `--env ID` uses default settings, `--task NAME` uses the settings of a shipped dream. All
+    Choose an environment: `--env ID` uses default settings, `--task NAME` uses settings tuned for this task. All
     other flags override these settings. The families vmc, ensemble and objects are trained in rounds, with the flags
     below. `--family dreamerv3` and `--family tdmpc2` are trained online, with updates between real steps; for their
     flags see `wm improve --family dreamerv3 --help`. The same command resumes an interrupted run.

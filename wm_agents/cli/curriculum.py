@@ -67,7 +67,7 @@ def courses_of(cfg: CurriculumConfig) -> tuple[list[Course], dict[str, str]]:
     entries, left_out = installed(read_curriculum(name))
     if not entries:
         reasons = "; ".join(f"{task}: {how}" for task, how in left_out.items())
-        raise ValueError(f"no task of {name} can run on this machine: {reasons}")
+        raise ValueError(f"no environment of the curriculum {name!r} is installed: {reasons}")
     courses = [plan(entry, cfg) for entry in entries]
     for course in courses:
         check_training(course.cfg)

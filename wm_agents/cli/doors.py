@@ -109,7 +109,7 @@ class OpenDoor:
 
 
 def make(door: Door) -> AnyEnv:
-    """Make the environment of a door without resetting it."""
+    """Make the environment of one interface (gym.make, a vector environment, SB3) without resetting it."""
     if door.way == "gym.make":
         return gym.make(door.id, **door.kwargs)
     if door.way == "make_vec_env":

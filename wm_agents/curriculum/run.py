@@ -119,7 +119,7 @@ class Curriculum:
         )
 
     def elapsed_s(self) -> float:
-        """Seconds of the run, over all starts."""
+        """Seconds of the run, including those before it was resumed."""
         return self.earlier_s + time.perf_counter() - self.began
 
     def runtime(self, course: Course) -> Runtime:

@@ -1,4 +1,4 @@
-"""Checks that the seeds of a model's dreams are reproducible."""
+"""Checks that the same seed gives the same dream."""
 
 from __future__ import annotations
 

@@ -99,7 +99,10 @@ def check_video(folder: Path) -> str:
         reader.release()
         path.unlink()
     if len(got) != len(frames) or max(abs(a - b) for a, b in zip(got, levels)) > 12:
-        raise ValueError(f"a video of {len(frames)} frames was read as {len(got)} frames: {[round(x) for x in got]}")
+        raise ValueError(
+            f"the test video was decoded wrongly: expected {len(frames)} frames, got {len(got)} with mean brightness "
+            f"{[round(x) for x in got]}; reinstall moviepy and its ffmpeg"
+        )
     return f"{len(got)} frames of mp4 written and read"
 
 

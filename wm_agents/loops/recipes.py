@@ -48,15 +48,17 @@ class ImproveConfig:
     round_steps: int = field(default=30_000, metadata=at_least(1))
     """Real agent steps with the current controller in each later round."""
     round_seeds: int = field(default=SEEDS_A_ROUND, metadata=at_least(1))
-    """Environment seeds reserved for each round. Use fewer for many rounds, because all seeds must be below 900,000."""
+    """Environment seeds reserved for each round; `rounds` times this must stay below 900,000."""
     shard_episodes: int = field(default=8, metadata=at_least(1))
-    """Episodes per data file. A file is always completed, so a smaller number wastes fewer real steps."""
+    """Episodes per data file. Collection stops only at the end of a file, so larger files exceed `round_steps` by
+    more."""
     stall: int | None = field(default=None, metadata=at_least(1))
     """Truncate collected episodes after N steps without a positive reward."""
     max_steps: int | None = field(default=None, metadata=at_least(1))
     """Truncate collected episodes after N steps."""
     noise: tuple[float, ...] = field(default=(0.0, 0.3, 0.6), metadata=at_least(0))
-    """Levels of exploration noise added to the actions of the controller; each episode uses one of them."""
+    """Levels of exploration noise; each episode uses one. Continuous actions: standard deviation, relative to half of
+    the range. Discrete actions: share of random steps."""
     leave: float = field(default=0.0, metadata=share())
     """Share of collected episodes in which random actions replace the controller from a random step on."""
     draw_actions: bool = False

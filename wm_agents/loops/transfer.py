@@ -166,8 +166,8 @@ class Transfer(NamedTuple):
 def controller_settings(spec: RealSpec, algo: str, iterations: int | None) -> ImproveConfig:
     """The recipe of the task, or default settings, with the number of iterations (CMA-ES: generations).
 
-    By default there are as many iterations as in all rounds of the recipe, but at most `MOST_DREAMED` dreamed
-    steps, and at least one round of the recipe.
+    The default is rounds x iterations of the recipe, for at most `MOST_DREAMED` dreamed steps, but never less than one
+    round.
 
     Raises:
         ValueError: `algo` does not support the actions of the environment.

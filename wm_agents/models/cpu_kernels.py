@@ -71,7 +71,7 @@ class RowStep:
 
     @classmethod
     def of(cls, memory: MDRNN) -> RowStep:
-        """The `RowStep` of `memory`, made again if its weights have moved."""
+        """The `RowStep` of `memory`, rebuilt if its weights are at other addresses."""
         step = _STEPS.get(memory)
         if step is None or step.where != _where(memory):
             step = _STEPS[memory] = cls(memory)

@@ -362,8 +362,8 @@ class EnsembleMLP(nn.Module):
     def layers(self) -> list[list[Layer]]:
         """The layers of each member.
 
-        Without gradients they are views of the weights, which training changes in place. They are cached until the
-        weights move, because making them takes as long as the products of a single row.
+        Without gradients they are cached views of the weights, in which updates in place stay visible. The cache is
+        rebuilt when the weights are at another address. Building the views takes as long as a forward pass of one row.
         """
         if torch.is_grad_enabled():
             return _by_member(self.weights, self.biases)

@@ -57,7 +57,10 @@ class EnsembleRow:
         return [self._weights["0"].data_ptr(), *[unit._version for unit in self._units]]
 
     def step(self, obs: Tensor, act: Tensor, normal: Tensor, temperature: float) -> Step:
-        """Dream one step from (1, D) with the encoded action (1, A) and standard normal noise (1, D + 2)."""
+        """Dream one step of an observation (1, D) with the encoded action (1, A) and standard normal noise (1, D + 2).
+
+        The last two values of the noise select the member and sample the termination.
+        """
         (was,), (did,), ((*noise, pick, luck),) = obs.tolist(), act.tolist(), normal.tolist()
         change, end, reward = self.members[min(int(_uniform(pick) * len(self.members)), len(self.members) - 1)]
         seen = [(x - mean) / std for x, (mean, std) in zip(was, self.obs)] + did

@@ -1,14 +1,13 @@
 """A world model of objects: its latent contains object positions in whole pixels, and all its predictions are discrete.
 
 The encoder (`Slots`) finds objects by their colour. The dynamics model (`Heads`) samples the slots of the next frame
-from wm_envs.fields import at_least, check_fields
 from those of the last frames and actions, one object after another, the largest first. For each object it samples
 whether it is visible, and by how many rows and columns it moves; or, for a new object, at which row and column it
 appears. Each prediction is conditioned on the previous ones. Reward and termination come last. Positions stay exact, so
 a dream of 10,000 steps is as sharp as its first frame.
 
-An episode may terminate at a count of rewards, as a game to 21 points does. The counts are part of the latent, and the
-limits are inferred from the recorded episodes.
+The model can end an episode when the number of negative or positive rewards reaches a limit (21 in Pong). The numbers
+are part of the latent, and the limits are inferred from the recorded episodes.
 """
 
 from __future__ import annotations
@@ -238,7 +237,8 @@ class Objects(Model):
 
 
 class Dice(NamedTuple):
-    """Samples classes with uniform noise (B, N), one column per prediction; None takes the most likely classes."""
+    """Samples classes with uniform noise (B, N), one column per prediction; without noise it takes
+    the most likely classes."""
 
     chance: Tensor | None
     temperature: float
@@ -312,7 +312,7 @@ class Heads(nn.Module):
     def draw(
         self, feat: Tensor, act: Tensor, latent: Latent, used: int, odds: Callable[[Tensor], Tensor], dice: Dice
     ) -> Drawn:
-        """Sample the next frame of every row. The first `used` slots contain objects."""
+        """Sample the next slots of every element of the batch. The first `used` slots contain objects."""
         shares = self._shares(feat, act)
         now, was = latent["place"][:, -1], latent["here"][:, -1]
         place, here = now.clone(), torch.zeros_like(was)

@@ -43,7 +43,9 @@ def usual(environment: str, model: str | None, name: str) -> Values:
     model = model or (FOR_VECTORS if recipe.spec.size is None else FOR_PIXELS)
     family, size = resolve(model) or (None, None)
     if family is None:
-        raise ConfigurationError(f"model must be a preset, family:size, such as {FOR_VECTORS}; got {model!r}")
+        raise ConfigurationError(
+            f"unknown model {model!r}; expected family:size of `wm models list`, such as {FOR_VECTORS}"
+        )
     row = FAMILIES[family]
     online = row.learns == "online"
     spec = seen_by(family, recipe.spec) if online else recipe.spec

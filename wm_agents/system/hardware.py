@@ -29,7 +29,7 @@ def find_device(name: str | torch.device) -> torch.device:
         device = torch.device(name)
         num = here[device.type]
     except (RuntimeError, KeyError):
-        raise ConfigurationError(f"device must be auto, cpu, cuda, cuda:1 or mps, got {str(name)!r}") from None
+        raise ConfigurationError(f"device must be auto, cpu, mps, cuda or cuda:N, got {str(name)!r}") from None
     if (device.index or 0) >= num:
         raise ConfigurationError(
             f"device {str(name)!r} is not on this machine; use 'cpu', or 'auto' for the best device available"

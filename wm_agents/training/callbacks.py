@@ -29,7 +29,7 @@ class Callback:
         """After every update; must be fast and must not read tensors."""
 
     def on_metrics(self, trainer: Trainer, values: Mapping[str, float]) -> None:
-        """Scalars for `trainer.update`: every log_interval updates, after a validation, from other callbacks."""
+        """Called with new metrics: every log_interval updates, after each validation, and from other callbacks."""
 
     def on_validation(self, trainer: Trainer, value: float) -> None:
         """After every validation; `trainer.stop(reason)` ends the run."""

@@ -105,7 +105,7 @@ def read_slots(model: Objects, dataset: Dataset, cache: Path) -> SlotSet:
         ValueError: the dataset has no episodes.
     """
     if not dataset.num_episodes:
-        raise ValueError(f"no episodes in {dataset.root} (skipped: {dataset.skipped}); collect some first")
+        raise ValueError(f"no readable episodes in {dataset.root}; skipped files: {dataset.skipped or 'none'}")
     seen: list[tuple[Tensor, Tensor]] = []
     for name, part in groupby(range(dataset.num_episodes), dataset.shard_name):
         seen += _see_shard(model, dataset, name, list(part), cache)

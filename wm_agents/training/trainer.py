@@ -284,7 +284,7 @@ class Trainer:
     def quietly(self, function: Callable[[], T]) -> T:
         """Call a function in eval mode, without gradients, and with a separate random state.
 
-        If there is a moving average of the weights, the model holds it during the call.
+        The call uses the moving average of the weights, if there is one.
         """
         devices = [self.fabric.device] if self.fabric.device.type == "cuda" else []
         numpy_state, training = np.random.get_state(), self.model.training

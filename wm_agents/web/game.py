@@ -124,9 +124,9 @@ class Game:
             ValueError: there is no real environment, or its episode has ended.
         """
         if self.env is None:
-            raise ValueError(f"there is no real environment to wake up in: {self.playable.no_real}")
+            raise ValueError(f"cannot switch to the real environment: {self.playable.no_real}")
         if self.real_over:
-            raise ValueError(f"the real episode has {self.real_over}; restart to wake up")
+            raise ValueError(f"the real episode has {self.real_over}; restart before switching to it")
         self.awake = True
         self._follow()
 

@@ -65,7 +65,7 @@ def try_out(
     windows: int = 512,
     seed: int = 0,
 ) -> Tried:
-    """Dream `windows` windows of the episodes with the model and with an untrained one."""
+    """Roll out the model, and an untrained copy, along `windows` recorded windows."""
     longest = max(ep.num_steps for ep in episodes)
     reached = [h for h in sorted(horizons) if h <= longest] or [1]
     scale = obs_scale(episodes)
