@@ -338,5 +338,5 @@ def check_budget(cfg: OnlineConfig) -> None:
     if cfg.real_steps < least:
         raise ConfigurationError(
             f"real_steps must be at least {least:,} with prefill {cfg.prefill:,}, num_envs {cfg.num_envs} and "
-            f"eval_episodes {cfg.eval_episodes} of up to {limit:,} steps, got {cfg.real_steps:,}; raise it or lower the rest"
+            f"eval_episodes {cfg.eval_episodes} of up to {limit:,} steps, got {cfg.real_steps:,}; raise it"
         )
