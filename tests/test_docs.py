@@ -11,6 +11,7 @@ import sys
 import xml.dom.minidom
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,8 @@ def test_the_commands_of_the_page_parse(
         first, *rest = shlex.split(command)
         if first == "make":
             assert set(rest) <= set(targets), command
+        elif first == "python" and rest[0] == "-m":
+            assert find_spec(rest[1]) is not None, command
         elif first == "python":
             script = ROOT / rest[0]
             assert script.is_file(), command

@@ -301,7 +301,7 @@ def test_shards_and_standard_modules_are_not_imported_either(evil: Path) -> None
 def test_a_model_cannot_name_another_dream_as_its_reality(tmp_path: Path) -> None:
     other = {"id": "Dream-v0", "kwargs": {"model": "elsewhere"}}
     path = artifact(tmp_path, lambda facts: facts["real"].update(other))
-    with pytest.raises(ValueError, match="names 'Dream-v0' as its real environment, which is a dream"):
+    with pytest.raises(ValueError, match=r"is itself a dream \('Dream-v0'\)"):
         real_spec(load_artifact(path))
 
 

@@ -31,6 +31,7 @@ ALLOWED = {
     "PPOConfig.gae_lambda": "the same",
     "PPOConfig.ent_coef": "the same",
     "PPOConfig.seed": "the same",
+    "ImproveConfig.objects": "`model_config` reads the field that the row of the family names",
     "InferenceSection.horizon": "inference.py, which `wm init` writes, reads it",
 }
 """What the source does not show, and why it is right."""

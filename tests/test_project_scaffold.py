@@ -80,7 +80,7 @@ def test_every_line_of_the_file_reports_what_it_is_for(tmp_path: Path) -> None:
     write_project(tmp_path / "my", "CartPole-v1")
     text = (tmp_path / "my" / "wm.toml").read_text()
     assert "# Exploration steps before training. At least 1.\nwarmup_transitions = 1000" in text
-    assert "Further fields of EnsembleConfig: members, hidden, layers, term_weight." in text
+    assert "Further fields of EnsembleConfig: members, layers, term_weight." in text
     assert max(map(len, text.splitlines())) <= 120
 
 

@@ -175,8 +175,9 @@ def _key(spec: RealSpec) -> tuple[str, str]:
 
 def _make(spec: RealSpec, render_mode: str | None) -> gym.Env[Any, Any]:
     """The environment without preprocessing, with a correct `render_fps`."""
-    if spec.id not in gym.registry and ":" not in spec.id:
-        _register_games(spec.id)
+    is_game = "ALE/" in spec.id or "NoFrameskip" in spec.id
+    if is_game or (spec.id not in gym.registry and ":" not in spec.id):
+        _register_games(spec.id, is_game)
     # Not every env accepts the argument.
     rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     try:
@@ -186,22 +187,28 @@ def _make(spec: RealSpec, render_mode: str | None) -> gym.Env[Any, Any]:
     except (gym.error.DependencyNotInstalled, ImportError) as error:
         raise LackingEnv(spec.id, error) from error
     fps = env.metadata.get("render_fps", 30)
-    if env.spec is not None and str(env.spec.entry_point).startswith("ale_py"):
-        fps = ALE_FPS / float(np.mean(env.spec.kwargs["frameskip"]))  # The ALE assumes a frame skip of 2.
+    made = env.unwrapped.spec  # Wrappers would cache theirs, before `gym.make` sets the final one.
+    if made is not None and str(made.entry_point).startswith("ale_py"):
+        fps = ALE_FPS / _mean_skip(made.kwargs["frameskip"])  # The ALE assumes a frame skip of 2.
     env.metadata = {**env.metadata, "render_fps": float(fps) / spec.action_repeat}
     return env
 
 
-def _register_games(env_id: str) -> None:
+def _mean_skip(skip: int | tuple[int, int]) -> float:
+    """Frames per step of the ALE; a pair is a range without its end."""
+    return float(skip) if isinstance(skip, int) else (skip[0] + skip[1] - 1) / 2
+
+
+def _register_games(env_id: str, is_game: bool) -> None:
     """Register the games of the ALE, also those with old ids such as Pong-v4.
 
     Raises:
-        LackingEnv: `env_id` is a game, and the ALE is not installed.
+        LackingEnv: the id is that of a game, and the ALE is not installed.
     """
     try:
         import ale_py
     except ImportError as error:
-        if "ALE/" in env_id or "NoFrameskip" in env_id:
+        if is_game:
             raise LackingEnv(env_id, error) from error
         return
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # Suppresses the banner of each game.

@@ -114,7 +114,7 @@ def export_onnx(model: str, out: Path, steps: int = 100) -> dict[str, Any]:
             _write(folder / f"{name}.onnx", graph, net)
         difference = compare(net, starts, graphs, folder, steps)
         shutil.copyfile(artifact.path / "starts.safetensors", folder / "starts.safetensors")
-        (folder / MARK).write_text(json.dumps(config, indent=2))
+        (folder / MARK).write_text(json.dumps(config, indent=2), encoding="utf-8")
     return {"files": sorted(path.name for path in out.iterdir()), "skipped": skipped, "difference": difference}
 
 

@@ -156,7 +156,7 @@ def _rows(data: bytes) -> Iterator[dict[str, Any]]:
 def _json(path: Path) -> dict[str, Any]:
     """A JSON object of a file; empty if there is none, or if it is being written."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

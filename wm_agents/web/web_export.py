@@ -47,7 +47,7 @@ def export_web(model: str, out: Path) -> list[str]:
             shutil.copyfile(artifact.path / file, folder / file)
         for path in (*(STATIC / name for name in SHARED), *(STATIC / "export" / name for name in OWN)):
             shutil.copyfile(path, folder / path.name)
-        (folder / MARK).write_text(json.dumps(facts))
+        (folder / MARK).write_text(json.dumps(facts), encoding="utf-8")
     return [f"policy ({kind})" for kind in sorted(artifact.policies.keys() - set(kinds))]
 
 
