@@ -16,11 +16,13 @@ from tiny import save_tiny
 
 import wm_envs  # noqa: F401
 from policies.linear import LinearPolicy
+from policies.mlp import MLPPolicy
 from wm_agents.cli import app as cli
 from wm_agents.factory import create_world_model
 from wm_agents.pretrained import load_model, load_policy, save_model
 from wm_agents.web.export_folder import export_folder
 from wm_agents.web.web_export import export_web
+from wm_envs.action import decode_action
 from wm_envs.registry import RealSpec
 
 NODE = shutil.which("node")
@@ -72,6 +74,18 @@ def test_graphs_that_differ_are_rejected_and_leave_nothing(tmp_path: Path, monke
     with pytest.raises(ValueError, match=r"graphs of ensemble differ from PyTorch by \{'step': "):
         onnx_export.export_onnx("Dream-CartPole-v0", tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("squash", ["clip", "tanh", "unit"])
+def test_outputs_of_exported_policies_are_encoded_actions(squash: str) -> None:
+    pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+    from wm_agents.web.onnx_export import _mlp
+
+    space = gym.spaces.Box(-2.0, 6.0, (2,), np.float32)
+    rng = torch.Generator().manual_seed(0)
+    layers = [(torch.randn(2, 3, generator=rng), torch.zeros(2))]
+    policy, feat = MLPPolicy(space, layers, "tanh", squash), torch.randn(50, 3, generator=rng)
+    assert np.allclose(decode_action(space, _mlp(policy)(feat)[0].numpy()), policy.act(feat.numpy()), atol=1e-5)
 
 
 RUN = """

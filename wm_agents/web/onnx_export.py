@@ -4,7 +4,8 @@
     step.onnx    the latent, act, noise (B, noise_dim), temperature () -> the next latent, rew (B,), cont (B,), end (B,)
     decode.onnx  the latent -> obs
     feat.onnx    the latent -> feat (B, F)
-    policy_<kind>.onnx  feat -> act, encoded as the other graphs take it
+    policy_<kind>.onnx  feat -> outputs (B, A): `wm_envs.action.decode_action` makes actions of them; the largest entry
+                        is a discrete action, and continuous ones are clipped to [-1, 1]
     dream.json   names and sizes of all inputs, cut_off, horizon, temperature, frame rate
     starts.safetensors  initial latents
 
@@ -244,11 +245,18 @@ def _linear(policy: LinearPolicy) -> Callable[[Tensor], tuple[Tensor]]:
 
 
 def _mlp(policy: MLPPolicy) -> Callable[[Tensor], tuple[Tensor]]:
+    bounds = [
+        torch.from_numpy(np.ravel(getattr(policy.space, name, 0.0)).astype(np.float32)) for name in ("low", "high")
+    ]
+
     def run(x: Tensor) -> tuple[Tensor]:
         *hidden, (weight, bias) = policy.layers
         for w, b in hidden:
             x = ACTIVATIONS[policy.activation](F.linear(x, w, b))
         outs = F.linear(x, weight, bias)
+        if policy.squash == "clip":  # In the environment's own units.
+            low, high = bounds
+            return ((2 * (outs - low) / (high - low) - 1).clamp(-1, 1),)
         return (torch.tanh(outs) if policy.squash == "tanh" else outs,)
 
     return run

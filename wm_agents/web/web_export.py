@@ -75,4 +75,4 @@ def check_runs_in_browser(model: Model) -> None:
 def _runs(model: Model, artifact: Artifact, kind: str) -> bool:
     """Whether the page can run the policy."""
     policy: Any = load_policy(model, artifact, kind)
-    return kind == "linear" or policy.squash in ("argmax", "clip", "tanh")
+    return kind == "linear" or policy.squash in ("argmax", "clip", "tanh", "unit")
