@@ -88,6 +88,7 @@ def test_keys_drive_policies_switch_and_recordings_play(page: Any) -> None:
         page.keyboard.press("Escape")
         page.keyboard.press("p")
         wait_text(page, "#pause", "Play")
+        page.goto("about:blank")
 
 
 def test_the_dashboard_follows_a_running_run(page: Any, tmp_path: Path) -> None:
@@ -100,6 +101,7 @@ def test_the_dashboard_follows_a_running_run(page: Any, tmp_path: Path) -> None:
         with file.open("a") as more:
             more.write('in/loss": 0.25}\n')
         wait_text(page, "#charts output", r"^0\.25$")
+        page.goto("about:blank")  # It would ask a server that is gone.
 
 
 REWARDS = """async () => {
