@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wm_agents.models import cpu_kernels, vmc
 from wm_agents.models.vmc import MDRNN, VMC, VMCConfig
@@ -138,29 +138,6 @@ def test_a_copy_steps_with_weights_of_its_own() -> None:
         want = step(model, latent, act, 1.0).latent["z"]
         model.memory.gmm_linear.weight.zero_()
         assert torch.equal(step(twin, latent, act, 1.0).latent["z"], want)
-
-
-def deconv(**changes: int) -> nn.ConvTranspose2d:
-    torch.manual_seed(0)
-    return nn.ConvTranspose2d(5, 3, **{"kernel_size": 4, "stride": 2, "padding": 1, **changes})  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("changes", [{}, {"kernel_size": 5, "padding": 0}, {"stride": 1}])
-@pytest.mark.parametrize("height, width", [(1, 1), (2, 3), (8, 8)])
-def test_convolutions_of_windows_are_the_transposed_convolution(changes: dict, height: int, width: int) -> None:
-    layer, x = deconv(**changes), torch.randn(2, 5, height, width)
-    with torch.no_grad():
-        torch.testing.assert_close(cpu_kernels.upsample(layer, x), layer(x), atol=1e-6, rtol=1e-6)
-    assert cpu_kernels.upsample(layer, x).requires_grad  # With gradients the plain layer is used.
-
-
-@pytest.mark.parametrize("changed", ["weight", "bias"])
-def test_convolutions_of_windows_follow_weights_that_change_in_place(changed: str) -> None:
-    layer, x = deconv(), torch.randn(1, 5, 4, 4)
-    with torch.no_grad():
-        cpu_kernels.upsample(layer, x)
-        getattr(layer, changed).data.mul_(2)  # As fused optimizers do, without a new version.
-        torch.testing.assert_close(cpu_kernels.upsample(layer, x), layer(x), atol=1e-6, rtol=1e-6)
 
 
 def test_models_are_freed() -> None:

@@ -1,5 +1,5 @@
-"""Faster versions of the dreamed step of `MDRNN` and of transposed convolutions for CPUs. `vmc` and PyTorch contain
-the plain definitions with the same results."""
+"""Faster versions of the dreamed step of `MDRNN` for CPUs; `vmc` contains the plain definitions with the same
+results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from wm_envs.world_model import Generator, draw_normal
 
@@ -124,35 +124,3 @@ def _choose(logits: list[float], normal: float, temperature: float) -> int:
     weights = [math.exp((logit - top) / temperature) for logit in logits]
     chance = 0.5 * math.erfc(-normal * math.sqrt(0.5)) * sum(weights)
     return min(sum(edge < chance for edge in accumulate(weights)), len(weights) - 1)
-
-
-def upsample(deconv: nn.Module, x: Tensor) -> Tensor:
-    """`deconv(x)`; in dreams by `windows`, where the kernel is 4, the stride 2 and the padding 1."""
-    assert isinstance(deconv, nn.ConvTranspose2d)
-    plain = (deconv.kernel_size, deconv.stride, deconv.padding) != ((4, 4), (2, 2), (1, 1))
-    if plain or not is_dream(x):
-        return cast(Tensor, deconv(x))
-    bias = None if deconv.bias is None else deconv.bias.repeat(4)
-    windows = F.conv2d(x, _window_weights(deconv), bias, padding=1)  # (B, 4 C, H + 1, W + 1)
-    rows = windows.permute(0, 2, 3, 1).unflatten(-1, (2, 2, -1)).transpose(2, 3)  # (B, H + 1, 2, W + 1, 2, C)
-    image: Tensor = rows.reshape(len(x), 2 * rows.shape[1], 2 * rows.shape[3], -1)
-    return image[:, 1:-1, 1:-1].permute(0, 3, 1, 2)
-
-
-_WINDOWS: WeakKeyDictionary[nn.Module, tuple[Tensor, Tensor]] = WeakKeyDictionary()
-
-
-def _window_weights(deconv: nn.ConvTranspose2d) -> Tensor:
-    """The weights of `deconv` as a convolution of 2x2 windows, (4 C_out, C_in, 2, 2).
-
-    Each window of the input determines 2x2 pixels of the output. Pixel `half` of an axis takes tap `at` of the window
-    times element 2 (1 - at) + half of the kernel. The result is kept for as long as the weights have the same values:
-    comparing them takes a tenth of the time, and fused optimizers change them without increasing `_version`.
-    """
-    weight = deconv.weight.detach()
-    kept = _WINDOWS.get(deconv)
-    if kept is None or not torch.equal(kept[0], weight):
-        taps = weight.unflatten(3, (2, 2)).unflatten(2, (2, 2)).flip(2, 4)  # (C_in, C_out, at, half, at, half)
-        windows = taps.permute(3, 5, 1, 0, 2, 4).flatten(0, 2).contiguous(memory_format=torch.channels_last)
-        kept = _WINDOWS[deconv] = weight.clone(), windows
-    return kept[1]

@@ -20,7 +20,7 @@ from typing_extensions import Self  # Comes with torch; `typing` has it from Pyt
 
 from wm_agents.errors import strict
 from wm_agents.models.config import ELSEWHERE, WorldModelConfig
-from wm_agents.models.cpu_kernels import RowStep, draw_by_component, gains_by_component, is_dream, upsample
+from wm_agents.models.cpu_kernels import RowStep, draw_by_component, gains_by_component, is_dream
 from wm_agents.models.frames import to_network
 from wm_agents.models.loss import LossOutput
 from wm_agents.models.model import Model
@@ -425,8 +425,8 @@ class Decoder(nn.Module):
         """Images (B, C, S, S) in [0, 1]; with `still`, `still` plus the output, not clipped."""
         x = F.relu(self.fc(z)).unflatten(1, self.shape).contiguous(memory_format=torch.channels_last)
         for deconv in self.deconvs[:-1]:
-            x = F.relu(upsample(deconv, x))
-        x = upsample(self.deconvs[-1], x)
+            x = F.relu(deconv(x))
+        x = cast(Tensor, self.deconvs[-1](x))
         return torch.sigmoid(x) if still is None else still + x
 
     def draw(self, z: Tensor, still: Tensor | None) -> Tensor:
