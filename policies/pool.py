@@ -115,6 +115,9 @@ class WorkerPool(Generic[Shared]):
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
             raise self._died([items[i] for future, i in futures.items() if _is_lost(future)]) from error
+        except KeyboardInterrupt:
+            futures.clear()  # The workers are killed next; before Python 3.12, cancelled tasks break the executor then.
+            raise
         finally:
             for future in futures:
                 future.cancel()

@@ -34,7 +34,6 @@ from policies.actor_critic import ActorPolicy
 from policies.linear import LinearPolicy
 from policies.mlp import ACTIVATIONS, MLPPolicy
 from policies.policy import sample_actions
-from wm_agents.models import vmc
 from wm_agents.models.ensemble import Ensemble
 from wm_agents.models.model import Model
 from wm_agents.models.vmc import VMC, ConvVAE
@@ -293,7 +292,6 @@ def _diff(x: Tensor, n: int = 1, dim: int = -1, prepend: Tensor | None = None, a
 
 
 REPLACED: list[tuple[Any, str, Callable[..., Tensor]]] = [
-    (vmc, "upsample", lambda deconv, x: deconv(x)),  # Four convolutions, with the batch as a constant.
     (torch.special, "ndtr", lambda x: 0.5 * (1 + torch.erf(x * 0.5**0.5))),
     (torch, "expm1", lambda x: x.exp() - 1),
     (torch.Tensor, "expm1", lambda x: x.exp() - 1),
