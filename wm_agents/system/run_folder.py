@@ -19,6 +19,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Collection, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -220,16 +221,30 @@ def git_state(folder: Path = Path(__file__).parent) -> dict[str, Any] | None:
 
 
 def _lock(path: Path) -> int:
-    """Lock `path` until it is closed. The system releases the lock when the process dies."""
+    """Lock `path` until it is closed. The system releases the lock when the process dies.
+
+    A child that a killed process was just starting keeps the lock for some milliseconds.
+    """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.read(fd, 32).decode().strip()
-        os.close(fd)
-        raise FolderInUse(
-            f"{path.parent} is in use by process {holder or '(unknown)'}; wait for it, stop it, or use another folder"
-        ) from error
+    tries = 10
+    while not _try_lock(fd):
+        tries -= 1
+        if tries == 0:
+            holder = os.read(fd, 32).decode().strip()
+            os.close(fd)
+            raise FolderInUse(
+                f"{path.parent} is in use by process {holder or '(unknown)'}; wait for it, stop it, or use another "
+                "folder"
+            )
+        time.sleep(0.05)
     os.ftruncate(fd, 0)
     os.write(fd, str(os.getpid()).encode())
     return fd
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
