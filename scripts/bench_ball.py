@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from policies.policy import explorer
 from policies.rollout import EVAL_SEED
-from wm_agents.models.vmc import VMC, ConvVAE, to_input
+from wm_agents.models.vision import ConvVAE, to_input
+from wm_agents.models.vmc import VMC
 from wm_agents.pretrained import load_model, real_spec
 from wm_envs.real import make_real
 from wm_envs.registry import RealSpec

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wm_agents.models import cpu_kernels, vmc
+from wm_agents.models import cpu_kernels, mdrnn
 from wm_agents.models.vmc import MDRNN, VMC, VMCConfig
 from wm_envs.world_model import Latent, RowStreams, Step
 
@@ -31,7 +31,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         return lambda *args: (names.append(name), function(*args))[1]
 
     monkeypatch.setattr(cpu_kernels.RowStep, "draw", spy("row", cpu_kernels.RowStep.draw))
-    monkeypatch.setattr(vmc, "draw_by_component", spy("component", cpu_kernels.draw_by_component))
+    monkeypatch.setattr(mdrnn, "draw_by_component", spy("component", cpu_kernels.draw_by_component))
     yield names
 
 

@@ -35,7 +35,8 @@ from wm_agents.checkpoint import ArtifactError
 from wm_agents.models.config import TRAINING_FIELDS
 from wm_agents.models.dreamerv3 import DreamerV3
 from wm_agents.models.families import ALIASES, FAMILIES, load, resolve
-from wm_agents.models.vmc import VMC, Identity
+from wm_agents.models.vision import Identity
+from wm_agents.models.vmc import VMC
 from wm_agents.training.config import TrainingConfig
 from wm_envs.world_model import Trajectory
 

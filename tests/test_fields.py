@@ -45,7 +45,7 @@ class ToyConfig:
     ],
 )
 def test_values_at_their_bounds_are_accepted(values: dict[str, Any]) -> None:
-    ToyConfig(**values)
+    assert {name: getattr(ToyConfig(**values), name) for name in values} == values
 
 
 @pytest.mark.parametrize(

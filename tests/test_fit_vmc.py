@@ -17,7 +17,8 @@ from policies.policy import RandomPolicy
 from policies.rollout import rollout
 from wm_agents.data.dataset import Dataset, write_shard
 from wm_agents.data.episode import Episode, collect_episode
-from wm_agents.models.vmc import VMC, VMCConfig, to_input
+from wm_agents.models.vision import to_input
+from wm_agents.models.vmc import VMC, VMCConfig
 from wm_agents.training.callbacks import Callback
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.fit_vmc import (

@@ -12,7 +12,8 @@ from policies.latent import LatentPolicy
 from policies.linear import LinearPolicy, num_params
 from policies.policy import Array, RandomPolicy
 from policies.rollout import rollout
-from wm_agents.models.vmc import VMC, MDRNNCell, VMCConfig, to_input
+from wm_agents.models.vision import to_input
+from wm_agents.models.vmc import VMC, MDRNNCell, VMCConfig
 from wm_envs.action import act_dim, encode_action
 from wm_envs.real import LatentObservation, make_real
 from wm_envs.registry import RealSpec

@@ -28,9 +28,10 @@ from wm_agents.models.loss import LossOutput
 from wm_agents.models.vmc import MDRNN, VMC, ConvVAE, VMCConfig
 from wm_agents.pretrained import load_model, load_starts
 from wm_agents.system.hardware import describe
+from wm_agents.training.compute import choose_precision
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.fit_vmc import _casting
-from wm_agents.training.trainer import Trainer, choose_precision
+from wm_agents.training.trainer import Trainer
 from wm_envs import precision
 from wm_envs.dream import DreamConfig, DreamVectorEnv
 from wm_envs.precision import KINDS, Kind, bf16_runs, bf16_speedup, faster_in_bf16, kinds_of, use_bf16

@@ -13,21 +13,10 @@ from torch import Tensor, nn
 
 from wm_agents.data.replay import Batch
 from wm_agents.models.loss import LossOutput
-from wm_agents.models.vmc import (
-    MDRNN,
-    VMC,
-    ConvVAE,
-    Identity,
-    MDRNNCell,
-    RewardClasses,
-    VMCConfig,
-    _MDRNNBase,
-    conv_vae_loss,
-    gmm_loss,
-    kl_divergence,
-    sizes,
-    to_input,
-)
+from wm_agents.models.mdrnn import MDRNN, MDRNNCell, _MDRNNBase, gmm_loss
+from wm_agents.models.rewards import RewardClasses
+from wm_agents.models.vision import ConvVAE, Identity, conv_vae_loss, kl_divergence, to_input
+from wm_agents.models.vmc import VMC, VMCConfig, sizes
 from wm_envs.action import act_dim
 from wm_envs.precision import bf16_runs
 from wm_envs.real import make_real
@@ -219,7 +208,7 @@ def test_wrong_shapes_are_rejected_with_both_sides() -> None:
 def test_frames_are_the_decoded_images_rounded(
     size: int, channels: int, still: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wm_agents.models.vmc.DRAWN_AT_ONCE", 32)  # 40 rows are two blocks.
+    monkeypatch.setattr("wm_agents.models.vision.DRAWN_AT_ONCE", 32)  # 40 rows are two blocks.
     torch.manual_seed(0)
     vae = ConvVAE(channels, 8, "small", size, still)
     if still:

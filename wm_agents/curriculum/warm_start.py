@@ -11,7 +11,8 @@ from wm_agents.data.dataset import Dataset
 from wm_agents.factory import Model
 from wm_agents.loops.fit import new_model, take_vision
 from wm_agents.loops.recipes import ImproveConfig
-from wm_agents.models.vmc import VMC, Identity
+from wm_agents.models.vision import Identity
+from wm_agents.models.vmc import VMC
 from wm_agents.training.callbacks import Callback
 from wm_agents.training.fit_vmc import fit_vision
 from wm_agents.training.trainer import Trainer

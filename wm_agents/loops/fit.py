@@ -19,7 +19,7 @@ from wm_agents.evaluation.starts import make_starts as make_initial_latents
 from wm_agents.evaluation.termination import CALIBRATED, CUT_OFF, FEW_ENDS, calibrate_cut_off
 from wm_agents.factory import Model
 from wm_agents.loops.recipes import ImproveConfig
-from wm_agents.models import ensemble, objects, vmc
+from wm_agents.models import ensemble, objects, vision, vmc
 from wm_agents.models.families import FAMILIES, build, load
 from wm_agents.models.saved import load_model
 from wm_agents.system.state import RETRAIN, read_state_tensors
@@ -79,7 +79,7 @@ def new_model(cfg: ImproveConfig, obs_space: gym.Space[Any], act_space: gym.Spac
 def take_vision(model: vmc.VMC, source: str) -> bool:
     """Load the weights of V from the model `source` if its V has the same shapes; return whether it has."""
     other, _ = load_model(source)
-    if not isinstance(other, vmc.VMC) or isinstance(model.vision, vmc.Identity):
+    if not isinstance(other, vmc.VMC) or isinstance(model.vision, vision.Identity):
         return False
     own, given = model.vision.state_dict(), other.vision.state_dict()
     if {name: w.shape for name, w in own.items()} != {name: w.shape for name, w in given.items()}:

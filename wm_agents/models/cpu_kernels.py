@@ -1,5 +1,5 @@
-"""Faster versions of the dreamed step of `MDRNN` for CPUs; `vmc` contains the plain definitions with the same
-results."""
+"""Faster versions of the dreamed step of `MDRNN` for CPUs; `mdrnn` contains the plain definitions with the
+same results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from wm_envs.world_model import Generator, draw_normal
 
 if TYPE_CHECKING:
-    from wm_agents.models.vmc import MDRNN, _MDRNNBase
+    from wm_agents.models.mdrnn import MDRNN, _MDRNNBase
 
 MANY = 128
 """Minimum number of rows for which one product per component is faster than the whole head."""

@@ -25,8 +25,8 @@ from wm_agents.errors import strict
 from wm_agents.models.config import ELSEWHERE, WorldModelConfig
 from wm_agents.models.loss import LossOutput
 from wm_agents.models.model import Model
+from wm_agents.models.rewards import MAX_CLASSES, RewardClasses
 from wm_agents.models.slots import Slots
-from wm_agents.models.vmc import MAX_CLASSES, RewardClasses
 from wm_envs.fields import at_least
 from wm_envs.frames import frame_shape
 from wm_envs.world_model import Generator, Latent, Step, draw_normal

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from wm_agents.data.dataset import Dataset, hold_out
 from wm_agents.models.loss import LossOutput
-from wm_agents.models.vmc import VMC, ConvVAE, Identity, to_input
+from wm_agents.models.vision import ConvVAE, Identity, to_input
+from wm_agents.models.vmc import VMC
 from wm_agents.system.replace import replacing
 from wm_agents.system.state import write_state_tensors
 from wm_agents.training.callbacks import Callback

@@ -12,30 +12,35 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from wm_agents.checkpoint import load_weights, plain_names
 from wm_agents.errors import ConfigurationError
 from wm_agents.models.loss import LossOutput
-from wm_agents.system.hardware import find_device
 from wm_agents.system.interrupt import deferred_interrupt
 from wm_agents.system.state import RETRAIN, read_state_tensors, write_state_tensors
 from wm_agents.training.batches import Feed, checked, make_feed
 from wm_agents.training.callbacks import Callback, EarlyStoppingCallback
+from wm_agents.training.compute import (
+    Precision,
+    choose_precision,
+    fast_math,
+    heavy_parts,
+    make_fabric,
+    recomputed,
+)
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.optim import Average, LearningRate, make_optimizer
-from wm_envs.precision import bf16_runs, faster_in_bf16, kinds_of, use_bf16
+from wm_agents.training.run_state import optimizer_state, random_state, set_random_state, set_seeds, under
+from wm_envs.precision import bf16_runs, faster_in_bf16, kinds_of
 
 log = logging.getLogger(__name__)
 
-Precision = Literal["float32", "bfloat16", "float16"]
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
 
@@ -44,8 +49,6 @@ MAY_CHANGE = {
     "total_steps", "log_interval", "eval_interval", "save_interval", "patience", "device", "output_dir", "tf32",
     "compile_model", "use_gradient_checkpointing",
 }  # fmt: skip
-HEAVY = ("encoder", "decoder", "ups")
-"""Names of the parts of a model to which gradient checkpointing applies, layer by layer for a sequence."""
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -115,7 +118,7 @@ class Trainer:
         self._wall_s = 0.0
         self._since = time.perf_counter()
         self._window: list[tuple[LossOutput, dict[str, Tensor]]] = []
-        self._heavy = _heavy(model) if cfg.use_gradient_checkpointing else []
+        self._heavy = heavy_parts(model) if cfg.use_gradient_checkpointing else []
 
     def _compute_in(self, precision: Precision) -> None:
         """Set the dtype of products, convolutions and LSTMs."""
@@ -188,7 +191,7 @@ class Trainer:
         """
         self.model.train()
         try:
-            with _fast_math(self.cfg, self.fabric.device), _checkpointing(self._heavy):
+            with fast_math(self.cfg, self.fabric.device), recomputed(self._heavy):
                 for callback in self.callbacks:
                     callback.on_start(self)
                 yield
@@ -292,7 +295,7 @@ class Trainer:
         self.model.eval()
         try:
             with average, torch.random.fork_rng(devices), torch.no_grad():
-                _seed(self.cfg.seed)
+                set_seeds(self.cfg.seed)
                 return function()
         finally:
             np.random.set_state(numpy_state)
@@ -394,7 +397,7 @@ class Trainer:
                     tensors[f"optimizer/{i}/{name}"] = value
                 else:
                     numbers.setdefault(str(i), {})[name] = value
-        rng, numpy_rng = _random_state(self.fabric.device)
+        rng, numpy_rng = random_state(self.fabric.device)
         state = {
             "update": self.update,
             "best_val": self.best_val,
@@ -456,7 +459,7 @@ class Trainer:
             self._restore(last)
         else:
             if self.update == 0:
-                _seed(self.cfg.seed)
+                set_seeds(self.cfg.seed)
                 (self.run_dir / "best.safetensors").unlink(missing_ok=True)
             self.save_checkpoint()
         if self.average is not None and self.average.inside:
@@ -476,11 +479,11 @@ class Trainer:
             raise ValueError(f"{path} is not a training checkpoint; give a file that a Trainer wrote") from error
         self._check_same_run(path, state["cfg"])
         self._resume_precision(state.get("precision"))
-        load_weights(self.model, _under(tensors, "module/"))
+        load_weights(self.model, under(tensors, "module/"))
         if self.average is not None:
-            self.average.load(_under(tensors, "average/"))
+            self.average.load(under(tensors, "average/"))
             self.average.inside = False
-        self.optimizer.load_state_dict(_optimizer_state(self._params(), state["optimizer"], tensors))
+        self.optimizer.load_state_dict(optimizer_state(self._params(), state["optimizer"], tensors))
         self.rate.load_state(state["scheduler"])
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
@@ -490,7 +493,7 @@ class Trainer:
         self.update, self.best_val, self._wall_s = state["update"], state["best_val"], state["wall_s"]
         self.stopped = "" if self.cfg.patience != state["cfg"]["patience"] else state["stopped"]
         self._window.clear()
-        _set_random_state(self.fabric.device, tensors, state["numpy_rng"])
+        set_random_state(self.fabric.device, tensors, state["numpy_rng"])
 
     def _check_same_run(self, path: Path, saved: dict[str, Any]) -> None:
         now = self.cfg.to_dict()
@@ -548,85 +551,10 @@ def train(
     return model
 
 
-def make_fabric(cfg: TrainingConfig, precision: Precision, scaler: torch.amp.GradScaler | None = None) -> Any:
-    """Create the Fabric for device and precision. It takes a second to import, so only training imports
-    it."""
-    from lightning_fabric import Fabric
-    from lightning_fabric.plugins import MixedPrecision
-
-    # Suppress its message about the precision, which would disturb the progress bar.
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    kind, _, index = cfg.device.partition(":")
-    devices: Any = [int(index)] if index else 1
-    if precision == "float32":
-        return Fabric(accelerator=kind, devices=devices)
-    name: Any = {"bfloat16": "bf16-mixed", "float16": "16-mixed"}[precision]
-    device = find_device(cfg.device).type
-    return Fabric(accelerator=kind, devices=devices, plugins=[MixedPrecision(name, device, scaler)])
-
-
-def choose_precision(cfg: TrainingConfig, model: nn.Module) -> Precision | None:
-    """The precision that `cfg` requests; None if it takes a trial on the first batch.
-
-    Raises:
-        ConfigurationError: there is no such device, or it has no float16.
-    """
-    device, asked = find_device(cfg.device), cfg.mixed_precision
-    if cfg.mixed_precision_dtype == "float16" and asked is not False:
-        if device.type == "cuda":
-            return "float16"
-        if asked is True:
-            raise ConfigurationError(f"mixed_precision_dtype float16 needs CUDA, the device is {device}; use bfloat16")
-        return "float32"
-    kinds = kinds_of(model)
-    # Compiling the loss for a trial would take minutes.
-    if asked == "auto" and not cfg.compile_model and bf16_runs(kinds, device, training=True):
-        return None
-    return "bfloat16" if use_bf16(asked, kinds, device, training=True) else "float32"
-
-
 def _groups(model: nn.Module, lr: float) -> Any:
     """The parameter groups of the model, or all parameters that require gradients."""
     own: Callable[[float], list[dict[str, Any]]] | None = getattr(model, "param_groups", None)
     return own(lr) if own is not None else [p for p in model.parameters() if p.requires_grad]
-
-
-def _heavy(model: nn.Module) -> list[nn.Module]:
-    found = [part for name, part in model.named_modules() if name.rpartition(".")[2] in HEAVY]
-    if not found:
-        raise ConfigurationError(
-            f"use_gradient_checkpointing needs a part named {' or '.join(HEAVY)}, but {type(model).__name__} has none; "
-            "disable it"
-        )
-    sequences = (nn.Sequential, nn.ModuleList)
-    return [layer for part in found for layer in (part if isinstance(part, sequences) else [part])]
-
-
-@contextmanager
-def _checkpointing(parts: list[nn.Module]) -> Iterator[None]:
-    """In this context, the layers of `parts` are recomputed in the backward pass."""
-    for part in parts:
-        part.forward = partial(checkpoint, part.forward, use_reentrant=False)
-    try:
-        yield
-    finally:
-        for part in parts:
-            del part.forward
-
-
-@contextmanager
-def _fast_math(cfg: TrainingConfig, device: torch.device) -> Iterator[None]:
-    """Enable or disable TF32 on CUDA in this context."""
-    if device.type != "cuda":
-        yield
-        return
-    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = products.allow_tf32, convolutions.allow_tf32
-    products.allow_tf32 = convolutions.allow_tf32 = cfg.tf32
-    try:
-        yield
-    finally:
-        products.allow_tf32, convolutions.allow_tf32 = before
 
 
 def _detached(out: LossOutput) -> LossOutput:
@@ -639,43 +567,3 @@ def _detached(out: LossOutput) -> LossOutput:
 
 def _mean(values: list[Tensor]) -> float:
     return float(torch.stack(values).float().mean())
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-
-def _optimizer_state(params: list[Tensor], saved: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The optimizer state dict, with tuples restored and moments in the memory layout of their parameters."""
-    state: dict[int, dict[str, Any]] = {int(i): dict(slots) for i, slots in saved["numbers"].items()}
-    for name, value in _under(tensors, "optimizer/").items():
-        i, _, slot = name.partition("/")
-        like = params[int(i)]
-        same = value.shape == like.shape and value.ndim > 0
-        state.setdefault(int(i), {})[slot] = torch.empty_like(like, dtype=value.dtype).copy_(value) if same else value
-    groups = [
-        {k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in group.items()}
-        for group in saved["param_groups"]
-    ]
-    return {"state": state, "param_groups": groups}
-
-
-def _seed(seed: int) -> None:
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-
-
-def _random_state(device: torch.device) -> tuple[dict[str, Tensor], list[Any]]:
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    tensors = {"rng/torch": torch.get_rng_state(), "rng/numpy": torch.from_numpy(np.asarray(keys).astype(np.int64))}
-    if device.type == "cuda":
-        tensors["rng/cuda"] = torch.cuda.get_rng_state(device)
-    return tensors, [kind, *rest]
-
-
-def _set_random_state(device: torch.device, tensors: Mapping[str, Tensor], numpy_rng: list[Any]) -> None:
-    torch.set_rng_state(tensors["rng/torch"])
-    kind, *rest = numpy_rng
-    np.random.set_state((kind, tensors["rng/numpy"].numpy().astype(np.uint32), *rest))
-    if device.type == "cuda" and "rng/cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["rng/cuda"], device)

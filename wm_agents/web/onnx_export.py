@@ -36,7 +36,8 @@ from policies.mlp import ACTIVATIONS, MLPPolicy
 from policies.policy import sample_actions
 from wm_agents.models.ensemble import Ensemble
 from wm_agents.models.model import Model
-from wm_agents.models.vmc import VMC, ConvVAE
+from wm_agents.models.vision import ConvVAE
+from wm_agents.models.vmc import VMC
 from wm_agents.pretrained import check_dream, dream_of, load_model, load_policy, load_starts
 from wm_agents.web.export_folder import MARK, export_folder
 from wm_envs.action import encode_action

@@ -1,0 +1,102 @@
+"""How updates are computed: device, precision, TF32 and gradient checkpointing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from wm_agents.errors import ConfigurationError
+from wm_agents.system.hardware import find_device
+from wm_agents.training.config import TrainingConfig
+from wm_envs.precision import bf16_runs, kinds_of, use_bf16
+
+Precision = Literal["float32", "bfloat16", "float16"]
+HEAVY = ("encoder", "decoder", "ups")
+"""Names of the parts of a model to which gradient checkpointing applies, layer by layer for a sequence."""
+
+
+def make_fabric(cfg: TrainingConfig, precision: Precision, scaler: torch.amp.GradScaler | None = None) -> Any:
+    """Create the Fabric for device and precision. It takes a second to import, so only training imports
+    it."""
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins import MixedPrecision
+
+    # Suppress its message about the precision, which would disturb the progress bar.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    kind, _, index = cfg.device.partition(":")
+    devices: Any = [int(index)] if index else 1
+    if precision == "float32":
+        return Fabric(accelerator=kind, devices=devices)
+    name: Any = {"bfloat16": "bf16-mixed", "float16": "16-mixed"}[precision]
+    device = find_device(cfg.device).type
+    return Fabric(accelerator=kind, devices=devices, plugins=[MixedPrecision(name, device, scaler)])
+
+
+def choose_precision(cfg: TrainingConfig, model: nn.Module) -> Precision | None:
+    """The precision that `cfg` requests; None if it takes a trial on the first batch.
+
+    Raises:
+        ConfigurationError: there is no such device, or it has no float16.
+    """
+    device, asked = find_device(cfg.device), cfg.mixed_precision
+    if cfg.mixed_precision_dtype == "float16" and asked is not False:
+        if device.type == "cuda":
+            return "float16"
+        if asked is True:
+            raise ConfigurationError(f"mixed_precision_dtype float16 needs CUDA, the device is {device}; use bfloat16")
+        return "float32"
+    kinds = kinds_of(model)
+    # Compiling the loss for a trial would take minutes.
+    if asked == "auto" and not cfg.compile_model and bf16_runs(kinds, device, training=True):
+        return None
+    return "bfloat16" if use_bf16(asked, kinds, device, training=True) else "float32"
+
+
+def heavy_parts(model: nn.Module) -> list[nn.Module]:
+    """The layers of `model` to which gradient checkpointing applies.
+
+    Raises:
+        ConfigurationError: there are none.
+    """
+    found = [part for name, part in model.named_modules() if name.rpartition(".")[2] in HEAVY]
+    if not found:
+        raise ConfigurationError(
+            f"use_gradient_checkpointing needs a part named {' or '.join(HEAVY)}, but {type(model).__name__} has none; "
+            "disable it"
+        )
+    sequences = (nn.Sequential, nn.ModuleList)
+    return [layer for part in found for layer in (part if isinstance(part, sequences) else [part])]
+
+
+@contextmanager
+def recomputed(parts: list[nn.Module]) -> Iterator[None]:
+    """In this context, the layers of `parts` are recomputed in the backward pass."""
+    for part in parts:
+        part.forward = partial(checkpoint, part.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            del part.forward
+
+
+@contextmanager
+def fast_math(cfg: TrainingConfig, device: torch.device) -> Iterator[None]:
+    """Enable or disable TF32 on CUDA in this context."""
+    if device.type != "cuda":
+        yield
+        return
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    products.allow_tf32 = convolutions.allow_tf32 = cfg.tf32
+    try:
+        yield
+    finally:
+        products.allow_tf32, convolutions.allow_tf32 = before
