@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -26,8 +26,6 @@ from wm_envs.window import Window
 from wm_envs.world_model import EVERYONE, EnsembleModel, Latent, Rows, RowStreams, WorldModel, can_disagree, feat_space
 
 Array = NDArray[Any]
-SETTINGS = "temperature", "horizon", "stall", "start", "cut_off", "pessimism", "max_disagreement", "disagreement"
-"""Attributes of a dream that may be changed while it runs."""
 Obs = Literal["pixels", "latent"]
 
 
@@ -58,6 +56,8 @@ class DreamConfig:
 
 
 DEFAULT = DreamConfig()
+SETTINGS = {*asdict(DEFAULT), "start", "disagreement"}
+"""Attributes of a dream that may be changed while it runs."""
 
 
 class DreamVectorEnv(VectorEnv[Array, Array, Array]):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+
+from wm_agents.system.replace import replacing_folder
 
 MARK = "dream.json"
 """A file that every export contains."""
@@ -21,11 +21,5 @@ def export_folder(out: Path) -> Iterator[Path]:
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MARK).is_file()):
         raise FileExistsError(f"{out} contains other files; choose a new folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
-        made = Path(folder) / out.name
-        made.mkdir()
-        yield made
-        if out.exists():
-            shutil.rmtree(out)
-        made.rename(out)
+    with replacing_folder(out) as folder:
+        yield folder
