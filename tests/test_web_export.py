@@ -47,7 +47,7 @@ def save_fresh(path: Path, preset: str, env_id: str = "Pendulum-v1") -> str:
 def test_onnx_graphs_equal_pytorch(model: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
     pytest.importorskip("onnx", reason="the extra `export` is not installed")
-    from wm_agents.web.onnx_export import export_onnx
+    from wm_agents.web.onnx_export import Session, export_onnx
 
     if model == "vmc":
         model = save_tiny(tmp_path / "model")
@@ -58,6 +58,9 @@ def test_onnx_graphs_equal_pytorch(model: str, tmp_path: Path) -> None:
     assert all(value < 1e-4 for value in made["difference"].values()), made
     about = json.loads((tmp_path / "out" / "dream.json").read_text())
     assert about["graphs"]["step"]["inputs"]["noise"]["shape"][0] in ("B", 1) and not made["skipped"]
+    for name, graph in about["graphs"].items():
+        session = Session(tmp_path / "out" / f"{name}.onnx")
+        assert (session.inputs, session.outputs) == (list(graph["inputs"]), graph["outputs"])
 
 
 def test_graphs_that_differ_are_rejected_and_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,19 +101,20 @@ def export_onnx(model: str, out: Path, steps: int = 100) -> dict[str, Any]:
     starts = load_starts(artifact)
     policies, skipped = _policies(net, artifact)
     graphs = {**_graphs(net, starts), **policies}
-    config = {
-        "family": net.family,
-        "real": artifact.config["real"],
-        "temperature": artifact.config["temperature"],
-        "horizon": artifact.config["horizon"],
-        "cut_off": dream_of(artifact).cut_off,
-        "fps": artifact.config["fps"],
-        "graphs": {name: _signature(graph, net) for name, graph in graphs.items()},
-    }
     with export_folder(out) as folder:
         for name, graph in graphs.items():
             _write(folder / f"{name}.onnx", graph, net)
-        difference = compare(net, starts, graphs, folder, steps)
+        run = {name: Session(folder / f"{name}.onnx") for name in graphs}
+        difference = compare(net, starts, graphs, run, steps)
+        config = {
+            "family": net.family,
+            "real": artifact.config["real"],
+            "temperature": artifact.config["temperature"],
+            "horizon": artifact.config["horizon"],
+            "cut_off": dream_of(artifact).cut_off,
+            "fps": artifact.config["fps"],
+            "graphs": {name: _signature(graph, net, run[name].inputs) for name, graph in graphs.items()},
+        }
         shutil.copyfile(artifact.path / "starts.safetensors", folder / "starts.safetensors")
         (folder / MARK).write_text(json.dumps(config, indent=2), encoding="utf-8")
     return {"files": sorted(path.name for path in out.iterdir()), "skipped": skipped, "difference": difference}
@@ -331,24 +332,25 @@ def _write(path: Path, graph: Graph, net: Model) -> None:
         ) from error
 
 
-def _signature(graph: Graph, net: Model) -> dict[str, Any]:
+def _signature(graph: Graph, net: Model, used: list[str]) -> dict[str, Any]:
+    """Inputs and outputs of a graph; the exporter drops inputs that nothing depends on."""
     rows: Any = 1 if net.family in STATIC else "B"
-    shapes = {name: [rows, *given.shape[1:]] if given.ndim else [] for name, given in graph.inputs.items()}
-    inputs = {name: {"shape": shapes[name], "dtype": str(t.dtype)[6:]} for name, t in graph.inputs.items()}
+    given = {name: graph.inputs[name] for name in used}
+    shapes = {name: [rows, *like.shape[1:]] if like.ndim else [] for name, like in given.items()}
+    inputs = {name: {"shape": shapes[name], "dtype": str(like.dtype)[6:]} for name, like in given.items()}
     return {"inputs": inputs, "outputs": graph.outputs}
 
 
 def compare(
-    net: Model, starts: dict[str, Latent], graphs: dict[str, Graph], folder: Path, steps: int
+    net: Model, starts: dict[str, Latent], graphs: dict[str, Graph], run: dict[str, Session], steps: int
 ) -> dict[str, float]:
-    """The largest difference between the graphs in `folder` and PyTorch, by graph, over `steps` steps of up to 4 rows.
+    """The largest difference between written graphs and PyTorch, by graph, over `steps` steps of up to 4 rows.
 
     Both follow their own latents, with the same noise and random actions.
 
     Raises:
         ValueError: one is above `TOLERANCE`.
     """
-    run = {name: _Session(folder / f"{name}.onnx", graph) for name, graph in graphs.items()}
     rng = np.random.default_rng(0)
     bank = next(iter(starts.values()))
     rows = 1 if net.family in STATIC else 4
@@ -397,15 +399,15 @@ def _difference(name: str, net: Model, got: NDArray[Any], want: NDArray[Any]) ->
     return off / max(1.0, float(np.max(np.abs(want), initial=0)))
 
 
-class _Session:
-    """A graph in ONNX Runtime, on one thread; inputs that it does not use are left out."""
+class Session:
+    """A graph in ONNX Runtime, on one thread; values that it does not use are left out."""
 
-    def __init__(self, path: Path, graph: Graph) -> None:
+    def __init__(self, path: Path) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self.used = [given.name for given in self.session.get_inputs()]
-        self.outputs = graph.outputs
+        self.inputs: list[str] = [given.name for given in self.session.get_inputs()]
+        self.outputs: list[str] = [made.name for made in self.session.get_outputs()]
 
     def __call__(self, given: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        return dict(zip(self.outputs, self.session.run(self.outputs, {name: given[name] for name in self.used})))
+        return dict(zip(self.outputs, self.session.run(self.outputs, {name: given[name] for name in self.inputs})))
