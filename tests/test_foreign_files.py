@@ -249,7 +249,7 @@ def test_shards_with_links_to_other_data_are_rejected_unread(
 def test_an_npz_that_unpacks_to_a_thousand_times_its_size_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wm_agents.data.replay.MAX_UNPACKED", 10**6)
+    monkeypatch.setattr("wm_agents.data.replay_file.MAX_UNPACKED", 10**6)
     path = tmp_path / "bomb.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("obs.npy", b"\0" * 3_000_000)

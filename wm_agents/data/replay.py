@@ -7,12 +7,8 @@ oldest is dropped as a whole.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,55 +18,19 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
+from wm_agents.data.batch import Batch
 from wm_agents.data.episode import Episode, check_episode
+from wm_agents.data.plain_episode import plain_episode
+from wm_agents.data.replay_file import read_replay, write_replay
+from wm_agents.data.window_index import WindowIndex
 from wm_agents.system.hardware import find_device
-from wm_agents.system.replace import replacing
 from wm_envs.action import act_dim, encode_action
-from wm_envs.world_model import Latent
+
+__all__ = ["Batch", "ReplayBuffer"]
 
 Array = NDArray[Any]
 
-FORMAT_VERSION = 1
-ALIASES = {"actions": "act", "rewards": "rew", "terminations": "term"}
-MAX_UNPACKED, MAX_RATIO = 10**9, 300
-"""Maximum unpacked size of a foreign npz in bytes, and relative to its packed size."""
 LATENT = "latent/"
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B windows of T steps and T+1 frames: obs[t], act[t] -> rew[t], obs[t+1]. Supports `batch["obs"]`."""
-
-    obs: Tensor
-    """(B, T+1, *obs_shape) in the dtype of the env."""
-    act: Tensor
-    """(B, T, A) float32, encoded."""
-    rew: Tensor
-    """(B, T) float32."""
-    term: Tensor
-    """(B, T) bool: the step terminated its episode."""
-    first: Tensor
-    """(B, T+1) bool: the frame is the first of an episode. If first[t+1], step t is padding and all zeros."""
-    last: Tensor
-    """(B, T+1) bool: the frame is the last of its episode, terminated or truncated."""
-    latent: Latent | None = None
-    """Stored latents of frame 0, leaves (B, ...); zeros if not written, None if the buffer has no latents."""
-    index: Tensor | None = None
-    """(B, T+1) int64: positions of the frames in the buffer, for `write_latents`."""
-
-    def __getitem__(self, name: str) -> Any:
-        """A field by its name, or by its long name: actions, rewards, terminations."""
-        known = [f.name for f in fields(self)]
-        if ALIASES.get(name, name) not in known:
-            near = get_close_matches(name, [*known, *ALIASES], n=1, cutoff=0.0)[0]
-            raise KeyError(f"a batch has no {name!r}; did you mean {near!r}?")
-        return getattr(self, ALIASES.get(name, name))
-
-    def to(self, device: torch.device | str) -> Batch:
-        """Copy to another device."""
-        moved = {f.name: value.to(device) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        latent = None if self.latent is None else {key: leaf.to(device) for key, leaf in self.latent.items()}
-        return replace(self, latent=latent, **moved)
 
 
 class _Owned(NamedTuple):
@@ -127,7 +87,7 @@ class ReplayBuffer:
             "last": np.zeros(0, bool),
         }
         self._latents: dict[str, Array] = {}
-        self._places: tuple[int, int, Array] | None = None
+        self._windows: WindowIndex | None = None
 
     def __len__(self) -> int:
         """Steps in the buffer."""
@@ -196,22 +156,9 @@ class ReplayBuffer:
             terminated: whether the last step terminated the episode.
             dones: (T,), True only at the last step, or nowhere.
         """
-        obs, rewards = np.asarray(obs), np.asarray(rewards)
-        steps = len(rewards) if rewards.ndim else 0
+        obs = np.asarray(obs)
         self._check_obs(obs)
-        if steps == 0 or rewards.shape != (steps,):
-            raise ValueError(f"rewards must be (T,) with T of at least 1, got {rewards.shape}")
-        if len(obs) not in (steps, steps + 1):
-            raise ValueError(f"obs must be {steps + 1} frames for {steps} rewards, got {len(obs)}; add the last frame")
-        if terminated is None:
-            terminated = self._ends(dones, steps)
-        elif dones is not None:
-            raise ValueError("give dones or terminated, not both")
-        if len(obs) == steps:
-            obs = np.concatenate([obs, obs[-1:]])
-        if not np.isfinite(rewards).all():
-            raise ValueError(f"rewards must be finite, got {rewards[~np.isfinite(rewards)][0]}")
-        self._append(obs, self._encoded(np.asarray(actions), steps), rewards, bool(terminated), None)
+        self._append(*plain_episode(obs, actions, rewards, dones, terminated, self.action_dim), latents=None)
 
     def sample(
         self,
@@ -291,26 +238,16 @@ class ReplayBuffer:
     def save(self, path: str | Path) -> None:
         """Write the buffer to one npz atomically; each array has one row per frame."""
         live = np.arange(self._tail, self._head) % max(self._slots, 1)
-        parts = {name: array[live] for name, array in self._arrays().items()}
-        ends = np.zeros(len(live), bool)
-        ends[:-1] = parts["last"][1:]
-        arrays = {
-            "obs": parts.pop("obs"),
-            "actions": parts.pop("act"),
-            "rewards": parts.pop("rew"),
-            "dones": ends,
-            "terminated": parts.pop("term"),
-            **parts,
+        frames = {name: array[live] for name, array in self._arrays().items()}
+        settings = {
             "obs_shape": np.array(self.obs_shape, np.int64),
-            "action_dim": np.array(self.action_dim),
-            "capacity": np.array(self.capacity),
-            "max_gb": np.array(np.nan if self.max_gb is None else self.max_gb),
-            "latent_dtype": np.array(self.latent_dtype.name),
-            "tail": np.array(self._tail),
-            "format_version": np.array(FORMAT_VERSION),
+            "action_dim": self.action_dim,
+            "capacity": self.capacity,
+            "max_gb": np.nan if self.max_gb is None else self.max_gb,
+            "latent_dtype": self.latent_dtype.name,
+            "tail": self._tail,
         }
-        with replacing(Path(path)) as tmp, open(tmp, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+        write_replay(Path(path), frames, settings)
 
     @classmethod
     def load(cls, path: str | Path) -> ReplayBuffer:
@@ -319,8 +256,7 @@ class ReplayBuffer:
         Raises:
             ValueError: the file is not a valid npz, a key is missing, or the arrays are inconsistent.
         """
-        stored = _read(path)
-        _check_stored(stored, path)
+        stored = read_replay(Path(path))
         shape = tuple(int(n) for n in stored["obs_shape"])
         max_gb = float(stored.get("max_gb", np.nan))
         buffer = cls(
@@ -398,11 +334,11 @@ class ReplayBuffer:
         self._owned.append(_Owned(self._head, steps))
         self._head += frames
         self._steps += steps
-        self._places = None
+        self._windows = None
 
     def _evict(self) -> None:
         self._steps -= self._owned.popleft().steps
-        self._places = None
+        self._windows = None
 
     def _make_room(self, frames: int) -> None:
         """Free `frames` slots: double the ring while allowed, then drop the oldest episodes."""
@@ -456,28 +392,9 @@ class ReplayBuffer:
         return self._tail + torch.randint(places, (num,), generator=generator).numpy()
 
     def _inside(self, num: int, seq_len: int, generator: torch.Generator | None) -> NDArray[np.int64]:
-        """Sample positions uniformly; windows beyond either end of their episode are shifted inside.
-
-        Otherwise the last step of an episode would be sampled `seq_len` times less often than a middle one.
-        """
-        if self._places is None or self._places[0] != seq_len:
-            steps = np.array([ep.steps for ep in self._owned], np.int64)
-            upto = np.cumsum(np.where(steps < seq_len, 0, steps + seq_len - 1))
-            self._places = (seq_len, int(steps.max(initial=0)), upto)
-            self._begins = np.array([ep.begin for ep in self._owned], np.int64)
-            self._lasts = self._begins + steps - seq_len
-        _, longest, upto = self._places
-        if not len(upto) or upto[-1] == 0:
-            raise ValueError(
-                f"no episode has {seq_len} steps, the longest of {self.num_episodes} has {longest}; "
-                "lower seq_len, or allow windows over several episodes with pack=True"
-            )
-        pick = torch.randint(int(upto[-1]), (num,), generator=generator).numpy()
-        episode = np.searchsorted(upto, pick, side="right")
-        before = np.where(episode > 0, upto[episode - 1], 0)
-        drawn = self._begins[episode] + pick - before - (seq_len - 1)
-        begin: NDArray[np.int64] = drawn.clip(self._begins[episode], self._lasts[episode])
-        return begin
+        if self._windows is None or self._windows.seq_len != seq_len:
+            self._windows = WindowIndex(*self.episodes(), seq_len)
+        return self._windows.sample(num, generator)
 
     def _arrays(self) -> dict[str, Array]:
         return self._frames | {LATENT + key: leaf for key, leaf in self._latents.items()}
@@ -495,33 +412,6 @@ class ReplayBuffer:
             frame = int((~np.isfinite(obs.reshape(len(obs), -1)).all(1)).argmax())
             raise ValueError(f"obs must be finite, got NaN or infinity in frame {frame}; end the episode before it")
 
-    def _encoded(self, actions: Array, steps: int) -> NDArray[np.float32]:
-        choices = actions.dtype.kind in "iu" and self.action_dim > 1 and actions.shape in ((steps,), (steps, 1))
-        if choices:
-            return encode_action(gym.spaces.Discrete(self.action_dim), actions.reshape(steps))
-        if actions.shape != (steps, self.action_dim):
-            raise ValueError(
-                f"actions must be ({steps}, {self.action_dim}) for {steps} rewards, got {actions.shape}; "
-                "discrete actions may be integers (T,)"
-            )
-        if actions.dtype.kind not in "fiub" or not np.isfinite(actions).all():
-            raise ValueError(f"actions must be finite numbers, got {actions.dtype} with NaN, infinity or objects")
-        return actions.astype(np.float32)
-
-    @staticmethod
-    def _ends(dones: Array | None, steps: int) -> bool:
-        if dones is None:
-            return False
-        flags = np.asarray(dones, bool)
-        if flags.shape != (steps,):
-            raise ValueError(f"dones must be ({steps},) for {steps} rewards, got {flags.shape}")
-        if flags[:-1].any():
-            raise ValueError(
-                f"dones may be True only at the last step, got True at step {int(flags.argmax())} of {steps}; "
-                "split the episode"
-            )
-        return bool(flags[-1])
-
 
 def _row_bytes(array: Array) -> int:
     return int(np.prod(array.shape[1:], dtype=np.int64)) * array.dtype.itemsize
@@ -529,55 +419,3 @@ def _row_bytes(array: Array) -> int:
 
 def _numpy(values: Tensor | Array) -> Array:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-
-
-def _read(path: str | Path) -> dict[str, Array]:
-    """Read the arrays of an npz."""
-    try:
-        with zipfile.ZipFile(path) as archive:  # numpy would report other files as pickles.
-            _check_unpacked(archive)
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
-        objects = "Object arrays" in str(error)
-        what = "contains Python objects, which are never loaded" if objects else "is not a valid npz"
-        raise ValueError(f"{path} {what} ({error}); give a file of ReplayBuffer.save or np.savez") from error
-
-
-def _check_unpacked(archive: zipfile.ZipFile) -> None:
-    """Reject a small file that unpacks to a huge one.
-
-    Raises:
-        ValueError: more than 1 GB, and more than 300 times the packed size.
-    """
-    packed = sum(part.compress_size for part in archive.infolist())
-    unpacked = sum(part.file_size for part in archive.infolist())
-    if unpacked > max(MAX_UNPACKED, MAX_RATIO * packed):
-        raise ValueError(f"{packed:,} bytes that unpack to {unpacked:,}")
-
-
-def _check_stored(stored: dict[str, Array], path: str | Path) -> None:
-    """Check keys, versions and shapes of a foreign file."""
-    wanted = ["obs", "actions", "rewards", "dones", "obs_shape", "action_dim", "capacity"]
-    if "format_version" in stored:
-        if int(stored["format_version"]) > FORMAT_VERSION:
-            raise ValueError(
-                f"{path} has format version {int(stored['format_version'])}, but this installation reads up to "
-                f"{FORMAT_VERSION}; upgrade the package"
-            )
-        wanted += ["terminated", "first", "last", "tail", "max_gb", "latent_dtype"]
-    if missing := [name for name in wanted if name not in stored]:
-        raise ValueError(f"{path} is not a replay buffer: {', '.join(missing)} missing; it has {', '.join(stored)}")
-    num, shape, width = len(stored["obs"]), tuple(stored["obs_shape"].tolist()), int(stored["action_dim"])
-    rows = {"obs": (num, *shape), "actions": (num, width)}
-    flat = {name: (num,) for name in ("rewards", "dones", "terminated", "first", "last") if name in wanted}
-    for name, want in (rows | flat).items():
-        if stored[name].shape != want:
-            raise ValueError(f"{path}: {name} must be {want}, got {stored[name].shape}")
-    if "last" in wanted and num:
-        first, last = stored["first"], stored["last"]
-        alternate = first[0] and last[-1] and (first[1:] == last[:-1]).all() and not (first & last).any()
-        if not alternate:
-            raise ValueError(f"{path} contains an incomplete episode; save the buffer again")

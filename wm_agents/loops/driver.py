@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from policies.step_count import StepCount
+from wm_agents.data.batch import Batch
 from wm_agents.data.episode import Episode
-from wm_agents.data.replay import Batch
 from wm_agents.data.vector_stream import Stream
 from wm_agents.models.families import FAMILIES, load
 from wm_agents.models.loss import LossOutput

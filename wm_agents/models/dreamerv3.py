@@ -46,7 +46,7 @@ from wm_envs.frames import frame_shape
 from wm_envs.world_model import Generator, Latent, Step, draw_normal
 
 if TYPE_CHECKING:
-    from wm_agents.data.replay import Batch
+    from wm_agents.data.batch import Batch
 
 
 def _size(deter: int, hidden: int, classes: int, depth: int, **more: int) -> dict[str, int]:

@@ -32,7 +32,7 @@ from wm_envs.fields import above, at_least
 from wm_envs.world_model import Generator, Latent, Step, draw_normal
 
 if TYPE_CHECKING:
-    from wm_agents.data.replay import Batch
+    from wm_agents.data.batch import Batch
 
 
 @strict(ELSEWHERE)

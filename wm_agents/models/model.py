@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import Self  # A dependency of torch; in `typing` from Python 3.11 on.
 
-from wm_agents.data.replay import Batch
+from wm_agents.data.batch import Batch
 from wm_agents.errors import ConfigurationError
 from wm_agents.models.config import WorldModelConfig
 from wm_agents.models.loss import LossOutput

@@ -32,7 +32,7 @@ from wm_envs.frames import frame_shape
 from wm_envs.world_model import Generator, Latent, Step, draw_normal
 
 if TYPE_CHECKING:
-    from wm_agents.data.replay import Batch
+    from wm_agents.data.batch import Batch
 
 LONGEST = 32
 """Maximum age of an object, in steps since it appeared or disappeared."""

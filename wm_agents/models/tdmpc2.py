@@ -34,7 +34,7 @@ from wm_envs.frames import frame_shape
 from wm_envs.world_model import Generator, Latent, Step, draw_normal
 
 if TYPE_CHECKING:
-    from wm_agents.data.replay import Batch
+    from wm_agents.data.batch import Batch
 
 FRAME = 64
 """Size of frames for the convolutions, as published; other frames are resized."""

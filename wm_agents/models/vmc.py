@@ -29,7 +29,7 @@ from wm_envs.frames import frame_shape
 from wm_envs.world_model import Generator, Latent, Step
 
 if TYPE_CHECKING:
-    from wm_agents.data.replay import Batch
+    from wm_agents.data.batch import Batch
 
 __all__ = ["MDRNN", "VMC", "ConvVAE", "MDRNNCell", "VMCConfig", "conv_vae_loss", "gmm_loss", "make_vision", "sizes"]
 

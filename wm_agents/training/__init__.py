@@ -6,20 +6,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wm_agents.data.replay import Batch, ReplayBuffer
+    from wm_agents.data.batch import Batch
+    from wm_agents.data.replay import ReplayBuffer
     from wm_agents.models.loss import LossOutput
     from wm_agents.training.config import TrainingConfig
-    from wm_agents.training.trainer import NonFiniteLoss, Trainer, TrainingResult, train
+    from wm_agents.training.loss_window import NonFiniteLoss
+    from wm_agents.training.trainer import Trainer, TrainingResult, train
 
 __all__ = [
     "Batch", "LossOutput", "NonFiniteLoss", "ReplayBuffer", "Trainer", "TrainingConfig", "TrainingResult", "train",
 ]  # fmt: skip
 
 PLACES = {
-    "wm_agents.data.replay": ("Batch", "ReplayBuffer"),
+    "wm_agents.data.batch": ("Batch",),
+    "wm_agents.data.replay": ("ReplayBuffer",),
     "wm_agents.training.config": ("TrainingConfig",),
     "wm_agents.models.loss": ("LossOutput",),
-    "wm_agents.training.trainer": ("NonFiniteLoss", "Trainer", "TrainingResult", "train"),
+    "wm_agents.training.loss_window": ("NonFiniteLoss",),
+    "wm_agents.training.trainer": ("Trainer", "TrainingResult", "train"),
 }
 
 

@@ -3,23 +3,103 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from wm_agents.errors import ConfigurationError
 from wm_agents.system.hardware import find_device
 from wm_agents.training.config import TrainingConfig
-from wm_envs.precision import bf16_runs, kinds_of, use_bf16
+from wm_envs.precision import bf16_runs, faster_in_bf16, kinds_of, use_bf16
+
+log = logging.getLogger(__name__)
 
 Precision = Literal["float32", "bfloat16", "float16"]
 HEAVY = ("encoder", "decoder", "ups")
 """Names of the parts of a model to which gradient checkpointing applies, layer by layer for a sequence."""
+
+
+class Compute:
+    """Where, and in which precision, a trainer computes."""
+
+    def __init__(self, cfg: TrainingConfig, model: nn.Module) -> None:
+        self.cfg, self.model = cfg, model
+        precision = choose_precision(cfg, model)
+        self.undecided = precision is None
+        """Whether the first batch decides the precision."""
+        self._use(precision or "float32")
+        self._heavy = heavy_parts(model) if cfg.use_gradient_checkpointing else []
+
+    def _use(self, precision: Precision) -> None:
+        """Set the dtype of products, convolutions and LSTMs."""
+        self.precision = precision
+        self.scaler = torch.amp.GradScaler("cuda") if precision == "float16" else None
+        self.fabric = make_fabric(self.cfg, precision, self.scaler)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """The context for training steps: TF32 and gradient checkpointing."""
+        with fast_math(self.cfg, self.fabric.device), recomputed(self._heavy):
+            yield
+
+    def decide(self, gradients: Callable[[], None]) -> None:
+        """Train in bfloat16 if `gradients`, which computes those of a batch, is faster in it. The trial changes
+        nothing else."""
+        self.undecided = False
+        numpy_state, buffers = np.random.get_state(), [buffer.clone() for buffer in self.model.buffers()]
+        if faster_in_bf16(gradients, kinds_of(self.model), self.fabric.device, training=True):
+            self._use("bfloat16")
+        np.random.set_state(numpy_state)
+        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+
+    def resume(self, began: Precision | None, run_dir: Path) -> None:
+        """Keep the precision that the run began with; log one line if the device, or a new run, requires another."""
+        if began is None:
+            return
+        undecided, self.undecided = self.undecided, False
+        if began == self.precision:
+            return
+        device = self.fabric.device
+        runs = {
+            "float32": True,
+            "bfloat16": bf16_runs(kinds_of(self.model), device, training=True),
+            "float16": device.type == "cuda",
+        }
+        if runs[began]:
+            self._use(began)
+        if not undecided:
+            log.warning(f"{run_dir} began in {began} and resumes in {self.precision}")
+
+    def clip(self, optimizer: torch.optim.Optimizer, limit: float | None) -> dict[str, Tensor]:
+        """Clip the gradients of every clip group to norm `limit`; returns the norms before, by name."""
+        if limit is None:
+            return {}
+        if self.scaler is not None:
+            self.scaler.unscale_(optimizer)
+        together: dict[str, list[Tensor]] = {}
+        for group in optimizer.param_groups:
+            together.setdefault(group.get("clip", ""), []).extend(group["params"])
+        norms = {}
+        for name, params in together.items():
+            label = f"grad_norm/{name}" if name and len(together) > 1 else "grad_norm"
+            norms[label] = nn.utils.clip_grad_norm_(params, limit)
+        return norms
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Step the optimizer; with float16, unless its gradients overflowed."""
+        if self.scaler is None:
+            optimizer.step()
+        else:
+            self.scaler.step(optimizer)
+            self.scaler.update()
 
 
 def make_fabric(cfg: TrainingConfig, precision: Precision, scaler: torch.amp.GradScaler | None = None) -> Any:

@@ -13,7 +13,7 @@ from wm_agents.models.loss import LossOutput
 from wm_envs.world_model import Generator, Latent
 
 if TYPE_CHECKING:
-    from wm_agents.data.replay import Batch
+    from wm_agents.data.batch import Batch
 
 
 class DreamerLearner(nn.Module):

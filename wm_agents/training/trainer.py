@@ -6,8 +6,6 @@ function of the step, and a checkpoint contains weights, optimizer, schedule, ra
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,37 +24,14 @@ from wm_agents.system.interrupt import deferred_interrupt
 from wm_agents.system.state import RETRAIN, read_state_tensors, write_state_tensors
 from wm_agents.training.batches import Feed, checked, make_feed
 from wm_agents.training.callbacks import Callback, EarlyStoppingCallback
-from wm_agents.training.compute import (
-    Precision,
-    choose_precision,
-    fast_math,
-    heavy_parts,
-    make_fabric,
-    recomputed,
-)
+from wm_agents.training.compute import Compute, Precision
 from wm_agents.training.config import TrainingConfig
+from wm_agents.training.loss_window import LossWindow, NonFiniteLoss, detached, mean_losses
 from wm_agents.training.optim import Average, LearningRate, make_optimizer
-from wm_agents.training.run_state import optimizer_state, random_state, set_random_state, set_seeds, under
-from wm_envs.precision import bf16_runs, faster_in_bf16, kinds_of
-
-log = logging.getLogger(__name__)
+from wm_agents.training.run_state import restore_run, save_run, set_seeds
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
-
-# Settings that may change when a run is resumed.
-MAY_CHANGE = {
-    "total_steps", "log_interval", "eval_interval", "save_interval", "patience", "device", "output_dir", "tf32",
-    "compile_model", "use_gradient_checkpointing",
-}  # fmt: skip
-
-
-class NonFiniteLoss(ArithmeticError):
-    """The loss or the weights became NaN or infinite; `update` is the number of the first such batch."""
-
-    def __init__(self, message: str, update: int) -> None:
-        super().__init__(message)
-        self.update = update
 
 
 class TrainingResult(NamedTuple):
@@ -92,10 +67,7 @@ class Trainer:
         trained."""
         self.cfg = cfg = config or TrainingConfig()
         self.run_dir = Path(run_dir or cfg.output_dir)
-        precision = choose_precision(cfg, model)
-        self._compute_in(precision or "float32")
-        self._undecided = precision is None
-        """Whether the first batch decides the precision."""
+        self.compute = Compute(cfg, model)
         self.model: nn.Module = self.fabric.to_device(model)
         self.loss: Callable[[Any], LossOutput] = loss or model.loss  # type: ignore[assignment]
         self._check: Callable[[Any], None] | None = getattr(model, "check_batch", None) if loss is None else None
@@ -115,16 +87,20 @@ class Trainer:
         self.speed = 0.0
         """Recent updates per second."""
         self.stopped = ""
-        self._wall_s = 0.0
+        self.wall_s = 0.0
+        """Seconds of training up to the last checkpoint, including those before it was resumed."""
         self._since = time.perf_counter()
-        self._window: list[tuple[LossOutput, dict[str, Tensor]]] = []
-        self._heavy = heavy_parts(model) if cfg.use_gradient_checkpointing else []
+        self._window = LossWindow()
 
-    def _compute_in(self, precision: Precision) -> None:
-        """Set the dtype of products, convolutions and LSTMs."""
-        self.precision = precision
-        self.scaler = torch.amp.GradScaler("cuda") if precision == "float16" else None
-        self.fabric = make_fabric(self.cfg, precision, self.scaler)
+    @property
+    def fabric(self) -> Any:
+        """The Fabric for device and precision; it changes when the first batch decides the precision."""
+        return self.compute.fabric
+
+    @property
+    def precision(self) -> Precision:
+        """The dtype of products, convolutions and LSTMs."""
+        return self.compute.precision
 
     def add_callback(self, callback: Callback) -> None:
         """Add a callback."""
@@ -176,12 +152,12 @@ class Trainer:
             with self.running(), deferred_interrupt() as interrupted:
                 self._loop(feed, validate, interrupted)
         except NonFiniteLoss:
-            self._restore(self.run_dir / "last.safetensors")
+            self.load_checkpoint()
             raise
         if self.average is not None and not self.average.inside:
             self.average.swap()
         best = self.best_val if math.isfinite(self.best_val) else None
-        return TrainingResult(self.update, best, self._wall_s, self.stopped)
+        return TrainingResult(self.update, best, self.wall_s, self.stopped)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -191,7 +167,7 @@ class Trainer:
         """
         self.model.train()
         try:
-            with fast_math(self.cfg, self.fabric.device), recomputed(self._heavy):
+            with self.compute.running():
                 for callback in self.callbacks:
                     callback.on_start(self)
                 yield
@@ -222,8 +198,9 @@ class Trainer:
     def step(self, *batches: Any) -> LossOutput:
         """Take one optimizer step with the mean gradient of `batches` and return the loss of the last
         batch."""
-        if self._undecided:
-            self._decide_precision(batches[0])
+        if self.compute.undecided:
+            first = self.fabric.to_device(batches[0])
+            self.compute.decide(lambda: self._compute_gradients(first))
         self.rate.before_step(self.update)
         self.optimizer.zero_grad()
         for batch in batches:
@@ -231,14 +208,9 @@ class Trainer:
             with self.fabric.autocast():
                 out = self.loss(batch)
             self.fabric.backward(out.loss / len(batches) if len(batches) > 1 else out.loss)
-            out = _detached(out)
-            self._window.append((out, {}))
-        self._window[-1][1].update(self._clip())
-        if self.scaler is None:
-            self.optimizer.step()
-        else:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+            out = self._window.add(out)
+        self._window.add_norms(self.compute.clip(self.optimizer, self.cfg.grad_clip))
+        self.compute.step(self.optimizer)
         self.rate.after_step()
         if (after_update := getattr(self.model, "after_update", None)) is not None:
             after_update()
@@ -247,33 +219,9 @@ class Trainer:
         self.update += 1
         return out
 
-    def _decide_precision(self, batch: Any) -> None:
-        """Train in bfloat16 if gradients of the loss of `batch` are faster in it. The trial changes nothing else."""
-        self._undecided = False
-        batch = self.fabric.to_device(batch)
-
-        def run() -> None:
-            self.optimizer.zero_grad()
-            self.loss(batch).loss.backward()
-
-        numpy_state, buffers = np.random.get_state(), [buffer.clone() for buffer in self.model.buffers()]
-        if faster_in_bf16(run, kinds_of(self.model), self.fabric.device, training=True):
-            self._compute_in("bfloat16")
-        np.random.set_state(numpy_state)
-        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
-
-    def _clip(self) -> dict[str, Tensor]:
-        """Clip the gradients of every clip group and return their norms before clipping, by name."""
-        if self.cfg.grad_clip is None:
-            return {}
-        if self.scaler is not None:
-            self.scaler.unscale_(self.optimizer)
-        together: dict[str, list[Tensor]] = {}
-        for group in self.optimizer.param_groups:
-            together.setdefault(group.get("clip", ""), []).extend(group["params"])
-        names = {name: f"grad_norm/{name}" if len(together) > 1 and name else "grad_norm" for name in together}
-        return {names[n]: nn.utils.clip_grad_norm_(params, self.cfg.grad_clip) for n, params in together.items()}
+    def _compute_gradients(self, batch: Any) -> None:
+        self.optimizer.zero_grad()
+        self.loss(batch).loss.backward()
 
     def stop(self, reason: str) -> None:
         """Stop after this update; the first reason is kept."""
@@ -314,9 +262,8 @@ class Trainer:
         for i in range(num_batches):
             batch = self.fabric.to_device(feed(i))
             with self.fabric.autocast():
-                outs.append(_detached(self.loss(batch)))
-        parts = {name: _mean([out.components[name] for out in outs]) for name in outs[0].components}
-        return {"loss": _mean([out.loss for out in outs])} | parts
+                outs.append(detached(self.loss(batch)))
+        return mean_losses(outs)
 
     def _validate(self, validate: Callable[[], float]) -> None:
         self.check_finite()
@@ -338,14 +285,9 @@ class Trainer:
 
     def log_window(self, wall_s: float) -> None:
         """Log the means since the last call; this synchronises with an accelerator."""
-        self._check_losses()
-        outs = [out for out, _ in self._window]
-        values = {"train/loss": _mean([out.loss for out in outs])}
-        values |= {f"train/loss/{k}": _mean([o.components[k] for o in outs]) for k in outs[0].components}
-        values |= {f"train/{k}": _mean([o.metrics[k] for o in outs]) for k in outs[0].metrics}
-        norms = [norm for _, norm in self._window if norm]
-        values |= {f"train/{k}": _mean([norm[k] for norm in norms]) for k in (norms[0] if norms else ())}
-        self.speed = len(outs) / self.cfg.gradient_accumulation_steps / wall_s
+        self._window.check_finite(self.update, self.cfg.gradient_accumulation_steps, self._advice())
+        values = self._window.means()
+        self.speed = len(self._window) / self.cfg.gradient_accumulation_steps / wall_s
         values["train/lr"] = float(self.optimizer.param_groups[0]["lr"])
         values["speed/updates_per_s"] = self.speed
         self._window.clear()
@@ -354,23 +296,13 @@ class Trainer:
     def check_finite(self) -> None:
         """Raise NonFiniteLoss if a loss since the last check, or a weight, is not finite. Called before every
         write."""
-        self._check_losses()
-        if not all(bool(p.isfinite().all()) for p in self._params()):
+        self._window.check_finite(self.update, self.cfg.gradient_accumulation_steps, self._advice())
+        params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if not all(bool(p.isfinite().all()) for p in params):
             batch = self.update - 1
             raise NonFiniteLoss(
                 f"a weight is NaN or infinite after the update on batch {batch}; {self._advice()}", batch
             )
-
-    def _check_losses(self) -> None:
-        if not self._window:
-            return
-        finite = torch.stack([out.loss for out, _ in self._window]).isfinite()
-        if bool(finite.all()):
-            return
-        i, each = int(finite.int().argmin()), self.cfg.gradient_accumulation_steps
-        batch, out = self.update - len(self._window) // each + i // each, self._window[i][0]
-        parts = ", ".join(f"{name} {float(value):.4g}" for name, value in out.components.items())
-        raise NonFiniteLoss(f"the loss is {float(out.loss)} on batch {batch} ({parts}); {self._advice()}", batch)
 
     def _advice(self) -> str:
         return (
@@ -382,36 +314,10 @@ class Trainer:
     def save_checkpoint(self, path: str | Path | None = None) -> Path:
         """Write the state for resuming to one file atomically; default: `last.safetensors`."""
         self.check_finite()
-        path = Path(path) if path is not None else self.run_dir / "last.safetensors"
+        path = Path(path or self.run_dir / "last.safetensors")
         now = time.perf_counter()
-        self._wall_s, self._since = self._wall_s + now - self._since, now
-        optimizer = self.optimizer.state_dict()
-        with nullcontext() if self.average is None else self.average.shown(False):
-            tensors = {f"module/{name}": t.clone() for name, t in plain_names(self.model.state_dict()).items()}
-            if self.average is not None:
-                tensors |= {f"average/{name}": t.clone() for name, t in self.average.tensors().items()}
-        numbers: dict[str, dict[str, Any]] = {}
-        for i, slots in optimizer["state"].items():
-            for name, value in slots.items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer/{i}/{name}"] = value
-                else:
-                    numbers.setdefault(str(i), {})[name] = value
-        rng, numpy_rng = random_state(self.fabric.device)
-        state = {
-            "update": self.update,
-            "best_val": self.best_val,
-            "stopped": self.stopped,
-            "wall_s": self._wall_s,
-            "cfg": self.cfg.to_dict(),
-            "precision": None if self._undecided else self.precision,
-            "optimizer": {"param_groups": optimizer["param_groups"], "numbers": numbers},
-            "scheduler": self.rate.state(),
-            "scaler": None if self.scaler is None else self.scaler.state_dict(),
-            "callbacks": {name: callback.state() for name, callback in self._named_callbacks()},
-            "numpy_rng": numpy_rng,
-        }
-        write_state_tensors(path, tensors | rng, {"state": json.dumps(state)})
+        self.wall_s, self._since = self.wall_s + now - self._since, now
+        save_run(self, path)
         return path
 
     def load_checkpoint(self, path: str | Path | None = None) -> None:
@@ -420,7 +326,8 @@ class Trainer:
         Raises:
             ValueError: the file belongs to a run with other settings.
         """
-        self._restore(Path(path) if path is not None else self.run_dir / "last.safetensors")
+        restore_run(self, Path(path or self.run_dir / "last.safetensors"))
+        self._window.clear()
 
     def load_best(self) -> None:
         """Load the weights of the best validation into the model, if there was a validation."""
@@ -456,7 +363,7 @@ class Trainer:
         self._since = time.perf_counter()
         last = self.run_dir / "last.safetensors"
         if resume and last.exists():
-            self._restore(last)
+            self.load_checkpoint()
         else:
             if self.update == 0:
                 set_seeds(self.cfg.seed)
@@ -469,70 +376,6 @@ class Trainer:
             self.stopped = ""
         if self.update >= self.target:
             self.stop("done")
-
-    def _restore(self, path: Path) -> None:
-        """Restore the exact state that `save_checkpoint` wrote."""
-        tensors, metadata = read_state_tensors(path)
-        try:
-            state = json.loads(metadata["state"])
-        except KeyError as error:
-            raise ValueError(f"{path} is not a training checkpoint; give a file that a Trainer wrote") from error
-        self._check_same_run(path, state["cfg"])
-        self._resume_precision(state.get("precision"))
-        load_weights(self.model, under(tensors, "module/"))
-        if self.average is not None:
-            self.average.load(under(tensors, "average/"))
-            self.average.inside = False
-        self.optimizer.load_state_dict(optimizer_state(self._params(), state["optimizer"], tensors))
-        self.rate.load_state(state["scheduler"])
-        if self.scaler is not None:
-            self.scaler.load_state_dict(state["scaler"])
-        for name, callback in self._named_callbacks():
-            if name in state["callbacks"]:
-                callback.load_state(state["callbacks"][name])
-        self.update, self.best_val, self._wall_s = state["update"], state["best_val"], state["wall_s"]
-        self.stopped = "" if self.cfg.patience != state["cfg"]["patience"] else state["stopped"]
-        self._window.clear()
-        set_random_state(self.fabric.device, tensors, state["numpy_rng"])
-
-    def _check_same_run(self, path: Path, saved: dict[str, Any]) -> None:
-        now = self.cfg.to_dict()
-        if strange := [name for name in saved if name not in now]:
-            raise ValueError(
-                f"{path} was written by another version (it has the setting {', '.join(strange)}); finish the run with "
-                "that version, or delete the file to restart this stage"
-            )
-        fixed = {"total_steps"} if self.cfg.scheduler in ("linear", "cosine", "onecycle") else set()
-        changed = [k for k in now if now[k] != saved.get(k) and k not in MAY_CHANGE - fixed]
-        if changed:
-            what = ", ".join(f"{k} was {saved.get(k)!r}, now {now[k]!r}" for k in changed)
-            raise ValueError(f"cannot resume {path.parent} with other settings: {what}; use another folder")
-
-    def _resume_precision(self, began: Precision | None) -> None:
-        """Keep the precision that the run began with; log one line if the device, or a new run, requires another."""
-        if began is None:
-            return
-        undecided, self._undecided = self._undecided, False
-        if began == self.precision:
-            return
-        device = self.fabric.device
-        runs = {
-            "float32": True,
-            "bfloat16": bf16_runs(kinds_of(self.model), device, training=True),
-            "float16": device.type == "cuda",
-        }
-        if runs[began]:
-            self._compute_in(began)
-        if not undecided:
-            log.warning(f"{self.run_dir} began in {began} and resumes in {self.precision}")
-
-    def _params(self) -> list[Tensor]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
-
-    def _named_callbacks(self) -> list[tuple[str, Callback]]:
-        """Callbacks with names of class and count, so that their states are not mixed up."""
-        kinds = [type(c).__name__ for c in self.callbacks]
-        return [(f"{kind}/{kinds[:i].count(kind)}", c) for i, (kind, c) in enumerate(zip(kinds, self.callbacks))]
 
 
 def train(
@@ -555,15 +398,3 @@ def _groups(model: nn.Module, lr: float) -> Any:
     """The parameter groups of the model, or all parameters that require gradients."""
     own: Callable[[float], list[dict[str, Any]]] | None = getattr(model, "param_groups", None)
     return own(lr) if own is not None else [p for p in model.parameters() if p.requires_grad]
-
-
-def _detached(out: LossOutput) -> LossOutput:
-    return LossOutput(
-        out.loss.detach(),
-        {k: v.detach() for k, v in out.components.items()},
-        {k: v.detach() for k, v in out.metrics.items()},
-    )
-
-
-def _mean(values: list[Tensor]) -> float:
-    return float(torch.stack(values).float().mean())
