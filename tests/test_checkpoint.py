@@ -27,7 +27,8 @@ CONFIG = {"family": "vmc", "real": {"id": "CarRacing-v3"}, "sizes": [1, 2.5, Non
 
 
 def save(path: Path, half: bool = False, scale: float = 1.0) -> Path:
-    tensors = {"net.weight": torch.arange(6.0).reshape(2, 3) * scale / 3, "steps": torch.tensor(5)}
+    weight = torch.arange(6.0).reshape(2, 3) * scale / 3
+    tensors = {"net.weight": weight, "net.unit": torch.ones(2), "steps": torch.tensor(5)}
     policies = {"linear": ({"params": torch.arange(4.0) / 3}, {"kind": "linear"}), "bare": {"w": torch.ones(1)}}
     return save_artifact(path, CONFIG, tensors, {"begin/z": torch.ones(3, 2)}, "# card\n", policies, half)
 
@@ -45,9 +46,10 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert (tmp_path / "model" / "README.md").read_text() == "# card\n"
 
 
-def test_half_precision_is_for_weights_and_starts_alone(tmp_path: Path) -> None:
+def test_half_precision_is_for_matrices_of_the_model_alone(tmp_path: Path) -> None:
     artifact = load_artifact(save(tmp_path / "model", half=True))
-    assert artifact.tensors["net.weight"].dtype == artifact.starts["begin/z"].dtype == torch.float16
+    assert artifact.tensors["net.weight"].dtype == torch.float16
+    assert artifact.tensors["net.unit"].dtype == artifact.starts["begin/z"].dtype == torch.float32
     assert artifact.tensors["steps"].dtype == torch.int64
     assert artifact.policies["linear"][0]["params"].dtype == torch.float32
 
@@ -78,6 +80,13 @@ def test_a_folder_that_is_not_an_artifact_is_not_replaced(tmp_path: Path) -> Non
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ArtifactError, match=r"has no config.json; only a saved model may be replaced"):
         save(tmp_path)
+
+
+def test_the_config_of_another_program_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ArtifactError, match=r"has no config.json of a saved model; only a saved model may be replaced"):
+        save(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:

@@ -151,9 +151,9 @@ def test_weights_and_starts_that_are_not_finite_are_rejected_by_name(value: floa
 
 def test_half_precision_is_left_where_it_does_not_hold_the_values(tmp_path: Path) -> None:
     tensors = {
-        "small": torch.tensor([1.5, -2.0]),
-        "large": torch.tensor([1.0, 1e6]),
-        "bound": torch.tensor([torch.inf]),
+        "small": torch.tensor([[1.5, -2.0]]),
+        "large": torch.tensor([[1.0, 1e6]]),
+        "bound": torch.tensor([[torch.inf]]),
     }
     save_artifact(tmp_path / "m", {}, tensors, {}, "", half=True)
     stored = load_artifact(tmp_path / "m").tensors

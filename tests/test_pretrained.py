@@ -19,6 +19,8 @@ from policies.rollout import returns, rollout
 from wm_agents.checkpoint import ArtifactError, read_tensors
 from wm_agents.errors import ConfigurationError
 from wm_agents.evaluation.evaluate import evaluate_dream
+from wm_agents.models.ensemble import Ensemble, EnsembleConfig
+from wm_agents.models.model import Model
 from wm_agents.models.saved import model_path
 from wm_agents.models.vmc import VMC, VMCConfig
 from wm_agents.pretrained import (
@@ -141,6 +143,33 @@ def test_half_precision_is_close_and_half_as_large(tmp_path: Path) -> None:
     leaves = [leaf for latent in load_starts(artifact).values() for leaf in latent.values()]
     assert {leaf.dtype for leaf in artifact.starts.values()} == {torch.float16}
     assert {leaf.dtype for leaf in leaves} == {torch.float32}
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (5e4, 10.0), (1e5, 1e3), (0.0, 1e-4), (-1e12, 1e8)])
+@pytest.mark.parametrize("family", ["ensemble", "vmc"])
+def test_half_precision_keeps_the_dream_in_any_unit(tmp_path: Path, family: str, mean: float, std: float) -> None:
+    bound = np.full(4, np.finfo(np.float32).max, np.float32)
+    spaces = gym.spaces.Box(-bound, bound), gym.spaces.Discrete(2)
+    torch.manual_seed(0)
+    obs = mean + std * torch.randn(64, 4)
+    model: Model
+    if family == "vmc":
+        model = VMC(VMCConfig("identity", hidden=16), *spaces)
+        model.vision.fit(obs)  # type: ignore[union-attr, operator]
+    else:
+        model = Ensemble(EnsembleConfig(hidden=16), *spaces)
+        model.scale.fit(obs, obs.roll(1, 0), torch.ones(64), torch.zeros(64), first=True)
+    model.eval()
+    begin = model.encode(obs)
+    save_model(tmp_path / "m", model, POLE, {"begin": begin}, horizon=9, card="", half=True)
+    loaded, artifact = load_model(tmp_path / "m")
+    act = torch.eye(2)[torch.arange(64) % 2]
+    with torch.inference_mode():
+        want = model.step(begin, act, temperature=0.0)
+        out = loaded.step(load_starts(artifact)["begin"], act, temperature=0.0)
+        off = (loaded.decode(out.latent) - model.decode(want.latent)).abs() / std
+    assert float(off.max()) < 0.05 and torch.isfinite(out.rew).all()
+    assert {leaf.dtype for leaf in artifact.tensors.values() if leaf.ndim > 1} == {torch.float16}
 
 
 def test_weights_given_to_frame_policy_take_the_place_of_the_saved_ones(tmp_path: Path) -> None:

@@ -148,15 +148,25 @@ def test_a_model_is_readable_while_another_process_saves_it_again(tmp_path: Path
     assert [entry.name for entry in tmp_path.iterdir()] == ["m"]
 
 
-def test_saving_a_model_keeps_what_else_is_in_its_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("links", [True, False], ids=["hard links", "no hard links"])
+def test_saving_a_model_keeps_what_else_is_in_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    if not links:
+        monkeypatch.setattr(os, "link", fail)
     path = tmp_path / "m"
     save_artifact(path, {}, {}, {}, "card")
     (path / ".git" / "objects").mkdir(parents=True)
     (path / ".git" / "objects" / "x").write_text("kept")
     (path / "notes.txt").write_text("kept")
+    (path / "lora.safetensors").write_text("kept")
     os.symlink("notes.txt", path / "link")
     save_artifact(path, {}, {}, {}, "another card")
     assert (path / ".git" / "objects" / "x").read_text() == (path / "link").read_text() == "kept"
+    assert (path / "lora.safetensors").read_text() == "kept"
     assert (path / "link").is_symlink() and (path / "README.md").read_text() == "another card"
     assert set(load_artifact(path).config["files"]) == {"README.md", "model.safetensors"}
 

@@ -105,3 +105,8 @@ def test_a_damaged_checkpoint_says_how_to_continue(tmp_path: Path) -> None:
         DamagedState, match="last.safetensors is damaged: it does not match its sha256; restore a copy, or"
     ):
         trainer.load_checkpoint()
+
+
+def test_a_number_that_is_not_finite_becomes_null(tmp_path: Path) -> None:
+    write_state(tmp_path / "run.json", {"scores": [(1.5, float("nan"))], "best": float("-inf")})
+    assert read_state(tmp_path / "run.json") == {"scores": [[1.5, None]], "best": None}

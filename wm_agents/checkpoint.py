@@ -11,7 +11,6 @@ my_model/
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -24,10 +23,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from wm_agents.system.files import parse_json, write_tensors, write_text
+from wm_agents.system.files import parse_json, write_json, write_tensors, write_text
 from wm_agents.system.replace import replacing_folder, restore
 
 FORMAT_VERSION = 1
+POLICY_FILES = "policy_*.safetensors"
 
 Policy = tuple[dict[str, Tensor], dict[str, str]]
 
@@ -62,37 +62,64 @@ def save_artifact(
     Args:
         config: JSON values; `format_version` and `files` (sha256) are added.
         policies: tensors, or (tensors, metadata), by name.
-        half: store floating-point weights and starts as float16. Policies keep their precision.
+        half: store floating-point matrices and kernels as float16, where their values fit. Vectors, such as units
+            and biases, and `starts` and `policies` keep their precision.
+
+    Raises:
+        ArtifactError: `path` is a folder of something else.
     """
     path = Path(path)
-    if path.exists() and not (path / "config.json").exists():
-        raise ArtifactError(
-            f"{path} exists and has no config.json; only a saved model may be replaced, so give another path"
-        )
+    previous = _previous_files(path)
     with replacing_folder(path) as tmp:
-        write_tensors(tmp / "model.safetensors", plain_names(_halved(tensors) if half else tensors))
+        write_tensors(tmp / "model.safetensors", plain_names(halved(tensors) if half else tensors))
         if starts:
-            write_tensors(tmp / "starts.safetensors", _halved(starts) if half else starts)
+            write_tensors(tmp / "starts.safetensors", starts)
         for name, policy in (policies or {}).items():
             values, metadata = policy if isinstance(policy, tuple) else (policy, {})
             write_tensors(tmp / f"policy_{name}.safetensors", values, metadata)
         write_text(tmp / "README.md", card)
         files = {file.name: sha256(file) for file in sorted(tmp.iterdir())}
         facts = {**config, "format_version": FORMAT_VERSION, "files": files}
-        write_text(tmp / "config.json", json.dumps(facts, indent=2) + "\n")
-        _keep_others(path, tmp)
+        write_json(tmp / "config.json", facts)
+        for other in path.iterdir() if path.exists() else ():
+            if other.name not in previous and not (tmp / other.name).exists():
+                _keep(other, tmp / other.name)
     return path
 
 
-def _keep_others(path: Path, tmp: Path) -> None:
-    """Link what else is in the artifact `path` (notes, the .git of a clone) into its replacement."""
-    for other in path.iterdir() if path.exists() else ():
-        if other.suffix == ".safetensors" or (tmp / other.name).exists():
-            continue
-        if other.is_dir() and not other.is_symlink():
-            shutil.copytree(other, tmp / other.name, symlinks=True, copy_function=os.link)
-        else:
-            os.link(other, tmp / other.name, follow_symlinks=False)
+def _previous_files(path: Path) -> set[str]:
+    """The names of the files of the artifact `path` that a new one replaces; empty if `path` does not exist.
+
+    Raises:
+        ArtifactError: `path` is something else.
+    """
+    if not path.exists():
+        return set()
+    try:
+        config = parse_json(path / "config.json")
+    except (OSError, ValueError):
+        config = None
+    if not isinstance(config, dict) or not isinstance(config.get("files"), dict):
+        other = " of a saved model" if (path / "config.json").exists() else ""
+        raise ArtifactError(
+            f"{path} exists and has no config.json{other}; only a saved model may be replaced, so give another path"
+        )
+    return {*config["files"], *(file.name for file in path.glob(POLICY_FILES))}
+
+
+def _keep(file: Path, kept: Path) -> None:
+    """Put a file or folder of the user (notes, the .git of a clone) at `kept`, as a hard link where possible."""
+    if file.is_dir() and not file.is_symlink():
+        shutil.copytree(file, kept, symlinks=True, copy_function=_link)
+    else:
+        _link(file, kept)
+
+
+def _link(file: str | Path, kept: str | Path) -> None:
+    try:
+        os.link(file, kept, follow_symlinks=False)
+    except OSError:  # Another file system, or one without hard links.
+        shutil.copy2(file, kept, follow_symlinks=False)
 
 
 def load_artifact(path: str | Path) -> Artifact:
@@ -128,7 +155,7 @@ def _held(path: Path) -> Iterator[Callable[[], bool]]:
 
 def _read_artifact(path: Path) -> Artifact:
     config = _load_config(path)
-    found = sorted(path.glob("policy_*.safetensors"))
+    found = sorted(path.glob(POLICY_FILES))
     starts_file = path / "starts.safetensors"
     read = [path / "model.safetensors", *([starts_file] if starts_file.exists() else []), *found]
     _check_files(path, config.get("files"), {file.name for file in read})
@@ -281,9 +308,9 @@ def _refuse_pickle(path: Path) -> None:
         )
 
 
-def _halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors in half precision, but for those whose values it cannot hold."""
-    return {name: t.half() if _fits_half(t) else t for name, t in tensors.items()}
+def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices and kernels in half precision, but for those whose values it cannot hold."""
+    return {name: t.half() if t.ndim > 1 and _fits_half(t) else t for name, t in tensors.items()}
 
 
 def _fits_half(tensor: Tensor) -> bool:

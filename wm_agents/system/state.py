@@ -11,7 +11,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from wm_agents.errors import ConfigurationError
-from wm_agents.system.files import digest, split_safetensors, write_json, write_tensors
+from wm_agents.system.files import digest, split_safetensors, strict_json, write_json, write_tensors
 
 CHECKSUM = "sha256"
 RESTART = "delete the file to repeat the part of the run that it records"
@@ -28,6 +28,7 @@ class DamagedState(ConfigurationError):
 
 def write_state(path: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON object with its checksum, atomically."""
+    values = strict_json({**values})
     write_json(path, {**values, CHECKSUM: digest(values)})
 
 
