@@ -123,6 +123,22 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.mark.usefixtures("at_home")
+def test_videos_and_reports_that_cannot_be_made_do_not_hold_up_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **more: object) -> None:
+        raise LookupError("the renderer is out of paint")
+
+    monkeypatch.setattr("wm_agents.loops.rounds.record", fail)
+    monkeypatch.setattr("wm_agents.loops.finish.fidelity_report", fail)
+    said = io.StringIO()
+    result = improve(replace(POLE, rounds=1, out=str(tmp_path)), Console(file=said, width=500))
+    assert json.loads((tmp_path / "summary.json").read_text())["real"] == result["real"]
+    for what in ("the video of this round", "the fidelity report"):
+        assert f"{what} was not made: LookupError: the renderer is out of paint" in said.getvalue()
+
+
+@pytest.mark.usefixtures("at_home")
 def test_a_run_leaves_a_model_its_scores_and_how_it_came_about(tmp_path: Path) -> None:
     result = run(POLE, tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())

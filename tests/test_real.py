@@ -15,7 +15,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import RecordEpisodeStatistics, RecordVideo
 from numpy.typing import NDArray
-from odd_env import ACT, OBS
+from odd_env import ACT, OBS, Odd
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from tiny import save_tiny
 
@@ -384,6 +384,12 @@ def test_the_speed_is_that_of_the_machine_it_emulates(spec: RealSpec, fps: float
     env = make_real(spec)
     assert env.metadata["render_fps"] == fps
     env.close()
+
+
+@pytest.mark.parametrize("fps", [0, None, -5, "fast", float("nan")])
+def test_a_speed_that_is_not_a_positive_number_is_30(monkeypatch: pytest.MonkeyPatch, fps: object) -> None:
+    monkeypatch.setattr(Odd, "metadata", {"render_modes": [], "render_fps": fps})
+    assert check_spec(RealSpec("Odd-v0", action_repeat=2)).fps == 15
 
 
 # Probing

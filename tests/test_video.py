@@ -351,6 +351,16 @@ def test_the_real_environment_is_recorded_alone(tmp_path: Path) -> None:
     assert seen == list(range(LENGTH))  # It acts on observations, not on what is filmed.
 
 
+def test_frames_keep_the_size_of_the_first_if_a_renderer_changes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Shown, "render", lambda self: np.full((32 + 2 * self.t, 48, 3), 10 * self.t, np.uint8))
+    assert record_real(tmp_path / "film.mp4", SHOWN, RandomPolicy(EchoModel.act_space), seed=0) == LENGTH + 1
+    frames = read(tmp_path / "film.mp4")[2]
+    assert {frame.shape for frame in frames} == {(8 * 32 + 28, 8 * 48, 3)}
+    np.testing.assert_allclose([int(f[80, 80, 0]) for f in frames], 10 * np.arange(LENGTH + 1), atol=4)
+
+
 def test_an_environment_that_renders_nothing_is_recorded_as_drawn(tmp_path: Path) -> None:
     assert record_real(tmp_path / "film.mp4", VECTORS, RandomPolicy(EchoModel.act_space), seed=0) == LENGTH + 1
     assert read(tmp_path / "film.mp4")[2][0].shape == (428, 400, 3)

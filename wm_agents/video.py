@@ -113,6 +113,7 @@ class Watched:
 
     def __init__(self, envs: VectorEnv[Any, Any, Any], policy: Policy, drawing: str | None) -> None:
         self.envs, self.policy, self.drawing = envs, policy, drawing
+        self._size: tuple[int, int] | None = None
 
     def reset(self, num: int, seed: int) -> None:
         self.policy.reset(num, seed)
@@ -126,7 +127,9 @@ class Watched:
         if self.envs.render_mode != "rgb_array":
             return draw(self.drawing, self.envs.single_observation_space, obs[0])
         frames: Any = self.envs.render()
-        return np.array(frames[0])  # Some renderers reuse the array of the last frame.
+        frame = np.array(frames[0])  # Some renderers reuse the array of the last frame.
+        height, width = self._size = self._size or frame.shape[:2]  # Plots may change their size.
+        return frame if frame.shape[:2] == self._size else np.asarray(cv2.resize(frame, (width, height)))
 
 
 @torch.inference_mode()

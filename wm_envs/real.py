@@ -8,6 +8,7 @@ from contextlib import closing
 from copy import deepcopy
 from dataclasses import replace
 from inspect import signature
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium as gym
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 MAX_VECTOR = 2000
 """No model here supports longer vectors; they are usually images."""
 ALE_FPS = 60
+USUAL_FPS = 30.0
 
 
 class EnvFacts(NamedTuple):
@@ -186,12 +188,18 @@ def _make(spec: RealSpec, render_mode: str | None) -> gym.Env[Any, Any]:
         raise UnknownEnv(spec.id) from error
     except (gym.error.DependencyNotInstalled, ImportError) as error:
         raise LackingEnv(spec.id, error) from error
-    fps = env.metadata.get("render_fps", 30)
+    fps = _fps(env)
     made = env.unwrapped.spec  # Wrappers would cache theirs, before `gym.make` sets the final one.
     if made is not None and str(made.entry_point).startswith("ale_py"):
         fps = ALE_FPS / _mean_skip(made.kwargs["frameskip"])  # The ALE assumes a frame skip of 2.
-    env.metadata = {**env.metadata, "render_fps": float(fps) / spec.action_repeat}
+    env.metadata = {**env.metadata, "render_fps": fps / spec.action_repeat}
     return env
+
+
+def _fps(env: gym.Env[Any, Any]) -> float:
+    """`render_fps` of the environment, or 30 if it is missing or not a positive number."""
+    fps = env.metadata.get("render_fps")
+    return float(fps) if isinstance(fps, Real) and 0 < fps < math.inf else USUAL_FPS
 
 
 def _mean_skip(skip: int | tuple[int, int]) -> float:

@@ -29,6 +29,7 @@ from wm_agents.pretrained import (
     frame_policy,
     load_dream,
 )
+from wm_agents.system.extras import extra
 from wm_agents.system.files import write_json
 from wm_agents.system.hardware import describe
 from wm_agents.system.progress import StageBar
@@ -121,7 +122,8 @@ def _drive_and_film(
         for _, result in pool.run(play_task, enumerate(tasks)):
             results.append(result)
             bar.update("driving", len(results) / (len(tasks) + 1), f"{len(results)}/{len(tasks)} episodes")
-        pool.result(filming)
+        with extra("the video", bar.console):
+            pool.result(filming)
     bar.update("driving", 1.0, str(film))
     returns = [round(result.ret, 3) for result in sorted(results)]
     return Drives(Score(returns[: len(seeds)]), Score(returns[len(seeds) :]))

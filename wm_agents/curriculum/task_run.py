@@ -28,6 +28,7 @@ from wm_agents.loops.recipes import ImproveConfig
 from wm_agents.loops.rounds import Check, OnCheck, Rounds
 from wm_agents.models.saved import load_model
 from wm_agents.models.vmc import VMC
+from wm_agents.system.extras import extra
 from wm_agents.system.files import read_json, write_text
 from wm_agents.system.replace import replacing
 from wm_agents.system.run_folder import MetricsLog
@@ -232,12 +233,8 @@ class TaskRun:
     @contextmanager
     def filming(self, generation: int) -> Iterator[None]:
         """In this context an error of a video or window is printed and does not end the training."""
-        with self.clock("films"):
-            try:
-                yield
-            except Exception as error:  # Codecs and displays raise any type of error.
-                text = f"  generation {generation} cannot be shown: {type(error).__name__}: {error}"
-                self.console.print(text, highlight=False, markup=False)
+        with self.clock("films"), extra(f"the video of generation {generation}", self.console):
+            yield
 
     def conclude(self, result: dict[str, Any]) -> None:
         """Keep the best and the last controller, score the last on held-out seeds, and record it."""

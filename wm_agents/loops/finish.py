@@ -15,6 +15,7 @@ from wm_agents.evaluation.exploit import exploit_warning
 from wm_agents.evaluation.fidelity.report import fidelity_report
 from wm_agents.models.model import Model
 from wm_agents.pretrained import Controller, save_model
+from wm_agents.system.extras import extra
 from wm_agents.system.files import write_json
 from wm_agents.system.hardware import describe
 from wm_agents.system.run_folder import provenance
@@ -97,7 +98,8 @@ def deliver(
             f"quick fidelity report (one real episode per policy); run `wm fidelity {final}` for the full one",
             soft_wrap=True,
         )
-        fidelity_report(str(final), run / "fidelity", procs=procs, quick=True, console=console)
+        with extra("the fidelity report", console):
+            fidelity_report(str(final), run / "fidelity", procs=procs, quick=True, console=console)
     if warning := exploit_warning(Score(result["dream"]["returns"]), Score(result["real"]["returns"])):
         result["warning"] = warning
     result |= {

@@ -39,6 +39,7 @@ from wm_agents.loops.recipes import ImproveConfig
 from wm_agents.loops.seeds import JUDGE_SEED, kept_env_seed
 from wm_agents.models.saved import load_model
 from wm_agents.pretrained import Controller, cached_model, frame_policy, load_dream, load_policy, save_model
+from wm_agents.system.extras import extra
 from wm_agents.system.run_folder import STEPS, RunFolder, start_run
 from wm_agents.training.callbacks import Callback, LoggingCallback, ProgressCallback
 from wm_agents.video import record
@@ -208,16 +209,17 @@ class Improvement:
         self.console.print(f"  real return {score}, dream return {dream.mean:.1f}")
         if warning := exploit_warning(dream, score):
             self.console.print(f"  {warning}", soft_wrap=True, highlight=False)
-        record(
-            self._dir() / "real_vs_dream.mp4",
-            self.cfg.spec,
-            saved.model,
-            policy,
-            saved.dream,
-            seed=JUDGE_SEED,
-            max_frames=FILMED,
-            count=self.count,
-        )
+        with extra("the video of this round", self.console):
+            record(
+                self._dir() / "real_vs_dream.mp4",
+                self.cfg.spec,
+                saved.model,
+                policy,
+                saved.dream,
+                seed=JUDGE_SEED,
+                max_frames=FILMED,
+                count=self.count,
+            )
         return {
             "real": score.mean,
             "std": score.std,

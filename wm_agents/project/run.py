@@ -42,6 +42,7 @@ from wm_agents.project.translate import (
     spaces_of,
     spec_of,
 )
+from wm_agents.system.extras import extra
 from wm_agents.system.files import read_json
 from wm_agents.system.run_folder import RunFolder, start_run
 from wm_agents.training.config import TrainingConfig
@@ -179,9 +180,11 @@ def finish(project: Project, ground: Ground, result: dict[str, Any], console: Co
     """Record the degraded modes in the model, and write curves and videos if enabled."""
     mark_degraded(project.out / "model", ground.degraded)
     if project.gameplay.enabled:
-        result["film_steps"] = film(project, ground, console)
+        with extra("the video", console):
+            result["film_steps"] = film(project, ground, console)
     if project.visualization.enabled:
-        draw_curves(project.out, project.visualization.history_max_points)
+        with extra("the plot of the curves", console):
+            draw_curves(project.out, project.visualization.history_max_points)
 
 
 def film(project: Project, ground: Ground, console: Console) -> int:
