@@ -10,6 +10,7 @@ import select
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from importlib.metadata import version
 from io import TextIOWrapper
@@ -184,7 +185,8 @@ def _run(name: str, flags: list[str]) -> int:
             arguments = parser.arguments(flags)
         except SystemExit as stop:
             return command.usage if stop.code else 0
-        status: int | None = target(**arguments)
+        with _output(arguments):
+            status: int | None = target(**arguments)
         sys.stdout.flush()
         return status or 0
     except SystemExit as stop:
@@ -203,6 +205,15 @@ def _run(name: str, flags: list[str]) -> int:
         return command.error
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _output(arguments: dict[str, Any]) -> AbstractContextManager[None]:
+    """With `--json`, stdout is one JSON object and nothing else."""
+    if not arguments.get("as_json"):
+        return nullcontext()
+    from wm_agents.cli.printing import json_alone
+
+    return json_alone()
 
 
 def _trusting(flags: list[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +16,7 @@ from rich.console import Console
 
 from wm_agents.checkpoint import load_artifact
 from wm_agents.cli.doors import Door, OpenDoor, by_turns
-from wm_agents.cli.printing import say, table
+from wm_agents.cli.printing import print_json, say, table
 from wm_agents.data.dataset import Dataset, write_shard
 from wm_agents.data.episode import Episode
 from wm_agents.data.replay import ReplayBuffer
@@ -107,7 +106,7 @@ def bench(
     finally:
         torch.set_num_threads(before)
     if as_json:
-        print(json.dumps({"machine": machine, "seconds": seconds, "speeds": [speed._asdict() for speed in speeds]}))
+        print_json({"machine": machine, "seconds": seconds, "speeds": [speed._asdict() for speed in speeds]})
         return
     table(("benchmark", "per second", "x real", "call"), map(cells, speeds))
     say(f"{machine['cpu']}, {machine['threads']} thread(s), {place}, torch {torch.__version__}")

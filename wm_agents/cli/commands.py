@@ -16,6 +16,7 @@ from policies.rollout import EVAL_SEED
 from wm_agents.checkpoint import Artifact
 from wm_agents.cli.demo import run_demo
 from wm_agents.cli.flags import Parser, about, flat, value_of
+from wm_agents.cli.printing import print_json
 from wm_agents.data.collect import CollectConfig
 from wm_agents.data.collect import collect as collect_episodes
 from wm_agents.errors import did_you_mean
@@ -87,7 +88,7 @@ def collect(
     make = explorer if policy is None else partial(explore_with, policy, noise, leave, leave_by)
     summary = collect_episodes(cfg, make, console=console)
     if as_json:
-        print(json.dumps(summary._replace(returns=[])._asdict()))
+        print_json(summary._replace(returns=[])._asdict())
     else:
         print(
             f"{out}: {summary.episodes:,} episodes with {summary.steps:,} steps ({summary.new_steps:,} new; "
@@ -190,7 +191,7 @@ def transfer(
         console=console,
     )
     if as_json:
-        print(json.dumps(result))
+        print_json(result)
     else:
         print("\n".join(transfer_lines(result)))
         print(f"protocol: {result['protocol']}")
@@ -218,7 +219,7 @@ def evaluate(
     """
     result = judge(model, episodes=episodes, seed=seed, procs=procs, both_protocols=both_protocols, console=console)
     if as_json:
-        print(json.dumps(result))
+        print_json(result)
         return
     for where in ("real", "dream"):
         score = result[where]
@@ -278,7 +279,10 @@ def fidelity(
         run=None if run is None else Path(run),
         console=console,
     )
-    print(json.dumps(result) if as_json else f"{Path(out) / PAGE}, {Path(out) / DATA}")
+    if as_json:
+        print_json(result)
+    else:
+        print(f"{Path(out) / PAGE}, {Path(out) / DATA}")
 
 
 def video(model: str, out: str = "real_vs_dream.mp4", seed: int = EVAL_SEED, resync_every: int | None = 50) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wm_agents.cli.models import find
-from wm_agents.cli.printing import say, table
+from wm_agents.cli.printing import print_json, say, table
 from wm_agents.models.config import WorldModelConfig
 from wm_agents.models.families import config_class, resolve
 from wm_agents.project.json_schema import project_schema
@@ -31,7 +31,7 @@ def show(name: str = PROJECT_FILE, as_json: bool = False) -> None:
     """
     values, meanings = read(name)
     if as_json:
-        print(json.dumps(values))
+        print_json(values)
         return
     table(
         ("setting", "value", "meaning"), ((key, _text(value), meanings.get(key, "")) for key, value in values.items())
@@ -57,7 +57,7 @@ def diff(one: str, other: str, as_json: bool = False) -> int:
         if left.get(key) != right.get(key) or (key in left) != (key in right)
     }
     if as_json:
-        print(json.dumps(differing))
+        print_json(differing)
     elif differing:
         table(("setting", one, other), ((key, _shown(left, key), _shown(right, key)) for key in differing))
     else:

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from numpy.typing import NDArray
 from rich.console import Console
 
-from wm_agents.cli.printing import say, table
+from wm_agents.cli.printing import print_json, say, table
 from wm_agents.data.dataset import Dataset
 from wm_agents.data.episode import UNKNOWN_SEED, check_episode
 from wm_agents.data.minari import export_minari, import_minari
@@ -32,7 +32,7 @@ def info(path: str, as_json: bool = False) -> None:
     """
     found = _about_npz(Path(path)) if path.endswith(".npz") else _about_shards(Path(path))
     if as_json:
-        print(json.dumps(found))
+        print_json(found)
         return
     table(("what", "value"), ((key, _text(value)) for key, value in found.items()))
 
@@ -82,7 +82,7 @@ def verify(path: str, as_json: bool = False) -> int:
     found = _verify_npz(Path(path)) if path.endswith(".npz") else _verify_shards(Path(path), Console(stderr=True))
     damaged = sum(bool(file.problem) for file in found)
     if as_json:
-        print(json.dumps({"ok": not damaged, "files": [file._asdict() for file in found]}))
+        print_json({"ok": not damaged, "files": [file._asdict() for file in found]})
         return int(damaged > 0)
     rows = ((f.name, f"{f.episodes:,}", f"{f.steps:,}", f.problem or "ok") for f in found)
     table(("file", "episodes", "steps", "state"), rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -16,7 +15,7 @@ from typing import Literal, NamedTuple
 
 from packaging.requirements import Requirement
 
-from wm_agents.cli.printing import table
+from wm_agents.cli.printing import print_json, table
 
 PACKAGE = "dreams-as-envs"
 OLDEST = (3, 10)
@@ -52,7 +51,7 @@ def doctor(as_json: bool = False) -> int:
     checks = [check for look in LOOKS for check in look()]
     wrong = sum(check.state == "wrong" for check in checks)
     if as_json:
-        print(json.dumps({"ok": not wrong, "checks": [check._asdict() for check in checks]}))
+        print_json({"ok": not wrong, "checks": [check._asdict() for check in checks]})
         return int(wrong > 0)
     table(("check", "state", "found"), ((c.what, c.state, c.found) for c in checks))
     if wrong:

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from wm_agents.cli.printing import say, table
+from wm_agents.cli.printing import print_json, say, table
 from wm_agents.errors import ConfigurationError, did_you_mean
 
 
@@ -23,7 +23,7 @@ def list_all(as_json: bool = False) -> None:
     found = list_models(verbose=True)
     scores = {name: _score(name) for name in found}
     if as_json:
-        print(json.dumps({name: {**about, "real_score": scores[name]} for name, about in found.items()}))
+        print_json({name: {**about, "real_score": scores[name]} for name, about in found.items()})
         return
     rows = (
         (name, f"{a['parameters']:,}", "x".join(map(str, a["obs_shape"])), f"{a['action_dim']}", scores[name] or "")
@@ -48,7 +48,7 @@ def info(name: str, as_json: bool = False) -> None:
     """
     found = describe(name)
     if as_json:
-        print(json.dumps(found))
+        print_json(found)
         return
     card = found.pop("card", "")
     rows = ((k, v if isinstance(v, str) else json.dumps(v)) for k, v in found.items() if k != "versions")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import replace
 from functools import partial
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
+from wm_agents.cli.printing import print_json
 from wm_agents.cli.project_flags import TrainParser as TrainParser
 from wm_agents.project.schema import VerifySection
 from wm_agents.project.settings import load_project
@@ -102,7 +102,10 @@ def verify(
     where = target or str(project.checkpoint if project else "")
     if evidence.is_evidence(Path(where)):
         found = evidence.read_evidence(Path(where))
-        print(json.dumps(found) if as_json else (Path(where) / "report.txt").read_text(encoding="utf-8").rstrip())
+        if as_json:
+            print_json(found)
+        else:
+            print((Path(where) / "report.txt").read_text(encoding="utf-8").rstrip())
         return VERIFIED if found["verified"] else NOT_VERIFIED
     usual = project.verify if project else VerifySection()
     given: dict[str, Any] = {"mode": mode, "episodes": episodes, "proof_episodes": proof_episodes}
@@ -118,7 +121,10 @@ def verify(
         procs=procs,
         console=Console(stderr=True),
     )
-    print(json.dumps(verification.to_dict()) if as_json else judging.report(verification))
+    if as_json:
+        print_json(verification.to_dict())
+    else:
+        print(judging.report(verification))
     if evidence_bundle or verification.mode == "proof":
         beside = Path(where).parent if Path(where).is_dir() else Path()
         bundle = Path(evidence_bundle or beside / "evidence")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import sys
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from wm_agents.errors import ConfigurationError
 from wm_agents.system.replace import replacing
+from wm_agents.system.strict_json import strict_json
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -38,15 +38,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, values: Any) -> None:
     """Write `values` as indented JSON to `path` atomically; NaN and infinity become null."""
     write_text(path, json.dumps(strict_json(values), indent=2) + "\n")
-
-
-def strict_json(values: Any) -> Any:
-    """`values` with null for NaN and infinity, which JSON does not have."""
-    if isinstance(values, dict):
-        return {key: strict_json(value) for key, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [strict_json(value) for value in values]
-    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def read_json(path: Path, wanted: str) -> dict[str, Any]:

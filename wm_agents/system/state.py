@@ -11,7 +11,8 @@ from safetensors.torch import load
 from torch import Tensor
 
 from wm_agents.errors import ConfigurationError
-from wm_agents.system.files import digest, split_safetensors, strict_json, write_json, write_tensors
+from wm_agents.system.files import digest, split_safetensors, write_json, write_tensors
+from wm_agents.system.strict_json import strict_json
 
 CHECKSUM = "sha256"
 RESTART = "delete the file to repeat the part of the run that it records"
