@@ -8,7 +8,6 @@ from contextlib import closing
 from copy import deepcopy
 from dataclasses import replace
 from inspect import signature
-from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium as gym
@@ -199,7 +198,7 @@ def _make(spec: RealSpec, render_mode: str | None) -> gym.Env[Any, Any]:
 def _fps(env: gym.Env[Any, Any]) -> float:
     """`render_fps` of the environment, or 30 if it is missing or not a positive number."""
     fps = env.metadata.get("render_fps")
-    return float(fps) if isinstance(fps, Real) and 0 < fps < math.inf else USUAL_FPS
+    return float(fps) if isinstance(fps, int | float | np.number) and 0 < fps < math.inf else USUAL_FPS
 
 
 def _mean_skip(skip: int | tuple[int, int]) -> float:

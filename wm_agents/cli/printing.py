@@ -60,8 +60,9 @@ def json_alone() -> Iterator[None]:
     """
     global _held
     sys.stdout.flush()
-    held, out = [], os.dup(1)
+    out = os.dup(1)
     os.dup2(2, 1)
+    held: list[str] = []
     _held = held
     try:
         with redirect_stdout(sys.stderr):
