@@ -44,7 +44,7 @@ def run(out: Path, steps: int = 60, make: Callable = make_random, **changes: obj
 
 def run_here(out: Path, seed: int = 0, num: int = 3, stall: int | None = None, spec: RealSpec = ECHO) -> ShardInfo:
     """One shard in this process."""
-    task = ShardTask(spec, str(out), make_random, seed, num, stall, None, 0.0)
+    task = ShardTask(spec, str(out), make_random, seed, num, stall, None, 0.0, 10**6)
     return collect_shard(counters(out), mp.Event(), task)
 
 
@@ -94,6 +94,18 @@ def test_a_stalled_episode_is_cut(tmp_path: Path) -> None:
         assert (ep.rew[-3:] <= 0).all()
 
 
+def test_an_endless_environment_gives_one_episode_of_the_steps_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = run(tmp_path, 50, spec=ENDLESS, procs=0)
+    data = Dataset(tmp_path)
+    assert (found.stopped, found.episodes, found.steps) == ("done", 1, 50)
+    assert [(ep.term, ep.trunc) for ep in data.iter_episodes()] == [(False, True)]
+    assert "Echo-v0 has no episode limit: the episode of seed 0 was truncated after 50 steps" in caplog.text
+    again = run(tmp_path, 120, spec=ENDLESS, procs=0)
+    assert (again.new_steps, data.refresh(), data.seeds) == (120, 1, [0, 1])
+
+
 def test_pixels_are_stored_as_they_are_seen(tmp_path: Path) -> None:
     spec = RealSpec("toy_env:Echo-v0", kwargs={"pixels": True, "length": 6}, size=8, action_repeat=2)
     info = run_here(tmp_path, spec=spec)
@@ -108,7 +120,7 @@ def test_each_life_of_a_game_is_an_episode_and_the_next_seeds_follow(tmp_path: P
     assert info.seeds == (3,) * 5 and info.term.all()
     lives = list(Dataset(tmp_path).iter_episodes())
     assert all(np.array_equal(a.obs[-1], b.obs[0]) for a, b in pairwise(lives))
-    task = ShardTask(replace(spec, lives_end=False), str(tmp_path / "whole"), make_random, 3, 1, None, None, 0.0)
+    task = ShardTask(replace(spec, lives_end=False), str(tmp_path / "whole"), make_random, 3, 1, None, None, 0.0, 10**6)
     whole = collect_shard(counters(tmp_path), mp.Event(), task)
     assert isinstance(whole, ShardInfo) and whole.lengths.sum() == info.lengths.sum() and len(whole.lengths) == 1
     again = run(tmp_path, steps=1, seed=3, spec=spec, shard_episodes=1)
@@ -165,7 +177,7 @@ def test_max_gb_is_never_passed(tmp_path: Path) -> None:
 
 def test_too_little_free_disk_stops_before_it_begins_and_before_a_shard_lands(tmp_path: Path) -> None:
     assert run(tmp_path, min_free_gb=1e9).stopped == "free_disk"
-    task = ShardTask(ECHO, str(tmp_path), make_random, 0, 3, None, None, 1e9)
+    task = ShardTask(ECHO, str(tmp_path), make_random, 0, 3, None, None, 1e9, 10**6)
     assert collect_shard(counters(tmp_path), mp.Event(), task) == "free_disk"
     assert names(tmp_path) == ["manifest.json"]
 
@@ -173,7 +185,7 @@ def test_too_little_free_disk_stops_before_it_begins_and_before_a_shard_lands(tm
 def test_a_halted_worker_drops_its_shard_at_once(tmp_path: Path) -> None:
     halt = mp.Event()
     halt.set()
-    task = ShardTask(ENDLESS, str(tmp_path), make_random, 0, 1, None, None, 0.0)
+    task = ShardTask(ENDLESS, str(tmp_path), make_random, 0, 1, None, None, 0.0, 10**10)
     assert collect_shard(counters(tmp_path), halt, task) == "interrupted"
     assert names(tmp_path) == []
 

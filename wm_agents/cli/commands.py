@@ -80,7 +80,7 @@ def collect(
         leave: share of that controller's episodes in which random actions take over until the end.
         leave_by: random actions take over within the first N steps.
         stall: truncate an episode after N steps without a positive reward.
-        max_steps: truncate an episode after N steps.
+        max_steps: truncate an episode after N steps; default: never, or after `steps` if the environment has no limit.
         max_gb: maximum size of the dataset on disk.
         as_json: print one JSON object on stdout.
     """

@@ -55,7 +55,8 @@ class CollectConfig:
     stall: int | None = field(default=None, metadata=at_least(1))
     """Truncate an episode after N agent steps without a positive reward"""
     max_steps: int | None = field(default=None, metadata=at_least(1))
-    """Truncate an episode after N agent steps"""
+    """Truncate an episode after N agent steps; by default only if the environment has no limit, after the share of
+    `steps` of one process"""
     max_gb: float = 5.0
     """Maximum size of the shards in `out`"""
     min_free_gb: float = 1.0
@@ -203,7 +204,17 @@ class _Plan:
         later = [seed for seed in self.found if seed > self.cursor]
         num = min([self.cfg.shard_episodes, *(seed - self.cursor for seed in later)])
         cfg = self.cfg
-        task = ShardTask(cfg.spec, cfg.out, make_policy, self.cursor, num, cfg.stall, cfg.max_steps, cfg.min_free_gb)
+        task = ShardTask(
+            cfg.spec,
+            cfg.out,
+            make_policy,
+            self.cursor,
+            num,
+            cfg.stall,
+            cfg.max_steps,
+            cfg.min_free_gb,
+            longest=-(-cfg.steps // max(cfg.procs, 1)),
+        )
         check_seed(self.cursor + num - 1)
         self.cursor += num
         self._take_found()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
@@ -18,13 +19,14 @@ from policies.step_count import StepCount
 from wm_agents.data.episode import Episode, NonFiniteStep, collect_episode, split_episode
 from wm_agents.data.shard import ShardInfo, write_shard
 from wm_agents.errors import FULL_DISK
-from wm_envs.real import make_real
+from wm_envs.real import make_real, own_limit
 from wm_envs.registry import RealSpec
 
 if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
 
 MakePolicy = Callable[[gym.Env], Policy]
+log = logging.getLogger(__name__)
 
 
 def shard_name(seed: int | str) -> str:
@@ -43,6 +45,8 @@ class ShardTask(NamedTuple):
     stall: int | None
     max_steps: int | None
     min_free_gb: float
+    longest: int
+    """If neither `max_steps` nor the environment limits an episode, truncate it after N steps, and end the shard"""
 
 
 class Counters(NamedTuple):
@@ -86,6 +90,7 @@ def play(task: ShardTask, counters: Counters, halt: Halt) -> Iterator[Episode]:
     envs = SyncVectorEnv([partial(make_real, task.spec)], autoreset_mode=AutoresetMode.DISABLED)
     try:
         policy = task.make_policy(envs.envs[0])
+        most = task.max_steps or own_limit(envs.envs[0].spec) or task.longest
         for seed in range(task.seed, task.seed + task.num):
             check_seed(seed)
             steps = _until(halt, rollout(envs, policy, seed=[seed], policy_seed=seed, count=counters.steps))
@@ -93,10 +98,17 @@ def play(task: ShardTask, counters: Counters, halt: Halt) -> Iterator[Episode]:
             if task.spec.lives_end:
                 steps = _counting_lives(steps, envs.envs[0], lives)
             try:
-                ep = collect_episode(steps, seed, stall=task.stall, max_steps=task.max_steps)
+                ep = collect_episode(steps, seed, stall=task.stall, max_steps=most)
             except NonFiniteStep as error:
                 raise NonFiniteStep(f"{task.spec.id}: {error}") from error
             yield from split_episode(ep, np.flatnonzero(np.diff(lives) < 0) + 1)
+            if most == task.longest and ep.num_steps == most and ep.trunc:
+                log.warning(
+                    "%s has no episode limit: the episode of seed %s was truncated after %s steps, which are enough; set "
+                    "max_steps (--max-steps) to collect several episodes",
+                    task.spec.id, seed, f"{most:,}",
+                )  # fmt: skip
+                return
     finally:
         envs.close()
 
