@@ -64,5 +64,13 @@ class Odd(gym.Env):
         return self.last
 
 
+class Sized(Odd):
+    """Has no default for its size; observations of more than one number are images."""
+
+    def __init__(self, size: int, render_mode: str | None = None) -> None:
+        super().__init__("grey" if size > 1 else "choice")
+
+
 if "Odd-v0" not in gym.registry:
     gym.register("Odd-v0", entry_point="odd_env:Odd")
+    gym.register("Sized-v0", entry_point="odd_env:Sized", max_episode_steps=7)

@@ -366,6 +366,34 @@ def test_tdmpc2_sees_images_in_threes_unless_reported_otherwise(
     assert "default: True" in capsys.readouterr().out.split("--spec.stack")[-1][:300]
 
 
+@pytest.mark.parametrize(
+    "kwargs", [("--spec.kwargs", '{"size": %d}'), ("--spec.kwargs.size", "%d"), ("--config", "kwargs%d.toml")]
+)
+@pytest.mark.parametrize(("size", "seen"), [(1, None), (2, 64)])
+def test_arguments_of_an_environment_decide_on_its_recipe(
+    called: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kwargs: tuple[str, str],
+    size: int,
+    seen: Any,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(f"kwargs{size}.toml").write_text(f"[spec]\nkwargs = {{ size = {size} }}\n")
+    flags = ("--env", "odd_env:Sized-v0", kwargs[0], kwargs[1] % size)
+    assert wm("improve", *flags) == 0
+    assert called["args"][0].spec == RealSpec("odd_env:Sized-v0", {"size": size}, size=seen)
+    assert wm("improve", "--family", "dreamerv3", *flags) == 0
+    assert called["args"][0].spec == RealSpec("odd_env:Sized-v0", {"size": size}, size=seen)
+
+
+def test_missing_arguments_of_an_environment_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert wm("improve", "--env", "odd_env:Sized-v0") == 1
+    said = capsys.readouterr().err
+    assert "cannot create odd_env:Sized-v0 with the arguments {}: Sized.__init__() missing 1 required" in said
+    assert "give its arguments with --spec.kwargs '{\"name\": 5}', --env-kwargs of `wm init`, or env_kwargs" in said
+
+
 def test_an_online_recipe_goes_by_episodes_as_flags_and_files_have_them(called: dict[str, Any], tmp_path: Path) -> None:
     assert wm("improve", "--family", "tdmpc2", "--env", "Pendulum-v1", "--spec.action_repeat", "4") == 0
     cfg = called["args"][0]

@@ -25,6 +25,7 @@ from wm_agents.project.settings import load_project
 from wm_agents.project.translate import spec_of
 from wm_envs.env_id import UnknownEnv
 from wm_envs.real import probe
+from wm_envs.registry import RealSpec
 
 FILES = ["wm.toml", "train.py", "inference.py", "dataset.py", "README.md"]
 assert toy_env and toy_line  # Registered.
@@ -59,6 +60,14 @@ def test_what_is_written_can_be_read(env: str, model: str | None, family: str, t
     for name in ("train.py", "inference.py", "dataset.py"):
         compile((tmp_path / "my" / name).read_text(), name, "exec")
     assert f"A dream of {env}, by {project.model}." in (tmp_path / "my" / "README.md").read_text()
+
+
+def test_arguments_of_the_environment_are_written(tmp_path: Path) -> None:
+    flags = ("--yes", "--env-kwargs", '{"size": 2}')
+    assert wm("init", str(tmp_path / "my"), "--env", "odd_env:Sized-v0", *flags) == 0
+    assert spec_of(load_project(tmp_path / "my")) == RealSpec("odd_env:Sized-v0", {"size": 2}, size=64)
+    values = usual("CartPole-v1", None, "my", {"sutton_barto_reward": True})
+    assert values["data"]["env_kwargs"] == {"sutton_barto_reward": True}
 
 
 def test_a_known_environment_begins_with_what_worked_for_it() -> None:

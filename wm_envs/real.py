@@ -84,10 +84,12 @@ def make_real(spec: RealSpec, render_mode: str | None = None) -> gym.Env[Any, An
     return CheckedAction(env)
 
 
-def spec_for(env_id: str) -> RealSpec:
-    """The default preprocessing: images are resized to 64 pixels, other observations stay as they are."""
-    with closing(_make(RealSpec(env_id), None)) as native:
-        return RealSpec(env_id, size=64 if is_resizable(native.observation_space) else None)
+def spec_for(env: str | RealSpec) -> RealSpec:
+    """An environment, by its id or with its arguments, with the default preprocessing: images are resized to 64
+    pixels, other observations stay as they are."""
+    spec = env if isinstance(env, RealSpec) else RealSpec(env)
+    with closing(_make(spec, None)) as native:
+        return replace(spec, size=64 if is_resizable(native.observation_space) else None)
 
 
 def probe(spec: RealSpec) -> EnvFacts:
@@ -187,6 +189,14 @@ def _make(spec: RealSpec, render_mode: str | None) -> gym.Env[Any, Any]:
         raise UnknownEnv(spec.id) from error
     except (gym.error.DependencyNotInstalled, ImportError) as error:
         raise LackingEnv(spec.id, error) from error
+    except TypeError as error:
+        if rendering or ".__init__() " not in str(error):
+            raise
+        reason = str(error).partition(" was raised from the environment creator")[0]
+        raise ValueError(
+            f"cannot create {spec.id} with the arguments {spec.kwargs}: {reason}; give its arguments with "
+            "--spec.kwargs '{\"name\": 5}', --env-kwargs of `wm init`, or env_kwargs of [data] in a wm.toml"
+        ) from error
     fps = _fps(env)
     made = env.unwrapped.spec  # Wrappers would cache theirs, before `gym.make` sets the final one.
     if made is not None and str(made.entry_point).startswith("ale_py"):

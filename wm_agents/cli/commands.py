@@ -354,15 +354,22 @@ class ImproveParser(Parser):
         return {"cfg": self.build(values)}
 
     def _recipe(self, args: list[str]) -> ImproveConfig | OnlineConfig | None:
-        """The default settings; those of an online family depend on the preprocessing in `args`."""
+        """The default settings; they depend on the environment in `args`."""
         known = RECIPES.get(self.task or "")
         if known is None and self.env is None:
             return None
+        spec = known.spec if known is not None else self._spec(args, RealSpec(str(self.env)))
         if self.kind is ImproveConfig:
-            return known or recipe_for(str(self.env))
+            return known or recipe_for(RealSpec(spec.id, spec.kwargs))
         family = str(self.family)
-        spec = spec_for(str(self.env)) if known is None else known.spec
-        self.set_defaults(flat({"spec": asdict(spec), "out": "", "family": family, "size": ""}))
+        native = spec if known is not None else spec_for(RealSpec(spec.id, spec.kwargs))
+        return online_recipe(family, spec.id, seen_by(family, self._spec(args, native)))
+
+    def _spec(self, args: list[str], usual: RealSpec) -> RealSpec:
+        """The environment that `args` and their file describe, if the rest is as in `usual`."""
+        self.set_defaults(flat({"spec": asdict(usual), "out": ""}))
+        if self.kind is OnlineConfig:
+            self.set_defaults({"family": self.family, "size": ""})
         silent = [arg for arg in args if arg not in ("-h", "--help") and not arg.startswith(("--print_", "--print-"))]
-        spec = self.instantiate(self.parse_args(silent)).spec
-        return online_recipe(family, spec.id, seen_by(family, spec))
+        spec: RealSpec = self.instantiate(self.parse_args(silent)).spec
+        return spec

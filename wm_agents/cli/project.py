@@ -24,7 +24,14 @@ VERIFIED, NOT_VERIFIED = 0, 1
 ASKED = {"environment": "CartPole-v1", "model": "the default for this environment"}
 
 
-def init(path: str, env: str | None = None, model: str | None = None, yes: bool = False, force: bool = False) -> int:
+def init(
+    path: str,
+    env: str | None = None,
+    model: str | None = None,
+    env_kwargs: dict[str, Any] | None = None,
+    yes: bool = False,
+    force: bool = False,
+) -> int:
     """Create a project: wm.toml, train.py, inference.py, dataset.py and README.md.
 
     On a terminal, the command asks for missing values; in a pipe it never asks.
@@ -33,6 +40,7 @@ def init(path: str, env: str | None = None, model: str | None = None, yes: bool 
         path: the project's folder.
         env: any Gymnasium id, or module:Id-v0.
         model: a preset (family:size), such as ensemble:default, vmc:small, dreamerv3:ci or tdmpc2:1m.
+        env_kwargs: arguments of the environment, as in `'{"size": 5}'`.
         yes: do not ask, and use the defaults.
         force: write into a folder that is not empty; other files in it are kept.
     """
@@ -47,7 +55,7 @@ def init(path: str, env: str | None = None, model: str | None = None, yes: bool 
         model = ask("model", ASKED["model"])
         model = None if model == ASKED["model"] else model
     say = partial(Console(stderr=True, highlight=False, markup=False).print, soft_wrap=True)
-    names = write_project(Path(path), env, model, force=force, say=say)
+    names = write_project(Path(path), env, model, kwargs=env_kwargs, force=force, say=say)
     say(f"{path}: {', '.join(names)}")
     say(f"next: cd {path} && wm train")
     return 0

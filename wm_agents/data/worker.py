@@ -104,7 +104,7 @@ def play(task: ShardTask, counters: Counters, halt: Halt) -> Iterator[Episode]:
             yield from split_episode(ep, np.flatnonzero(np.diff(lives) < 0) + 1)
             if most == task.longest and ep.num_steps == most and ep.trunc:
                 log.warning(
-                    "%s has no episode limit: the episode of seed %s was truncated after %s steps, which are enough; set "
+                    "%s has no episode limit: the episode of seed %s was truncated after %s steps; set "
                     "max_steps (--max-steps) to collect several episodes",
                     task.spec.id, seed, f"{most:,}",
                 )  # fmt: skip

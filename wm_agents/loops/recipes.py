@@ -338,18 +338,18 @@ PROJECT_RECIPES = {**RECIPES, "Pong": PONG_IN_PICTURES}
 """The same by the families that a wm.toml supports."""
 
 
-def recipe_for(env_id: str) -> ImproveConfig:
-    """Default settings for any environment; `env_id` is an installed id or `module:Id-v0`.
+def recipe_for(env: str | RealSpec) -> ImproveConfig:
+    """Default settings for any environment: an installed id, `module:Id-v0`, or an id with its arguments.
 
     Raises:
         ValueError: the environment is not supported; the message names the reason.
     """
-    spec = spec_for(env_id)
+    spec = spec_for(env)
     controller = _controller_for(probe(spec).act_space)
     first, more = (10_000, 8_000) if spec.size is None else (20_000, 20_000)
     recipe = ImproveConfig(
         spec,
-        out=f"runs/{env_id.rpartition(':')[2].replace('/', '-').lower()}",
+        out=f"runs/{spec.id.rpartition(':')[2].replace('/', '-').lower()}",
         rounds=6,
         random_steps=first,
         round_steps=more,

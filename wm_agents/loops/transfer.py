@@ -174,7 +174,7 @@ def controller_settings(spec: RealSpec, algo: str, iterations: int | None) -> Im
     """
     known = [*RECIPES.values(), *PROJECT_RECIPES.values()]
     same = [recipe for recipe in known if recipe.spec == spec] or [r for r in known if r.spec.id == spec.id]
-    cfg = same[0] if same else recipe_for(spec.id)
+    cfg = same[0] if same else recipe_for(spec)
     if algo != "recipe":
         cfg = replace(cfg, controller=algo)  # type: ignore[arg-type]
     if cfg.controller == "ppo":

@@ -33,13 +33,13 @@ NO_LIMIT = 1000
 Values = dict[str, Any]
 
 
-def usual(environment: str, model: str | None, name: str) -> Values:
-    """The values of a new wm.toml.
+def usual(environment: str, model: str | None, name: str, kwargs: Values | None = None) -> Values:
+    """The values of a new wm.toml; `kwargs` are arguments of the environment.
 
     Raises:
         ValueError: the environment is not supported, or not by this family.
     """
-    recipe = recipe_of(environment)
+    recipe = recipe_of(environment, kwargs)
     model = model or (FOR_VECTORS if recipe.spec.size is None else FOR_PIXELS)
     family, size = resolve(model) or (None, None)
     if family is None:
@@ -82,10 +82,13 @@ def limited(spec: RealSpec) -> RealSpec:
     return spec if probe(spec).limit is not None else replace(spec, max_episode_steps=NO_LIMIT)
 
 
-def recipe_of(environment: str) -> ImproveConfig:
-    """The recipe of a known environment, or default settings."""
-    known = (recipe for recipe in PROJECT_RECIPES.values() if recipe.spec.id == environment)
-    return next(known, None) or recipe_for(environment)
+def recipe_of(environment: str, kwargs: Values | None = None) -> ImproveConfig:
+    """The recipe of a known environment, or default settings; `kwargs` are arguments of the environment."""
+    kwargs = kwargs or {}
+    for known in PROJECT_RECIPES.values():
+        if known.spec.id == environment:
+            return replace(known, spec=replace(known.spec, kwargs={**known.spec.kwargs, **kwargs}))
+    return recipe_for(RealSpec(environment, kwargs))
 
 
 def _own(cfg: WorldModelConfig) -> Values:

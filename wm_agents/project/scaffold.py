@@ -20,6 +20,7 @@ def write_project(
     environment: str,
     model: str | None = None,
     *,
+    kwargs: dict[str, Any] | None = None,
     force: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[str]:
@@ -27,6 +28,7 @@ def write_project(
 
     Args:
         model: a preset, family:size; default: one that fits the observations.
+        kwargs: arguments of the environment.
         force: write into a folder that is not empty: files of a project are replaced, other files stay.
         say: called with notes about settings that the user may want to change.
 
@@ -38,7 +40,7 @@ def write_project(
     """
     if not force and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} is not an empty folder; give another folder, or use --force")
-    values = usual(environment, model, path.resolve().name)
+    values = usual(environment, model, path.resolve().name, kwargs)
     if problems := Review(values).problems:  # Errors in the chosen model.
         raise ConfigurationError("; ".join(f"{problem.key} {problem.text}" for problem in problems))
     notes = notes_of(values)
@@ -52,8 +54,8 @@ def write_project(
 
 def notes_of(values: Mapping[str, Any]) -> dict[str, str]:
     """Notes about automatic settings, by dotted name."""
-    cut = values["data"].get("max_episode_steps")
-    if cut is None or cut == recipe_of(values["environment"]).spec.max_episode_steps:
+    cut, kwargs = values["data"].get("max_episode_steps"), values["data"].get("env_kwargs")
+    if cut is None or cut == recipe_of(values["environment"], kwargs).spec.max_episode_steps:
         return {}
     return {"data.max_episode_steps": f"{values['environment']} has no episode limit, so this sets one."}
 

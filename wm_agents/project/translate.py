@@ -216,4 +216,4 @@ def env_seed_of(project: Project) -> int:
 def _recipe(project: Project) -> ImproveConfig:
     """The recipe of a known environment, or default settings."""
     known = (recipe for recipe in PROJECT_RECIPES.values() if recipe.spec.id == project.environment)
-    return next(known, None) or recipe_for(project.environment)
+    return next(known, None) or recipe_for(RealSpec(project.environment, dict(project.data.env_kwargs)))
