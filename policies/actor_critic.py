@@ -24,7 +24,8 @@ from policies.nets import MLP, Linear, compute_dtype, forgetful_autocast, make_l
 from policies.returns import lambda_returns
 from wm_envs.action import act_dim, decode_action
 from wm_envs.fields import at_least, check_fields, share
-from wm_envs.world_model import Generator, Latent, WorldModel, draw_normal, imagine
+from wm_envs.noise import Generator, draw_normal
+from wm_envs.world_model import Latent, WorldModel, imagine
 
 Array = NDArray[Any]
 

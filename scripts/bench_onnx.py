@@ -24,7 +24,7 @@ from wm_agents.pretrained import load_dream
 from wm_agents.system.files import read_json
 from wm_agents.web.export_folder import MARK
 from wm_agents.web.onnx_export import Session, export_onnx
-from wm_envs.world_model import RowStreams
+from wm_envs.noise import RowStreams
 
 MODELS = ("Dream-CarRacing-v0", "Dream-LunarLander-v0")
 ENOUGH_S = 0.2

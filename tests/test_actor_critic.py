@@ -25,7 +25,7 @@ from policies.actor_critic import (
 from wm_agents.checkpoint import load_artifact, save_artifact
 from wm_agents.pretrained import POLICIES
 from wm_agents.training.laprop import LaProp
-from wm_envs.world_model import RowStreams
+from wm_envs.noise import RowStreams
 
 BOX, CHOICE = spaces.Box(-1, 1, (2,), np.float32), spaces.Discrete(3)
 SMALL = ActorCriticConfig(units=16, layers=1, horizon=5)

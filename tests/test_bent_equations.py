@@ -20,7 +20,7 @@ from policies.actor_critic import ActorCritic, ReturnScale
 from policies.dists import TwoHot, mixed, symexp
 from policies.mppi import refit, smooth, weigh
 from policies.returns import lambda_returns
-from wm_agents.models import dreamerv3, tdmpc2
+from wm_agents.models import dreamerv3, tdmpc2, tdmpc2_policy
 from wm_agents.models.dreamerv3 import RSSM, DreamerV3
 from wm_agents.models.tdmpc2 import TDMPC2, TDMPC2Config
 from wm_agents.models.tdmpc2_layers import simnorm
@@ -127,7 +127,7 @@ BENDS = {
         test_tdmpc2.test_losses_weigh_rho_to_the_t_as_in_numpy,
     ),
     "squashed normal: tanh's slope": Bend(
-        tdmpc2.squash_correction,
+        tdmpc2_policy.squash_correction,
         "act.square()",
         "act.abs()",
         test_tdmpc2.test_log_probabilities_are_those_of_a_squashed_normal_as_in_numpy,

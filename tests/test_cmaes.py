@@ -30,8 +30,9 @@ from policies.cmaes import (
 from policies.linear import LinearPolicy, num_params
 from policies.play import EpisodePool
 from wm_envs.dream import DreamVectorEnv
+from wm_envs.noise import Generator, draw_normal
 from wm_envs.registry import RealSpec
-from wm_envs.world_model import Generator, Latent, Step, draw_normal
+from wm_envs.world_model import Latent, Step
 
 CFG = CMAConfig(population=8, rollouts=2, generations=12, sigma=0.3, seed=3)
 TARGET = np.array([0.5, -1.0, 2.0, 0.0, -0.3])

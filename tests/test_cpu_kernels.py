@@ -1,177 +1,55 @@
-"""Each rearrangement for CPUs gives what its plain definition gives; with gradients the plain one is used."""
+"""Each function for CPUs gives the values and gradients of its plain definition."""
 
 from __future__ import annotations
 
-import copy
-import gc
-import weakref
-from collections.abc import Callable, Iterator
-
-import gymnasium as gym
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
 
-from wm_agents.models import cpu_kernels, mdrnn
-from wm_agents.models.vmc import MDRNN, VMC, VMCConfig
-from wm_envs.world_model import Latent, RowStreams, Step
-
-ACT = gym.spaces.Box(-1, 1, (3,), np.float32)
-VECTOR = gym.spaces.Box(-np.inf, np.inf, (4,), np.float32)
-TAUS = [0.0, 0.5, 1.0, 1.3]
+from wm_agents.models.cpu_kernels import dropout_, max_pool, mish, pixel_loss
 
 
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The kernels that were called."""
-    names: list[str] = []
-
-    def spy(name: str, function: Callable) -> Callable:
-        return lambda *args: (names.append(name), function(*args))[1]
-
-    monkeypatch.setattr(cpu_kernels.RowStep, "draw", spy("row", cpu_kernels.RowStep.draw))
-    monkeypatch.setattr(mdrnn, "draw_by_component", spy("component", cpu_kernels.draw_by_component))
-    yield names
-
-
-def vector_model(**fields: object) -> VMC:
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_largest_of_four_pixels_gets_the_gradient(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    model = VMC(VMCConfig(vision="identity", hidden=16, **fields), VECTOR, ACT)  # type: ignore[arg-type]
-    with torch.no_grad():  # Large enough to tell components apart.
-        model.memory.gmm_linear.weight.mul_(20)
-    if model.classes is not None:
-        model.classes.learn(torch.tensor([0.0, 1.0, 1.0, -5.0]))
-    return model
+    # No two are equal, in bfloat16 neither.
+    x = torch.randperm(2 * 6 * 8).to(dtype).view(2, 6, 8, 1).repeat(1, 1, 1, 3).requires_grad_()
+    want = F.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+    grad = torch.randn(want.shape).to(dtype)
+    assert torch.equal(max_pool(x), want)
+    assert torch.equal(*(torch.autograd.grad(out, x, grad)[0] for out in (max_pool(x), want)))
 
 
-def moments(model: VMC, rows: int) -> tuple[Latent, Tensor]:
-    """A latent and actions of `rows` rows."""
-    return {key: torch.randn_like(leaf) for key, leaf in model.initial(rows).items()}, torch.randn(rows, 3)
+def test_of_equal_pixels_one_gets_the_gradient() -> None:
+    x = torch.zeros(1, 4, 4, 1, requires_grad=True)
+    first = torch.tensor([[1.0, 0], [0, 0]]).repeat(2, 2)[None, :, :, None]
+    assert torch.equal(torch.autograd.grad(max_pool(x).sum(), x)[0], first)
 
 
-def step(model: VMC, latent: Latent, act: Tensor, tau: float) -> Step:
-    """A step whose noise is the same every time."""
-    return model.step(latent, act, temperature=tau, generator=torch.Generator().manual_seed(3))
+def test_mish_and_its_slope_are_torchs_own() -> None:
+    x = torch.linspace(-30, 30, 601, dtype=torch.double, requires_grad=True)
+    torch.testing.assert_close(mish(x), F.mish(x))
+    torch.testing.assert_close(*(torch.autograd.grad(f(x).sum(), x)[0] for f in (mish, F.mish)))
+    wide = torch.tensor([-1e4, -200.0, 0.0, 200.0, 1e4])
+    torch.testing.assert_close(mish(wide), torch.tensor([0.0, 0.0, 0.0, 200.0, 1e4]))
 
 
-def assert_equals_plain(model: VMC, latent: Latent, act: Tensor, tau: float) -> None:
-    with torch.no_grad():
-        fast = step(model, latent, act, tau)
-    with torch.enable_grad():
-        plain = step(model, latent, act, tau)
-    assert plain.latent["z"].requires_grad and not fast.latent["z"].requires_grad
-    for key, want in plain.latent.items():
-        torch.testing.assert_close(fast.latent[key], want.detach(), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(fast.rew, plain.rew.detach(), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(fast.cont, plain.cont.detach(), atol=1e-6, rtol=1e-5)
+def test_dropout_drops_its_share_of_places_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    x = dropout_(torch.ones(2000, 1000), 0.01)
+    assert float((x == 0).float().mean()) == pytest.approx(0.01, rel=0.03)
+    assert float(x.mean()) == pytest.approx(1.0, abs=1e-3) and x.unique().numel() == 2
+    both = (x[:, :-1] == 0) & (x[:, 1:] == 0)
+    assert float(both.float().mean()) == pytest.approx(1e-4, rel=0.3)  # Neighbours fall independently.
 
 
-@pytest.mark.parametrize("rew_head", ["mse", "classes"])
-@pytest.mark.parametrize("tau", TAUS)
-def test_a_single_row_is_the_plain_step(rew_head: str, tau: float, calls: list[str]) -> None:
-    model = vector_model(rew_head=rew_head)
-    for _ in range(20):
-        assert_equals_plain(model, *moments(model, 1), tau)
-    assert calls == ["row"] * 20
-
-
-@pytest.mark.parametrize("tau", TAUS)
-def test_a_product_for_each_component_is_the_plain_step(tau: float, calls: list[str]) -> None:
-    model = vector_model()
-    assert_equals_plain(model, *moments(model, 300), tau)
-    with torch.no_grad():
-        model.memory.gmm_linear.bias[2 * 5 * 4 + 2] = -1e9  # Nobody draws this component.
-    assert_equals_plain(model, *moments(model, 300), tau)
-    assert calls == ["component"] * 2
-
-
-def test_few_rows_mixtures_of_each_dimension_and_bf16_take_the_plain_step(calls: list[str]) -> None:
-    model = vector_model()
-    assert_equals_plain(model, *moments(model, cpu_kernels.MANY - 1), 1.0)
-    for rows in (1, 300):
-        assert_equals_plain(vector_model(mixture="per_dim"), *moments(model, rows), 1.0)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        step(model, *moments(model, 300), 1.0)
-    assert not calls
-
-
-def swap(param: Tensor) -> None:
-    param.data = param.data * 1.5
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda model: model.memory.rnn.weight_hh_l0.data.mul_(2),
-        lambda model: swap(model.memory.rnn.weight_ih_l0),
-        lambda model: swap(model.memory.gmm_linear.bias),
-        lambda model: model.load_state_dict(vector_model(rew_head="mse").state_dict()),
-        lambda model: model.load_state_dict({k: v + 0.1 for k, v in model.state_dict().items()}, assign=True),
-        lambda model: setattr(model.memory, "gmm_linear", copy.deepcopy(model.memory.gmm_linear).apply(double)),
-    ],
-)
-def test_a_single_row_sees_every_change_of_the_weights(change: Callable[[VMC], object]) -> None:
-    model = vector_model()
-    with torch.no_grad():
-        for param in model.parameters():
-            param.add_(0.3)
-        before = moments(model, 1)
-        first = step(model, *before, 1.0).latent["h"]
-        change(model)
-        changed = step(model, *before, 1.0)
-    assert_equals_plain(model, *before, 1.0)
-    assert not torch.equal(first, changed.latent["h"]) or not torch.equal(first, changed.latent["z"])
-
-
-def double(module: torch.nn.Module) -> None:
-    for param in module.parameters():
-        param.data *= 2
-
-
-def test_a_copy_steps_with_weights_of_its_own() -> None:
-    model = vector_model()
-    latent, act = moments(model, 1)
-    with torch.no_grad():
-        step(model, latent, act, 1.0)
-        twin = copy.deepcopy(model)
-        want = step(model, latent, act, 1.0).latent["z"]
-        model.memory.gmm_linear.weight.zero_()
-        assert torch.equal(step(twin, latent, act, 1.0).latent["z"], want)
-
-
-def test_models_are_freed() -> None:
-    memory = MDRNN(4, 3, 16, 5)
-    cpu_kernels.RowStep.of(memory)
-    alive = weakref.ref(memory)
-    del memory
-    gc.collect()
-    assert alive() is None
-
-
-@pytest.mark.parametrize("size", [1e4, 1e30, -1e30])
-def test_extreme_weights_give_finite_rows(size: float) -> None:
-    model = vector_model()
-    with torch.no_grad():
-        model.memory.gmm_linear.weight.fill_(size)
-        model.memory.rnn.weight_hh_l0.fill_(size)
-        assert step(model, *moments(model, 1), 1.0).latent["h"].isfinite().all()
-
-
-def test_a_single_row_follows_its_stream(calls: list[str]) -> None:
-    model = vector_model()
-    latent, act = moments(model, 300)
-    with torch.no_grad():
-        together = model.step(latent, act, generator=RowStreams([np.random.default_rng(i) for i in range(300)])).latent
-        alone = [
-            model.step(
-                {key: leaf[i : i + 1] for key, leaf in latent.items()},
-                act[i : i + 1],
-                generator=RowStreams([np.random.default_rng(i)]),
-            ).latent
-            for i in (0, 7, 299)
-        ]
-    for i, row in zip((0, 7, 299), alone):
-        for key, leaf in row.items():
-            torch.testing.assert_close(leaf[0], together[key][i], atol=1e-5, rtol=1e-5)
-    assert calls == ["component", "row", "row", "row"]
+@pytest.mark.parametrize("uint8", [True, False])
+def test_the_pixel_loss_and_its_gradient_are_those_of_its_definition(uint8: bool) -> None:
+    torch.manual_seed(0)
+    logits, grad = torch.randn(20, 4, 5, 3, requires_grad=True), torch.rand(20)  # More frames than are taken at once.
+    frames = torch.randint(0, 256, (20, 4, 5, 3), dtype=torch.uint8)
+    target = frames.float() / 255
+    want = (torch.sigmoid(logits) - target).square().sum((1, 2, 3))
+    got = pixel_loss(logits, frames if uint8 else target)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(*(torch.autograd.grad(out, logits, grad)[0] for out in (got, want)))

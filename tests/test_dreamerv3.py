@@ -16,7 +16,7 @@ from torch import Tensor
 from policies.actor_critic import ActorCriticConfig, ActorPolicy
 from wm_agents.data.replay import Batch
 from wm_agents.errors import ConfigurationError
-from wm_agents.models.dreamerv3 import RSSM, DreamerV3, DreamerV3Config, Seen
+from wm_agents.models.dreamerv3 import RSSM, DreamerV3, DreamerV3Config, Posteriors
 from wm_agents.training.dreamer_agent import DreamerLearner
 from wm_agents.training.laprop import LaProp
 from wm_envs.action import act_dim
@@ -108,7 +108,7 @@ def test_a_step_of_the_recurrent_model_is_the_equations() -> None:
     deter, stoch = rng.normal(size=(B, 64)), rng.normal(size=(B, 16))
     act = rng.normal(size=(B, 2)) * 3  # Beyond the bounds: pulled back to -1 and 1.
     latent = {"deter": torch.from_numpy(deter).float(), "stoch": torch.from_numpy(stoch).float()}
-    got, prior = rssm.foresee(latent, torch.from_numpy(act).float())
+    got, prior = rssm.prior_step(latent, torch.from_numpy(act).float())
     want = np.stack([np_gru(w, *row, 8) for row in zip(deter, stoch, act)])
     np.testing.assert_allclose(got.detach(), want, atol=1e-5)
     hidden = np_layer(w, "prior.1", np_layer(w, "prior.0", want))
@@ -143,9 +143,11 @@ def test_kl_terms_have_free_nats_by_step_and_their_official_weights(monkeypatch:
     batch = draw_batch(model)
     post, prior = (rng.dirichlet(np.ones(4) * c, (T, B, 4)).swapaxes(2, 3) for c in (1.0, 8.0))
     post[0] = prior[0]  # Nothing to learn there, and yet it counts the free nat.
-    seen = Seen(torch.zeros(T, B, 64), torch.zeros(T, B, 16), torch.from_numpy(post).requires_grad_())
+    seen = Posteriors(torch.zeros(T, B, 64), torch.zeros(T, B, 16), torch.from_numpy(post).requires_grad_())
     ahead = torch.from_numpy(prior).swapaxes(0, 1).requires_grad_()
-    monkeypatch.setattr(RSSM, "observe", lambda self, latent, tokens, *rest: Seen(*(x[-len(tokens) :] for x in seen)))
+    monkeypatch.setattr(
+        RSSM, "observe", lambda self, latent, tokens, *rest: Posteriors(*(x[-len(tokens) :] for x in seen))
+    )
     monkeypatch.setattr(RSSM, "prior_probs", lambda self, deter: ahead)
     out = model.loss(batch)
     each = (post * (np.log(post) - np.log(prior))).sum((2, 3))
@@ -181,17 +183,6 @@ def test_the_parts_of_a_loss_are_the_papers() -> None:
     want = -(on * np.log(prob) + (1 - on) * np.log(1 - prob)).mean()
     assert float(out.components["con"].detach()) == pytest.approx(want, rel=1e-4)
     assert on.min() == 0
-
-
-def test_the_pixel_loss_is_squared_error_of_the_sigmoid() -> None:
-    model = make(FRAME)
-    obs, drawn = draw_obs(FRAME, 70), torch.randn(70, 64, 64, 3, requires_grad=True)
-    got = model.eye.loss(drawn, obs)
-    want = (torch.sigmoid(drawn) - obs.float() / 255).square().sum((1, 2, 3))
-    torch.testing.assert_close(got, want)
-    weight = torch.rand(70)
-    wants = torch.autograd.grad((want * weight).sum(), drawn)
-    torch.testing.assert_close(torch.autograd.grad((got * weight).sum(), drawn), wants)
 
 
 def test_dreams_do_not_end_of_the_discount() -> None:
@@ -232,7 +223,7 @@ def test_frame_0_is_context_as_stored_or_seen_without_a_past() -> None:
     assert not torch.allclose(stored[0, 0], fresh[0, 0])
     with torch.no_grad():
         start = model.encode(batch.obs[:, 0])
-        ahead, _ = model.rssm.foresee(start, batch.act[:, 0])
+        ahead, _ = model.rssm.prior_step(start, batch.act[:, 0])
     torch.testing.assert_close(fresh[:, 0], ahead)
     other = batch.obs.clone()
     other[1, 0] += 1

@@ -25,7 +25,7 @@ from wm_agents.models.ensemble import Ensemble, EnsembleConfig, Moves
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.fit_ensemble import MoveSet, fit_ensemble, make_starts, read_moves
 from wm_envs.dream import DreamConfig, DreamVectorEnv
-from wm_envs.world_model import RowStreams
+from wm_envs.noise import RowStreams
 
 SMALL = EnsembleConfig(members=3, hidden=32)
 ACT = spaces.Box(-1, 1, (1,), np.float32)

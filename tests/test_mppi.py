@@ -14,7 +14,8 @@ from torch import Tensor
 from toy import Toy
 
 from policies.mppi import MPPI, MPPIConfig, MPPIPolicy, refit, smooth, weigh
-from wm_envs.world_model import Generator, Latent, Step
+from wm_envs.noise import Generator
+from wm_envs.world_model import Latent, Step
 
 QUICK = MPPIConfig(num_samples=64, num_elites=8, num_prior_plans=4, min_std=0.01, discount=1.0)
 

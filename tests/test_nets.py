@@ -9,19 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import policies.nets
-from wm_agents.models.conv_layers import (
-    BlockLinear,
-    Down,
-    LateBlocks,
-    LateLinear,
-    Linear,
-    NormSiLU,
-    Up,
-    compute_dtype,
-    halve,
-    init_weight,
-    spread,
-)
+from policies.nets import BlockLinear, Linear, NormSiLU, compute_dtype, init_weight
+from wm_agents.models.conv_layers import Down, Up, spread
+from wm_agents.models.scan_layers import ScanBlocks, ScanLinear
 
 
 def test_weights_begin_with_unit_variance_by_fan_in_cut_at_two_deviations() -> None:
@@ -97,7 +87,7 @@ def test_layers_in_a_scan_have_the_gradients_of_layers_called_at_every_step() ->
             x = torch.tanh(many(torch.tanh(one(x)), shared[t]).transpose(0, 1).flatten(1))  # type: ignore[operator]
         return list(torch.autograd.grad(x.square().sum(), leaves))
 
-    got = loss(LateLinear(linear, steps, rows), LateBlocks(blocks, steps, rows))
+    got = loss(ScanLinear(linear, steps, rows), ScanBlocks(blocks, steps, rows))
     torch.testing.assert_close(got, loss(linear, blocks.by_block))
 
 
@@ -105,7 +95,7 @@ def test_part_of_a_layer_may_be_taken_outside_the_scan() -> None:
     torch.manual_seed(0)
     linear, x, outside = Linear(5, 4), torch.randn(3, 2, 3), torch.randn(3, 2, 2)
     ahead = F.linear(outside, linear.weight[:, 3:], linear.bias)
-    late = LateLinear(linear, 3, 2, bias=ahead, columns=3)
+    late = ScanLinear(linear, 3, 2, bias=ahead, columns=3)
     got = torch.stack([late(x[t]) for t in range(3)])
     want = linear(torch.cat([x, outside], -1))
     torch.testing.assert_close(got, want)
@@ -128,23 +118,6 @@ def test_an_image_is_convolved_and_then_halved_by_the_largest_of_four_pixels(out
     leaves = [x, layer.weight, layer.bias]
     wants = torch.autograd.grad(want.square().sum(), leaves)
     torch.testing.assert_close(torch.autograd.grad(got.square().sum(), leaves), wants, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_the_largest_of_four_pixels_gets_the_gradient(dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    # No two are equal, in bfloat16 neither.
-    x = torch.randperm(2 * 6 * 8).to(dtype).view(2, 6, 8, 1).repeat(1, 1, 1, 3).requires_grad_()
-    want = F.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
-    grad = torch.randn(want.shape).to(dtype)
-    assert torch.equal(halve(x), want)
-    assert torch.equal(*(torch.autograd.grad(out, x, grad)[0] for out in (halve(x), want)))
-
-
-def test_of_equal_pixels_one_gets_the_gradient() -> None:
-    x = torch.zeros(1, 4, 4, 1, requires_grad=True)
-    first = torch.tensor([[1.0, 0], [0, 0]]).repeat(2, 2)[None, :, :, None]
-    assert torch.equal(torch.autograd.grad(halve(x).sum(), x)[0], first)
 
 
 def test_an_image_is_doubled_and_then_convolved() -> None:

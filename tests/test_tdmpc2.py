@@ -24,12 +24,11 @@ from wm_agents.models.frames import to_network
 from wm_agents.models.tdmpc2 import (
     TDMPC2,
     TDMPC2Config,
-    gaussian_log_prob,
     over_time,
-    shift,
-    squash_correction,
 )
-from wm_agents.models.tdmpc2_layers import drop_, mish, simnorm
+from wm_agents.models.tdmpc2_layers import simnorm
+from wm_agents.models.tdmpc2_nets import shift
+from wm_agents.models.tdmpc2_policy import gaussian_log_prob, squash_correction
 from wm_agents.pretrained import load_model, load_policy, save_model
 from wm_envs.registry import RealSpec
 from wm_envs.world_model import Step
@@ -61,7 +60,9 @@ def windows(model: TDMPC2, num: int = 8, steps: int = 3, seed: int = 0) -> Batch
     shape = (num, steps + 1, *(model.obs_space.shape or ()))
     frames = rng.integers(0, 256, shape, np.uint8) if model.frames else rng.normal(size=shape).astype(np.float32)
     act = rng.uniform(-1, 1, (num, steps, model.actions)).astype(np.float32)
-    act = np.eye(model.actions, dtype=np.float32)[act.argmax(-1)] if model.choices else act
+    act = (
+        np.eye(model.actions, dtype=np.float32)[act.argmax(-1)] if isinstance(model.act_space, spaces.Discrete) else act
+    )
     rew, term = rng.normal(size=(num, steps)).astype(np.float32), np.zeros((num, steps), bool)
     term[0, -1] = True
     none = torch.zeros(num, steps + 1, dtype=torch.bool)
@@ -94,23 +95,6 @@ def test_latents_are_shares() -> None:
     for latent in (z, model.step({"z": z}, torch.randn(4, 2)).latent["z"], model.initial(4)["z"]):
         assert latent.min() >= 0 and latent.shape == (4, 16)
         torch.testing.assert_close(latent.view(4, 8, 2).sum(1), torch.ones(4, 2))
-
-
-def test_mish_and_its_slope_are_torchs_own() -> None:
-    x = torch.linspace(-30, 30, 601, dtype=torch.double, requires_grad=True)
-    torch.testing.assert_close(mish(x), F.mish(x))
-    torch.testing.assert_close(*(torch.autograd.grad(f(x).sum(), x)[0] for f in (mish, F.mish)))
-    wide = torch.tensor([-1e4, -200.0, 0.0, 200.0, 1e4])
-    torch.testing.assert_close(mish(wide), torch.tensor([0.0, 0.0, 0.0, 200.0, 1e4]))
-
-
-def test_dropout_drops_its_share_of_places_and_keeps_the_mean() -> None:
-    torch.manual_seed(0)
-    x = drop_(torch.ones(2000, 1000), 0.01)
-    assert float((x == 0).float().mean()) == pytest.approx(0.01, rel=0.03)
-    assert float(x.mean()) == pytest.approx(1.0, abs=1e-3) and x.unique().numel() == 2
-    both = (x[:, :-1] == 0) & (x[:, 1:] == 0)
-    assert float(both.float().mean()) == pytest.approx(1e-4, rel=0.3)  # Neighbours fall independently.
 
 
 def test_rewards_and_values_are_two_hots_in_symlog_as_in_numpy() -> None:
@@ -170,9 +154,9 @@ def test_log_probabilities_are_those_of_a_squashed_normal_as_in_numpy() -> None:
 def test_the_scaled_entropy_is_the_published_one() -> None:
     model = tiny()
     torch.manual_seed(2)
-    drawn = model._policy(torch.randn(6, 16))
+    drawn = model.policy.sample(model.pi(torch.randn(6, 16)))
     torch.manual_seed(2)
-    mean, log_std = model._gaussian(model.pi(torch.randn(6, 16)))
+    mean, log_std = model.policy.normal(model.pi(torch.randn(6, 16)))
     noise = torch.randn_like(mean)
     assert log_std.min() >= -10 and log_std.max() <= 2
     log_prob = gaussian_log_prob(noise, log_std)
@@ -186,7 +170,7 @@ def test_the_scaled_entropy_is_the_published_one() -> None:
 def test_a_choice_has_the_entropy_of_its_chances() -> None:
     model = tiny(spaces.Discrete(3))
     z = torch.rand(4, 16)
-    drawn, probs = model._policy(z), model.pi(z).softmax(-1).detach().numpy()
+    drawn, probs = model.policy.sample(model.pi(z)), model.pi(z).softmax(-1).detach().numpy()
     np.testing.assert_allclose(drawn.entropy.detach(), -(probs * np.log(probs)).sum(-1), rtol=1e-5)
     torch.testing.assert_close(drawn.scaled_entropy, drawn.entropy)
 
@@ -199,7 +183,7 @@ def test_the_policy_of_a_box_raises_its_value_and_its_entropy() -> None:
     torch.manual_seed(1)
     loss, _ = model._policy_loss(zs, rho, torch.ones(5, 4))
     torch.manual_seed(1)
-    drawn = model._policy(zs)
+    drawn = model.policy.sample(model.pi(zs))
     q = model._expected_q(model.qs, zs, drawn.act, model._pair()).mean(0)
     gain = (1e-4 * drawn.scaled_entropy + q / 4).detach().numpy()
     assert loss.item() == pytest.approx(-sum(gain[:, t].mean() * 0.5**t for t in range(4)) / 4, rel=1e-4)
@@ -213,7 +197,7 @@ def test_the_policy_of_choices_goes_where_the_entropy_allows() -> None:
     torch.manual_seed(1)
     loss, metrics = model._policy_loss(zs, rho, torch.ones(5, 4))
     torch.manual_seed(1)
-    q = model._q_of_choices(model.qs, zs, model._pair()).mean(0).detach().numpy()
+    q = model.policy.q(model.qs, zs, zs, model._pair()).mean(0).detach().numpy()
     probs = model.pi(zs).softmax(-1).detach().numpy()
     want = np.exp(q / 2) / np.exp(q / 2).sum(-1, keepdims=True)
     cost = -(want * np.log(probs)).sum(-1).mean(0)
@@ -242,7 +226,9 @@ def promise(model: TDMPC2, values: list[float]) -> None:
     """Make slow Q k say values[k] everywhere."""
     hot = torch.stack([model.two_hot.encode(torch.tensor(v)) for v in values]).clamp(min=1e-9).log()
     model.slow_qs.weights[-1].zero_()
-    model.slow_qs.biases[-1].copy_(hot[:, None].repeat(1, 1, model.actions if model.choices else 1))
+    model.slow_qs.biases[-1].copy_(
+        hot[:, None].repeat(1, 1, model.actions if isinstance(model.act_space, spaces.Discrete) else 1)
+    )
 
 
 @pytest.mark.parametrize("act_space", [BOX, spaces.Discrete(3)], ids=str)
@@ -379,14 +365,14 @@ def test_the_scale_of_values_follows_their_spread_in_train_mode_alone() -> None:
     torch.manual_seed(0)
     assert torch.equal(quiet.loss, model.loss(batch).loss) and float(model.value_scale) == 1
     spread = []
-    measure = model._expected_q
+    measure = model.policy.q
 
     def listening(*args: Any, **how: Any) -> Tensor:
         q = measure(*args, **how)
         spread.append(np.percentile(q.mean(0)[:, 0].detach(), [5, 95]) if how else None)
         return q
 
-    model._expected_q = listening  # type: ignore[method-assign]
+    model.policy.q = listening  # type: ignore[method-assign]
     model.train().loss(batch)
     fresh = tiny().train()
     fresh.loss(batch)

@@ -18,10 +18,11 @@ from wm_agents.models.rewards import RewardClasses
 from wm_agents.models.vision import ConvVAE, Identity, conv_vae_loss, kl_divergence, to_input
 from wm_agents.models.vmc import VMC, VMCConfig, sizes
 from wm_envs.action import act_dim
+from wm_envs.noise import RowStreams
 from wm_envs.precision import bf16_runs
 from wm_envs.real import make_real
 from wm_envs.registry import RealSpec
-from wm_envs.world_model import RowStreams, imagine
+from wm_envs.world_model import imagine
 
 ACT = gym.spaces.Box(-1, 1, (3,), np.float32)
 VECTOR = gym.spaces.Box(-np.inf, np.inf, (4,), np.float32)

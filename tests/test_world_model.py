@@ -11,7 +11,8 @@ from gymnasium import spaces
 from toy import Toy
 
 from wm_agents.models.vmc import VMC, VMCConfig
-from wm_envs.world_model import Observer, RowStreams, draw_normal, feat_space, imagine
+from wm_envs.noise import RowStreams, draw_normal
+from wm_envs.world_model import Observer, feat_space, imagine
 
 
 def make_streams(seeds: list[int], block: int = 32) -> RowStreams:

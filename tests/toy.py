@@ -11,7 +11,8 @@ from gymnasium import spaces
 from torch import Tensor
 
 from wm_envs.action import act_dim
-from wm_envs.world_model import Generator, Latent, Step, draw_normal
+from wm_envs.noise import Generator, draw_normal
+from wm_envs.world_model import Latent, Step
 
 BOX = spaces.Box(-1, 1, (1,), np.float32)
 

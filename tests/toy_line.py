@@ -21,8 +21,9 @@ from wm_agents.evaluation.held_out import record
 from wm_agents.evaluation.subject import Subject
 from wm_agents.evaluation.variants import Contender, controller
 from wm_envs.dream import DreamConfig
+from wm_envs.noise import Generator
 from wm_envs.registry import RealSpec
-from wm_envs.world_model import Generator, Latent, Step
+from wm_envs.world_model import Latent, Step
 
 END = 4.0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -19,11 +18,22 @@ from torch import Tensor
 
 from wm_envs.action import ActionEncoder
 from wm_envs.drawing import draw, how_drawn
+from wm_envs.dream_arguments import (
+    as_ensemble,
+    check_arguments,
+    check_latent,
+    check_render_mode,
+    check_reset_mask,
+    find_autoreset_mode,
+    put_rows,
+    take_rows,
+)
 from wm_envs.fields import above, at_least, below, check_fields, fail
+from wm_envs.noise import EVERYONE, Rows, RowStreams
 from wm_envs.precision import step_in_bf16
 from wm_envs.threads import few_threads
 from wm_envs.window import Window
-from wm_envs.world_model import EVERYONE, EnsembleModel, Latent, Rows, RowStreams, WorldModel, can_disagree, feat_space
+from wm_envs.world_model import Latent, WorldModel, feat_space
 
 Array = NDArray[Any]
 Obs = Literal["pixels", "latent"]
@@ -109,10 +119,10 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         render_mode: str | None = None,
         **changes: Any,
     ) -> None:
-        _check_arguments(num_envs, obs, precision)
+        check_arguments(num_envs, obs, precision)
         dream = replace(dream, **changes)
         self.model = model
-        self.starts = {name: _check_latent(f"starts[{name!r}]", bank, model) for name, bank in starts.items()}
+        self.starts = {name: check_latent(f"starts[{name!r}]", bank, model) for name, bank in starts.items()}
         if start not in starts:
             raise ValueError(f"start must be one of {sorted(starts)}, got {start!r}")
         self.num_envs = num_envs
@@ -125,12 +135,12 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         asked: bool | Literal["auto"] = "auto" if precision == "auto" else precision == "bf16"
         self.precision = "bf16" if step_in_bf16(asked, model, num_envs, obs == "pixels") else "fp32"
         self.render_mode, self.drawing = render_mode, drawing
-        self.autoreset = _autoreset_mode(autoreset_mode)
+        self.autoreset = find_autoreset_mode(autoreset_mode)
         drawn = how_drawn(drawing, model.obs_space)
         self.metadata = {**self.metadata, "render_fps": fps, "autoreset_mode": self.autoreset, "drawn": drawn}
-        _check_render_mode(render_mode, self.metadata["render_modes"])
+        check_render_mode(render_mode, self.metadata["render_modes"])
         if self._asks_members:
-            _ensemble(model)
+            as_ensemble(model)
         self.single_observation_space = feat_space(model) if obs == "latent" else model.obs_space
         self.single_action_space = model.act_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -155,7 +165,7 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
             options: `start` ("begin", "anywhere" or a latent of N rows) and `reset_mask` (N,) bool, the rows to reset.
         """
         options = dict(options or {})
-        mask = _reset_mask(options.pop("reset_mask", None), self.num_envs)
+        mask = check_reset_mask(options.pop("reset_mask", None), self.num_envs)
         start = self._check_start(options.pop("start", self.start))
         if options:
             raise ValueError(f"unknown reset options {sorted(options)}; known are 'start' and 'reset_mask'")
@@ -187,7 +197,7 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
             if self.autoreset == AutoresetMode.SAME_STEP and len(done):
                 info |= self._final(obs, done)
                 self._restart(done, self.start)
-                obs[done] = self._observe(_take(self._live(), done))
+                obs[done] = self._observe(take_rows(self._live(), done))
         return obs, rew, term, trunc, info
 
     @property
@@ -242,7 +252,7 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
 
     def _check_start(self, start: str | Latent) -> str | Latent:
         if not isinstance(start, str):
-            return _check_latent("start", start, self.model, self.num_envs)
+            return check_latent("start", start, self.model, self.num_envs)
         if start not in self.starts:
             raise ValueError(f"start must be one of {sorted(self.starts)} or a latent, got {start!r}")
         return start
@@ -257,8 +267,8 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
             bank, picks = start, rows
         for row in rows:
             self.streams.restart(row)
-        new = {key: leaf.float().to(self.model.device) for key, leaf in _take(bank, picks).items()}
-        self.latent = new if len(rows) == self.num_envs else _put(self._live(), rows, new)
+        new = {key: leaf.float().to(self.model.device) for key, leaf in take_rows(bank, picks).items()}
+        self.latent = new if len(rows) == self.num_envs else put_rows(self._live(), rows, new)
         self._age[rows] = self._idle[rows] = 0
         self._term[rows] = self._trunc[rows] = False
 
@@ -270,16 +280,16 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
     def _dream(self, rows: Rows, encoded: Tensor, rew: Array, info: dict[str, Any]) -> None:
         """Dream one step in `rows`, and write their rewards and infos into `rew` and `info`."""
         before, everyone = self._live(), isinstance(rows, slice)
-        latent, act = (before, encoded) if everyone else (_take(before, rows), encoded[rows])
+        latent, act = (before, encoded) if everyone else (take_rows(before, rows), encoded[rows])
         self.streams.active = rows
         with self._casting():
             out = self.model.step(latent, act, temperature=self.temperature, generator=self.streams)
-        self.latent = out.latent if isinstance(rows, slice) else _put(before, rows, out.latent)
+        self.latent = out.latent if isinstance(rows, slice) else put_rows(before, rows, out.latent)
         rew[rows] = out.rew.cpu().double().numpy()
         self._term[rows] = out.over(self.cut_off).cpu().numpy()
         if self._asks_members:
             with self._casting():
-                apart = _ensemble(self.model).disagreement(latent, act, out.latent).float().cpu().numpy()
+                apart = as_ensemble(self.model).disagreement(latent, act, out.latent).float().cpu().numpy()
             info["disagreement"][rows], info["_disagreement"][rows] = apart, True
             rew[rows] -= self.pessimism * apart
             if self.max_disagreement is not None:
@@ -343,7 +353,7 @@ class DreamEnv(gym.Env[Array, Any]):
         self.envs = DreamVectorEnv(model, starts, 1, dream, autoreset_mode=AutoresetMode.DISABLED, **kwargs)
         told = {name: self.envs.metadata[name] for name in ("render_fps", "drawn")}
         self.metadata = {**self.metadata, **told}
-        _check_render_mode(render_mode, self.metadata["render_modes"])
+        check_render_mode(render_mode, self.metadata["render_modes"])
         self.render_mode = render_mode
         self.observation_space = self.envs.single_observation_space
         self.action_space = self.envs.single_action_space
@@ -400,71 +410,3 @@ class DreamEnv(gym.Env[Array, Any]):
         if self.render_mode == "human":
             self._window = self._window or Window(self.metadata["render_fps"])
             self._window.show(self.envs.frames()[0])
-
-
-def _check_arguments(num_envs: int, obs: str, precision: str) -> None:
-    if num_envs < 1:
-        raise ValueError(f"num_envs must be at least 1, got {num_envs}")
-    if obs not in ("pixels", "latent"):
-        raise ValueError(f"obs must be 'pixels' or 'latent', got {obs!r}")
-    if precision not in ("fp32", "bf16", "auto"):
-        raise ValueError(f"precision must be 'fp32', 'bf16' or 'auto', got {precision!r}")
-
-
-def _ensemble(model: WorldModel) -> EnsembleModel:
-    if can_disagree(model):
-        return model
-    raise ValueError(
-        f"pessimism, max_disagreement and disagreement need an ensemble of at least 2 members, {type(model).__name__} "
-        "is a single model; omit them, or train an ensemble"
-    )
-
-
-def _check_render_mode(mode: str | None, modes: list[str]) -> None:
-    if mode is not None and mode not in modes:
-        raise ValueError(f"render_mode must be None or one of {modes}, got {mode!r}")
-
-
-def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
-    names = {str(m.value).lower(): m for m in AutoresetMode} | {m.name.lower(): m for m in AutoresetMode}
-    if isinstance(mode, AutoresetMode):
-        return mode
-    if mode.lower() not in names:
-        raise ValueError(f"autoreset_mode must be one of {[m.name for m in AutoresetMode]}, got {mode!r}")
-    return names[mode.lower()]
-
-
-def _reset_mask(given: Any, num: int) -> NDArray[np.bool_]:
-    if given is None:
-        return np.ones(num, bool)
-    mask: NDArray[np.bool_] = np.asarray(given)
-    if mask.shape != (num,) or mask.dtype != np.bool_:
-        raise ValueError(f"reset_mask must be ({num},) bool, got {mask.shape} {mask.dtype}")
-    if not mask.any():
-        raise ValueError("reset_mask selects no row; at least one must be reset")
-    return mask
-
-
-def _check_latent(name: str, latent: Any, model: WorldModel, num: int | None = None) -> Latent:
-    """Return the leaves of the model's latents from `latent`, and check that they have `num` rows, or equal numbers
-    of rows."""
-    like = model.initial(1)
-    if not isinstance(latent, Mapping) or not all(isinstance(latent.get(key), Tensor) for key in like):
-        keys = sorted(latent) if isinstance(latent, Mapping) else repr(latent)
-        raise ValueError(f"{name} must be a latent, a dict of tensors {sorted(like)}, got {keys}")
-    num = len(latent[next(iter(like))]) if num is None else num
-    for key, leaf in like.items():
-        want, got = (num, *leaf.shape[1:]), tuple(latent[key].shape)
-        if got != want or num == 0:
-            raise ValueError(f"{name}[{key!r}] must be {want} with at least one row, got {got}")
-    return {key: latent[key] for key in like}
-
-
-def _take(latent: Latent, rows: Rows) -> Latent:
-    return {key: leaf[rows] for key, leaf in latent.items()}
-
-
-def _put(latent: Latent, rows: NDArray[np.int64], new: Latent) -> Latent:
-    """A copy of `latent` with `new` in `rows`."""
-    index = torch.from_numpy(rows).to(next(iter(latent.values())).device)
-    return {key: leaf.index_copy(0, index, new[key].to(leaf.dtype)) for key, leaf in latent.items()}

@@ -9,41 +9,26 @@ from the prior. `policies.actor_critic` is the actor-critic for these dreams, an
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 import gymnasium as gym
-import numpy as np
 import torch
 import torch.nn.functional as F
-from gymnasium import spaces
 from torch import Tensor, nn
 
-from policies.dists import TwoHot, draw_one_hot, entropy, likeliest, mixed, straight_through, symexp, symlog, tempered
-from wm_agents.errors import ConfigurationError, strict
+from policies.dists import TwoHot, draw_one_hot, entropy, likeliest, mixed, straight_through, tempered
+from policies.nets import MLP, BlockLinear, Layer, Linear, NormSiLU
+from wm_agents.errors import strict
 from wm_agents.models.config import ELSEWHERE, WorldModelConfig
-from wm_agents.models.conv_layers import (
-    MLP,
-    BlockLinear,
-    Down,
-    LateBlocks,
-    LateLinear,
-    Layer,
-    Linear,
-    NormSiLU,
-    Up,
-    compute_dtype,
-    make_layers,
-    spread,
-)
-from wm_agents.models.frames import to_frames
+from wm_agents.models.dreamerv3_codecs import make_codec
 from wm_agents.models.loss import LossOutput
 from wm_agents.models.model import Model
+from wm_agents.models.scan_layers import ScanBlocks, ScanLinear
 from wm_envs.fields import above, at_least, at_most, fail, share
-from wm_envs.frames import frame_shape
-from wm_envs.world_model import Generator, Latent, Step, draw_normal
+from wm_envs.noise import Generator, draw_normal
+from wm_envs.world_model import Latent, Step
 
 if TYPE_CHECKING:
     from wm_agents.data.batch import Batch
@@ -119,7 +104,7 @@ class DreamerV3(Model):
         super().__init__(cfg, obs_space, act_space)
         self.stoch_dim = cfg.stoch_discrete * cfg.stoch_classes
         self.feat_dim = cfg.deter_dim + self.stoch_dim
-        self.eye = make_eye(cfg, obs_space, self.stoch_dim)
+        self.eye = make_codec(cfg, obs_space, self.stoch_dim)
         self.rssm = RSSM(cfg, self.actions, self.eye.token_dim)
         self.rew_bins = TwoHot()
         self.rew = MLP(self.feat_dim, cfg.units, 1, self.rew_bins.num, scale=0.0)
@@ -155,7 +140,7 @@ class DreamerV3(Model):
         `cont` does not include the learned discount, because dreams would terminate too early.
         """
         self.check_act(act, len(latent["deter"]))
-        deter, probs = self.rssm.foresee(latent, act)
+        deter, probs = self.rssm.prior_step(latent, act)
         if temperature > 0:
             noise = draw_normal(len(deter), self.cfg.stoch_discrete, generator, deter.device)
             # The CDF of a normal sample is uniform.
@@ -167,7 +152,7 @@ class DreamerV3(Model):
         return Step(ahead, self.rew_bins.mean(self.rew(feat)), self.continues(feat))
 
     def decode(self, latent: Latent) -> Tensor:
-        obs: Tensor = self.eye.decode(self.eye.draw(latent["deter"], latent["stoch"]))
+        obs: Tensor = self.eye.decode(self.eye.predict(latent["deter"], latent["stoch"]))
         return obs
 
     def feat(self, latent: Latent) -> Tensor:
@@ -202,9 +187,9 @@ class DreamerV3(Model):
 
         dyn, rep = _kls(post, prior)
         on = (1 - 1 / cfg.discount_horizon) * (~batch.term).float()
-        drawn = self.eye.draw(deter.flatten(0, 1), stoch.flatten(0, 1))
+        predicted = self.eye.predict(deter.flatten(0, 1), stoch.flatten(0, 1))
         parts = {
-            "rec": self.eye.loss(drawn, batch.obs[:, 1:].flatten(0, 1)).mean(),
+            "rec": self.eye.loss(predicted, batch.obs[:, 1:].flatten(0, 1)).mean(),
             "rew": self.rew_bins.loss(self.rew(feat), batch.rew).mean(),
             "con": F.binary_cross_entropy_with_logits(self.cont(feat)[..., 0].float(), on),
             "dyn": dyn.clamp(min=cfg.kl_free).mean(),
@@ -242,7 +227,7 @@ def _kls(post: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
     return dyn.sum((-2, -1)), rep.sum((-2, -1))
 
 
-class Seen(NamedTuple):
+class Posteriors(NamedTuple):
     """Posteriors of a window, time-first."""
 
     deter: Tensor
@@ -272,7 +257,7 @@ class RSSM(nn.Module):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def observe(
         self, latent: Latent, tokens: Tensor, act: Tensor, first: Tensor, uniform: Tensor | None = None
-    ) -> Seen:
+    ) -> Posteriors:
         """Update a latent with frames (T, B, ...); `act[t]` leads to frame t, and `first` resets rows.
 
         `uniform` (T, B, G) samples the one-hot posteriors; None uses their modes. Everything that does not
@@ -284,14 +269,14 @@ class RSSM(nn.Module):
         acts = self.embed_act((act.to(dtype) * keep).flatten(0, 1)).unflatten(0, (steps, rows)).unbind()
         split = cfg.deter_dim
         from_tokens = F.linear(tokens, self.post.linear.weight[:, split:], self.post.linear.bias)
-        layers = Layers(
-            LateLinear(self.in_deter.linear, steps, rows),
-            LateLinear(self.in_stoch.linear, steps, rows),
-            LateBlocks(self.mix, steps, rows),
-            LateBlocks(self.gates, steps, rows),
+        layers = _Layers(
+            ScanLinear(self.in_deter.linear, steps, rows),
+            ScanLinear(self.in_stoch.linear, steps, rows),
+            ScanBlocks(self.mix, steps, rows),
+            ScanBlocks(self.gates, steps, rows),
         )
-        post = LateLinear(self.post.linear, steps, rows, bias=from_tokens, columns=split)
-        post_out = LateLinear(self.post_out, steps, rows)
+        post = ScanLinear(self.post.linear, steps, rows, bias=from_tokens, columns=split)
+        post_out = ScanLinear(self.post_out, steps, rows)
         deter, stoch = latent["deter"].to(dtype), latent["stoch"].to(dtype)
         out: list[tuple[Tensor, Tensor, Tensor]] = []
         for t in range(steps):
@@ -300,12 +285,12 @@ class RSSM(nn.Module):
             hot = likeliest(probs, -2) if uniform is None else draw_one_hot(probs, uniform[t], -2)
             stoch = straight_through(hot, probs).flatten(1).to(dtype)
             out.append((deter, stoch, probs))
-        return Seen(*(torch.stack(x) for x in zip(*out, strict=True)))
+        return Posteriors(*(torch.stack(x) for x in zip(*out, strict=True)))
 
-    def foresee(self, latent: Latent, act: Tensor) -> tuple[Tensor, Tensor]:
+    def prior_step(self, latent: Latent, act: Tensor) -> tuple[Tensor, Tensor]:
         """The next deter (B, D) and the probabilities of the prior (B, K, G)."""
         dtype = self.gates.weight.dtype
-        layers = Layers(self.in_deter.linear, self.in_stoch.linear, self.mix.by_block, self.gates.by_block)
+        layers = _Layers(self.in_deter.linear, self.in_stoch.linear, self.mix.by_block, self.gates.by_block)
         deter, stoch = latent["deter"].to(dtype), latent["stoch"].to(dtype)
         deter = self.advance(deter, stoch, self.embed_act(act.to(dtype)), layers)
         return deter, self.prior_probs(deter)
@@ -318,7 +303,7 @@ class RSSM(nn.Module):
         """Embed actions; actions outside [-1, 1] are rescaled into it."""
         return cast(Tensor, self.in_act(act / act.abs().clamp(min=1).detach()))
 
-    def advance(self, deter: Tensor, stoch: Tensor, act: Tensor, layers: Layers) -> Tensor:
+    def advance(self, deter: Tensor, stoch: Tensor, act: Tensor, layers: _Layers) -> Tensor:
         """One GRU step: (B, D), (B, K G) and an embedded action to the next deter; `layers` computes the
         products."""
         x0 = self.in_deter.norm(layers.in_deter(deter))
@@ -344,193 +329,10 @@ def _update(deter: Tensor, gates: Tensor) -> Tensor:
     return torch.lerp(old, candidate, torch.sigmoid(update - 1)).transpose(0, 1).flatten(1)
 
 
-class Layers(NamedTuple):
+class _Layers(NamedTuple):
     """The functions for the matrix products of one GRU step."""
 
     in_deter: Callable[[Tensor], Tensor]
     in_stoch: Callable[[Tensor], Tensor]
     mix: Callable[[Tensor, Tensor], Tensor]
     gates: Callable[[Tensor], Tensor]
-
-
-def make_eye(cfg: DreamerV3Config, space: gym.Space[Any], stoch_dim: int) -> ImageEye | VectorEye | ChoiceEye:
-    """Encoder and decoder for the observations of a space.
-
-    Raises:
-        ConfigurationError: the space contains neither frames, vectors nor discrete observations.
-    """
-    if frame_shape(space) is not None:
-        return ImageEye(cfg, space, stoch_dim)
-    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
-        return ChoiceEye(cfg, space, stoch_dim)
-    if isinstance(space, spaces.Box | spaces.MultiBinary) and len(space.shape) <= 2:
-        return VectorEye(cfg, space, stoch_dim)
-    raise ConfigurationError(
-        "dreamerv3 supports uint8 frames (H, W, C) or (C, H, W) with 1 or 3 channels, vectors and discrete values, "
-        f"got {space}; use a wrapper such as GrayscaleObservation or FlattenObservation"
-    )
-
-
-class VectorEye(nn.Module):
-    """Encodes and decodes vectors in symlog space, with a squared error."""
-
-    def __init__(self, cfg: DreamerV3Config, space: spaces.Box | spaces.MultiBinary, stoch_dim: int) -> None:
-        super().__init__()
-        self.shape, self.dim = space.shape, int(np.prod(space.shape))
-        self.dtype = torch.from_numpy(np.zeros(0, space.dtype)).dtype
-        low, high = (
-            (space.low, space.high) if isinstance(space, spaces.Box) else (np.zeros(space.shape), np.ones(space.shape))
-        )
-        for name, bound in (("low", low), ("high", high)):
-            self.register_buffer(name, torch.from_numpy(bound.astype(np.float32)), persistent=False)
-        self.low: Tensor
-        self.high: Tensor
-        self.token_dim = cfg.units
-        self.encoder = make_layers(self.dim, cfg.units, 3)
-        self.decoder = MLP(cfg.deter_dim + stoch_dim, cfg.units, 3, self.dim)
-
-    def encode(self, obs: Tensor) -> Tensor:
-        """Map (N, *shape) to (N, token_dim)."""
-        return cast(Tensor, self.encoder(self._flat(obs)))
-
-    def draw(self, deter: Tensor, stoch: Tensor) -> Tensor:
-        """The symlog of observations, the input of `loss` and `decode`."""
-        return cast(Tensor, self.decoder(torch.cat([deter, stoch], dim=-1))).float()
-
-    def loss(self, drawn: Tensor, obs: Tensor) -> Tensor:
-        """Squared error of symlog, summed over the vector: (N,)."""
-        return (drawn - self._flat(obs)).square().sum(-1)
-
-    def decode(self, drawn: Tensor) -> Tensor:
-        obs = torch.clamp(symexp(drawn).reshape(-1, *self.shape), self.low, self.high)
-        return (obs if self.dtype.is_floating_point else obs.round()).to(self.dtype)
-
-    def _flat(self, obs: Tensor) -> Tensor:
-        return symlog(obs.reshape(len(obs), -1).float())
-
-
-class ChoiceEye(nn.Module):
-    """Encodes and decodes discrete observations as one-hot vectors, with a cross-entropy."""
-
-    def __init__(self, cfg: DreamerV3Config, space: spaces.Discrete | spaces.MultiDiscrete, stoch_dim: int) -> None:
-        super().__init__()
-        self.shape = space.shape or ()
-        counts = np.atleast_1d(space.n if isinstance(space, spaces.Discrete) else space.nvec).ravel()
-        self.counts = [int(n) for n in counts]
-        start = torch.from_numpy(np.broadcast_to(np.asarray(space.start), self.shape).reshape(-1).astype(np.int64))
-        self.register_buffer("start", start, persistent=False)
-        self.start: Tensor
-        self.token_dim = cfg.units
-        self.encoder = make_layers(sum(self.counts), cfg.units, 3)
-        self.decoder = MLP(cfg.deter_dim + stoch_dim, cfg.units, 3, sum(self.counts))
-
-    def encode(self, obs: Tensor) -> Tensor:
-        parts = zip(self._choices(obs).unbind(-1), self.counts, strict=True)
-        hot = torch.cat([F.one_hot(choice, count) for choice, count in parts], dim=-1)
-        return cast(Tensor, self.encoder(hot))
-
-    def draw(self, deter: Tensor, stoch: Tensor) -> Tensor:
-        """Concatenated logits of all discrete parts."""
-        return cast(Tensor, self.decoder(torch.cat([deter, stoch], dim=-1))).float()
-
-    def loss(self, drawn: Tensor, obs: Tensor) -> Tensor:
-        parts = zip(drawn.split(self.counts, dim=-1), self._choices(obs).unbind(-1), strict=True)
-        return torch.stack([F.cross_entropy(logits, choice, reduction="none") for logits, choice in parts]).sum(0)
-
-    def decode(self, drawn: Tensor) -> Tensor:
-        best = torch.stack([logits.argmax(-1) for logits in drawn.split(self.counts, dim=-1)], dim=-1)
-        return (best + self.start).reshape(len(drawn), *self.shape)
-
-    def _choices(self, obs: Tensor) -> Tensor:
-        return obs.reshape(len(obs), -1).long() - self.start
-
-
-class ImageEye(nn.Module):
-    """Encodes and decodes frames with convolutions, with the squared error of pixels in [0, 1]."""
-
-    def __init__(self, cfg: DreamerV3Config, space: gym.Space[Any], stoch_dim: int) -> None:
-        super().__init__()
-        self.space, shape = space, frame_shape(space)
-        assert shape is not None, space
-        channels, sides = shape[0], list(shape[1:])
-        stages = _stages(sides)
-        # Frames are padded with zeros until both sides can be halved that often.
-        self.sides, self.small = sides, [-(-side // 2**stages) for side in sides]
-        depths = [cfg.cnn_depth * mult for mult in (2, 3, *[4] * stages)[:stages]]
-        self.encoder = nn.Sequential(*[Down(a, b) for a, b in zip([channels, *depths], depths, strict=False)])
-        self.token_dim = math.prod(self.small) * depths[-1]
-        if depths[-1] % cfg.blocks:
-            fail(
-                cfg,
-                "cnn_depth",
-                f"such that {depths[-1] // cfg.cnn_depth} times as many can be shared by {cfg.blocks} blocks",
-            )
-        self.from_deter = BlockLinear(cfg.deter_dim, self.token_dim, cfg.blocks)
-        self.from_stoch = nn.Sequential(Layer(stoch_dim, 2 * cfg.units), Linear(2 * cfg.units, self.token_dim))
-        self.norm = NormSiLU(depths[-1])
-        self.ups = nn.ModuleList(Up(a, b) for a, b in zip(depths[::-1], [*depths[-2::-1], channels], strict=True))
-        self.norms = nn.ModuleList(NormSiLU(dim) for dim in depths[-2::-1])
-
-    def encode(self, obs: Tensor) -> Tensor:
-        """Map frames (N, *shape) to (N, token_dim)."""
-        x = self._channels_last(obs).to(compute_dtype(self.from_deter.weight))
-        x = (x / 255 if obs.dtype == torch.uint8 else x) - 0.5
-        stages = 2 ** len(self.ups)
-        fill = [m * stages - side for m, side in zip(self.small, self.sides, strict=True)]
-        if any(fill):
-            x = F.pad(x, (0, 0, 0, fill[1], 0, fill[0]))
-        return cast(Tensor, self.encoder(x)).flatten(1)
-
-    def draw(self, deter: Tensor, stoch: Tensor) -> Tensor:
-        """Logits of pixels, (N, H, W, C)."""
-        high, wide = self.small
-        # Each block of deter decodes separate channels of the whole image.
-        x = self.from_deter(deter).view(len(deter), self.from_deter.blocks, high, wide, -1)
-        x = x.permute(0, 2, 3, 1, 4).flatten(3)
-        x = self.norm(x + self.from_stoch(stoch).view(x.shape))
-        for up, norm in zip(self.ups, self.norms, strict=False):
-            x = spread(norm(up(x)))
-        return spread(self.ups[-1](x))[:, : self.sides[0], : self.sides[1]]
-
-    def loss(self, drawn: Tensor, obs: Tensor) -> Tensor:
-        """Squared error of pixels in [0, 1], summed over the frame: (N,)."""
-        return cast(Tensor, _PixelLoss.apply(drawn, self._channels_last(obs)))  # type: ignore[no-untyped-call]
-
-    def decode(self, drawn: Tensor) -> Tensor:
-        return to_frames(torch.sigmoid(drawn.float()).movedim(-1, 1), self.space)
-
-    def _channels_last(self, obs: Tensor) -> Tensor:
-        return obs if list(obs.shape[1:3]) == self.sides else obs.movedim(1, -1)
-
-
-class _PixelLoss(torch.autograd.Function):
-    """(sigmoid(x) - target)² over frames, a few at a time to save memory: a batch in float32 takes 50 MB per
-    operation."""
-
-    @staticmethod
-    def forward(ctx: Any, drawn: Tensor, target: Tensor) -> Tensor:
-        losses, slopes = [], torch.empty_like(drawn)
-        rows = 16 if drawn.device.type == "cpu" else len(drawn)
-        for x, y, slope in zip(drawn.split(rows), target.split(rows), slopes.split(rows), strict=True):
-            pixel = torch.sigmoid(x.float())
-            error = torch.sub(pixel, y, alpha=1 / 255 if y.dtype == torch.uint8 else 1)
-            losses.append(torch.linalg.vector_norm(error, dim=(1, 2, 3)).square())
-            slope.copy_(torch.ops.aten.sigmoid_backward(error, pixel))
-        ctx.save_for_backward(slopes)
-        return torch.cat(losses)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (slopes,) = ctx.saved_tensors
-        return slopes * (2 * grads[0]).to(slopes.dtype)[:, None, None, None], None
-
-
-def _stages(sides: list[int]) -> int:
-    """The number of halvings after which both sides have 3 to 16 pixels; four if possible."""
-    for stages in (4, 3, 2, 1, 5, 6):
-        if all(3 <= -(-side // 2**stages) <= 16 for side in sides):
-            return stages
-    raise ConfigurationError(
-        f"frames of {sides[0]} x {sides[1]} pixels cannot be halved 1 to 6 times to sides of 3 to 16 pixels; "
-        "resize them, such as with gymnasium.wrappers.ResizeObservation(env, (64, 64))"
-    )

@@ -24,12 +24,13 @@ from torch import Tensor, nn
 
 from wm_agents.errors import strict
 from wm_agents.models.config import ELSEWHERE, WorldModelConfig
-from wm_agents.models.cpu_kernels import is_dream
 from wm_agents.models.ensemble_row import EnsembleRow
 from wm_agents.models.loss import LossOutput
+from wm_agents.models.mdrnn_kernels import is_dream
 from wm_agents.models.model import Model
 from wm_envs.fields import above, at_least
-from wm_envs.world_model import Generator, Latent, Step, draw_normal
+from wm_envs.noise import Generator, draw_normal
+from wm_envs.world_model import Latent, Step
 
 if TYPE_CHECKING:
     from wm_agents.data.batch import Batch

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wm_agents.models.cpu_kernels import draw_by_component, gains_by_component
-from wm_envs.world_model import Generator, draw_normal
+from wm_agents.models.mdrnn_kernels import draw_by_component, gains_by_component
+from wm_envs.noise import Generator, draw_normal
 
 Mixture = Literal["joint", "per_dim"]
 

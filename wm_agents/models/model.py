@@ -21,7 +21,8 @@ from wm_agents.models.loss import LossOutput
 from wm_agents.system.hardware import keep_freed_memory
 from wm_envs.action import act_dim, decode_action, encode_action
 from wm_envs.frames import frame_shape
-from wm_envs.world_model import Generator, Latent, Step, Trajectory, imagine
+from wm_envs.noise import Generator
+from wm_envs.world_model import Latent, Step, Trajectory, imagine
 
 Array = NDArray[np.generic]
 

@@ -29,7 +29,8 @@ from wm_agents.models.rewards import MAX_CLASSES, RewardClasses
 from wm_agents.models.slots import Slots
 from wm_envs.fields import at_least
 from wm_envs.frames import frame_shape
-from wm_envs.world_model import Generator, Latent, Step, draw_normal
+from wm_envs.noise import Generator, draw_normal
+from wm_envs.world_model import Latent, Step
 
 if TYPE_CHECKING:
     from wm_agents.data.batch import Batch

@@ -10,17 +10,16 @@ for its sampled termination, which is the only part that depends on the temperat
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import gymnasium as gym
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from policies.dists import TwoHot, draw_one_hot, entropy, likeliest, symexp, symlog
+from policies.dists import TwoHot, symexp, symlog
 from policies.mppi import MPPI, MPPIConfig, MPPIPolicy
 from policies.nets import forgetful_autocast
 from wm_agents.errors import ConfigurationError, strict
@@ -28,10 +27,13 @@ from wm_agents.models.config import ELSEWHERE, WorldModelConfig
 from wm_agents.models.frames import to_frames, to_network
 from wm_agents.models.loss import LossOutput
 from wm_agents.models.model import Model
-from wm_agents.models.tdmpc2_layers import QEnsemble, SimNorm, Small, mlp
+from wm_agents.models.tdmpc2_layers import QEnsemble, mlp
+from wm_agents.models.tdmpc2_nets import conv_decoder, conv_encoder, resized, shift, vector_encoder
+from wm_agents.models.tdmpc2_policy import CategoricalPolicy, GaussianPolicy
 from wm_envs.fields import FieldError, above, at_least, below, fail, share
 from wm_envs.frames import frame_shape
-from wm_envs.world_model import Generator, Latent, Step, draw_normal
+from wm_envs.noise import Generator, draw_normal
+from wm_envs.world_model import Latent, Step
 
 if TYPE_CHECKING:
     from wm_agents.data.batch import Batch
@@ -152,19 +154,6 @@ class TDMPC2Config(WorldModelConfig):
             raise FieldError(type(self).__name__, error.name, error.expected, error.value) from None
 
 
-class Drawn(NamedTuple):
-    """A sample of the policy."""
-
-    act: Tensor
-    """(..., A) a sample of Box actions; probabilities of discrete actions"""
-    entropy: Tensor
-    """(...)"""
-    scaled_entropy: Tensor
-    """(...) as used in the policy loss for Box actions"""
-    log_chances: Tensor
-    """(..., A) for discrete actions; empty for Box"""
-
-
 class TDMPC2(Model):
     """The world model with policy and Q functions: latent {z (B, L)}; feat is z."""
 
@@ -181,18 +170,18 @@ class TDMPC2(Model):
                 f"tdmpc2 needs Box or Discrete actions, got {act_space}; flatten them to one Discrete, "
                 "or use the ensemble or vmc family, which support them (`wm improve --env` without --family)"
             )
-        self.choices = isinstance(act_space, gym.spaces.Discrete)
         self.frames = frame_shape(obs_space)
         A, L, hidden, self.feat_dim = self.actions, cfg.latent_dim, 2 * [cfg.hidden_dim], cfg.latent_dim
         self.two_hot = TwoHot(cfg.num_bins, cfg.bin_limit, cfg.bin_space)
+        kind = CategoricalPolicy if isinstance(act_space, gym.spaces.Discrete) else GaussianPolicy
+        self.policy: CategoricalPolicy | GaussianPolicy = kind(cfg, A, self.two_hot)
         self.encoder = conv_encoder(cfg, self.frames[0]) if self.frames else vector_encoder(cfg, obs_space)
         self.dynamics = mlp([L + A, *hidden, L], cfg.simnorm_dim)
         self.reward = mlp([L + A, *hidden, cfg.num_bins])
         nn.init.zeros_(self.reward[-1].weight)  # type: ignore[arg-type]
         self.termination = mlp([L, *hidden, 1]) if cfg.episodic else None
-        self.pi = mlp([L, *hidden, A if self.choices else 2 * A])
-        # For discrete actions, one pass gives the bins of all actions.
-        q_dims = [L, *hidden, A * cfg.num_bins] if self.choices else [L + A, *hidden, cfg.num_bins]
+        self.pi = mlp([L, *hidden, self.policy.out_dim])
+        q_dims = [self.policy.q_in, *hidden, self.policy.q_out]
         self.qs = QEnsemble(cfg.num_q_networks, q_dims, cfg.dropout)
         self.slow_qs = QEnsemble(cfg.num_q_networks, q_dims, 0.0).requires_grad_(False)
         self.slow_qs.load_state_dict(self.qs.state_dict())
@@ -247,19 +236,12 @@ class TDMPC2(Model):
 
     def propose(self, latent: Latent, *, greedy: bool = False, generator: torch.Generator | None = None) -> Tensor:
         """Actions (B, A) of the policy, sampled or the mode, as proposals for plans."""
-        out = self.pi(latent["z"]).float()
-        if self.choices:
-            probs = out.softmax(-1)
-            uniform = torch.rand(len(probs), generator=generator, device=probs.device)
-            return likeliest(probs) if greedy else draw_one_hot(probs, uniform)
-        mean, log_std = self._gaussian(out)
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        return torch.tanh(mean if greedy else mean + log_std.exp() * noise)
+        return self.policy.act(self.pi(latent["z"]).float(), greedy, generator)
 
     def worth(self, latent: Latent, *, generator: torch.Generator | None = None) -> Tensor:
         """The expected return (B,) of the policy: the mean of two random Q functions."""
         z = latent["z"]
-        act = self.pi(z).float().softmax(-1) if self.choices else self.propose(latent, generator=generator)
+        act = self.policy.weights(self.pi(z).float(), generator)
         return self._expected_q(self.qs, z, act, self._pair(generator)).mean(0)
 
     def planner(self) -> MPPI:
@@ -312,7 +294,7 @@ class TDMPC2(Model):
         past, ahead = zs[:, :-1], zs[:, 1:]
 
         rho = cfg.rho ** torch.arange(T + 1, device=zs.device)
-        bins = self._q_bins(self.qs, past, act, drop=self.training)  # (K, B, T, bins)
+        bins = self.policy.q_bins(self.qs, past, act, drop=self.training)  # (K, B, T, bins)
         scales = {"consistency": cfg.consistency_coef, "reward": cfg.reward_coef, "value": cfg.value_coef}
         parts = {
             "consistency": over_time((ahead - next_z).square().mean(-1) * known, rho),
@@ -348,32 +330,26 @@ class TDMPC2(Model):
     @torch.no_grad()
     def _td_target(self, next_z: Tensor, rew: Tensor, term: Tensor) -> Tensor:
         """The TD target (B, T): the reward plus the discounted minimum of two target Q functions."""
-        drawn = self._policy(next_z)
-        q = self._expected_q(self.slow_qs, next_z, drawn.act, self._pair()).amin(0)
+        act = self.policy.sample(self.pi(next_z).float()).act
+        q = self._expected_q(self.slow_qs, next_z, act, self._pair()).amin(0)
         return rew + self.cfg.discount * (1 - term) * q
 
     def _policy_loss(self, zs: Tensor, rho: Tensor, known: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The policy loss on latents (B, T+1, L), where they are `known`.
 
-        The policy maximises the mean of two frozen Q functions, divided by their range, plus its entropy.
-
-        For discrete actions the optimal policy is proportional to exp(Q / (entropy weight * range)) and is
-        trained by cross-entropy, because the gradient of the expected Q vanishes once the policy is
-        deterministic.
+        The policy goes by the mean of two frozen Q functions, relative to their range, and by its entropy.
         """
-        drawn, how = self._policy(zs), {"frozen": True, "drop": self.training}
-        if self.choices:
-            each = self._q_of_choices(self.qs, zs, self._pair(), **how).mean(0)
-            q = (each * drawn.act).sum(-1)
-            self._follow_spread(q)
-            best = (each.detach() / (self.cfg.choice_entropy_coef * self.value_scale)).softmax(-1)
-            losses = -(best * drawn.log_chances).sum(-1)
-        else:
-            q = self._expected_q(self.qs, zs, drawn.act, self._pair(), **how).mean(0)
-            self._follow_spread(q)
-            losses = -(self.cfg.entropy_coef * drawn.scaled_entropy + q / self.value_scale)
-        metrics = {"entropy": drawn.entropy[:, 0].mean(), "q": q[:, 0].mean(), "value_scale": self.value_scale.clone()}
-        return over_time(losses * known, rho), {name: value.detach() for name, value in metrics.items()}
+        sample = self.policy.sample(self.pi(zs).float())
+        q = self.policy.q(self.qs, zs, sample.act, self._pair(), frozen=True, drop=self.training).mean(0)
+        expected = self.policy.expect(q, sample.act)
+        self._follow_spread(expected)
+        losses = self.policy.losses(q, sample, self.value_scale)
+        metrics = {
+            "entropy": sample.entropy[:, 0].mean().detach(),
+            "q": expected[:, 0].mean().detach(),
+            "value_scale": self.value_scale.clone(),
+        }
+        return over_time(losses * known, rho), metrics
 
     @torch.no_grad()
     def _follow_spread(self, q: Tensor) -> None:
@@ -382,49 +358,13 @@ class TDMPC2(Model):
             low, high = torch.quantile(q[:, 0], torch.tensor([0.05, 0.95], device=q.device))
             self.value_scale.lerp_((high - low).clamp(min=1.0), self.cfg.tau)
 
-    def _policy(self, z: Tensor) -> Drawn:
-        out = self.pi(z).float()
-        if self.choices:
-            probs = out.softmax(-1)
-            return Drawn(probs, entropy(probs), entropy(probs), out.log_softmax(-1))
-        mean, log_std = self._gaussian(out)
-        noise = torch.randn_like(mean)
-        act = torch.tanh(mean + log_std.exp() * noise)
-        log_prob = gaussian_log_prob(noise, log_std)
-        # The published loss uses the entropy of the normal before tanh, times the number of action
-        # dimensions: it scales the entropy by (dimensions * log-probability of the normal) / (log-probability
-        # after tanh), and the tanh cancels.
-        return Drawn(act, squash_correction(act) - log_prob, -log_prob * self.actions, noise.new_empty(0))
-
-    def _gaussian(self, out: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log standard deviation before tanh, from the output of `pi`."""
-        low, high = self.cfg.log_std_min, self.cfg.log_std_max
-        mean, raw = out.chunk(2, dim=-1)
-        return mean, low + 0.5 * (high - low) * (torch.tanh(raw) + 1)
-
     def _pair(self, generator: torch.Generator | None = None) -> Tensor:
         """The indices of two random Q functions."""
         return torch.randperm(self.cfg.num_q_networks, generator=generator, device=self.device)[:2]
 
-    def _expected_q(self, qs: QEnsemble, z: Tensor, act: Tensor, members: Tensor, **how: bool) -> Tensor:
-        """Q (2, ...) of sampled actions, or the expectation over probabilities of discrete actions, `act`
-        (..., A)."""
-        if self.choices:
-            return (self._q_of_choices(qs, z, members, **how) * act).sum(-1)
-        return self.two_hot.mean(qs(torch.cat([z, act], -1), members, **how))
-
-    def _q_of_choices(self, qs: QEnsemble, z: Tensor, members: Tensor, **how: bool) -> Tensor:
-        """Q (2, ..., A) of every discrete action."""
-        out: Tensor = qs(z, members, **how)
-        return self.two_hot.mean(out.unflatten(-1, (self.actions, -1)))
-
-    def _q_bins(self, qs: QEnsemble, z: Tensor, act: Tensor, **how: bool) -> Tensor:
-        """Logits (K, ..., bins) of the actions (..., A) in the data."""
-        out: Tensor = qs(z if self.choices else torch.cat([z, act], -1), **how)
-        if not self.choices:
-            return out
-        bins: Tensor = out.unflatten(-1, (self.actions, -1))
-        return bins.take_along_dim(act.argmax(-1)[None, ..., None, None], -2).squeeze(-2)
+    def _expected_q(self, qs: QEnsemble, z: Tensor, act: Tensor, members: Tensor) -> Tensor:
+        """Q (2, ...) of sampled actions, or the expectation over probabilities of discrete actions, `act` (..., A)."""
+        return self.policy.expect(self.policy.q(qs, z, act, members), act)
 
     def _seen(self, obs: Tensor) -> Tensor:
         """Encoder inputs of observations (B, ...): unchanged vectors, or resized frames centred at zero."""
@@ -438,65 +378,6 @@ class TDMPC2(Model):
         return symlog(seen) if self.frames is None else seen
 
 
-def vector_encoder(cfg: TDMPC2Config, space: gym.Space[Any]) -> nn.Sequential:
-    """The encoder for a Box of vectors."""
-    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
-        raise ConfigurationError(
-            f"tdmpc2 needs a Box of vectors, or a uint8 frame with 1 or 3 channels, got {space}; "
-            "flatten the observation, or create frames with Real-* or make_real"
-        )
-    return mlp([space.shape[0], *(cfg.num_hidden_layers - 1) * [cfg.enc_dim], cfg.latent_dim], cfg.simnorm_dim)
-
-
-def conv_encoder(cfg: TDMPC2Config, channels: int) -> nn.Sequential:
-    """The encoder for frames (B, C, 64, 64), as published; an extra layer adapts its output to the latent
-    width."""
-    num = cfg.num_channels
-    convs: list[nn.Module] = []
-    for sees, kernel, stride in ((channels, 7, 2), (num, 5, 2), (num, 3, 2), (num, 3, 1)):
-        convs += [nn.Conv2d(sees, num, kernel, stride), nn.ReLU()]
-    flat = 16 * num
-    onto = [] if flat == cfg.latent_dim else [Small(flat, cfg.latent_dim)]
-    return nn.Sequential(*convs[:-1], nn.Flatten(), *onto, SimNorm(cfg.simnorm_dim))
-
-
-def conv_decoder(cfg: TDMPC2Config, channels: int) -> nn.Sequential:
-    """The probe for frames, from (B, L) to (B, C, 64, 64)."""
-    num = 2 * cfg.num_channels
-    layers: list[nn.Module] = [Small(cfg.latent_dim, 16 * num), nn.Unflatten(1, (num, 4, 4))]
-    for sees, gives in ((num, num), (num, num // 2), (num // 2, num // 4), (num // 4, channels)):
-        layers += [nn.SiLU(), nn.ConvTranspose2d(sees, gives, 4, 2, 1)]
-    return nn.Sequential(*layers)
-
-
-def gaussian_log_prob(noise: Tensor, log_std: Tensor) -> Tensor:
-    """Log-density (...) of samples mean + std * noise (..., A)."""
-    return (-0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
-
-
-def squash_correction(act: Tensor) -> Tensor:
-    """The correction (...) of log-densities for actions (..., A) after tanh."""
-    return (F.relu(1 - act.square()) + 1e-6).log().sum(-1)
-
-
 def over_time(losses: Tensor, rho: Tensor) -> Tensor:
     """Mean over rows and steps of losses (B, T), with weight rho[t] for step t."""
     return (losses.mean(0) * rho[: losses.shape[1]]).mean()
-
-
-def shift(frames: Tensor, pad: int = 3) -> Tensor:
-    """Random shift of frames (B, C, H, W) by up to `pad` pixels, with repeated borders (Yarats et al.
-    2021)."""
-    B, _, H, W = frames.shape
-    by = torch.randint(-pad, pad + 1, (2, B, 1), device=frames.device)
-    rows = (torch.arange(H, device=frames.device) + by[0]).clamp(0, H - 1)
-    cols = (torch.arange(W, device=frames.device) + by[1]).clamp(0, W - 1)
-    index = torch.arange(B, device=frames.device)[:, None, None]
-    return frames.movedim(1, -1)[index, rows[:, :, None], cols[:, None, :]].movedim(-1, 1)
-
-
-def resized(frames: Tensor, height: int, width: int) -> Tensor:
-    """Resize frames (B, C, H, W)."""
-    if tuple(frames.shape[-2:]) == (height, width):
-        return frames
-    return F.interpolate(frames, (height, width), mode="bilinear", antialias=True)

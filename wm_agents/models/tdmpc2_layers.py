@@ -6,13 +6,13 @@ standard deviation 0.02, biases with zero.
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from wm_agents.models.cpu_kernels import dropout_, mish
 
 
 class QEnsemble(nn.Module):
@@ -43,7 +43,7 @@ class QEnsemble(nn.Module):
         for i in range(len(self.gains)):
             x = torch.baddbmm(of(self.biases, i), x, of(self.weights, i))
             if drop and i == 0:
-                x = drop_(x, self.dropout)
+                x = dropout_(x, self.dropout)
             x = F.layer_norm(x.float(), x.shape[-1:])
             x = mish(torch.addcmul(of(self.shifts, i).float(), of(self.gains, i).float(), x)).to(self.weights[0].dtype)
         x = torch.baddbmm(of(self.biases, -1), x, of(self.weights, -1))
@@ -108,43 +108,3 @@ def simnorm(x: Tensor, dim: int) -> Tensor:
     """
     groups: Tensor = x.unflatten(-1, (dim, -1))
     return groups.softmax(-2).flatten(-2)
-
-
-def mish(x: Tensor) -> Tensor:
-    """x tanh(softplus(x)) (Misra 2019)."""
-    out: Tensor = F.mish(x) if x.is_cuda else _Mish.apply(x)  # type: ignore[no-untyped-call]
-    return out
-
-
-class _Mish(torch.autograd.Function):
-    """x (1 - s²) / (1 + s²) with s = sigmoid(-x): the same function, several times faster on a CPU."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        out = x.neg()
-        r = out.sigmoid().square_().add_(1).reciprocal_()
-        out.addcmul_(x, r, value=2)
-        if ctx.needs_input_grad[0]:
-            # Stores only the slope, 2 r - 1 + 4 (r - r²) x sigmoid(x), because the time goes into memory
-            # access.
-            bend = torch.addcmul(r, r, r, value=-1).mul_(F.silu(x))
-            ctx.save_for_backward(r.mul_(2).sub_(1).add_(bend, alpha=4))
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        slope: Tensor = ctx.saved_tensors[0]
-        return slope * grad
-
-
-def drop_(x: Tensor, share: float) -> Tensor:
-    """Dropout in place: each value becomes 0 with probability `share`, and the others are scaled up.
-
-    Few values are dropped, so their positions are sampled instead of a number for each position: a Poisson
-    number of uniform hits falls on each position independently, and misses it with probability 1 - share.
-    """
-    if x.is_cuda:
-        return F.dropout(x, share)
-    hits = torch.poisson(torch.tensor(-x.numel() * math.log1p(-share)))
-    x.view(-1).index_fill_(0, torch.randint(x.numel(), (int(hits),)), 0.0)
-    return x.mul_(1 / (1 - share))

@@ -18,15 +18,16 @@ from typing_extensions import Self  # Comes with torch; `typing` has it from Pyt
 
 from wm_agents.errors import strict
 from wm_agents.models.config import ELSEWHERE, WorldModelConfig
-from wm_agents.models.cpu_kernels import RowStep, is_dream
 from wm_agents.models.loss import LossOutput
 from wm_agents.models.mdrnn import MDRNN, MDRNNCell, Mixture, gmm_loss
+from wm_agents.models.mdrnn_kernels import RowStep, is_dream
 from wm_agents.models.model import Model
 from wm_agents.models.rewards import MAX_CLASSES, RewardClasses
 from wm_agents.models.vision import ConvVAE, Identity, conv_vae_loss, kl_divergence, to_input
 from wm_envs.fields import at_least
 from wm_envs.frames import frame_shape
-from wm_envs.world_model import Generator, Latent, Step
+from wm_envs.noise import Generator
+from wm_envs.world_model import Latent, Step
 
 if TYPE_CHECKING:
     from wm_agents.data.batch import Batch

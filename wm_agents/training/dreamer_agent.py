@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from policies.actor_critic import ActorCritic, ActorCriticConfig, ActorPolicy
 from wm_agents.models.dreamerv3 import DreamerV3
 from wm_agents.models.loss import LossOutput
-from wm_envs.world_model import Generator, Latent
+from wm_envs.noise import Generator
+from wm_envs.world_model import Latent
 
 if TYPE_CHECKING:
     from wm_agents.data.batch import Batch

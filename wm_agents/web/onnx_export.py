@@ -41,7 +41,8 @@ from wm_agents.models.vmc import VMC
 from wm_agents.pretrained import check_dream, dream_of, load_model, load_policy, load_starts
 from wm_agents.web.export_folder import MARK, export_folder
 from wm_envs.action import encode_action
-from wm_envs.world_model import Latent, RowStreams, Step
+from wm_envs.noise import RowStreams
+from wm_envs.world_model import Latent, Step
 
 OPSET = 18
 ROWS = 2
