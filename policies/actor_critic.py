@@ -53,7 +53,7 @@ class ActorCriticConfig:
         check_fields(self)
 
 
-class Choice(NamedTuple):
+class _Choice(NamedTuple):
     """A categorical distribution over A discrete actions."""
 
     logits: Tensor
@@ -77,7 +77,7 @@ class Choice(NamedTuple):
         return entropy(self.logits.softmax(-1))
 
 
-class BoundedNormal(NamedTuple):
+class _BoundedNormal(NamedTuple):
     """A normal distribution in A dimensions with mean in [-1, 1]; samples may lie outside."""
 
     mean: Tensor
@@ -102,7 +102,7 @@ class BoundedNormal(NamedTuple):
         return (self.std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
 
-class Actor(nn.Module):
+class _Actor(nn.Module):
     """Maps feat (..., F) to a distribution over actions.
 
     Raises:
@@ -123,16 +123,16 @@ class Actor(nn.Module):
         self.out = Linear(units, act_dim(act_space), scale=0.01)
         self.spread = Linear(units, act_dim(act_space), scale=0.01) if isinstance(act_space, spaces.Box) else None
 
-    def forward(self, feat: Tensor) -> Choice | BoundedNormal:
+    def forward(self, feat: Tensor) -> _Choice | _BoundedNormal:
         x = self.body(feat)
         out = self.out(x).float()
         if self.spread is None:
-            return Choice(out)
+            return _Choice(out)
         std = self.LOW + (self.HIGH - self.LOW) * torch.sigmoid(self.spread(x).float() + 2)
-        return BoundedNormal(torch.tanh(out), std)
+        return _BoundedNormal(torch.tanh(out), std)
 
 
-class Critic(nn.Module):
+class _Critic(nn.Module):
     """Maps feat (..., F) to logits over bins of the return; before training, all values are 0."""
 
     def __init__(self, feat_dim: int, units: int = 256, layers: int = 3) -> None:
@@ -148,7 +148,7 @@ class Critic(nn.Module):
         return self.bins.mean(self(feat))
 
 
-class ReturnScale(nn.Module):
+class _ReturnScale(nn.Module):
     """The range from the 5th to the 95th percentile of returns, averaged over updates; at least 1."""
 
     def __init__(self, rate: float) -> None:
@@ -169,7 +169,7 @@ class ReturnScale(nn.Module):
         return (self.high - self.low).clamp(min=1)
 
 
-class Dream(NamedTuple):
+class _Dream(NamedTuple):
     """H imagined steps of N dreams, time-first, without gradients."""
 
     feats: Tensor
@@ -182,7 +182,7 @@ class Dream(NamedTuple):
     """(H+1, N): the probability that the episode continues from each state."""
 
 
-class Judged(NamedTuple):
+class _Judged(NamedTuple):
     """Losses and metrics (scalars) of a dream."""
 
     policy: Tensor
@@ -198,33 +198,33 @@ class ActorCritic(nn.Module):
     def __init__(self, cfg: ActorCriticConfig, act_space: gym.Space[Any], feat_dim: int) -> None:
         super().__init__()
         self.cfg, self.act_space = cfg, act_space
-        self.actor = Actor(act_space, feat_dim, cfg.units, cfg.layers)
-        self.critic = Critic(feat_dim, cfg.units, cfg.layers)
+        self.actor = _Actor(act_space, feat_dim, cfg.units, cfg.layers)
+        self.critic = _Critic(feat_dim, cfg.units, cfg.layers)
         self.slow = deepcopy(self.critic).requires_grad_(False)
-        self.scale = ReturnScale(cfg.return_rate)
+        self.scale = _ReturnScale(cfg.return_rate)
 
     @torch.no_grad()
     def act(self, feat: Tensor, *, explore: bool, generator: Generator = None) -> Tensor:
         """Encoded actions (N, A) for feat (N, F): sampled if `explore`, else the mode."""
-        dist: Choice | BoundedNormal = self.actor(feat)
+        dist: _Choice | _BoundedNormal = self.actor(feat)
         if not explore:
             return dist.mode()
         drawn = dist.sample(draw_normal(len(feat), dist.noise_dim, generator, feat.device))
         return drawn.clamp(-1, 1)
 
     @torch.no_grad()
-    def dream(self, model: WorldModel, start: Latent, cont: Tensor) -> Dream:
+    def dream(self, model: WorldModel, start: Latent, cont: Tensor) -> _Dream:
         """Imagine from latents (N, ...), whose episodes continue with probability `cont` (N,)."""
         with forgetful_autocast(cont.device):
             ahead = imagine(model, start, self._draw, self.cfg.horizon)
             # All layers that read feat compute in this dtype, so convert it once here.
             dtype = compute_dtype(self.actor.out.weight)
             feats = torch.stack([model.feat(latent).to(dtype) for latent in ahead.latents])
-        return Dream(feats, ahead.acts, ahead.rewards, torch.cat([cont[None], ahead.continues]))
+        return _Dream(feats, ahead.acts, ahead.rewards, torch.cat([cont[None], ahead.continues]))
 
-    def judge(self, dream: Dream) -> Judged:
+    def judge(self, dream: _Dream) -> _Judged:
         """The losses of actor and critic on a dream."""
-        dream = Dream(*(part.detach() for part in dream))
+        dream = _Dream(*(part.detach() for part in dream))
         cfg, feats = self.cfg, dream.feats
         logits = self.critic(feats)
         value = self.critic.bins.mean(logits.detach())
@@ -232,7 +232,7 @@ class ActorCritic(nn.Module):
         returns = lambda_returns(dream.rews, cont[1:], value[1:], cfg.lam)
         # The probability that the dream reaches each state.
         weight = cont.cumprod(0)[:-1]
-        dist: Choice | BoundedNormal = self.actor(feats[:-1])
+        dist: _Choice | _BoundedNormal = self.actor(feats[:-1])
         advantage = (returns - value[:-1]) / self.scale(returns)
         chance = dist.entropy()
         policy = -weight * (dist.log_prob(dream.acts) * advantage + cfg.entropy * chance)
@@ -245,7 +245,7 @@ class ActorCritic(nn.Module):
             "dream_rew": dream.rews.mean(),
             "dream_cont": dream.conts.mean(),
         }
-        return Judged(policy.mean(), loss.mean(), returns, metrics)
+        return _Judged(policy.mean(), loss.mean(), returns, metrics)
 
     def judge_replay(self, feat: Tensor, rew: Tensor, term: Tensor, last: Tensor, boot: Tensor) -> Tensor:
         """The critic's loss on replayed episodes; its gradient flows into feat.
@@ -275,14 +275,14 @@ class ActorCritic(nn.Module):
         return self.critic.bins.loss(logits, returns, slow, self.cfg.slow_weight)
 
     def _draw(self, feat: Tensor) -> Tensor:
-        dist: Choice | BoundedNormal = self.actor(feat)
+        dist: _Choice | _BoundedNormal = self.actor(feat)
         return dist.sample(draw_normal(len(feat), dist.noise_dim, None, feat.device))
 
 
 class ActorPolicy:
     """An actor as a deterministic policy on feat (N, F), which takes the mode of the action distribution."""
 
-    def __init__(self, act_space: gym.Space[Any], actor: Actor) -> None:
+    def __init__(self, act_space: gym.Space[Any], actor: _Actor) -> None:
         self.space = act_space
         self.actor = deepcopy(actor).cpu().float().eval().requires_grad_(False)
 
@@ -300,7 +300,7 @@ class ActorPolicy:
         if obs.ndim != 2 or obs.shape[1] != self.feat_dim:
             raise ValueError(f"obs must be (N, {self.feat_dim}), got {obs.shape}")
         feat = torch.from_numpy(np.ascontiguousarray(obs, np.float32))
-        dist: Choice | BoundedNormal = self.actor(feat)
+        dist: _Choice | _BoundedNormal = self.actor(feat)
         return decode_action(self.space, dist.mode().numpy())
 
     def tensors(self) -> dict[str, Tensor]:
@@ -324,7 +324,7 @@ class ActorPolicy:
             raise ValueError(f"expected weights of an actor and kind 'actor', got {sorted(tensors)} and {dict(about)}")
         units, feat_dim = tensors["body.0.linear.weight"].shape
         layers = sum(name.endswith("linear.weight") for name in tensors)
-        actor = Actor(act_space, feat_dim, units, layers)
+        actor = _Actor(act_space, feat_dim, units, layers)
         own = {name: tuple(t.shape) for name, t in actor.state_dict().items()}
         given = {name: tuple(t.shape) for name, t in tensors.items()}
         if own != given:

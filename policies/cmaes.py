@@ -162,7 +162,7 @@ class Evolution:
         Raises:
             ValueError: the settings differ, or the replay gives another mean on this machine.
         """
-        state = read_evolution(path)
+        state = _read_evolution(path)
         saved = CMAConfig(**state["cfg"])
         cfg = cfg or saved
         if asdict(cfg) | {"generations": 0} != asdict(saved) | {"generations": 0}:
@@ -184,11 +184,11 @@ def read_about(state: Path | None) -> dict[str, str]:
     """The `about` of a saved evolution; empty if there is no saved state."""
     if state is None or not state.exists():
         return {}
-    about: dict[str, str] = read_evolution(state)["about"]
+    about: dict[str, str] = _read_evolution(state)["about"]
     return about
 
 
-def read_evolution(path: Path) -> dict[str, Any]:
+def _read_evolution(path: Path) -> dict[str, Any]:
     """The content of a file of `Evolution.save`.
 
     Raises:
@@ -268,7 +268,7 @@ def score_in_dream(
 
     def score(candidates: Array, generation: int) -> Array:
         policy = LinearPolicy(space, widen(unflatten(candidates, space)), squash)
-        seeds: list[int | None] = [*rollout_seeds(cfg, generation)] * cfg.population
+        seeds: list[int | None] = [*_rollout_seeds(cfg, generation)] * cfg.population
         total = returns(rollout(envs, policy, seed=seeds, options={"start": start}))
         per_candidate: Array = total.reshape(cfg.population, cfg.rollouts).mean(1)
         return per_candidate
@@ -291,7 +291,7 @@ def score_in_real(
     """
 
     def score(candidates: Array, generation: int) -> Array:
-        seeds = rollout_seeds(cfg, generation)
+        seeds = _rollout_seeds(cfg, generation)
         weights = widen(unflatten(candidates, space)).astype(np.float32)
         jobs = [EpisodeTask(seed, (mine,)) for mine in weights for seed in seeds]
         total = np.empty(len(jobs))
@@ -303,7 +303,7 @@ def score_in_real(
     return score
 
 
-def rollout_seeds(cfg: CMAConfig, generation: int) -> range:
+def _rollout_seeds(cfg: CMAConfig, generation: int) -> range:
     """The seeds of all candidates of a generation. Raises ValueError for seeds reserved for evaluation."""
     first = cfg.seed + generation * cfg.rollouts
     check_seed(first)

@@ -34,7 +34,7 @@ class LinearPolicy:
 
     def __init__(self, space: gym.Space[Any], weights: Array, squash: tuple[str, ...] | None = None) -> None:
         self.space = space
-        self.squash = squash if squash is not None else default_squash(space)
+        self.squash = squash if squash is not None else _default_squash(space)
         outs = act_dim(space)
         if weights.ndim not in (2, 3) or weights.shape[-2] != outs:
             raise ValueError(f"weights must be ({outs}, F + 1) or (P, {outs}, F + 1) for {space}, got {weights.shape}")
@@ -59,7 +59,7 @@ class LinearPolicy:
             raise ValueError(f"obs must be (N, {f}) with N a multiple of {p}, got {obs.shape}")
         rows = torch.from_numpy(np.ascontiguousarray(obs, np.float32)).view(p, -1, f)
         outs = torch.baddbmm(self._bias, rows, self._matrix)
-        return decode_action(self.space, squashed(outs.flatten(0, 1).numpy(), self.squash))
+        return decode_action(self.space, _squashed(outs.flatten(0, 1).numpy(), self.squash))
 
     def tensors(self) -> dict[str, Tensor]:
         """The weights by name, for a safetensors file."""
@@ -83,7 +83,7 @@ def num_params(space: gym.Space[Any], feat_dim: int) -> int:
     return act_dim(space) * (feat_dim + 1)
 
 
-def default_squash(space: gym.Space[Any]) -> tuple[str, ...]:
+def _default_squash(space: gym.Space[Any]) -> tuple[str, ...]:
     """ "tanh" for dimensions with 0 inside, "sigmoid" for one-sided ones; empty for discrete actions."""
     if not isinstance(space, spaces.Box):
         return ()
@@ -92,7 +92,7 @@ def default_squash(space: gym.Space[Any]) -> tuple[str, ...]:
     )
 
 
-def squashed(outs: Array, squash: tuple[str, ...]) -> Array:
+def _squashed(outs: Array, squash: tuple[str, ...]) -> Array:
     """Map outputs (N, A) to [-1, 1], one name per column; without names they stay as they are.
 
     "tanh" and "sigmoid" are the same curve over the whole range; "clip" stays at the lower bound below 0.

@@ -62,21 +62,21 @@ class MPPIConfig:
             fail(self, "min_std", f"at most max_std ({self.max_std})")
 
 
-class Prior(Protocol):
+class _Prior(Protocol):
     """A policy that proposes plans."""
 
     def __call__(self, latent: Latent, *, greedy: bool = False, generator: Random = None) -> Tensor:
         """Encoded actions (B, A): sampled, or the mode if `greedy`."""
 
 
-class Value(Protocol):
+class _Value(Protocol):
     """The value of the last latent of a plan."""
 
     def __call__(self, latent: Latent, *, generator: Random = None) -> Tensor:
         """(B,) discounted return."""
 
 
-class Plan(NamedTuple):
+class _Plan(NamedTuple):
     """The chosen action, and the mean for the start of the next plan."""
 
     act: Tensor
@@ -85,7 +85,7 @@ class Plan(NamedTuple):
     """(N, H, A) means of Box actions, probabilities of discrete actions"""
 
 
-class Guess(NamedTuple):
+class _Guess(NamedTuple):
     """The distribution from which plans are sampled."""
 
     mean: Tensor
@@ -111,8 +111,8 @@ class MPPI:
         self,
         model: WorldModel,
         cfg: MPPIConfig | None = None,
-        prior: Prior | None = None,
-        value: Value | None = None,
+        prior: _Prior | None = None,
+        value: _Value | None = None,
         bf16: bool | Literal["auto"] = False,
     ) -> None:
         if not isinstance(model.act_space, spaces.Box | spaces.Discrete):
@@ -138,7 +138,7 @@ class MPPI:
         *,
         explore: bool = False,
         generator: Random = None,
-    ) -> Plan:
+    ) -> _Plan:
         """Choose actions in N rows at once.
 
         Args:
@@ -151,7 +151,7 @@ class MPPI:
             guess = self._begin(_rows(latent), last, first)
             if self.cfg.iterations == 0:
                 assert self.prior is not None
-                return Plan(self.prior(latent, greedy=not explore, generator=generator), guess.mean)
+                return _Plan(self.prior(latent, greedy=not explore, generator=generator), guess.mean)
             return self._search(latent, guess, explore, generator)
 
     def returns(self, latent: Latent, acts: Tensor, generator: Random = None) -> Tensor:
@@ -171,7 +171,7 @@ class MPPI:
         # Avoid regions where the model diverges.
         return total.float().nan_to_num(nan=torch.finfo(torch.float32).min).view(N, S)
 
-    def _search(self, latent: Latent, guess: Guess, explore: bool, generator: Random) -> Plan:
+    def _search(self, latent: Latent, guess: _Guess, explore: bool, generator: Random) -> _Plan:
         cfg, N = self.cfg, len(guess.mean)
         rows = torch.arange(N, device=guess.mean.device)
         given = self._given_plans(latent, generator)  # (N, P, H, A)
@@ -179,7 +179,7 @@ class MPPI:
         for _ in range(1 if self.tries_all else cfg.iterations):
             drawn = self._draw(guess, 0 if self.tries_all else cfg.num_samples - given.shape[1], generator)
             acts = torch.cat([given, drawn], 1)
-            best, weights = weigh(self.returns(latent, acts, generator), num_elites, cfg.temperature)
+            best, weights = _weigh(self.returns(latent, acts, generator), num_elites, cfg.temperature)
             elites = acts[rows[:, None], best]
             guess = self._refit(elites, weights)
         if self.choices:
@@ -189,9 +189,9 @@ class MPPI:
             # The largest ratio to an exponential is a weighted sample: the Gumbel trick without logarithms.
             race = weights / torch.empty_like(weights).exponential_(generator=generator)
             act = elites[rows, race.argmax(1), 0]
-        return Plan(self._shaken(act, guess, generator) if explore else act, guess.mean)
+        return _Plan(self._shaken(act, guess, generator) if explore else act, guess.mean)
 
-    def _begin(self, num: int, last: Tensor | None, first: Tensor | None) -> Guess:
+    def _begin(self, num: int, last: Tensor | None, first: Tensor | None) -> _Guess:
         shape, device = (num, self.cfg.horizon, self.actions), self.model.device
         mean = torch.full(shape, 1 / self.actions if self.choices else 0.0, device=device)
         if last is not None and tuple(last.shape) != shape:
@@ -199,7 +199,7 @@ class MPPI:
         if last is not None:
             shifted = torch.cat([last[:, 1:], mean[:, -1:]], 1)
             mean = shifted if first is None else torch.where(first[:, None, None], mean, shifted)
-        return Guess(mean, torch.full(shape, self.cfg.max_std, device=device))
+        return _Guess(mean, torch.full(shape, self.cfg.max_std, device=device))
 
     def _given_plans(self, latent: Latent, generator: Random) -> Tensor:
         """Plans (N, P, H, A) that are evaluated in every iteration: all possible plans, or those of the
@@ -217,7 +217,7 @@ class MPPI:
             acts.append(self.prior(latent, generator=generator))
         return torch.stack(acts, 1).float().view(N, P, H, self.actions)
 
-    def _draw(self, guess: Guess, num: int, generator: Random) -> Tensor:
+    def _draw(self, guess: _Guess, num: int, generator: Random) -> Tensor:
         N, H, A = guess.mean.shape
         if self.choices:
             uniform = torch.rand(N, num, H, generator=generator, device=guess.mean.device)
@@ -225,12 +225,12 @@ class MPPI:
         noise = torch.randn(N, num, H, A, generator=generator, device=guess.mean.device)
         return (guess.mean[:, None] + guess.std[:, None] * noise).clamp(-1, 1)
 
-    def _refit(self, elites: Tensor, weights: Tensor) -> Guess:
+    def _refit(self, elites: Tensor, weights: Tensor) -> _Guess:
         if self.choices:
-            return Guess(smooth(elites, weights, self.cfg.smoothing), torch.zeros_like(elites[:, 0]))
+            return _Guess(_smooth(elites, weights, self.cfg.smoothing), torch.zeros_like(elites[:, 0]))
         return refit(elites, weights, self.cfg.min_std, self.cfg.max_std)
 
-    def _shaken(self, act: Tensor, guess: Guess, generator: Random) -> Tensor:
+    def _shaken(self, act: Tensor, guess: _Guess, generator: Random) -> Tensor:
         """Exploration: noise with the standard deviation of the plan for Box, some uniform discrete
         actions."""
         if self.choices:
@@ -241,21 +241,21 @@ class MPPI:
         return (act + guess.std[:, 0] * noise).clamp(-1, 1)
 
 
-def weigh(values: Tensor, num_elites: int, temperature: float) -> tuple[Tensor, Tensor]:
+def _weigh(values: Tensor, num_elites: int, temperature: float) -> tuple[Tensor, Tensor]:
     """Indices and weights (N, num_elites) of the best values (N, S); the weights sum to 1."""
     best, index = values.topk(num_elites, 1)
     return index, (temperature * (best - best[:, :1])).softmax(1)
 
 
-def refit(elites: Tensor, weights: Tensor, min_std: float, max_std: float) -> Guess:
+def refit(elites: Tensor, weights: Tensor, min_std: float, max_std: float) -> _Guess:
     """Weighted mean and standard deviation (N, H, A) of elites (N, K, H, A)."""
     weights = weights[:, :, None, None]
     mean = (weights * elites).sum(1)
     std = (weights * (elites - mean[:, None]).square()).sum(1).sqrt()
-    return Guess(mean, std.clamp(min_std, max_std))
+    return _Guess(mean, std.clamp(min_std, max_std))
 
 
-def smooth(elites: Tensor, weights: Tensor, smoothing: float) -> Tensor:
+def _smooth(elites: Tensor, weights: Tensor, smoothing: float) -> Tensor:
     """Probabilities (N, H, A) of the discrete actions of elites (N, K, H, A), mixed with a uniform share."""
     chances = (weights[:, :, None, None] * elites).sum(1)
     return (1 - smoothing) * chances + smoothing / elites.shape[-1]
@@ -265,7 +265,7 @@ def _rows(latent: Latent) -> int:
     return len(next(iter(latent.values())))
 
 
-class Flat(WorldModel, Protocol):
+class _Flat(WorldModel, Protocol):
     """A world model whose feat contains its whole latent."""
 
     def latent_of(self, feat: Tensor) -> Latent:
@@ -275,8 +275,8 @@ class Flat(WorldModel, Protocol):
 class MPPIPolicy:
     """A `Policy` that plans at every step from feat; each plan starts from the previous one.
 
-    Only its settings are saved. `from_tensors` takes the model, and uses its `propose` (a `Prior`) and
-    `worth` (a `Value`) if they exist.
+    Only its settings are saved. `from_tensors` takes the model, and uses its `propose` for proposed
+    plans and its `worth` for the value after a plan, if they exist.
     """
 
     def __init__(self, planner: MPPI) -> None:
@@ -297,7 +297,7 @@ class MPPIPolicy:
 
     def act(self, obs: Array) -> Array:
         """Map feat (N, F) to the env's own actions (N, *space.shape)."""
-        model: Flat = self.planner.model  # type: ignore[assignment]
+        model: _Flat = self.planner.model  # type: ignore[assignment]
         if obs.ndim != 2 or obs.shape[1] != self.feat_dim:
             raise ValueError(f"obs must be (N, {self.feat_dim}), got {obs.shape}")
         latent = model.latent_of(torch.from_numpy(obs).float().to(model.device))

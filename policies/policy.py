@@ -31,7 +31,7 @@ class RandomPolicy:
     """A uniform random action in every step."""
 
     def __init__(self, space: Space) -> None:
-        self.space = check_space(space)
+        self.space = _check_space(space)
 
     def reset(self, num: int, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -46,7 +46,7 @@ class HeldActions:
     def __init__(self, space: Space, min_hold: int = 1, max_hold: int = 10) -> None:
         if not 1 <= min_hold <= max_hold:
             raise ValueError(f"need 1 <= min_hold <= max_hold, got {min_hold} and {max_hold}")
-        self.space, self.min_hold, self.max_hold = check_space(space), min_hold, max_hold
+        self.space, self.min_hold, self.max_hold = _check_space(space), min_hold, max_hold
 
     def reset(self, num: int, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -89,7 +89,7 @@ class OrnsteinUhlenbeck:
         if not (theta > 0 and sigma >= 0 and 0 < theta * dt < 2):
             raise ValueError(f"need theta > 0, sigma >= 0, 0 < theta * dt < 2; got {theta=}, {sigma=}, {dt=}")
         self.theta, self.sigma, self.dt = theta, sigma, dt
-        one_sided = is_one_sided(self.space)
+        one_sided = _is_one_sided(self.space)
         first = one_sided & (np.cumsum(one_sided) == 1)
         ranges = np.full((len(first), 2), spread)
         ranges[one_sided], ranges[first] = oppose, drive
@@ -103,21 +103,21 @@ class OrnsteinUhlenbeck:
     def act(self, obs: Array) -> Array:
         noise = self.rng.standard_normal(self.x.shape)
         self.x = self.x + self.theta * self.dt * (self.mean - self.x) + self.sigma * np.sqrt(self.dt) * noise
-        return from_unit(self.space, self.x)
+        return _from_unit(self.space, self.x)
 
 
-class RandomNetwork:
+class _RandomNetwork:
     """A small random network of the observation, resampled in each episode."""
 
     def __init__(self, space: Space, hidden: int = 32, gain: float = 2.0) -> None:
-        self.space, self.hidden, self.gain = check_space(space), hidden, gain
+        self.space, self.hidden, self.gain = _check_space(space), hidden, gain
 
     def reset(self, num: int, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
         self.weights: tuple[Floats, Floats, Floats] | None = None
 
     def act(self, obs: Array) -> Array:
-        x = features(obs)
+        x = _features(obs)
         if self.weights is None:
             self.first = x
             self.weights = self._draw_weights(len(x), x.shape[1])
@@ -135,7 +135,7 @@ class RandomNetwork:
         return 2 * w_in, bias, w_out
 
 
-class Mixture:
+class _Mixture:
     """Plays each episode with one of `policies`, sampled at the start of the episode."""
 
     def __init__(self, policies: Sequence[Policy]) -> None:
@@ -166,7 +166,7 @@ def explorer(env: gym.Env[Any, Any]) -> Policy:
         return OrnsteinUhlenbeck(space)
     held = HeldActions(space, 1, 4)
     sees_vectors = len(env.observation_space.shape or ()) == 1
-    return Mixture([held, RandomNetwork(space)]) if sees_vectors else held
+    return _Mixture([held, _RandomNetwork(space)]) if sees_vectors else held
 
 
 class NoisyPolicy:
@@ -194,7 +194,7 @@ class NoisyPolicy:
             raise ValueError(f"noise must be one or more levels >= 0, got {noise}")
         if not 0 <= leave <= 1 or leave_by < 1:
             raise ValueError(f"need 0 <= leave <= 1 and leave_by >= 1, got {leave=} and {leave_by=}")
-        self.policy, self.space, self.noise = policy, check_space(space), noise
+        self.policy, self.space, self.noise = policy, _check_space(space), noise
         self.leave, self.leave_by = leave, leave_by
         self.theta = 0.15
         self.other = HeldActions(space)
@@ -236,7 +236,7 @@ class NoisyPolicy:
         return swapped
 
 
-def check_space(space: Space) -> Space:
+def _check_space(space: Space) -> Space:
     """Return the action space if uniform sampling supports it."""
     if isinstance(space, spaces.Box):
         return check_box(space)
@@ -269,20 +269,20 @@ def sample_actions(space: Space, num: int, rng: np.random.Generator) -> Array:
     return rng.integers(0, 2, shape).astype(space.dtype)
 
 
-def from_unit(space: spaces.Box, x: Floats) -> Array:
+def _from_unit(space: spaces.Box, x: Floats) -> Array:
     """Map x (N, A), with 0 for no action and -1 and 1 for the bounds, to clipped actions."""
     low, high = space.low.astype(np.float64).ravel(), space.high.astype(np.float64).ravel()
-    rest = np.where(is_one_sided(space), 0.0, (low + high) / 2)
+    rest = np.where(_is_one_sided(space), 0.0, (low + high) / 2)
     return clip_action(space, (rest + x * (high - rest)).reshape(-1, *space.shape))
 
 
-def is_one_sided(space: spaces.Box) -> NDArray[np.bool_]:
+def _is_one_sided(space: spaces.Box) -> NDArray[np.bool_]:
     """The dimensions (A,) of real numbers with lower bound 0, where 0 means no action: a pedal, a thruster."""
     one_sided: NDArray[np.bool_] = (space.low.ravel() == 0) & (space.dtype.kind == "f")
     return one_sided
 
 
-def features(obs: Array) -> Floats:
+def _features(obs: Array) -> Floats:
     """About 200 features of each observation: a coarse image in [-1, 1], or a normalised vector."""
     if obs.ndim == 4:
         stride = (max(1, obs.shape[1] // 8), max(1, obs.shape[2] // 8))

@@ -190,7 +190,7 @@ def check_actions(space: gym.Space[Any]) -> None:
         )
 
 
-class UnitActions(VectorWrapper):
+class _UnitActions(VectorWrapper):
     """Box actions in units of their bounds: -1 is the lower bound, 1 the upper one, shape (A,).
 
     PPO and A2C of SB3 start with a standard deviation of 1 around 0 in the units of the action space, and so never
@@ -208,8 +208,8 @@ class UnitActions(VectorWrapper):
 
 
 def unit_actions(envs: VectorEnv[Any, Any, Any]) -> VectorEnv[Any, Any, Any]:
-    """`envs` with `UnitActions` if its actions are a Box; otherwise `envs` itself."""
-    return UnitActions(envs) if isinstance(envs.single_action_space, spaces.Box) else envs
+    """`envs` with actions in units of the bounds if they are a Box; otherwise `envs` itself."""
+    return _UnitActions(envs) if isinstance(envs.single_action_space, spaces.Box) else envs
 
 
 class SB3Policy:

@@ -12,15 +12,15 @@ from torch import Tensor
 from toy import Toy
 
 from policies.actor_critic import (
-    Actor,
     ActorCritic,
     ActorCriticConfig,
     ActorPolicy,
-    BoundedNormal,
-    Choice,
-    Critic,
-    Dream,
-    ReturnScale,
+    _Actor,
+    _BoundedNormal,
+    _Choice,
+    _Critic,
+    _Dream,
+    _ReturnScale,
 )
 from wm_agents.checkpoint import load_artifact, save_artifact
 from wm_agents.pretrained import POLICIES
@@ -43,11 +43,11 @@ def test_log_chances_and_entropies_are_the_equations() -> None:
     rng = np.random.default_rng(0)
     logits, act = rng.normal(size=(4, 3)), np.eye(3)[[0, 2, 1, 1]]
     probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    choice = Choice(torch.from_numpy(logits))
+    choice = _Choice(torch.from_numpy(logits))
     np.testing.assert_allclose(choice.log_prob(torch.from_numpy(act)), np.log((probs * act).sum(1)))
     np.testing.assert_allclose(choice.entropy(), -(probs * np.log(probs)).sum(1))
     mean, std, x = rng.normal(size=(4, 2)), rng.random((4, 2)) + 0.1, rng.normal(size=(4, 2))
-    normal = BoundedNormal(torch.from_numpy(mean), torch.from_numpy(std))
+    normal = _BoundedNormal(torch.from_numpy(mean), torch.from_numpy(std))
     density = np.exp(-((x - mean) ** 2) / (2 * std**2)) / np.sqrt(2 * np.pi * std**2)
     np.testing.assert_allclose(normal.log_prob(torch.from_numpy(x)), np.log(density).sum(1))
     np.testing.assert_allclose(normal.entropy(), (0.5 * np.log(2 * np.pi * np.e * std**2)).sum(1))
@@ -55,7 +55,7 @@ def test_log_chances_and_entropies_are_the_equations() -> None:
 
 def test_the_actor_reports_what_the_papers_heads_say() -> None:
     torch.manual_seed(0)
-    actor, feat = Actor(BOX, 4, 16, 1), torch.randn(5, 4)
+    actor, feat = _Actor(BOX, 4, 16, 1), torch.randn(5, 4)
     assert actor.spread is not None
     x = actor.body(feat).detach().numpy()
     mean = x @ actor.out.weight.detach().numpy().T
@@ -68,40 +68,40 @@ def test_the_actor_reports_what_the_papers_heads_say() -> None:
 
 def test_samples_follow_the_chances_and_the_noise_they_are_given() -> None:
     noise = torch.randn(4000, 1, generator=torch.manual_seed(0))
-    drawn = Choice(torch.tensor([0.2, 0.5, 0.3]).log().expand(4000, 3)).sample(noise)
+    drawn = _Choice(torch.tensor([0.2, 0.5, 0.3]).log().expand(4000, 3)).sample(noise)
     np.testing.assert_allclose(drawn.mean(0), [0.2, 0.5, 0.3], atol=0.03)
-    assert Choice(torch.tensor([[0.0, 2.0, 1.0]])).mode().tolist() == [[0, 1, 0]]
-    normal = BoundedNormal(torch.tensor([[0.5]]), torch.tensor([[0.2]]))
+    assert _Choice(torch.tensor([[0.0, 2.0, 1.0]])).mode().tolist() == [[0, 1, 0]]
+    normal = _BoundedNormal(torch.tensor([[0.5]]), torch.tensor([[0.2]]))
     assert normal.sample(torch.tensor([[2.0]])).tolist() == [[pytest.approx(0.9)]] and normal.noise_dim == 1
 
 
 @pytest.mark.parametrize("space", [spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3)])
 def test_actions_it_cannot_take_are_rejected_before_training(space: spaces.Space) -> None:
     with pytest.raises(ValueError, match="this actor needs Box or Discrete actions, got Multi.*train with `wm evolve`"):
-        Actor(space, 4)
+        _Actor(space, 4)
 
 
 def test_a_critic_that_has_learned_nothing_says_zero() -> None:
-    assert (Critic(4, 16, 2).value(torch.randn(7, 4)) == 0).all()
+    assert (_Critic(4, 16, 2).value(torch.randn(7, 4)) == 0).all()
 
 
 def test_the_scale_of_returns_is_their_spread_averaged_and_never_below_1() -> None:
-    scale, returns = ReturnScale(0.5), torch.linspace(0, 100, 101)
+    scale, returns = _ReturnScale(0.5), torch.linspace(0, 100, 101)
     assert float(scale(returns)) == pytest.approx(45)  # Half of 95 - 5; nothing makes up for the start at 0.
     assert float(scale(returns)) == pytest.approx(67.5)
     scale.eval()
     assert float(scale(100 * returns)) == pytest.approx(67.5)
-    assert float(ReturnScale(0.01)(returns)) == 1
+    assert float(_ReturnScale(0.01)(returns)) == 1
 
 
-def random_dream(steps: int = 5, num: int = 4, feat_dim: int = 3) -> Dream:
+def random_dream(steps: int = 5, num: int = 4, feat_dim: int = 3) -> _Dream:
     rng = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         return torch.rand(shape, generator=rng)
 
     acts = torch.eye(3)[torch.randint(3, (steps, num), generator=rng)]
-    return Dream(draw(steps + 1, num, feat_dim), acts, 5 * draw(steps, num), draw(steps + 1, num))
+    return _Dream(draw(steps + 1, num, feat_dim), acts, 5 * draw(steps, num), draw(steps + 1, num))
 
 
 def test_a_dream_is_evaluated_by_the_equations() -> None:
@@ -242,7 +242,7 @@ def test_a_row_explores_alike_whatever_its_neighbours_do() -> None:
 @pytest.mark.parametrize("space", [spaces.Box(np.float32([0, -2]), np.float32([1, 6])), spaces.Discrete(3, start=5)])
 def test_a_policy_that_was_saved_acts_the_same(space: spaces.Space, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    policy = ActorPolicy(space, Actor(space, 4, 16, 2))
+    policy = ActorPolicy(space, _Actor(space, 4, 16, 2))
     for p in policy.actor.parameters():
         p.add_(0.3 * torch.randn_like(p))
     save_artifact(tmp_path / "a", {}, {"w": torch.zeros(1)}, {}, "# a\n", {"actor": (policy.tensors(), policy.about())})
@@ -257,7 +257,7 @@ def test_a_policy_that_was_saved_acts_the_same(space: spaces.Space, tmp_path: Pa
 
 
 def test_weights_of_something_else_are_rejected() -> None:
-    tensors = ActorPolicy(BOX, Actor(BOX, 4, 16, 2)).tensors()
+    tensors = ActorPolicy(BOX, _Actor(BOX, 4, 16, 2)).tensors()
     with pytest.raises(ValueError, match="the saved actor does not fit Discrete.*expected shapes"):
         ActorPolicy.from_tensors(CHOICE, tensors, {"kind": "actor"})
     with pytest.raises(ValueError, match="expected weights of an actor and kind 'actor', got"):

@@ -16,15 +16,15 @@ import test_mppi
 import test_returns
 import test_tdmpc2
 
-from policies.actor_critic import ActorCritic, ReturnScale
+from policies.actor_critic import ActorCritic, _ReturnScale
 from policies.dists import TwoHot, mixed, symexp
-from policies.mppi import refit, smooth, weigh
+from policies.mppi import _smooth, _weigh, refit
 from policies.returns import lambda_returns
 from wm_agents.models import dreamerv3, tdmpc2, tdmpc2_policy
 from wm_agents.models.dreamerv3 import RSSM, DreamerV3
 from wm_agents.models.tdmpc2 import TDMPC2, TDMPC2Config
-from wm_agents.models.tdmpc2_layers import simnorm
-from wm_agents.training.laprop import LaProp, clip_by_agc
+from wm_agents.models.tdmpc2_layers import _simnorm
+from wm_agents.training.laprop import LaProp, _clip_by_agc
 
 
 class Bend(NamedTuple):
@@ -94,13 +94,13 @@ BENDS = {
     "actor: dreams weigh a step late": Bend(ActorCritic.judge, "cont.cumprod(0)[:-1]", "cont.cumprod(0)[1:]", dream),
     "actor: the root of the scale": Bend(ActorCritic.judge, "scale(returns)", "scale(returns).sqrt()", dream),
     "return scale: from the least to the most": Bend(
-        ReturnScale.forward,
+        _ReturnScale.forward,
         "[0.05, 0.95]",
         "[0.0, 1.0]",
         test_actor_critic.test_the_scale_of_returns_is_their_spread_averaged_and_never_below_1,
     ),
     "AGC: the smallest bound is pmin itself": Bend(
-        clip_by_agc,
+        _clip_by_agc,
         ".clamp(min=pmin) * agc",
         ".mul(agc).clamp(min=pmin)",
         test_laprop.test_clipping_goes_by_the_norm_of_each_tensor,
@@ -112,7 +112,7 @@ BENDS = {
         partial(test_laprop.test_five_steps_are_the_equations, 1.0),
     ),
     "SimNorm: as many groups as members": Bend(
-        simnorm, "(dim, -1)", "(-1, dim)", test_tdmpc2.test_simnorm_is_a_softmax_in_groups_as_in_numpy
+        _simnorm, "(dim, -1)", "(-1, dim)", test_tdmpc2.test_simnorm_is_a_softmax_in_groups_as_in_numpy
     ),
     "discount heuristic: a fourth of an episode": Bend(
         TDMPC2Config.discount,
@@ -121,13 +121,13 @@ BENDS = {
         partial(test_tdmpc2.test_the_discount_follows_from_the_length_of_episodes, 500, 0.99),
     ),
     "rho: the first loss is not whole": Bend(
-        tdmpc2.over_time,
+        tdmpc2._over_time,
         "rho[: losses.shape[1]]",
         "rho[1 : losses.shape[1] + 1]",
         test_tdmpc2.test_losses_weigh_rho_to_the_t_as_in_numpy,
     ),
     "squashed normal: tanh's slope": Bend(
-        tdmpc2_policy.squash_correction,
+        tdmpc2_policy._squash_correction,
         "act.square()",
         "act.abs()",
         test_tdmpc2.test_log_probabilities_are_those_of_a_squashed_normal_as_in_numpy,
@@ -145,7 +145,7 @@ BENDS = {
         test_tdmpc2.test_the_scale_of_values_follows_their_spread_in_train_mode_alone,
     ),
     "MPPI: the temperature divides": Bend(
-        weigh,
+        _weigh,
         "(temperature * (best - best[:, :1]))",
         "((best - best[:, :1]) / temperature)",
         test_mppi.test_elites_weigh_as_in_numpy,
@@ -154,7 +154,7 @@ BENDS = {
         refit, ".sqrt()", "", test_mppi.test_the_next_guess_is_the_weighted_mean_and_spread_as_in_numpy
     ),
     "MPPI: each choice gets the whole share": Bend(
-        smooth, " / elites.shape[-1]", "", test_mppi.test_choices_keep_a_chance_as_in_numpy
+        _smooth, " / elites.shape[-1]", "", test_mppi.test_choices_keep_a_chance_as_in_numpy
     ),
 }
 

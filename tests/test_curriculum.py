@@ -22,7 +22,7 @@ from wm_agents.curriculum.plan import Course
 from wm_agents.curriculum.record import Record
 from wm_agents.curriculum.run import Curriculum
 from wm_agents.curriculum.task_run import EVALUATION_SEED, Hands, Played
-from wm_agents.curriculum.tasks import Entry, Threshold
+from wm_agents.curriculum.tasks import Entry, _Threshold
 from wm_agents.loops.recipes import ImproveConfig
 from wm_agents.loops.rounds import Check, OnCheck, Rounds
 from wm_agents.system.files import write_json
@@ -119,7 +119,7 @@ def course(
     rounds = rounds or (most + 10) // 10
     cfg = ImproveConfig(RealSpec(env_id), out="", rounds=rounds, check_every=check_every, controller="ppo")
     cfg = replace(cfg, ppo=replace(cfg.ppo, iterations=10))
-    return Course(Entry(env_id, Threshold(threshold, threshold)), cfg, threshold, most, period, 3, films)
+    return Course(Entry(env_id, _Threshold(threshold, threshold)), cfg, threshold, most, period, 3, films)
 
 
 def rename(source: Path, target: Path) -> None:
@@ -135,7 +135,7 @@ def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "replace", rename)
     monkeypatch.setattr("wm_agents.system.run_folder.provenance", lambda: {})
     monkeypatch.setattr(run, "find_source", lambda *args: None)
-    monkeypatch.setattr(report, "draw_curve", lambda record, path: path.write_bytes(b"curve"))
+    monkeypatch.setattr(report, "_draw_curve", lambda record, path: path.write_bytes(b"curve"))
 
 
 def take(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wm_agents.curriculum.films import triad, video_generations
+from wm_agents.curriculum.films import _triad, video_generations
 
 
 @pytest.mark.parametrize(
@@ -19,12 +19,12 @@ from wm_agents.curriculum.films import triad, video_generations
     ],
 )
 def test_triad_videos_near_the_beginning_the_middle_and_near_the_end(generations: int, films: list[int]) -> None:
-    assert triad(generations) == films
+    assert _triad(generations) == films
 
 
 @pytest.mark.parametrize("generations", range(1, 300))
 def test_a_triad_is_always_three_generations_of_the_run(generations: int) -> None:
-    films = triad(generations)
+    films = _triad(generations)
     assert len(set(films)) == min(generations, 3) and min(films) >= 1 and max(films) <= generations
 
 

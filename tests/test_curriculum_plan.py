@@ -11,10 +11,10 @@ import pytest
 from wm_agents.curriculum import plan as planning
 from wm_agents.curriculum.config import CurriculumConfig
 from wm_agents.curriculum.plan import MOST_ROUNDS, plan
-from wm_agents.curriculum.tasks import Entry, Threshold, known
+from wm_agents.curriculum.tasks import Entry, _known, _Threshold
 from wm_agents.loops.recipes import RECIPES
 
-CAR, POLE = known("CarRacing"), known("CartPole")
+CAR, POLE = _known("CarRacing"), _known("CartPole")
 
 
 def planned(entry: Entry = CAR, **flags: Any) -> planning.Course:
@@ -109,9 +109,9 @@ def test_too_few_generations_for_a_promotion_are_rejected() -> None:
 
 
 def test_any_environment_is_trained_by_what_it_shows() -> None:
-    course = plan(Entry("Pendulum-v1", Threshold(-200, -900)), CurriculumConfig())
+    course = plan(Entry("Pendulum-v1", _Threshold(-200, -900)), CurriculumConfig())
     assert course.cfg.spec.id == "Pendulum-v1" and course.cfg.spec.size is None
-    assert plan(Entry("CarRacing-v3", Threshold(1, 1)), CurriculumConfig()).cfg.spec.size == 64
+    assert plan(Entry("CarRacing-v3", _Threshold(1, 1)), CurriculumConfig()).cfg.spec.size == 64
 
 
 def test_a_limit_of_steps_goes_before_the_environments_own() -> None:

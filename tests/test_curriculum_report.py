@@ -16,20 +16,20 @@ import cv2
 import numpy as np
 import pytest
 
-from wm_agents.curriculum.latex import latex, latex_table
+from wm_agents.curriculum.latex import _latex, latex_table
 from wm_agents.curriculum.promotion import Plateau, Promotion
 from wm_agents.curriculum.record import Evaluation, Record
 from wm_agents.curriculum.report import (
     Runtime,
+    _clock,
+    _draw_curve,
+    _table_controller,
+    _table_runtime,
     as_json,
-    clock,
     curriculum_progress,
-    draw_curve,
     eval_progress,
     metrics_summary,
     snapshot,
-    table_controller,
-    table_runtime,
     write_report,
 )
 
@@ -135,7 +135,7 @@ def test_metrics_summary_says_how_a_task_ended(means: list[float], expected: tup
 
 
 def test_the_curve_shows_band_rolling_mean_and_threshold(tmp_path: Path) -> None:
-    draw_curve(record([-21.0, -10.0, 0.0, 10.0, 18.0, 19.0, 21.0, 21.0, 21.0]), tmp_path / "curve.png")
+    _draw_curve(record([-21.0, -10.0, 0.0, 10.0, 18.0, 19.0, 21.0, 21.0, 21.0]), tmp_path / "curve.png")
     picture = cv2.imread(str(tmp_path / "curve.png"))
     assert picture is not None and picture.shape == (900, 1500, 3)
     blue, orange, red, band = (
@@ -146,7 +146,7 @@ def test_the_curve_shows_band_rolling_mean_and_threshold(tmp_path: Path) -> None
 
 
 def test_a_curve_without_evaluations_can_be_drawn(tmp_path: Path) -> None:
-    draw_curve(record([]), tmp_path / "curve.png")
+    _draw_curve(record([]), tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 1000
 
 
@@ -185,11 +185,11 @@ def tables() -> dict[str, str]:
     odd = record([1.0] * 9, env_id=HOSTILE)
     odd.phases = {HOSTILE: 3.0}
     return {
-        "empty": table_controller(record([])),
-        "solved": table_controller(record([-21.0, 0.0, 18.0, 19.0, 20.0, 21.0, 21.0])),
-        "hostile": table_controller(odd),
-        "runtime": table_runtime(record([1.0]), RUNTIME),
-        "runtime-hostile": table_runtime(odd, Runtime(HOSTILE, HOSTILE, HOSTILE)),
+        "empty": _table_controller(record([])),
+        "solved": _table_controller(record([-21.0, 0.0, 18.0, 19.0, 20.0, 21.0, 21.0])),
+        "hostile": _table_controller(odd),
+        "runtime": _table_runtime(record([1.0]), RUNTIME),
+        "runtime-hostile": _table_runtime(odd, Runtime(HOSTILE, HOSTILE, HOSTILE)),
     }
 
 
@@ -213,14 +213,14 @@ def test_pdflatex_takes_tables_alone_and_in_a_paper(name: str, tmp_path: Path) -
 
 
 def test_the_table_of_the_controller_shows_five_generations_from_first_to_last() -> None:
-    head, *found = check_latex(table_controller(record([-21.0, 0.0, 5.0, 18.0, 19.0, 20.0, 21.0, 21.0])))
+    head, *found = check_latex(_table_controller(record([-21.0, 0.0, 5.0, 18.0, 19.0, 20.0, 21.0, 21.0])))
     assert head == ["Generation", "Mean", "Best", "Solved?", "Notes"]
     assert [row[0] for row in found] == ["10", "30", "50", "60", "80"]
     assert found[-1] == ["80", "21.0", "21.0", "yes", "best evaluation, promoted, mean of 5: 19.8"]
 
 
 def test_the_table_of_times_shows_what_was_measured() -> None:
-    found = check_latex(table_runtime(record([1.0]), RUNTIME))
+    found = check_latex(_table_runtime(record([1.0]), RUNTIME))
     assert found == [
         ["Phase", "Wallclock", "Device", "Precision"],
         ["collect", "3 min 46 s", "cpu", "-"],
@@ -232,9 +232,9 @@ def test_the_table_of_times_shows_what_was_measured() -> None:
 
 
 def test_latex_prints_any_text_as_it_is() -> None:
-    assert latex("a_b 50%") == r"a\_b 50\%"
-    assert latex("\\x{}") == r"\textbackslash{}x\{\}"
-    assert latex("é±\n") == "e?"
+    assert _latex("a_b 50%") == r"a\_b 50\%"
+    assert _latex("\\x{}") == r"\textbackslash{}x\{\}"
+    assert _latex("é±\n") == "e?"
     check_latex(latex_table(["x"], [[HOSTILE]], HOSTILE, HOSTILE))
 
 
@@ -243,7 +243,7 @@ def test_latex_prints_any_text_as_it_is() -> None:
     [(0.04, "0.0 s"), (59.94, "59.9 s"), (60, "1 min 00 s"), (3599, "59 min 59 s"), (7320, "2 h 02 min")],
 )
 def test_times_are_reported_as_people_do(seconds: float, text: str) -> None:
-    assert clock(seconds) == text
+    assert _clock(seconds) == text
 
 
 def test_a_report_is_four_files_and_the_same_each_time(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from wm_agents.curriculum import show as watch
 from wm_agents.curriculum import warm_start
 from wm_agents.curriculum.config import CurriculumConfig
 from wm_agents.curriculum.player import Stage
-from wm_agents.curriculum.task_run import copy_whole
+from wm_agents.curriculum.task_run import _copy_whole
 from wm_agents.data.dataset import write_shard
 from wm_agents.data.episode import Episode
 from wm_agents.loops.recipes import ImproveConfig, seeded
@@ -166,13 +166,13 @@ def test_a_directory_is_copied_whole_or_not_at_all(tiny: Path, tmp_path: Path, m
 
     monkeypatch.setattr(shutil, "copytree", fail)
     with pytest.raises(OSError, match="full"):
-        copy_whole(tiny, target)
+        _copy_whole(tiny, target)
     assert not target.exists()
     monkeypatch.setattr(shutil, "copytree", copy)
-    copy_whole(tiny, target)
+    _copy_whole(tiny, target)
     assert {path.name for path in target.iterdir()} == {path.name for path in tiny.iterdir()}
     assert [path.name for path in target.parent.iterdir()] == ["copy"]
-    copy_whole(tmp_path / "none", target)  # What is there stays.
+    _copy_whole(tmp_path / "none", target)  # What is there stays.
 
 
 SMALL = VMCConfig(z_dim=4, hidden=8, mixtures=2)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from wm_agents.curriculum import tasks as curriculum_tasks
-from wm_agents.curriculum.tasks import Entry, Threshold, installed, read_curriculum, what_is_missing
+from wm_agents.curriculum.tasks import Entry, _Threshold, _what_is_missing, installed, read_curriculum
 
 
 def of(path: Path, text: str) -> str:
@@ -32,7 +32,7 @@ def test_named_curricula_have_their_tasks_with_thresholds_of_their_own(name: str
 
 def test_folders_are_named_for_the_environment() -> None:
     assert [entry.folder for entry in read_curriculum("core")] == ["ALE_Pong-v5", "LunarLander-v3", "CarRacing-v3"]
-    assert Entry("my.module:Some/Env-v0", Threshold(1, 1)).folder == "my.module_Some_Env-v0"
+    assert Entry("my.module:Some/Env-v0", _Threshold(1, 1)).folder == "my.module_Some_Env-v0"
 
 
 def test_a_file_lists_tasks_in_order(tmp_path: Path) -> None:
@@ -53,10 +53,10 @@ def test_a_file_lists_tasks_in_order(tmp_path: Path) -> None:
         threshold = 21.0
         """
     assert read_curriculum(of(tmp_path, text)) == [
-        Entry("Pendulum-v1", Threshold(-200.0, -900.5), None, 30),
-        Entry("CartPole-v1", Threshold(475.0, 195.0), "CartPole", None, 90),
-        Entry("Acrobot-v1", Threshold(-90.0, -90.0), "Acrobot"),
-        Entry("ALE/Pong-v5", Threshold(21.0, 21.0), "Pong"),
+        Entry("Pendulum-v1", _Threshold(-200.0, -900.5), None, 30),
+        Entry("CartPole-v1", _Threshold(475.0, 195.0), "CartPole", None, 90),
+        Entry("Acrobot-v1", _Threshold(-90.0, -90.0), "Acrobot"),
+        Entry("ALE/Pong-v5", _Threshold(21.0, 21.0), "Pong"),
     ]
 
 
@@ -113,9 +113,9 @@ def test_atari_is_left_out_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) 
 
 def test_all_is_there() -> None:
     assert installed(read_curriculum("full"))[1] == {}
-    assert what_is_missing("no_such_module_at_all:Env-v0") == "the module no_such_module_at_all is not installed"
+    assert _what_is_missing("no_such_module_at_all:Env-v0") == "the module no_such_module_at_all is not installed"
 
 
 def test_a_wrong_id_is_an_error_and_not_left_out() -> None:
     with pytest.raises(ValueError, match="LunarLanderr-v3 is not an installed environment.*LunarLander"):
-        what_is_missing("LunarLanderr-v3")
+        _what_is_missing("LunarLanderr-v3")

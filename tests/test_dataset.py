@@ -13,7 +13,7 @@ import pytest
 from toy_env import is_aligned
 
 from wm_agents.data import dataset, shard
-from wm_agents.data.dataset import Dataset, split_episodes, write_manifest, write_shard
+from wm_agents.data.dataset import Dataset, _split_episodes, write_manifest, write_shard
 from wm_agents.data.episode import Episode
 
 RNG = np.random.default_rng
@@ -279,7 +279,7 @@ def test_seeds_of_any_size_come_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("num, fraction", [(2, 0.01), (2, 0.99), (3, 0.1), (50, 0.1), (1000, 0.2)])
 def test_a_split_has_both_sides_and_loses_nobody(num: int, fraction: float) -> None:
-    train, val = split_episodes(num, fraction)
+    train, val = _split_episodes(num, fraction)
     assert len(train) >= 1 and len(val) >= 1
     assert sorted([*train, *val]) == list(range(num))
     assert abs(len(val) - num * fraction) <= max(1, 0.1 * num)
@@ -287,12 +287,12 @@ def test_a_split_has_both_sides_and_loses_nobody(num: int, fraction: float) -> N
 
 def test_a_split_of_nothing_keeps_all_in_training() -> None:
     for num, fraction in [(1, 0.5), (10, 0.0)]:
-        train, val = split_episodes(num, fraction)
+        train, val = _split_episodes(num, fraction)
         assert len(train) == num and len(val) == 0
     with pytest.raises(ValueError, match="val_fraction"):
-        split_episodes(10, 1.0)
+        _split_episodes(10, 1.0)
 
 
 def test_a_split_stays_as_the_dataset_grows() -> None:
-    small, large = split_episodes(100, 0.1, seed=3)[1], split_episodes(500, 0.1, seed=3)[1]
+    small, large = _split_episodes(100, 0.1, seed=3)[1], _split_episodes(500, 0.1, seed=3)[1]
     assert set(small) == {i for i in large if i < 100}

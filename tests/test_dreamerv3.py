@@ -16,7 +16,7 @@ from torch import Tensor
 from policies.actor_critic import ActorCriticConfig, ActorPolicy
 from wm_agents.data.replay import Batch
 from wm_agents.errors import ConfigurationError
-from wm_agents.models.dreamerv3 import RSSM, DreamerV3, DreamerV3Config, Posteriors
+from wm_agents.models.dreamerv3 import RSSM, DreamerV3, DreamerV3Config, _Posteriors
 from wm_agents.training.dreamer_agent import DreamerLearner
 from wm_agents.training.laprop import LaProp
 from wm_envs.action import act_dim
@@ -143,10 +143,10 @@ def test_kl_terms_have_free_nats_by_step_and_their_official_weights(monkeypatch:
     batch = draw_batch(model)
     post, prior = (rng.dirichlet(np.ones(4) * c, (T, B, 4)).swapaxes(2, 3) for c in (1.0, 8.0))
     post[0] = prior[0]  # Nothing to learn there, and yet it counts the free nat.
-    seen = Posteriors(torch.zeros(T, B, 64), torch.zeros(T, B, 16), torch.from_numpy(post).requires_grad_())
+    seen = _Posteriors(torch.zeros(T, B, 64), torch.zeros(T, B, 16), torch.from_numpy(post).requires_grad_())
     ahead = torch.from_numpy(prior).swapaxes(0, 1).requires_grad_()
     monkeypatch.setattr(
-        RSSM, "observe", lambda self, latent, tokens, *rest: Posteriors(*(x[-len(tokens) :] for x in seen))
+        RSSM, "observe", lambda self, latent, tokens, *rest: _Posteriors(*(x[-len(tokens) :] for x in seen))
     )
     monkeypatch.setattr(RSSM, "prior_probs", lambda self, deter: ahead)
     out = model.loss(batch)
@@ -174,7 +174,7 @@ def test_the_parts_of_a_loss_are_the_papers() -> None:
     out, post = model.learn(batch)
     feat = model.feat(post).detach()
     obs = batch.obs[:, 1:].numpy()
-    drawn = model.eye.draw(post["deter"], post["stoch"]).detach().numpy()
+    drawn = model.eye.predict(post["deter"], post["stoch"]).detach().numpy()
     want = ((drawn - np.sign(obs) * np.log1p(np.abs(obs))) ** 2).sum(-1).mean()
     assert float(out.components["rec"].detach()) == pytest.approx(want, rel=1e-4)
     want = model.rew_bins.loss(model.rew(feat), batch.rew).mean()

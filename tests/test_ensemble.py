@@ -23,7 +23,7 @@ from wm_agents.data.replay import Batch
 from wm_agents.data.shard import write_shard
 from wm_agents.models.ensemble import Ensemble, EnsembleConfig, Moves
 from wm_agents.training.config import TrainingConfig
-from wm_agents.training.fit_ensemble import MoveSet, fit_ensemble, make_starts, read_moves
+from wm_agents.training.fit_ensemble import _MoveSet, fit_ensemble, make_starts, read_moves
 from wm_envs.dream import DreamConfig, DreamVectorEnv
 from wm_envs.noise import RowStreams
 
@@ -45,14 +45,14 @@ def space(dim: int) -> spaces.Box:
     return spaces.Box(-10, 10, (dim,), np.float32)
 
 
-def moves(obs: Floats, act: Floats, rew: Floats, term: Floats, next_obs: Floats) -> MoveSet:
+def moves(obs: Floats, act: Floats, rew: Floats, term: Floats, next_obs: Floats) -> _MoveSet:
     """Steps that stand alone, ten an episode, so that some are held out."""
     as_tensors = [torch.from_numpy(np.asarray(part, np.float32)) for part in (obs, act, rew, term, next_obs)]
     episode = np.arange(len(obs)) // 10
-    return MoveSet(*as_tensors, episode, np.arange(0, len(obs), 10))
+    return _MoveSet(*as_tensors, episode, np.arange(0, len(obs), 10))
 
 
-def fitted(data: MoveSet, path: Path, seed: int, cfg: EnsembleConfig = SMALL, updates: int = 300) -> Ensemble:
+def fitted(data: _MoveSet, path: Path, seed: int, cfg: EnsembleConfig = SMALL, updates: int = 300) -> Ensemble:
     torch.manual_seed(seed)
     model = Ensemble(cfg, space(data.obs.shape[1]), ACT)
     fit_ensemble(model, data, TRAINING.replace(total_steps=updates, seed=seed), path / "fit", first=True)
@@ -263,7 +263,7 @@ def test_members_learn_from_data_of_their_own(line: Ensemble) -> None:
 def test_feat_keeps_its_units_when_data_change(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
 
-    def some(size: float) -> MoveSet:
+    def some(size: float) -> _MoveSet:
         obs = rng.uniform(-size, size, (100, 1))
         return moves(obs, np.zeros((100, 1)), np.ones(100), np.zeros(100), obs)
 

@@ -55,7 +55,7 @@ def test_ids_of_other_packages_name_the_package(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_dreams_are_not_near() -> None:
-    assert not [name for name in env_id.nearest("Dream-CartPole-v0", 20) if name.startswith(("Dream-", "Real-"))]
+    assert not [name for name in env_id._nearest("Dream-CartPole-v0", 20) if name.startswith(("Dream-", "Real-"))]
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:

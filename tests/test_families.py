@@ -9,7 +9,7 @@ import pytest
 from toy_family import ROW, Toy, ToyAgent, ToyConfig
 
 from wm_agents.cli.app import main
-from wm_agents.models.families import FAMILIES, add_installed
+from wm_agents.models.families import FAMILIES, _add_installed
 from wm_agents.pretrained import load_model, load_policy
 
 IN_ROUNDS = (
@@ -67,7 +67,7 @@ def test_it_trains_as_a_project_with_worker_processes(
     (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1\n")
     (facts / "entry_points.txt").write_text("[wm_agents.families]\ntoy = toy_family:ROW\n")
     monkeypatch.syspath_prepend(tmp_path)
-    add_installed()
+    _add_installed()
     assert FAMILIES["toy"] == ROW
     Path("wm.toml").write_text(WM_TOML)
     assert main(["config", "show"]) == 0 and "toy" in capsys.readouterr().out

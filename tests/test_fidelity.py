@@ -23,9 +23,9 @@ from wm_agents.evaluation.evaluate import Score
 from wm_agents.evaluation.fidelity import temperature as sweep
 from wm_agents.evaluation.fidelity.calibration import drawn_ends, reliability
 from wm_agents.evaluation.fidelity.closed_loop import closed_loop
-from wm_agents.evaluation.fidelity.history import History, Round, find_run, read_history, told_history
+from wm_agents.evaluation.fidelity.history import History, _Round, find_run, read_history, told_history
 from wm_agents.evaluation.fidelity.measure import Fidelity, FidelityConfig, measure
-from wm_agents.evaluation.fidelity.open_loop import OpenLoop, match_ends, open_loop
+from wm_agents.evaluation.fidelity.open_loop import OpenLoop, _match_ends, open_loop
 from wm_agents.evaluation.held_out import record
 from wm_agents.evaluation.posterior import Foreseen, foresee
 from wm_agents.evaluation.statistics import pearson, spearman
@@ -164,9 +164,9 @@ def test_matching_of_ends() -> None:
     known = np.array([3, 3, 3, 8, 8, 4, 9])
     said = np.array([4, 6, inf, 5, 7, 5, inf])
     # 4 is close to 3; 6 lies behind a real end, 7 and the second 5 too near a cut; the first 5 is a false alarm.
-    assert match_ends(real, known, said, 0, 8, tolerance=2) == (0.5, pytest.approx(1 / 3), 2)
-    assert match_ends(real, known, said, 8, 20, tolerance=2) == (None, 0.0, 0)
-    assert match_ends(real[3:6], known[3:6], said[3:6], 0, 3, tolerance=2) == (None, None, 0)
+    assert _match_ends(real, known, said, 0, 8, tolerance=2) == (0.5, pytest.approx(1 / 3), 2)
+    assert _match_ends(real, known, said, 8, 20, tolerance=2) == (None, 0.0, 0)
+    assert _match_ends(real[3:6], known[3:6], said[3:6], 0, 3, tolerance=2) == (None, None, 0)
 
 
 def test_a_copied_frame_is_off_by_what_was_walked() -> None:
@@ -442,7 +442,7 @@ def test_a_run_s_rounds_are_read(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text(json.dumps({"history": rounds}))
     (tmp_path / "run.json").write_text(json.dumps({"config": {"horizon": 150}}))
     going = read_history(tmp_path)
-    assert going.rounds == [Round(0, 5.0, 2.0, 1.0, 110), Round(10, 7.0, 8.0, None, 210)]
+    assert going.rounds == [_Round(0, 5.0, 2.0, 1.0, 110), _Round(10, 7.0, 8.0, None, 210)]
     assert (going.horizon, going.final_dream, going.final_real) == (150, None, None)
     (tmp_path / "summary.json").write_text(
         json.dumps({"rounds": rounds, "dream": {"mean": 9.0}, "real": {"mean": 8.5}})
@@ -455,7 +455,7 @@ def test_a_run_s_rounds_are_read(tmp_path: Path) -> None:
 def test_runs_that_called_the_stage_evolve_are_read_too(tmp_path: Path) -> None:
     rounds = {"0": stages(100, 5.0, control="evolve", real=2.0)}
     (tmp_path / "state.json").write_text(json.dumps({"history": rounds}))
-    assert read_history(tmp_path).rounds == [Round(0, 5.0, 2.0, None, 100)]
+    assert read_history(tmp_path).rounds == [_Round(0, 5.0, 2.0, None, 100)]
 
 
 def test_a_model_s_config_describes_its_rounds(tmp_path: Path) -> None:
@@ -465,7 +465,7 @@ def test_a_model_s_config_describes_its_rounds(tmp_path: Path) -> None:
 
     assert told_history(tmp_path) is told({}) is told({"rounds": []}) is None
     rounds = [{"round": 0, "dream": 5, "real": 2.5}, {"round": 1, "dream": 6.0, "real": 4.0, "std": 1.0}]
-    assert told({"rounds": rounds}).rounds == [Round(0, 5.0, 2.5, None, None), Round(1, 6.0, 4.0, 1.0, None)]
+    assert told({"rounds": rounds}).rounds == [_Round(0, 5.0, 2.5, None, None), _Round(1, 6.0, 4.0, 1.0, None)]
     for wrong in ([{"round": 0, "dream": 5.0}], [{"round": 0, "dream": None, "real": 1.0}], [3], 3, {"0": {}}):
         with pytest.raises(ValueError, match=r'config.json: "rounds" must be a list of .* got'):
             told({"rounds": wrong})

@@ -19,9 +19,9 @@ from toy_line import END, Doubtful, playing, subject
 from policies.linear import LinearPolicy
 from wm_agents.cli import app as cli
 from wm_agents.evaluation.fidelity import report
-from wm_agents.evaluation.fidelity.history import History, Round
+from wm_agents.evaluation.fidelity.history import History, _Round
 from wm_agents.evaluation.fidelity.measure import QUICK, Fidelity, FidelityConfig, measure
-from wm_agents.evaluation.fidelity.report import DATA, PAGE, fidelity_report, plain, write_report
+from wm_agents.evaluation.fidelity.report import DATA, PAGE, _write_report, fidelity_report, plain
 from wm_agents.evaluation.fidelity.sections import sections
 from wm_agents.evaluation.fidelity.temperature import Warmth
 from wm_agents.evaluation.subject import Subject, subject_of
@@ -41,7 +41,7 @@ from wm_envs.dream import DreamConfig
 from wm_envs.registry import RealSpec
 
 CFG = FidelityConfig(episodes=2, dream_episodes=4, windows=60, horizons=(1, 5), temperatures=(0.5, 1.0))
-HISTORY = History("run", [Round(0, 9.0, 4.0, 1.0, 10), Round(1, 5.0, 6.0, None, 20)], 150, 5.5, 5.0)
+HISTORY = History("run", [_Round(0, 9.0, 4.0, 1.0, 10), _Round(1, 5.0, 6.0, None, 20)], 150, 5.5, 5.0)
 FACTS = {"model": "a<b>", "env": "Line-v0", "config": {"episodes": 2}, "seeds": (1, 2)}
 KEYS = (
     "open_loop", "reward", "termination", "calibration", "gap", "ranking", "temperature", "training", "disagreement",
@@ -68,7 +68,7 @@ def bare() -> Fidelity:
 @pytest.fixture(scope="module")
 def written(found: Fidelity, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("written")
-    write_report(found, out, FACTS)
+    _write_report(found, out, FACTS)
     return out
 
 
@@ -107,7 +107,7 @@ def test_the_json_is_strict_and_holds_every_number(found: Fidelity, written: Pat
 def test_what_is_not_a_number_becomes_null() -> None:
     value = {"a": (float("nan"), float("inf")), 3: [np.float64(1 / 3), True, None, 5, "x"]}
     assert plain(value) == {"a": [None, None], "3": [0.333333, True, None, 5, "x"]}
-    assert plain(Round(0, float("nan"), 1.0, None, 10)) == {
+    assert plain(_Round(0, float("nan"), 1.0, None, 10)) == {
         "round": 0, "dream": None, "real": 1.0, "real_std": None, "real_steps": 10
     }  # fmt: skip
 
@@ -204,7 +204,7 @@ def test_a_controller_trained_at_a_temperature_is_in_the_table_and_the_plot(foun
 
 
 def test_a_page_without_policy_or_ends_is_written_too(bare: Fidelity, tmp_path: Path) -> None:
-    result = write_report(bare, tmp_path, FACTS)
+    result = _write_report(bare, tmp_path, FACTS)
     assert strict((tmp_path / DATA).read_text()) == result
     assert (result["gap"], result["history"]) == (None, None)
     assert "<h2" in (tmp_path / PAGE).read_text()
@@ -252,7 +252,7 @@ def test_a_shipped_model_shows_the_course_of_its_training(
     monkeypatch.setattr(report, "measure", lambda *args, **kwargs: seen.update(kwargs) or found_nothing())
     with pytest.raises(InterruptedError):
         fidelity_report(str(model), tmp_path / "out")
-    assert seen["history"].rounds == [Round(0, 9.0, 4.0, None, None), Round(2, 5.0, 6.0, None, None)]
+    assert seen["history"].rounds == [_Round(0, 9.0, 4.0, None, None), _Round(2, 5.0, 6.0, None, None)]
 
 
 def found_nothing() -> Fidelity:
@@ -280,7 +280,7 @@ def test_a_rewritten_model_is_measured_as_it_is_now(pole: str, tmp_path: Path, m
 
 
 def test_rounds_without_steps_recorded_are_shown(found: Fidelity) -> None:
-    told = History("config.json", [Round(0, 9.0, 4.0, None, None)], None, None, None)
+    told = History("config.json", [_Round(0, 9.0, 4.0, None, None)], None, None, None)
     section = next(s for s in sections(found._replace(history=told)) if s.key == "training")
     assert section.rows == [["0", "–", "9.0", "4.0", "–", "+5.0"]]
     assert "in dreams of another length (" not in section.note

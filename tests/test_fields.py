@@ -12,7 +12,7 @@ import pytest
 
 from wm_agents.cli.flags import Parser
 from wm_agents.errors import ConfigurationError
-from wm_agents.project.json_schema import section_schema
+from wm_agents.project.json_schema import _section_schema
 from wm_envs.fields import FieldError, above, at_least, at_most, below, check_fields, fail, field_docs, share
 
 
@@ -81,7 +81,7 @@ def test_numpy_scalars_become_python_numbers() -> None:
 
 
 def test_schema_and_help_have_the_same_ranges(capsys: pytest.CaptureFixture[str]) -> None:
-    properties = section_schema(ToyConfig)["properties"]
+    properties = _section_schema(ToyConfig)["properties"]
     assert (properties["num"]["minimum"], properties["levels"]["items"]["minimum"]) == (2, 0)
     assert properties["rate"]["exclusiveMinimum"] == 0 and properties["rate"]["maximum"] == 1
     assert properties["num"]["description"] == field_docs(ToyConfig)["num"] == "Number of toys. At least 2."

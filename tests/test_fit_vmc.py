@@ -22,13 +22,13 @@ from wm_agents.models.vmc import VMC, VMCConfig
 from wm_agents.training.callbacks import Callback
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.fit_vmc import (
-    FramePool,
     LatentSet,
+    _FramePool,
+    _rare_steps,
     encode_dataset,
     fit_memory,
     fit_vision,
     make_starts,
-    rare_steps,
     sample_windows,
     set_reward_scale,
 )
@@ -107,11 +107,11 @@ def test_every_frame_is_seen_and_every_step_kept_in_its_place(tmp_path: Path) ->
 
 def test_a_batch_of_frames_holds_few_neighbours_and_is_the_same_again(tmp_path: Path) -> None:
     data = echo_data(tmp_path, num=4, length=1000)  # A frame says which step it is.
-    pool = FramePool(data, FP32, np.arange(3))
+    pool = _FramePool(data, FP32, np.arange(3))
     batches = [pool.batch(update)[:, 0].sort().values for update in range(50)]
     neighbours = sum(int((batch.diff() == 1).sum()) for batch in batches) / (50 * (FP32.batch_size - 1))
     assert neighbours < 0.1  # 16 of 1,001 steps, in 3 episodes, drawn alone: 4 %.
-    again = FramePool(data, FP32, np.arange(3))
+    again = _FramePool(data, FP32, np.arange(3))
     assert all(torch.equal(again.batch(update)[:, 0].sort().values, batches[update]) for update in (49, 3))
     assert not torch.equal(pool.batch(pool.deals)[:, 0], pool.batch(0)[:, 0])
 
@@ -184,11 +184,11 @@ def test_rare_steps_are_ends_and_rewards_but_the_commonest_of_each_kind_as_many(
     rew[data.offset[2] + 7] = rew[data.offset[0] + 1] = -1.0
     rew[data.offset[1] + 1] = 5.0  # Of an episode that is not asked for.
     rew[data.offset + data.length] = 9.0  # No step leaves the last frame.
-    rare = rare_steps(data._replace(rew=rew), np.array([0, 2, 3]))
+    rare = _rare_steps(data._replace(rew=rew), np.array([0, 2, 3]))
     found = {(int(e), int(t)): round(float(p), 6) for e, t, p in zip(*rare, strict=True)}
     third, sixth = round(1 / 3, 6), round(1 / 6, 6)
     assert found == {(0, 1): sixth, (2, 7): sixth, (2, 4): third, (0, 8): sixth, (2, 19): sixth}
-    assert rare_steps(data._replace(rew=rew * 0, term=rew * 0), np.arange(4)) is None
+    assert _rare_steps(data._replace(rew=rew * 0, term=rew * 0), np.arange(4)) is None
 
 
 def test_one_window_in_eight_holds_a_rare_step_anywhere_in_it() -> None:
@@ -196,7 +196,7 @@ def test_one_window_in_eight_holds_a_rare_step_anywhere_in_it() -> None:
     rew = torch.zeros(len(data.rew))
     rew[200] = 1.0
     data, among = data._replace(rew=rew, term=rew * 0), np.arange(2)
-    rare = rare_steps(data, among)
+    rare = _rare_steps(data, among)
     w = sample_windows(data, 800, 8, np.random.default_rng(0), among, rare)
     holds = (w.rew > 0).any(1)
     assert holds[:100].all() and holds[100:].sum() < 50

@@ -22,7 +22,7 @@ from wm_agents.checkpoint import ArtifactError, load_artifact, save_artifact, sh
 from wm_agents.cli.app import main as wm
 from wm_agents.data.dataset import Dataset, write_shard
 from wm_agents.data.episode import Episode
-from wm_agents.data.npz import action_space
+from wm_agents.data.npz import _action_space
 from wm_agents.data.replay import ReplayBuffer
 from wm_agents.data.shard import ShardError, read_info
 from wm_agents.factory import create_world_model
@@ -289,7 +289,7 @@ def test_an_environment_of_a_foreign_model_is_not_imported_unless_it_is_trusted(
 
 def test_shards_and_standard_modules_are_not_imported_either(evil: Path) -> None:
     with pytest.raises(UntrustedModule, match="data names the environment evil_module:Evil-v0"):
-        action_space({"id": "evil_module:Evil-v0"}, None, Path("data"))
+        _action_space({"id": "evil_module:Evil-v0"}, None, Path("data"))
     with pytest.raises(UntrustedModule, match="whose module this would be run"):
         check_trusted("this:CartPole-v1", "a file")
     assert not (evil / "mark").exists()

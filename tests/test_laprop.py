@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from wm_agents.training.laprop import LaProp, clip_by_agc
+from wm_agents.training.laprop import LaProp, _clip_by_agc
 
 LR, KEEP, KEEP_SQUARE, EPS, AGC, PMIN = 0.01, 0.9, 0.999, 1e-20, 0.3, 1e-3
 
@@ -50,7 +50,7 @@ def test_clipping_goes_by_the_norm_of_each_tensor() -> None:
     rng = np.random.default_rng(1)
     weights = [rng.normal(size=5), np.zeros(5), 1e-5 * rng.normal(size=(2, 2))]
     grads = [10 * rng.normal(size=5), 10 * rng.normal(size=5), 1e-9 * rng.normal(size=(2, 2))]
-    got = clip_by_agc([torch.from_numpy(w) for w in weights], [torch.from_numpy(g) for g in grads], AGC, PMIN)
+    got = _clip_by_agc([torch.from_numpy(w) for w in weights], [torch.from_numpy(g) for g in grads], AGC, PMIN)
     for clipped, weight, grad in zip(got, weights, grads, strict=True):
         np.testing.assert_allclose(clipped, np_agc(weight, grad), rtol=1e-9)
     assert float(got[1].norm()) == pytest.approx(AGC * PMIN) and (got[2].numpy() == grads[2]).all()

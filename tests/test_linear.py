@@ -8,7 +8,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from policies.linear import Controller, LinearPolicy, default_squash, num_params, squashed
+from policies.linear import Controller, LinearPolicy, _default_squash, _squashed, num_params
 from wm_envs.action import decode_action
 from wm_envs.real import make_real
 from wm_envs.registry import TASKS, RealSpec
@@ -25,7 +25,7 @@ def test_car_racing_has_the_papers_867_parameters() -> None:
     env = make_real(TASKS["CarRacing"].real)
     assert num_params(env.action_space, 32 + 256) == 867
     assert sum(p.numel() for p in Controller(32, 256, 3).parameters()) == 867
-    assert default_squash(env.action_space) == ("tanh", "sigmoid", "sigmoid")
+    assert _default_squash(env.action_space) == ("tanh", "sigmoid", "sigmoid")
     env.close()
 
 
@@ -65,25 +65,25 @@ def test_policy_acts_as_the_torch_controller_does_before_squashing() -> None:
 
 
 def test_squashes_reach_from_bound_to_bound() -> None:
-    far = decode_action(BOX, squashed(sums([[99, 99, 99], [-99, -99, -99]]), SQUASH))
+    far = decode_action(BOX, _squashed(sums([[99, 99, 99], [-99, -99, -99]]), SQUASH))
     assert far.tolist() == [[2, 10, 1], [-2, 0, 0]] and far.dtype == np.float32
 
 
 def test_squashes_rest_where_they_should() -> None:
-    assert decode_action(BOX, squashed(sums([[0, 0, 0]]), SQUASH)).tolist() == [[0, 5, 0]]
+    assert decode_action(BOX, _squashed(sums([[0, 0, 0]]), SQUASH)).tolist() == [[0, 5, 0]]
 
 
 def test_squashes_are_the_papers_between() -> None:
     x = 0.3
-    act = decode_action(BOX, squashed(sums([[x, x, x], [-x, -x, -x]]), SQUASH))
+    act = decode_action(BOX, _squashed(sums([[x, x, x], [-x, -x, -x]]), SQUASH))
     t = np.tanh(x)
     assert np.allclose(act, [[2 * t, 10 * (t + 1) / 2, t], [-2 * t, 10 * (1 - t) / 2, 0]], atol=1e-5)
 
 
 def test_default_squash_follows_each_range() -> None:
     space = spaces.Box(np.array([-1, 0, -5, 2], np.float32), np.array([1, 1, 0, 3], np.float32))
-    assert default_squash(space) == ("tanh", "sigmoid", "sigmoid", "sigmoid")
-    rest = decode_action(space, squashed(np.zeros((1, 4), np.float32), default_squash(space)))
+    assert _default_squash(space) == ("tanh", "sigmoid", "sigmoid", "sigmoid")
+    rest = decode_action(space, _squashed(np.zeros((1, 4), np.float32), _default_squash(space)))
     assert np.allclose(rest, [[0, 0.5, -2.5, 2.5]])
 
 

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from torch import Tensor
 from toy import Toy
 
-from policies.mppi import MPPI, MPPIConfig, MPPIPolicy, refit, smooth, weigh
+from policies.mppi import MPPI, MPPIConfig, MPPIPolicy, _smooth, _weigh, refit
 from wm_envs.noise import Generator
 from wm_envs.world_model import Latent, Step
 
@@ -197,7 +197,7 @@ def test_no_iterations_ask_the_prior_alone() -> None:
 
 def test_elites_weigh_as_in_numpy() -> None:
     values = np.random.default_rng(0).normal(size=(3, 10)) * 5
-    index, weights = weigh(torch.from_numpy(values), 4, 0.5)
+    index, weights = _weigh(torch.from_numpy(values), 4, 0.5)
     for row in range(3):
         order = np.argsort(-values[row])[:4]
         raw = np.exp(0.5 * (values[row][order] - values[row].max()))
@@ -221,7 +221,7 @@ def test_the_next_guess_is_the_weighted_mean_and_spread_as_in_numpy() -> None:
 def test_choices_keep_a_chance_as_in_numpy() -> None:
     rng = np.random.default_rng(0)
     taken, weights = rng.integers(0, 3, (2, 5, 4)), rng.dirichlet(np.ones(5), 2)
-    got = smooth(torch.from_numpy(np.eye(3)[taken]), torch.from_numpy(weights), 0.1)
+    got = _smooth(torch.from_numpy(np.eye(3)[taken]), torch.from_numpy(weights), 0.1)
     want = np.zeros((2, 4, 3))
     for n, k, h in np.ndindex(2, 5, 4):
         want[n, h, taken[n, k, h]] += 0.9 * weights[n, k]

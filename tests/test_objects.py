@@ -16,7 +16,7 @@ from wm_agents.data.shard import write_shard
 from wm_agents.models.objects import Objects, ObjectsConfig
 from wm_agents.models.slots import Slots
 from wm_agents.training.config import TrainingConfig
-from wm_agents.training.fit_objects import SlotSet, fit_eye, fit_limits, fit_objects, make_starts, read_slots
+from wm_agents.training.fit_objects import _SlotSet, fit_eye, fit_limits, fit_objects, make_starts, read_slots
 from wm_envs.dream import DreamVectorEnv
 
 GAMES = 20
@@ -57,7 +57,7 @@ def games(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def learned(games: Dataset, tmp_path_factory: pytest.TempPathFactory, learning_seed: int) -> tuple[Objects, SlotSet]:
+def learned(games: Dataset, tmp_path_factory: pytest.TempPathFactory, learning_seed: int) -> tuple[Objects, _SlotSet]:
     """A model that has learned the court, and what it was taught with."""
     model, folder = court(learning_seed), tmp_path_factory.mktemp("fit")
     fit_eye(model, games, np.random.default_rng(learning_seed))
@@ -106,7 +106,7 @@ def test_an_eye_that_was_never_fitted_sees_nothing() -> None:
 # What is kept of the data
 
 
-def test_stored_slots_are_the_latents_that_encoding_in_order_gives(learned: tuple[Objects, SlotSet]) -> None:
+def test_stored_slots_are_the_latents_that_encoding_in_order_gives(learned: tuple[Objects, _SlotSet]) -> None:
     model, data = learned
     episode, begin = played(3), int(np.flatnonzero(data.episode == 3)[0])
     latent = model.encode(torch.from_numpy(episode.obs[:1]))
@@ -120,7 +120,7 @@ def test_stored_slots_are_the_latents_that_encoding_in_order_gives(learned: tupl
 
 
 def test_frames_seen_before_are_not_looked_at_again_until_the_eye_changes(
-    games: Dataset, learned: tuple[Objects, SlotSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    games: Dataset, learned: tuple[Objects, _SlotSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = court()
     model.load_state_dict(learned[0].state_dict())
@@ -134,7 +134,7 @@ def test_frames_seen_before_are_not_looked_at_again_until_the_eye_changes(
     assert sum(looked) == games.num_frames
 
 
-def test_half_of_what_is_learned_from_is_near_a_contact(learned: tuple[Objects, SlotSet]) -> None:
+def test_half_of_what_is_learned_from_is_near_a_contact(learned: tuple[Objects, _SlotSet]) -> None:
     near = np.arange(500, 550)
     data = learned[1]._replace(leaving=np.arange(1000), near=near)
     picked = data.pick(20_000, np.random.default_rng(0))
@@ -143,7 +143,7 @@ def test_half_of_what_is_learned_from_is_near_a_contact(learned: tuple[Objects, 
     assert (data.pick(20_000, np.random.default_rng(0)) >= 750).mean() == pytest.approx(0.5 + 0.5 * 0.25, abs=0.02)
 
 
-def test_half_of_the_starts_are_of_the_newest_episodes(learned: tuple[Objects, SlotSet]) -> None:
+def test_half_of_the_starts_are_of_the_newest_episodes(learned: tuple[Objects, _SlotSet]) -> None:
     _, data = learned
     starts = make_starts(data, 4, 400, np.random.default_rng(0), np.array([GAMES - 1]))
     assert starts["anywhere"]["here"].shape == (400, 4, 3)
@@ -158,7 +158,7 @@ def test_half_of_the_starts_are_of_the_newest_episodes(learned: tuple[Objects, S
 
 
 @torch.inference_mode()
-def test_a_dream_is_the_court_pixel_for_pixel_through_its_bounces(learned: tuple[Objects, SlotSet]) -> None:
+def test_a_dream_is_the_court_pixel_for_pixel_through_its_bounces(learned: tuple[Objects, _SlotSet]) -> None:
     model, _ = learned
     exact = 0
     for seed in range(50, 55):
@@ -174,7 +174,7 @@ def test_a_dream_is_the_court_pixel_for_pixel_through_its_bounces(learned: tuple
     assert exact >= 160, f"{exact} of 200 frames"
 
 
-def test_a_game_ends_at_the_point_that_ended_those_it_was_learned_from(learned: tuple[Objects, SlotSet]) -> None:
+def test_a_game_ends_at_the_point_that_ended_those_it_was_learned_from(learned: tuple[Objects, _SlotSet]) -> None:
     model, data = learned
     assert model.limit.tolist() == [3, np.inf]
     assert not data.term.any(), "the limit explains every end"
@@ -191,7 +191,7 @@ def test_a_game_ends_at_the_point_that_ended_those_it_was_learned_from(learned: 
     assert (total == -3).all()
 
 
-def test_ends_at_different_counts_are_no_limit(learned: tuple[Objects, SlotSet]) -> None:
+def test_ends_at_different_counts_are_no_limit(learned: tuple[Objects, _SlotSet]) -> None:
     model, data = court(), learned[1]
     last = data.leaving[np.append(np.diff(data.episode[data.leaving]) > 0, True)]
     term = torch.zeros(len(data.term))
@@ -205,7 +205,7 @@ def test_ends_at_different_counts_are_no_limit(learned: tuple[Objects, SlotSet])
         assert model.limit.isinf().all() and torch.equal(kept.term, some)
 
 
-def test_row_i_seeded_s_is_the_single_dream_seeded_s_plus_i(learned: tuple[Objects, SlotSet]) -> None:
+def test_row_i_seeded_s_is_the_single_dream_seeded_s_plus_i(learned: tuple[Objects, _SlotSet]) -> None:
     model, data = learned
     starts = make_starts(data, model.cfg.history, 32, np.random.default_rng(0), np.arange(GAMES))
     many = DreamVectorEnv(model, starts, 4, start="anywhere")

@@ -12,12 +12,12 @@ from gymnasium.envs.box2d.car_racing import CarRacing
 
 from policies.policy import (
     HeldActions,
-    Mixture,
     NoisyPolicy,
     OrnsteinUhlenbeck,
     Policy,
-    RandomNetwork,
     RandomPolicy,
+    _Mixture,
+    _RandomNetwork,
     explorer,
 )
 from wm_envs.real import make_real
@@ -39,8 +39,8 @@ OBS = {"pixels": np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), np.ui
 
 def make_all(space: spaces.Space) -> list[Policy]:
     box = [OrnsteinUhlenbeck(space)] if isinstance(space, spaces.Box) else []
-    plain = [RandomPolicy(space), HeldActions(space), RandomNetwork(space), *box]
-    return [*plain, Mixture(plain), NoisyPolicy(RandomNetwork(space), space, (0.5,))]
+    plain = [RandomPolicy(space), HeldActions(space), _RandomNetwork(space), *box]
+    return [*plain, _Mixture(plain), NoisyPolicy(_RandomNetwork(space), space, (0.5,))]
 
 
 def run(policy: Policy, seed: int, num: int = 5, steps: int = 30, obs: np.ndarray = OBS["vector"]) -> np.ndarray:
@@ -105,7 +105,7 @@ def test_endless_bounds_are_rejected() -> None:
 
 
 def test_random_network_looks_and_is_redrawn_each_episode() -> None:
-    policy = RandomNetwork(CAR)
+    policy = _RandomNetwork(CAR)
     other = np.random.default_rng(1).integers(0, 256, OBS["pixels"].shape, np.uint8)
     policy.reset(5, 0)
     first, second = policy.act(OBS["pixels"]), policy.act(other)
@@ -129,15 +129,15 @@ class Always:
 
 
 def test_a_mixture_draws_one_policy_for_each_whole_episode() -> None:
-    acts = run(Mixture([Always(0), Always(1), Always(2)]), seed=0, num=5, steps=9)
+    acts = run(_Mixture([Always(0), Always(1), Always(2)]), seed=0, num=5, steps=9)
     assert (acts == acts[0]).all()
-    policy, picks = Mixture([Always(0), Always(1)]), []
+    policy, picks = _Mixture([Always(0), Always(1)]), []
     for seed in range(200):
         policy.reset(1, seed)
         picks.append(int(policy.act(OBS["vector"][:1])[0]))
     assert np.mean(picks) == pytest.approx(0.5, abs=0.1)
     with pytest.raises(ValueError, match="at least one policy"):
-        Mixture([])
+        _Mixture([])
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -148,13 +148,13 @@ def test_every_task_has_an_explorer(name: str) -> None:
     assert env.action_space.contains(policy.act(obs[None])[0])
     env.close()
     kinds = {"CarRacing": OrnsteinUhlenbeck, "Pong": HeldActions, "Breakout": HeldActions}
-    assert type(policy) is kinds.get(name, Mixture)
+    assert type(policy) is kinds.get(name, _Mixture)
 
 
 def test_no_noise_leaves_the_policy_alone() -> None:
     for space in SPACES:
-        want = run(RandomNetwork(space), seed=0)
-        np.testing.assert_array_equal(want, run(NoisyPolicy(RandomNetwork(space), space, (0.0,)), seed=0))
+        want = run(_RandomNetwork(space), seed=0)
+        np.testing.assert_array_equal(want, run(NoisyPolicy(_RandomNetwork(space), space, (0.0,)), seed=0))
 
 
 class Still:

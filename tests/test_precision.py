@@ -28,7 +28,7 @@ from wm_agents.models.loss import LossOutput
 from wm_agents.models.vmc import MDRNN, VMC, ConvVAE, VMCConfig
 from wm_agents.pretrained import load_model, load_starts
 from wm_agents.system.hardware import describe
-from wm_agents.training.compute import choose_precision
+from wm_agents.training.compute import _choose_precision
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.fit_vmc import _casting
 from wm_agents.training.trainer import Trainer
@@ -265,15 +265,15 @@ def test_the_trial_of_a_training_leaves_no_trace(tmp_path: Path, speeds: Speeds)
 
 def test_compiled_losses_are_not_tried(speeds: Speeds) -> None:
     compiled = CFG.replace(compile_model=True)
-    assert choose_precision(CFG, Line()) is None and choose_precision(compiled, Line()) == "float32"
+    assert _choose_precision(CFG, Line()) is None and _choose_precision(compiled, Line()) == "float32"
     speeds["product"] = FASTER
-    assert choose_precision(compiled, Line()) == "bfloat16"
+    assert _choose_precision(compiled, Line()) == "bfloat16"
 
 
 def test_a_memory_is_trained_in_float32_where_lstms_fail(speeds: Speeds) -> None:
     speeds["lstm"] = FAILS
     model = VMC(VMCConfig(z_dim=4, hidden=8), gym.spaces.Box(0, 255, (32, 32, 3), np.uint8), BOX)
-    assert choose_precision(CFG, model.memory) == "float32" and choose_precision(CFG, model.vision) is None
+    assert _choose_precision(CFG, model.memory) == "float32" and _choose_precision(CFG, model.vision) is None
 
 
 def test_a_resumed_training_keeps_the_precision_it_began_with(

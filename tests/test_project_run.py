@@ -33,17 +33,17 @@ from wm_agents.loops.rounds import Improvement
 from wm_agents.models.families import FAMILIES
 from wm_agents.pretrained import cached_model, load_model
 from wm_agents.project import run as running
-from wm_agents.project.curves import draw_curves, thin
+from wm_agents.project.curves import _thin, draw_curves
+from wm_agents.project.finished import _more as more_of
 from wm_agents.project.finished import digest
-from wm_agents.project.finished import more as more_of
-from wm_agents.project.manifest import INCOMPLETE, MEANINGFUL, SMOKE, classify, data_facts
-from wm_agents.project.noise import noise, write_noise
-from wm_agents.project.offline import _loss_of_world, learn
-from wm_agents.project.run import Degraded, find_ground, train
+from wm_agents.project.manifest import INCOMPLETE, MEANINGFUL, SMOKE, _classify, data_facts
+from wm_agents.project.noise import _noise, write_noise
+from wm_agents.project.offline import _learn, _loss_of_world
+from wm_agents.project.run import _Degraded, _find_ground, train
 from wm_agents.project.scaffold import write_project
 from wm_agents.project.schema import Project
 from wm_agents.project.settings import load_project
-from wm_agents.project.translate import config_of, online_of, replay_of, rounds_of, spaces_of, spec_of, training_of
+from wm_agents.project.translate import _config_of, online_of, replay_of, rounds_of, spaces_of, spec_of, training_of
 from wm_agents.system.run_folder import FolderInUse, RunFolder, read_metrics
 from wm_envs.env_id import UnknownEnv
 
@@ -308,7 +308,7 @@ def test_a_run_that_failed_reports_it(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_another_run_does_not_take_the_folder_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "_learn", lambda *args: {})
-    monkeypatch.setattr(running, "finish", lambda *args: None)
+    monkeypatch.setattr(running, "_finish", lambda *args: None)
     trained(project(tmp_path))
     with pytest.raises(ValueError, match=r"contains a run with other settings: seeds.run was 1, now 5"):
         trained(project(tmp_path, training__seed=5))
@@ -347,7 +347,7 @@ def test_what_does_not_fit_the_environment_is_reported_before_any_work(tmp_path:
 def test_random_data_are_an_error_unless_allowed(tmp_path: Path) -> None:
     asked = project(tmp_path, data__source="random", online_collection__enabled=False)
     with pytest.raises(
-        Degraded, match="so the model will be meaningless; .* `wm train --allow-degraded` to do it anyway"
+        _Degraded, match="so the model will be meaningless; .* `wm train --allow-degraded` to do it anyway"
     ):
         trained(asked)
     assert not asked.out.exists()
@@ -378,7 +378,7 @@ def test_no_environment_is_an_error_unless_allowed(tmp_path: Path) -> None:
     assert "DEGRADED: no_environment: the real environment could not be created" in said
     assert load_model(asked.out / "model")[0].obs_space.shape == (4,)
     online = project(tmp_path, text, online_collection__enabled=True, data__num_steps=600)
-    with pytest.raises(Degraded, match="online collection is not possible: no environment 'Nowhere-v0'"):
+    with pytest.raises(_Degraded, match="online collection is not possible: no environment 'Nowhere-v0'"):
         trained(online, allow_degraded=True)
 
 
@@ -401,20 +401,20 @@ def test_every_report_on_a_degraded_model_reports_it(
 @pytest.mark.parametrize("status", ["running", "done", "interrupted", "failed"])
 def test_nothing_makes_a_degraded_run_meaningful(status: Any) -> None:
     for degraded in ([RANDOM_DATA], [NO_ENV], [NO_ENV, RANDOM_DATA], ["anything"]):
-        assert classify(status, degraded) == SMOKE
-    assert classify(status, []) == (MEANINGFUL if status == "done" else INCOMPLETE)
+        assert _classify(status, degraded) == SMOKE
+    assert _classify(status, []) == (MEANINGFUL if status == "done" else INCOMPLETE)
 
 
 def test_noise_is_the_same_for_the_same_seed_and_of_the_right_shape(tmp_path: Path) -> None:
     asked = project(tmp_path)
     spaces = spaces_of(asked, spec_of(asked))
-    first, again = (list(noise(spaces, 250, 100, seed=3)) for _ in range(2))
+    first, again = (list(_noise(spaces, 250, 100, seed=3)) for _ in range(2))
     assert len(first) == 3 and all(np.array_equal(a.obs, b.obs) for a, b in zip(first, again))
     assert (
         first[0].obs.shape == (101, 2) and first[0].act.shape == (100, 1) and {ep.term for ep in first} <= {True, False}
     )
     pixels = spaces_of(asked, None) if False else (gym.spaces.Box(0, 255, (8, 8, 3), np.uint8), spaces[1])
-    assert next(noise(pixels, 5, 5, seed=0)).obs.dtype == np.uint8
+    assert next(_noise(pixels, 5, 5, seed=0)).obs.dtype == np.uint8
 
 
 @pytest.mark.parametrize(
@@ -451,7 +451,7 @@ def test_patience_without_a_held_out_window_is_reported_in_the_projects_words(tm
     with pytest.raises(
         ConfigurationError, match="need held-out windows of 30 steps, .* lower training.sequence_length"
     ):
-        learn(asked, spaces, Dataset(tmp_path / "data"), Console(file=io.StringIO()))
+        _learn(asked, spaces, Dataset(tmp_path / "data"), Console(file=io.StringIO()))
 
 
 def test_a_plan_of_rounds_is_the_recipe_with_what_is_said(tmp_path: Path) -> None:
@@ -508,7 +508,7 @@ def test_an_online_budget_that_cannot_do_and_lives_are_reported_before_any_work(
 
 def test_tdmpc2_looks_ahead_by_the_episodes_of_the_environment(tmp_path: Path) -> None:
     asked = project(tmp_path, ACTING.format(model="tdmpc2:ci", length=3, more=""))
-    assert config_of(asked, spaces_of(asked, spec_of(asked))[0]).episode_length == 12  # type: ignore[attr-defined]
+    assert _config_of(asked, spaces_of(asked, spec_of(asked))[0]).episode_length == 12  # type: ignore[attr-defined]
 
 
 def test_the_best_weights_are_chosen_by_what_is_known_of_the_world() -> None:
@@ -520,12 +520,12 @@ def test_a_game_of_the_ale_is_seen_as_data_says(tmp_path: Path) -> None:
     pytest.importorskip("ale_py")
     text = TINY.replace("toy_env:Echo-v0", "ALE/Pong-v5").replace("ensemble:ci", "vmc:ci")
     asked = project(tmp_path, text, data__size=64, data__env_kwargs={"obs_type": "grayscale"})
-    assert find_ground(asked, allow_degraded=False).spec == spec_of(asked)
+    assert _find_ground(asked, allow_degraded=False).spec == spec_of(asked)
 
 
 def test_curves_are_thinned_to_means() -> None:
-    assert thin(np.arange(6.0), 3).tolist() == [0.5, 2.5, 4.5]
-    assert thin(np.arange(3.0), 9).tolist() == [0, 1, 2]
+    assert _thin(np.arange(6.0), 3).tolist() == [0.5, 2.5, 4.5]
+    assert _thin(np.arange(3.0), 9).tolist() == [0, 1, 2]
 
 
 def drawn(out: Path, monkeypatch: pytest.MonkeyPatch, most: int = 100) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from wm_agents.project import schema
 from wm_agents.project.absent import ABSENT
 from wm_agents.project.lines import find_lines, line_of
 from wm_agents.project.schema import SECTIONS, UNUSED, DataSection, Project
-from wm_agents.project.settings import ProjectError, every_key, load_project
+from wm_agents.project.settings import ProjectError, _every_key, load_project
 from wm_agents.training.config import TrainingConfig
-from wm_envs.fields import describe_type, has_type
+from wm_envs.fields import _describe_type, _has_type
 
 PACKAGE = Path(schema.__file__).parent
 LEAST = 'environment = "CartPole-v1"\nmodel = "ensemble:default"\n'
@@ -216,7 +216,7 @@ def test_settings_that_only_go_together_are_no_errors_alone(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("key", [key for key in ABSENT if "." in key])
 def test_a_key_that_is_explained_away_does_not_exist(key: str, tmp_path: Path) -> None:
-    assert key not in every_key() and key.partition(".")[0] in (*SECTIONS, "training", "architecture")
+    assert key not in _every_key() and key.partition(".")[0] in (*SECTIONS, "training", "architecture")
     section, name = key.split(".")
     (line,) = told(tmp_path, LEAST + f"[{section}]\n{name} = 3\n")
     assert line == f"line 4: {key} is not supported: {ABSENT[key]}"
@@ -224,7 +224,7 @@ def test_a_key_that_is_explained_away_does_not_exist(key: str, tmp_path: Path) -
 
 def test_keys_for_some_families_only_exist() -> None:
     unused = [part for family in FAMILIES.values() for part in (UNUSED[family.learns], family.unused)]
-    assert {key for part in unused for key in part} <= set(every_key())
+    assert {key for part in unused for key in part} <= set(_every_key())
 
 
 def test_lines_are_found_in_any_layout() -> None:
@@ -261,14 +261,14 @@ k = 1
     ],
 )  # fmt: skip
 def test_values_fit_the_types_of_fields(value: Any, hint: Any, fits: bool) -> None:
-    assert has_type(value, hint) is fits
+    assert _has_type(value, hint) is fits
 
 
 def test_types_are_named_describe_type() -> None:
-    assert describe_type(tuple[int, int]) == "a list of 2 whole numbers"
-    assert describe_type(tuple[float, ...]) == "a list of numbers"
-    assert describe_type(int | None) == "a whole number"
-    assert describe_type(Literal["a", "b"]) == "one of 'a', 'b'"
+    assert _describe_type(tuple[int, int]) == "a list of 2 whole numbers"
+    assert _describe_type(tuple[float, ...]) == "a list of numbers"
+    assert _describe_type(int | None) == "a whole number"
+    assert _describe_type(Literal["a", "b"]) == "one of 'a', 'b'"
 
 
 def test_every_key_is_a_flag_with_help() -> None:

@@ -13,7 +13,15 @@ import pytest
 from wm_agents.system.files import write_json
 from wm_agents.system.hardware import describe
 from wm_agents.system.replace import replacing
-from wm_agents.system.run_folder import FolderInUse, MetricsLog, RunFolder, git_state, read_metrics, start_run, versions
+from wm_agents.system.run_folder import (
+    FolderInUse,
+    MetricsLog,
+    RunFolder,
+    _git_state,
+    read_metrics,
+    start_run,
+    versions,
+)
 from wm_agents.system.state import read_state
 from wm_envs.precision import KINDS
 
@@ -107,7 +115,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_git_state_is_none_outside_a_checkout(tmp_path: Path) -> None:
-    assert git_state(tmp_path) is None
+    assert _git_state(tmp_path) is None
 
 
 def test_hardware_and_versions_are_json() -> None:

@@ -24,11 +24,11 @@ from wm_agents.models.frames import to_network
 from wm_agents.models.tdmpc2 import (
     TDMPC2,
     TDMPC2Config,
-    over_time,
+    _over_time,
 )
-from wm_agents.models.tdmpc2_layers import simnorm
+from wm_agents.models.tdmpc2_layers import _simnorm
 from wm_agents.models.tdmpc2_nets import shift
-from wm_agents.models.tdmpc2_policy import gaussian_log_prob, squash_correction
+from wm_agents.models.tdmpc2_policy import _gaussian_log_prob, _squash_correction
 from wm_agents.pretrained import load_model, load_policy, save_model
 from wm_envs.registry import RealSpec
 from wm_envs.world_model import Step
@@ -82,7 +82,7 @@ def reached(model: TDMPC2, *losses: str) -> set[str]:
 
 def test_simnorm_is_a_softmax_in_groups_as_in_numpy() -> None:
     x = np.random.default_rng(0).normal(size=(5, 24)).astype(np.float32) * 3
-    got = simnorm(torch.from_numpy(x), 8).numpy()
+    got = _simnorm(torch.from_numpy(x), 8).numpy()
     for row in range(5):
         for group in range(3):
             e = np.exp(x[row, group::3])
@@ -137,7 +137,7 @@ def test_the_discount_follows_from_the_length_of_episodes(length: int, discount:
 def test_losses_weigh_rho_to_the_t_as_in_numpy() -> None:
     losses, rho = np.random.default_rng(0).random((6, 3)), 0.5 ** np.arange(4)
     want = sum(losses[:, t].mean() * 0.5**t for t in range(3)) / 3
-    assert float(over_time(torch.from_numpy(losses), torch.from_numpy(rho))) == pytest.approx(want)
+    assert float(_over_time(torch.from_numpy(losses), torch.from_numpy(rho))) == pytest.approx(want)
 
 
 def test_log_probabilities_are_those_of_a_squashed_normal_as_in_numpy() -> None:
@@ -145,10 +145,10 @@ def test_log_probabilities_are_those_of_a_squashed_normal_as_in_numpy() -> None:
     mean, log_std, noise = rng.normal(size=(3, 5, 2))
     x, std = mean + np.exp(log_std) * noise, np.exp(log_std)
     normal = (-0.5 * ((x - mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)).sum(-1)
-    got = gaussian_log_prob(torch.from_numpy(noise), torch.from_numpy(log_std))
+    got = _gaussian_log_prob(torch.from_numpy(noise), torch.from_numpy(log_std))
     np.testing.assert_allclose(got, normal)
     act = np.tanh(x)
-    np.testing.assert_allclose(squash_correction(torch.from_numpy(act)), np.log(1 - act**2 + 1e-6).sum(-1), rtol=1e-9)
+    np.testing.assert_allclose(_squash_correction(torch.from_numpy(act)), np.log(1 - act**2 + 1e-6).sum(-1), rtol=1e-9)
 
 
 def test_the_scaled_entropy_is_the_published_one() -> None:
@@ -159,7 +159,7 @@ def test_the_scaled_entropy_is_the_published_one() -> None:
     mean, log_std = model.policy.normal(model.pi(torch.randn(6, 16)))
     noise = torch.randn_like(mean)
     assert log_std.min() >= -10 and log_std.max() <= 2
-    log_prob = gaussian_log_prob(noise, log_std)
+    log_prob = _gaussian_log_prob(noise, log_std)
     torch.testing.assert_close(drawn.act, torch.tanh(mean + log_std.exp() * noise))
     squashed = log_prob - torch.log(1 - drawn.act.square() + 1e-6).sum(-1)
     torch.testing.assert_close(drawn.entropy, -squashed)

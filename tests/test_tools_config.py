@@ -15,7 +15,7 @@ from wm_agents.factory import get_config
 from wm_agents.loops.recipes import DYNAMICS, RECIPES
 from wm_agents.loops.recipes import PONG_IN_PICTURES as PONG
 from wm_agents.models.families import FAMILIES, config_class
-from wm_agents.project.json_schema import project_schema, section_schema, type_schema
+from wm_agents.project.json_schema import _section_schema, _type_schema, project_schema
 from wm_agents.project.schema import SECTIONS
 from wm_agents.training.config import TrainingConfig
 from wm_envs.fields import field_docs
@@ -167,7 +167,7 @@ def test_the_schema_has_every_key_and_no_other(capsys: pytest.CaptureFixture[str
 
 
 def test_types_bounds_choices_and_defaults_are_in_the_schema() -> None:
-    data = section_schema(SECTIONS["data"])["properties"]
+    data = _section_schema(SECTIONS["data"])["properties"]
     assert data["source"]["enum"] == ["gym", "random"] and data["source"]["default"] == "gym"
     assert data["num_steps"]["type"] == "integer" and data["num_steps"]["minimum"] == 1
     assert data["crop"] == {
@@ -175,7 +175,7 @@ def test_types_bounds_choices_and_defaults_are_in_the_schema() -> None:
         "description": field_docs(SECTIONS["data"])["crop"],
     }  # fmt: skip
     assert data["env_kwargs"]["type"] == "object"
-    assert type_schema(tuple[str, ...] | None) == {"type": "array", "items": {"type": "string"}}
-    assert type_schema(int | str) == {"anyOf": [{"type": "integer"}, {"type": "string"}]}
+    assert _type_schema(tuple[str, ...] | None) == {"type": "array", "items": {"type": "string"}}
+    assert _type_schema(int | str) == {"anyOf": [{"type": "integer"}, {"type": "string"}]}
     with pytest.raises(TypeError, match="no JSON Schema for"):
-        type_schema(complex)
+        _type_schema(complex)

@@ -38,7 +38,7 @@ from wm_agents.training.callbacks import (
     LoggingCallback,
     ProgressCallback,
 )
-from wm_agents.training.compute import fast_math
+from wm_agents.training.compute import _fast_math
 from wm_agents.training.data import create_random_buffer
 from wm_agents.training.dreamer_agent import DreamerLearner
 from wm_agents.training.optim import LearningRate, make_optimizer
@@ -706,7 +706,7 @@ def test_a_compiled_loss_trains_to_the_same_weights(tmp_path: Path, monkeypatch:
 def test_tf32_is_set_for_the_training_and_put_back(monkeypatch: pytest.MonkeyPatch, tf32: bool) -> None:
     places = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [place.allow_tf32 for place in places]
-    with fast_math(FAST.replace(tf32=tf32), torch.device("cuda")):
+    with _fast_math(FAST.replace(tf32=tf32), torch.device("cuda")):
         assert [place.allow_tf32 for place in places] == [tf32, tf32]
     assert [place.allow_tf32 for place in places] == before
 

@@ -18,7 +18,7 @@ from wm_agents.cli import app as cli
 from wm_agents.control.ppo import PPOConfig
 from wm_agents.loops import transfer as transferring
 from wm_agents.loops.recipes import RECIPES
-from wm_agents.loops.transfer import MOST_DREAMED, controller_settings, lines_of, summary_of, transfer
+from wm_agents.loops.transfer import MOST_DREAMED, _controller_settings, _summary_of, lines_of, transfer
 from wm_agents.pretrained import load_model, load_policy
 from wm_agents.system.progress import Bar
 from wm_envs.registry import TASKS, RealSpec
@@ -72,10 +72,10 @@ def test_each_policy_has_its_own_seed_and_the_same_seeds_repeat(algo: str, pole:
 
 def test_the_spread_is_that_between_policies() -> None:
     records = [{"seed": 1, "real": {"mean": 10.0}}, {"seed": 2, "failed": "no"}, {"seed": 3, "real": {"mean": 14.0}}]
-    found = summary_of(records)
+    found = _summary_of(records)
     assert found["std_between"] == pytest.approx(np.sqrt(8), abs=1e-3)
     assert (found["mean"], found["min"], found["max"], found["policies"], found["failed"]) == (12.0, 10.0, 14.0, 3, 1)
-    assert summary_of(records[1:2]) == {"policies": 1, "failed": 1}
+    assert _summary_of(records[1:2]) == {"policies": 1, "failed": 1}
 
 
 def test_a_killed_run_resumes_and_ends_as_one_that_was_not(
@@ -147,12 +147,12 @@ def test_settings_out_of_range_are_rejected(changes: dict[str, int], pole: str, 
 )
 def test_the_usual_number_of_iterations_is_bounded(task: str, expected: int) -> None:
     spec = TASKS[task].real
-    assert controller_settings(spec, "recipe", None).generations == expected
-    assert controller_settings(spec, "recipe", 7).generations == 7
+    assert _controller_settings(spec, "recipe", None).generations == expected
+    assert _controller_settings(spec, "recipe", 7).generations == 7
 
 
 def test_a_model_that_sees_a_task_in_another_way_takes_the_settings_of_its_kind() -> None:
     """The recipe of Pong trains an object model on whole pixels, the shipped dream is of 64 x 64 ones."""
-    assert controller_settings(TASKS["Pong"].real, "recipe", None).ppo.net == (256, 256)
-    assert controller_settings(RECIPES["Pong"].spec, "recipe", None).ppo.net == (192, 192)
-    assert controller_settings(RealSpec("Pendulum-v1"), "linear", None).controller == "linear"
+    assert _controller_settings(TASKS["Pong"].real, "recipe", None).ppo.net == (256, 256)
+    assert _controller_settings(RECIPES["Pong"].spec, "recipe", None).ppo.net == (192, 192)
+    assert _controller_settings(RealSpec("Pendulum-v1"), "linear", None).controller == "linear"

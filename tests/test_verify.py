@@ -20,9 +20,9 @@ from wm_agents.degraded import NO_ENV, RANDOM_DATA, mark_degraded
 from wm_agents.evaluation.evaluate import Score
 from wm_agents.evaluation.variants import contenders
 from wm_agents.evaluation.verify import verify as verifying
-from wm_agents.evaluation.verify.checks import Check, check_gap, check_repeats, expect, try_out, welch95
+from wm_agents.evaluation.verify.checks import Check, _welch95, check_gap, check_repeats, expect, try_out
 from wm_agents.evaluation.verify.evidence import EvidenceError, is_evidence, read_evidence, write_evidence
-from wm_agents.evaluation.verify.verify import Verification, judge, report, verify
+from wm_agents.evaluation.verify.verify import Verification, _judge, report, verify
 from wm_agents.models.ensemble import Ensemble, EnsembleConfig, Moves
 from wm_agents.pretrained import load_model, load_starts, save_model
 from wm_envs.action import encode_action
@@ -105,11 +105,11 @@ def held_out() -> list[Episode]:
 
 def failed(model: Toy, held_out: list[Episode]) -> list[str]:
     """The checks that the model does not pass."""
-    return [check.name for check in judge(subject(model), Still(end=END), held_out) if check.ok is False]
+    return [check.name for check in _judge(subject(model), Still(end=END), held_out) if check.ok is False]
 
 
 def test_a_model_that_knows_its_world_passes_every_check(held_out: list[Episode]) -> None:
-    checks = judge(subject(EXACT), Still(end=END), held_out)
+    checks = _judge(subject(EXACT), Still(end=END), held_out)
     assert [check.ok for check in checks] == [True] * len(checks), checks
     assert [check.name for check in checks] == [
         "frames 1 step ahead", "frames 5 steps ahead", "frames 15 steps ahead", "rewards", "return over 15 steps",
@@ -142,7 +142,7 @@ def test_a_model_that_has_learned_nothing_is_not_a_better_than_itself(held_out: 
 
 
 def test_a_model_below_the_last_frame_but_not_below_an_untrained_one_fails(held_out: list[Episode]) -> None:
-    checks = judge(subject(EXACT), EXACT, held_out)  # type: ignore[arg-type]
+    checks = _judge(subject(EXACT), EXACT, held_out)  # type: ignore[arg-type]
     assert [check.ok for check in checks[:3]] == [False] * 3
     assert "error 0 (last frame" in checks[0].found
 
@@ -152,7 +152,7 @@ def test_a_model_below_an_untrained_one_but_not_below_the_last_frame_fails(held_
         def step(self, latent, act, **kwargs):
             return super().step(latent, 30 * act, **kwargs)
 
-    checks = judge(subject(Fast(end=END)), Wild(end=END), held_out)[:3]  # type: ignore[arg-type]
+    checks = _judge(subject(Fast(end=END)), Wild(end=END), held_out)[:3]  # type: ignore[arg-type]
     assert [check.ok for check in checks] == [False] * 3
     for check in checks:
         assert check.numbers is not None and check.numbers["error"] < check.numbers["untrained"]
@@ -177,13 +177,13 @@ def test_few_ends_are_evaluated_by_how_many_are_predicted(held_out: list[Episode
     cut = [ep._replace(term=False, trunc=True) for ep in held_out]
     assert failed(Endless(), cut) == []
     assert failed(Fearful(), cut) == ["termination"]
-    (ends,) = (check for check in judge(subject(Fearful()), Still(), cut) if check.name == "termination")
+    (ends,) = (check for check in _judge(subject(Fearful()), Still(), cut) if check.name == "termination")
     assert ends.found.startswith("0 real terminations in ")
 
 
 def test_horizons_that_no_episode_reaches_are_not_evaluated(held_out: list[Episode]) -> None:
     short = [ep for ep in held_out if ep.num_steps < 15]
-    checks = judge(subject(EXACT), Still(end=END), short)
+    checks = _judge(subject(EXACT), Still(end=END), short)
     assert [check.ok for check in checks[:3]] == [True, True, None]
     assert checks[2].found.endswith("20 are needed")
     some = try_out(subject(EXACT), Still(end=END), short[:1])
@@ -215,8 +215,8 @@ def test_the_gap_must_lie_within_a_quarter_of_what_is_earned_above_random_play()
 
 def test_the_interval_of_a_difference_is_welchs() -> None:
     # Welch 1947: variances 4/4 and 0/4: 3 degrees of freedom.
-    assert welch95(Score([0.0, 4.0, 0.0, 4.0]), Score([1.0] * 4)) == pytest.approx(3.182 * (16 / 3 / 4) ** 0.5)
-    assert welch95(Score([1.0, 1.0]), Score([2.0, 2.0])) == 0.0
+    assert _welch95(Score([0.0, 4.0, 0.0, 4.0]), Score([1.0] * 4)) == pytest.approx(3.182 * (16 / 3 / 4) ** 0.5)
+    assert _welch95(Score([1.0, 1.0]), Score([2.0, 2.0])) == 0.0
 
 
 def test_seeds_that_repeat_pass() -> None:
@@ -275,7 +275,7 @@ def test_a_model_that_was_learned_is_verified(line: Path) -> None:
 
 
 def test_what_could_not_be_evaluated_is_not_verified(line: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verifying, "judge", lambda *args: [Check("rewards", None, "too short")])
+    monkeypatch.setattr(verifying, "_judge", lambda *args: [Check("rewards", None, "too short")])
     found = verified(line, episodes=1)
     assert not found.verified and not [check for check in found.checks if check.ok is False]
     assert "  -    rewards   too short" in report(found)

@@ -11,7 +11,7 @@ from gymnasium.envs.box2d.car_racing import CarRacing
 from gymnasium.wrappers import FrameStackObservation, TimeLimit
 from toy_env import Echo
 
-from wm_envs.wrappers import ActionRepeat, ChosenActions, can_skip_drawing
+from wm_envs.wrappers import ActionRepeat, ChosenActions, _can_skip_drawing
 
 OFF_FIELD = 340.0  # PLAYFIELD is 333.
 
@@ -110,13 +110,13 @@ def test_other_environments_take_the_plain_loop() -> None:
         pass
 
     car = make_car()
-    assert can_skip_drawing(car) and can_skip_drawing(TimeLimit(car, 9))
-    assert not can_skip_drawing(Mine())
-    assert not can_skip_drawing(FrameStackObservation(car, 2))
-    assert not can_skip_drawing(gym.make("CarRacing-v3"))  # Its checker looks at every frame.
-    assert not can_skip_drawing(Echo())
+    assert _can_skip_drawing(car) and _can_skip_drawing(TimeLimit(car, 9))
+    assert not _can_skip_drawing(Mine())
+    assert not _can_skip_drawing(FrameStackObservation(car, 2))
+    assert not _can_skip_drawing(gym.make("CarRacing-v3"))  # Its checker looks at every frame.
+    assert not _can_skip_drawing(Echo())
     car.unwrapped.render_mode = "human"
-    assert not can_skip_drawing(car)
+    assert not _can_skip_drawing(car)
 
 
 def test_rewards_add_up_and_the_repeat_stops_at_the_end() -> None:

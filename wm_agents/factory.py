@@ -135,13 +135,13 @@ def get_model_info(model: str) -> ModelInfo:
         "family": cfg.family,
         "size": size,
         "description": FAMILIES[cfg.family].about,
-        "parameters": count_parameters(cfg, obs_space, act_space),
+        "parameters": _count_parameters(cfg, obs_space, act_space),
         "obs_shape": tuple(obs_space.shape or ()),
         "action_dim": act_dim(act_space),
     }
 
 
-def count_parameters(cfg: WorldModelConfig, obs_space: gym.Space[Any], act_space: gym.Space[Any]) -> int:
+def _count_parameters(cfg: WorldModelConfig, obs_space: gym.Space[Any], act_space: gym.Space[Any]) -> int:
     """Number of trained weights, counted without allocating them."""
     with torch.device("meta"):
         net = build(cfg.family, cfg, obs_space, act_space)

@@ -74,7 +74,7 @@ def real_and_dream(
         count: counts the real steps before they are taken.
     """
     policy = LatentPolicy(model, controller)
-    watched = Watched(envs, policy, drawing)
+    watched = _Watched(envs, policy, drawing)
     drawn = not is_image(model.obs_space)
     generator = torch.Generator(model.device).manual_seed(seed)
     dream: Latent | None = None
@@ -96,11 +96,11 @@ def real_and_dream(
     yield Pair(watched.look(step.next_obs), _dreamed(model, dream, drawing), earned, dreamed, age, over, drawn)
 
 
-def real_alone(
+def _real_alone(
     envs: VectorEnv[Any, Any, Any], policy: Policy, *, seed: int, drawing: str | None = None
 ) -> Iterator[tuple[Frame, float]]:
     """Play a real episode: T steps give T + 1 frames, each with the return so far. `envs` as above."""
-    watched = Watched(envs, policy, drawing)
+    watched = _Watched(envs, policy, drawing)
     earned = 0.0
     for step in rollout(envs, watched, seed=seed, policy_seed=seed):
         yield watched.frame, earned
@@ -108,7 +108,7 @@ def real_alone(
     yield watched.look(step.next_obs), earned
 
 
-class Watched:
+class _Watched:
     """A policy, and the frame on which it last acted."""
 
     def __init__(self, envs: VectorEnv[Any, Any, Any], policy: Policy, drawing: str | None) -> None:
@@ -236,7 +236,7 @@ def record_real(path: Path, spec: RealSpec, policy: Policy, *, seed: int) -> int
         policy: a policy on real observations, such as that of `pretrained.frame_policy`.
     """
     with closing(one_env(spec, rendered=True)) as envs:
-        moments = real_alone(envs, policy, seed=seed, drawing=spec.id)
+        moments = _real_alone(envs, policy, seed=seed, drawing=spec.id)
         frames = (_panel(frame, f"real {earned:.0f}") for frame, earned in moments)
         return write_video(path, frames, envs.metadata["render_fps"])
 

@@ -22,7 +22,7 @@ Make = Callable[..., Vector]
 SEED = 7
 
 
-class Seen(NamedTuple):
+class _Seen(NamedTuple):
     """The result of one call of a vector environment; rew, term and trunc are 0 for reset."""
 
     obs: Array
@@ -53,16 +53,16 @@ def check_vector_env(
     """
     for mode in AutoresetMode:
         envs = make(num_envs=num_envs, autoreset_mode=mode)
-        check_declaration(envs, num_envs, mode)
-        check_ownership(envs, steps)
-        check_seeds(envs, steps)
+        _check_declaration(envs, num_envs, mode)
+        _check_ownership(envs, steps)
+        _check_seeds(envs, steps)
         rows = [make_single() if make_single else _OneRow(make) for _ in range(num_envs)]
-        check_rows(envs, rows, mode, steps)
+        _check_rows(envs, rows, mode, steps)
         for env in [envs, envs, *rows]:  # Closing twice must be allowed.
             env.close()
 
 
-def check_declaration(envs: Vector, num: int, mode: AutoresetMode) -> None:
+def _check_declaration(envs: Vector, num: int, mode: AutoresetMode) -> None:
     """Spaces, sizes and metadata match the requested environment."""
     assert isinstance(envs, VectorEnv), f"make must return a gymnasium.vector.VectorEnv, got {type(envs)}"
     assert envs.num_envs == num, f"num_envs must be {num} as requested, got {envs.num_envs}"
@@ -73,7 +73,7 @@ def check_declaration(envs: Vector, num: int, mode: AutoresetMode) -> None:
         assert batched == batch_space(single, num), f"{name}_space must be {num} x {single}, got {batched}"
 
 
-def check_seeds(envs: Vector, steps: int) -> None:
+def _check_seeds(envs: Vector, steps: int) -> None:
     """The same seed gives the same trajectory, and another seed a different one."""
     first, again, other = (_play(envs, steps, seed) for seed in (SEED, SEED, SEED + 100))
     _assert_same(again, first, f"reset(seed={SEED}) twice must give the same trajectory")
@@ -83,9 +83,9 @@ def check_seeds(envs: Vector, steps: int) -> None:
     assert differs, f"seeds {SEED} and {SEED + 100} gave the same observations: seeds are ignored"
 
 
-def check_ownership(envs: Vector, steps: int) -> None:
+def _check_ownership(envs: Vector, steps: int) -> None:
     """Returned arrays belong to the caller, and arrays passed in are not changed."""
-    given: list[Seen] = []
+    given: list[_Seen] = []
     seen = _play(envs, steps, SEED, given)
     for name in ("obs", "rew", "term", "trunc"):
         pairs = combinations((getattr(call, name) for call in given), 2)
@@ -96,7 +96,7 @@ def check_ownership(envs: Vector, steps: int) -> None:
     _assert_same(smudged, seen, "writing into returned arrays must not change the episode")
 
 
-def check_rows(envs: Vector, rows: list[Any], mode: AutoresetMode, steps: int) -> None:
+def _check_rows(envs: Vector, rows: list[Any], mode: AutoresetMode, steps: int) -> None:
     """Row i with seed s equals the single environment with seed s + i, including resets."""
     want = [row.reset(seed=SEED + i)[0] for i, row in enumerate(rows)]
     obs, _ = envs.reset(seed=SEED)
@@ -110,7 +110,7 @@ def check_rows(envs: Vector, rows: list[Any], mode: AutoresetMode, steps: int) -
             _check_partial_reset(envs, rows, want, over, where)
             over[:] = False
         actions = envs.action_space.sample()
-        seen = _checked(envs, Seen(*envs.step(actions)), where)
+        seen = _checked(envs, _Seen(*envs.step(actions)), where)
         final: dict[int, Array] = {}
         for i, row in enumerate(rows):
             if over[i]:  # NEXT_STEP: the action is ignored and a new episode starts.
@@ -154,13 +154,13 @@ def _check_final(info: dict[str, Any], final: dict[int, Array], num: int, where:
 
 
 def _play(
-    envs: Vector, steps: int, seed: int | list[int], given: list[Seen] | None = None, *, smudge: bool = False
-) -> list[Seen]:
+    envs: Vector, steps: int, seed: int | list[int], given: list[_Seen] | None = None, *, smudge: bool = False
+) -> list[_Seen]:
     """Copies of a reset and `steps` steps. The arrays themselves go to `given`; `smudge` overwrites them."""
     given = [] if given is None else given
     obs, info = envs.reset(seed=seed)  # type: ignore[arg-type]
     zeros = np.zeros(envs.num_envs), np.zeros(envs.num_envs, bool), np.zeros(envs.num_envs, bool)
-    given.append(_checked(envs, Seen(obs, *zeros, info), "reset"))
+    given.append(_checked(envs, _Seen(obs, *zeros, info), "reset"))
     seen = [_copy(given[-1])]
     envs.action_space.seed(SEED)
     for t in range(steps):
@@ -172,17 +172,17 @@ def _play(
             envs.reset(options={"reset_mask": over.copy()})
         actions = envs.action_space.sample()
         passed = np.copy(actions)
-        given.append(_checked(envs, Seen(*envs.step(passed)), f"step {t}"))
+        given.append(_checked(envs, _Seen(*envs.step(passed)), f"step {t}"))
         seen.append(_copy(given[-1]))
         assert np.array_equal(passed, actions), f"step {t} changed the actions that were passed in"
     return seen
 
 
-def _copy(seen: Seen) -> Seen:
-    return Seen(seen.obs.copy(), seen.rew.copy(), seen.term.copy(), seen.trunc.copy(), dict(seen.info))
+def _copy(seen: _Seen) -> _Seen:
+    return _Seen(seen.obs.copy(), seen.rew.copy(), seen.term.copy(), seen.trunc.copy(), dict(seen.info))
 
 
-def _checked(envs: Vector, seen: Seen, where: str) -> Seen:
+def _checked(envs: Vector, seen: _Seen, where: str) -> _Seen:
     num = envs.num_envs
     assert isinstance(seen.obs, np.ndarray), f"{where}: obs must be an array, got {type(seen.obs)}"
     space = envs.observation_space
@@ -199,7 +199,7 @@ def _checked(envs: Vector, seen: Seen, where: str) -> Seen:
     return seen
 
 
-def _assert_same(got: list[Seen], want: list[Seen], rule: str) -> None:
+def _assert_same(got: list[_Seen], want: list[_Seen], rule: str) -> None:
     for t, (a, b) in enumerate(zip(got, want, strict=True)):
         for name in ("obs", "rew", "term", "trunc"):
             x, y = getattr(a, name), getattr(b, name)

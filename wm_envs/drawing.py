@@ -61,7 +61,7 @@ def how_drawn(env_id: str | None, space: gym.Space[Any]) -> str:
     return "bars of the observation" if _known(env_id, space) is None else "drawing of the observation"
 
 
-class Canvas:
+class _Canvas:
     """A white frame to draw on, in the pixel coordinates of Gymnasium's renderers, with y upward."""
 
     def __init__(self, width: int, height: int) -> None:
@@ -99,7 +99,7 @@ def _turn(points: Points, angle: float, to: Points) -> Points:
     return turned
 
 
-def _cart_pole(canvas: Canvas, obs: Points) -> None:
+def _cart_pole(canvas: _Canvas, obs: Points) -> None:
     at = np.array([300 + 125 * obs[0], 100])  # 4.8 m are 600 pixels.
     axle = at + np.array([0, 7.5])
     canvas.line(np.array([(0, 100), (600, 100)]), BLACK)
@@ -108,7 +108,7 @@ def _cart_pole(canvas: Canvas, obs: Points) -> None:
     canvas.circle(axle, 5, (129, 132, 203))
 
 
-def _acrobot(canvas: Canvas, obs: Points) -> None:
+def _acrobot(canvas: _Canvas, obs: Points) -> None:
     scale = 500 / 4.4
     first, second = np.arctan2(obs[1], obs[0]), np.arctan2(obs[3], obs[2])
     canvas.line(np.array([(0, 363), (500, 363)]), BLACK)  # The target height.
@@ -119,7 +119,7 @@ def _acrobot(canvas: Canvas, obs: Points) -> None:
         joint = _turn(np.array([(scale, 0)]), angle, joint)[0]
 
 
-def _pendulum(canvas: Canvas, obs: Points) -> None:
+def _pendulum(canvas: _Canvas, obs: Points) -> None:
     scale, red = 500 / 4.4, (204, 77, 77)
     angle, axle = np.arctan2(obs[1], obs[0]) + np.pi / 2, np.array([250.0, 250.0])
     canvas.polygon(_turn(_box(0, scale, -0.1 * scale, 0.1 * scale), angle, axle), red)
@@ -128,7 +128,7 @@ def _pendulum(canvas: Canvas, obs: Points) -> None:
     canvas.circle(axle, 0.05 * scale, BLACK)
 
 
-def _mountain_car(canvas: Canvas, obs: Points) -> None:
+def _mountain_car(canvas: _Canvas, obs: Points) -> None:
     scale = 600 / 1.8
 
     def on_hill(x: Any) -> Points:
@@ -142,7 +142,7 @@ def _mountain_car(canvas: Canvas, obs: Points) -> None:
     canvas.flag(on_hill(0.5), BLACK)
 
 
-def _lunar_lander(canvas: Canvas, obs: Points) -> None:
+def _lunar_lander(canvas: _Canvas, obs: Points) -> None:
     at, angle = np.array([300 + 300 * obs[0], 118 + 200 * obs[1]]), obs[4]
     canvas.polygon(_box(0, 600, 0, 400), BLACK)
     canvas.polygon(_box(0, 600, 0, 100), GRAY)  # The observation does not contain the terrain.
@@ -157,34 +157,34 @@ def _lunar_lander(canvas: Canvas, obs: Points) -> None:
         canvas.flag(np.array([x, 100]), WHITE)
 
 
-class Drawing(NamedTuple):
+class _Drawing(NamedTuple):
     """How to draw the observations (dim,) of an environment."""
 
     dim: int
     size: tuple[int, int]
     """Width and height of the frames of the real renderer."""
-    draw: Callable[[Canvas, Points], None]
+    draw: Callable[[_Canvas, Points], None]
 
     def frame(self, obs: Points) -> Frame:
-        canvas = Canvas(*self.size)
+        canvas = _Canvas(*self.size)
         self.draw(canvas, obs)
         frame: Frame = canvas.frame
         return frame
 
 
 DRAWINGS = {
-    "CartPole": Drawing(4, (600, 400), _cart_pole),
-    "Acrobot": Drawing(6, (500, 500), _acrobot),
-    "Pendulum": Drawing(3, (500, 500), _pendulum),
-    "MountainCar": Drawing(2, (600, 400), _mountain_car),
-    "MountainCarContinuous": Drawing(2, (600, 400), _mountain_car),
-    "LunarLander": Drawing(8, (600, 400), _lunar_lander),
-    "LunarLanderContinuous": Drawing(8, (600, 400), _lunar_lander),
+    "CartPole": _Drawing(4, (600, 400), _cart_pole),
+    "Acrobot": _Drawing(6, (500, 500), _acrobot),
+    "Pendulum": _Drawing(3, (500, 500), _pendulum),
+    "MountainCar": _Drawing(2, (600, 400), _mountain_car),
+    "MountainCarContinuous": _Drawing(2, (600, 400), _mountain_car),
+    "LunarLander": _Drawing(8, (600, 400), _lunar_lander),
+    "LunarLanderContinuous": _Drawing(8, (600, 400), _lunar_lander),
 }
 """By id without the version."""
 
 
-def _known(env_id: str | None, space: gym.Space[Any]) -> Drawing | None:
+def _known(env_id: str | None, space: gym.Space[Any]) -> _Drawing | None:
     drawing = DRAWINGS.get((env_id or "").split(":")[-1].rsplit("-v", 1)[0])
     return drawing if drawing is not None and space.shape == (drawing.dim,) else None
 

@@ -57,11 +57,11 @@ class UnknownEnv(_Told, gym.error.UnregisteredEnv, ValueError):
     """No installed environment has this id. The message names the nearest ids and the packages to install."""
 
     def __init__(self, env_id: str) -> None:
-        rows = [f"{name} ({found})" if (found := provider(name)) else name for name in nearest(env_id)]
+        rows = [f"{name} ({found})" if (found := _provider(name)) else name for name in _nearest(env_id)]
         text = f"no environment {env_id!r} is installed; the nearest are {', '.join(rows)}"
         package, module = _brings(env_id)
         if package and find_spec(module) is None:
-            text += f"; {env_id} is provided by {package}: {pip(package)}, then use the id {module}:{env_id}"
+            text += f"; {env_id} is provided by {package}: {_pip(package)}, then use the id {module}:{env_id}"
         super().__init__(text)
 
 
@@ -72,13 +72,13 @@ class LackingEnv(_Told, gym.error.DependencyNotInstalled, ImportError, ValueErro
         module, _, plain = env_id.rpartition(":")
         # Remove Gymnasium's own hint; ours follows.
         reason = " ".join(str(error).split()).partition(", run `pip")[0].rstrip(".")
-        package = provider(plain) or _brings(plain)[0]
+        package = _provider(plain) or _brings(plain)[0]
         if module and find_spec(module.split(".")[0]) is None:
             reason = f"the module {module} is not installed"
-        super().__init__(f"cannot create {env_id}: {reason}" + (f"; {pip(package)}" if package else ""))
+        super().__init__(f"cannot create {env_id}: {reason}" + (f"; {_pip(package)}" if package else ""))
 
 
-def nearest(env_id: str, num: int = NEAREST) -> list[str]:
+def _nearest(env_id: str, num: int = NEAREST) -> list[str]:
     """The registered ids most similar to `env_id`, best first."""
     with suppress(ImportError):
         gym.register_envs(import_module("ale_py"))
@@ -86,14 +86,14 @@ def nearest(env_id: str, num: int = NEAREST) -> list[str]:
     return [ids[name] for name in get_close_matches(env_id.rpartition(":")[2].lower(), ids, n=num, cutoff=0.0)]
 
 
-def provider(env_id: str) -> str | None:
+def _provider(env_id: str) -> str | None:
     """The pip requirement of a registered id, or None if it is unknown."""
     spec = gym.registry.get(env_id)
     entry = str(spec.entry_point if spec is not None else None)
     return next((extra for module, extra in EXTRAS.items() if entry.startswith(module)), None)
 
 
-def pip(package: str) -> str:
+def _pip(package: str) -> str:
     """The command that installs `package`."""
     return f"pip install '{package}'" if "[" in package else f"pip install {package}"
 

@@ -90,22 +90,22 @@ def check_fields(config: object) -> None:
         if isinstance(value, np.generic):
             value = value.item()
             object.__setattr__(config, name, value)  # The dataclass may be frozen.
-        if (expected := mismatch(field, hint, value)) is not None:
-            fail(config, name, expected + ", or None" * has_type(None, hint))
+        if (expected := _mismatch(field, hint, value)) is not None:
+            fail(config, name, expected + ", or None" * _has_type(None, hint))
 
 
 def check_value(kind: type, name: str, value: Any) -> str | None:
     """Return what the field `name` of the dataclass `kind` must be, or None if `value` fits."""
-    return mismatch(*fields_of(kind)[name], value)
+    return _mismatch(*fields_of(kind)[name], value)
 
 
-def mismatch(field: Field[Any], hint: Any, value: Any) -> str | None:
+def _mismatch(field: Field[Any], hint: Any, value: Any) -> str | None:
     """Return what a field of type `hint` must be, or None if `value` fits."""
-    if not has_type(value, hint):
-        return describe(field, hint)
+    if not _has_type(value, hint):
+        return _describe(field, hint)
     if isinstance(value, float) and not math.isfinite(value):
         return None if value == field.default else "a finite number"
-    return None if in_range(value, field.metadata) else describe(field, hint)
+    return None if _in_range(value, field.metadata) else _describe(field, hint)
 
 
 def fail(config: object, name: str, expected: str) -> NoReturn:
@@ -117,16 +117,16 @@ def fail(config: object, name: str, expected: str) -> NoReturn:
     raise FieldError(type(config).__name__, name, expected, getattr(config, name))
 
 
-def in_range(value: Any, metadata: Mapping[str, float]) -> bool:
+def _in_range(value: Any, metadata: Mapping[str, float]) -> bool:
     """Whether a number, or each item of a tuple, lies in the range of `metadata`; other values do."""
     if isinstance(value, tuple | list):
-        return all(in_range(item, metadata) for item in value)
+        return all(_in_range(item, metadata) for item in value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return True
     return all(holds(value, metadata[key]) for key, (_, holds) in BOUNDS.items() if key in metadata)
 
 
-def has_type(value: Any, hint: Any) -> bool:
+def _has_type(value: Any, hint: Any) -> bool:
     """Whether a field of type `hint` accepts `value`, which may come from TOML or JSON; a list counts as a
     tuple."""
     origin, args = get_origin(hint), get_args(hint)
@@ -135,7 +135,7 @@ def has_type(value: Any, hint: Any) -> bool:
     if origin is Literal:
         return any(value == choice and type(value) is type(choice) for choice in args)
     if origin in (Union, types.UnionType):
-        return any(has_type(value, arg) for arg in args)
+        return any(_has_type(value, arg) for arg in args)
     if origin is tuple:
         return isinstance(value, list | tuple) and _each_fits(value, args)
     if origin in (dict, Mapping):
@@ -147,30 +147,30 @@ def has_type(value: Any, hint: Any) -> bool:
     return not isinstance(hint, type) or isinstance(value, hint)  # Other types are not checked further.
 
 
-def describe(field: Field[Any], hint: Any) -> str:
+def _describe(field: Field[Any], hint: Any) -> str:
     """A description of the type and the range of a field."""
-    bounds = describe_range(field.metadata)
+    bounds = _describe_range(field.metadata)
     joint = " of " if bounds.startswith("at") else " "
-    return (describe_type(hint) + joint + bounds).rstrip()
+    return (_describe_type(hint) + joint + bounds).rstrip()
 
 
-def describe_range(metadata: Mapping[str, float]) -> str:
+def _describe_range(metadata: Mapping[str, float]) -> str:
     """A range in words, such as "above 0 and at most 1"; empty for any value."""
     if all(metadata.get(key) == bound for key, bound in share().items()):
         return "between 0 and 1"
     return " and ".join(f"{words} {metadata[key]:,}" for key, (words, _) in BOUNDS.items() if key in metadata)
 
 
-def describe_type(hint: Any) -> str:
+def _describe_type(hint: Any) -> str:
     """A description of a type."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Literal:
         return "one of " * (len(args) > 1) + ", ".join(f"{arg!r}" for arg in args)
     if origin in (Union, types.UnionType):
-        return " or ".join(describe_type(arg) for arg in args if arg is not type(None))
+        return " or ".join(_describe_type(arg) for arg in args if arg is not type(None))
     if origin is tuple:
         many = len(args) == 2 and args[1] is Ellipsis
-        return f"a list of {'' if many else f'{len(args)} '}{describe_type(args[0]).removeprefix('a ')}s"
+        return f"a list of {'' if many else f'{len(args)} '}{_describe_type(args[0]).removeprefix('a ')}s"
     return WORDS.get(origin or hint, str(hint))
 
 
@@ -186,7 +186,7 @@ def field_docs(kind: type) -> dict[str, str]:
 
 def range_note(field: Field[Any]) -> list[str]:
     """The range of a field as a sentence for its help, if it has one."""
-    bounds = describe_range(field.metadata)
+    bounds = _describe_range(field.metadata)
     return [f"{bounds[0].upper()}{bounds[1:]}."] if bounds else []
 
 
@@ -200,5 +200,5 @@ def fields_of(kind: Hashable) -> dict[str, tuple[Field[Any], Any]]:
 
 def _each_fits(values: Any, args: tuple[Any, ...]) -> bool:
     if len(args) == 2 and args[1] is Ellipsis:
-        return all(has_type(value, args[0]) for value in values)
-    return len(values) == len(args) and all(map(has_type, values, args))
+        return all(_has_type(value, args[0]) for value in values)
+    return len(values) == len(args) and all(map(_has_type, values, args))

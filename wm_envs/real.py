@@ -81,7 +81,7 @@ def make_real(spec: RealSpec, render_mode: str | None = None) -> gym.Env[Any, An
         raise ValueError(f"{spec.id}: {error}") from error
     if spec.max_episode_steps is not None:
         env = TimeLimit(env, spec.max_episode_steps)
-    return CheckedAction(env)
+    return _CheckedAction(env)
 
 
 def spec_for(env: str | RealSpec) -> RealSpec:
@@ -321,7 +321,7 @@ def _not_numbers(name: str, space: gym.Space[Any]) -> list[str]:
     return [] if plain else [f"{name} is {space}"]
 
 
-class CheckedAction(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+class _CheckedAction(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """Raises an error for invalid actions, such as NaN, before they reach the simulator."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:

@@ -25,10 +25,10 @@ def few_threads(model: object, rows: int, images: bool) -> AbstractContextManage
         images: every row is decoded to an image.
     """
     threaded_from: int = FRAMES if images else getattr(model, "threaded_from", ROWS)
-    return nullcontext() if rows >= threaded_from else OneThread()
+    return nullcontext() if rows >= threaded_from else _OneThread()
 
 
-class OneThread:  # `contextlib.contextmanager` takes three times as long to enter and leave.
+class _OneThread:  # `contextlib.contextmanager` takes three times as long to enter and leave.
     """Within, PyTorch computes on one thread what this thread of Python asks for."""
 
     def __enter__(self) -> None:

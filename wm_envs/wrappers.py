@@ -16,7 +16,7 @@ from gymnasium.wrappers import OrderEnforcing, TimeLimit
 class ActionRepeat(gym.Wrapper, RecordConstructorArgs):
     """Repeat each action `repeat` times and sum the rewards; stop when the episode ends.
 
-    `info` is that of the last frame. If the environment supports it (`can_skip_drawing`), unobserved frames
+    `info` is that of the last frame. If the environment supports it, unobserved frames
     are not rendered. The results are the same either way.
 
     Args:
@@ -31,7 +31,7 @@ class ActionRepeat(gym.Wrapper, RecordConstructorArgs):
         RecordConstructorArgs.__init__(self, repeat=repeat, max_frames=max_frames)
         gym.Wrapper.__init__(self, env)
         self.repeat, self.max_frames = repeat, max_frames
-        self.skips_drawing = repeat > 1 and can_skip_drawing(env)
+        self.skips_drawing = repeat > 1 and _can_skip_drawing(env)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         total, before = 0.0, None
@@ -49,7 +49,7 @@ class ActionRepeat(gym.Wrapper, RecordConstructorArgs):
     def _step_unseen(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         if not self.skips_drawing:
             return self.env.step(action)
-        with drawing_held(self.env.unwrapped) as draw:
+        with _drawing_held(self.env.unwrapped) as draw:
             obs, rew, term, trunc, info = self.env.step(action)
         if term or trunc:
             obs = draw()  # The last frame of an episode is always observed.
@@ -74,7 +74,7 @@ class ChosenActions(gym.ActionWrapper, RecordConstructorArgs):
         return self.actions[int(action)]
 
 
-def can_skip_drawing(env: gym.Env) -> bool:
+def _can_skip_drawing(env: gym.Env) -> bool:
     """Whether `env` is Gymnasium's CarRacing without a wrapper that reads its frames."""
     while type(env) in (TimeLimit, OrderEnforcing):
         assert isinstance(env, gym.Wrapper)
@@ -108,7 +108,7 @@ class _Draw:
 
 
 @contextmanager
-def drawing_held(env: Any) -> Iterator[_Draw]:
+def _drawing_held(env: Any) -> Iterator[_Draw]:
     """In this context `env` (CarRacing) steps without rendering; calling the value renders the skipped
     frame."""
     draw = _Draw(env)

@@ -41,11 +41,11 @@ def video_generations(
         wanted = range(every, max_generations + 1, every)
     else:
         mode = mode or ("triad" if max_generations >= 200 else "all")
-        wanted = {"triad": triad(max_generations), "none": [], "all": list(evaluated)}[mode]
+        wanted = {"triad": _triad(max_generations), "none": [], "all": list(evaluated)}[mode]
     return sorted({g for g in wanted if g <= max_generations})
 
 
-def triad(max_generations: int) -> list[int]:
+def _triad(max_generations: int) -> list[int]:
     """Near the start, in the middle and near the end: 50, 500, 950 of 1,000; all of up to 3."""
     if max_generations <= 3:
         return list(range(1, max_generations + 1))

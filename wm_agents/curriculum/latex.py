@@ -16,7 +16,7 @@ ALONE = r"""% This file compiles alone with pdflatex; a paper can include only t
 
 def latex_table(names: Sequence[str], rows: Sequence[Sequence[str]], caption: str, label: str) -> str:
     """A table that compiles as a document and can be included in a paper with \\input."""
-    lines = [" & ".join(map(latex, row)) + r" \\" for row in (names, *rows)]
+    lines = [" & ".join(map(_latex, row)) + r" \\" for row in (names, *rows)]
     return "\n".join(
         [
             ALONE,
@@ -29,7 +29,7 @@ def latex_table(names: Sequence[str], rows: Sequence[Sequence[str]], caption: st
             *lines[1:],
             r"\hline",
             r"\end{tabular}",
-            rf"\caption{{{latex(caption)}}}",
+            rf"\caption{{{_latex(caption)}}}",
             rf"\label{{tab:{re.sub(r'[^A-Za-z0-9.-]', '-', label)}}}",
             r"\end{table}",
             r"\wmend",
@@ -48,7 +48,7 @@ ESCAPES = {c: rf"\{c}" for c in "&%$#_{}"} | {
 }
 
 
-def latex(text: str) -> str:
+def _latex(text: str) -> str:
     """Escape text for LaTeX; non-ASCII characters lose their accents or become question marks."""
     plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     plain = plain.encode("ascii", "replace").decode()

@@ -51,24 +51,24 @@ def plan(entry: Entry, cfg: CurriculumConfig) -> Course:
     Raises:
         ValueError: the environment is not supported, or there are too few generations for a promotion.
     """
-    base = recipe(entry)
+    base = _recipe(entry)
     if cfg.quick:
-        base = quick(base)
+        base = _quick(base)
     threshold = entry.threshold.quick if cfg.quick else entry.threshold.full
     most = entry.max_generations or cfg.max_generations or base.rounds * base.generations
     period = cfg.period(most)
-    course = Course(entry, base, threshold, most, period, cfg.episodes_per_eval, films(cfg, most, period))
-    return course._replace(cfg=_stretch(with_flags(base, cfg), course))
+    course = Course(entry, base, threshold, most, period, cfg.episodes_per_eval, _films(cfg, most, period))
+    return course._replace(cfg=_stretch(_with_flags(base, cfg), course))
 
 
-def recipe(entry: Entry) -> ImproveConfig:
+def _recipe(entry: Entry) -> ImproveConfig:
     """The recipe of a known task, or default settings for its environment."""
     base = recipe_for(entry.env_id) if entry.task is None else RECIPES[entry.task]
     steps = entry.max_episode_steps or base.spec.max_episode_steps
     return replace(base, spec=replace(base.spec, max_episode_steps=steps))
 
 
-def quick(cfg: ImproveConfig) -> ImproveConfig:
+def _quick(cfg: ImproveConfig) -> ImproveConfig:
     """Shorten the training for a quick run."""
     return replace(
         cfg,
@@ -87,7 +87,7 @@ def quick(cfg: ImproveConfig) -> ImproveConfig:
     )
 
 
-def films(cfg: CurriculumConfig, most: int, period: int) -> tuple[int, ...]:
+def _films(cfg: CurriculumConfig, most: int, period: int) -> tuple[int, ...]:
     """The generations to record."""
     if not cfg.record_video:
         return ()
@@ -102,7 +102,7 @@ def _short(cfg: TrainingConfig, steps: int) -> TrainingConfig:
     return cfg.replace(total_steps=steps, eval_interval=max(1, steps // 4), save_interval=max(1, steps // 2))
 
 
-def with_flags(base: ImproveConfig, cfg: CurriculumConfig) -> ImproveConfig:
+def _with_flags(base: ImproveConfig, cfg: CurriculumConfig) -> ImproveConfig:
     """Apply the flags to `base`."""
 
     def training(part: TrainingConfig) -> TrainingConfig:

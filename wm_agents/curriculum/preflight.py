@@ -41,7 +41,7 @@ MICRO_FILES = (
 """Files that every task must write."""
 
 
-def micro(cfg: ImproveConfig) -> ImproveConfig:
+def _micro(cfg: ImproveConfig) -> ImproveConfig:
     """The smallest possible training of a task, with its own environment, model and controller."""
 
     def brief(training: TrainingConfig) -> TrainingConfig:
@@ -68,7 +68,7 @@ def micro(cfg: ImproveConfig) -> ImproveConfig:
     )
 
 
-def kinds(courses: list[Course]) -> list[Course]:
+def _kinds(courses: list[Course]) -> list[Course]:
     """The first task of each kind of observation, model and controller."""
     first: dict[tuple[bool, str, str], Course] = {}
     for course in courses:
@@ -86,7 +86,7 @@ def micro_run(cfg: CurriculumConfig, courses: list[Course], folder: Path) -> str
     """
     shutil.rmtree(folder, ignore_errors=True)
     tiny = replace(cfg, checkpoint_dir=str(folder), artifact_root=None, procs=1, episodes_per_eval=1)
-    some = [Course(course.entry, micro(course.cfg), 1e6, 5, 1, 1, (5,)) for course in kinds(courses)]
+    some = [Course(course.entry, _micro(course.cfg), 1e6, 5, 1, 1, (5,)) for course in _kinds(courses)]
     wanted = ["curriculum_results.json", "logs/curriculum_progress.csv"]
     wanted += [f"{course.entry.folder}/{name}" for course in some for name in MICRO_FILES]
     try:

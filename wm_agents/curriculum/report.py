@@ -48,7 +48,7 @@ EVAL_PROGRESS = [
 
 def eval_progress(record: Record) -> str:
     """`logs/eval_progress.csv` of one task: a row per evaluation."""
-    return as_csv([snapshot(record, e) for e in record.evaluations], EVAL_PROGRESS)
+    return _as_csv([snapshot(record, e) for e in record.evaluations], EVAL_PROGRESS)
 
 
 PROGRESS = ["timestamp", "env_id", "generation", "mean_score", "best_score", "threshold", "solved", "time_elapsed"]
@@ -70,12 +70,12 @@ def curriculum_progress(records: Iterable[Record]) -> str:
         for record in records
         for e in record.evaluations
     ]
-    return as_csv(rows, PROGRESS)
+    return _as_csv(rows, PROGRESS)
 
 
 def metrics_summary(records: Iterable[Record]) -> str:
     """`report/metrics_summary.csv`: a row per task; "final" is the last evaluation."""
-    return as_csv([summary(record) for record in records], SUMMARY)
+    return _as_csv([_summary(record) for record in records], SUMMARY)
 
 
 SUMMARY = [
@@ -87,7 +87,7 @@ WARM_START = {"warm_start_from": "from", "warm_start_val_loss": "val_warm", "col
 """Loss of the encoder V after the same number of updates from the weights of an earlier task and from scratch."""
 
 
-def summary(record: Record) -> dict[str, Any]:
+def _summary(record: Record) -> dict[str, Any]:
     """One task as a row."""
     last, plateau = record.last, record.standing.plateau
     reached = {name: _rounded(getattr(last, name, None)) for name in ("best", "mean", "std", "rolling")}
@@ -129,7 +129,7 @@ def results(records: Sequence[Record], left_out: dict[str, str], hours: float, q
                 "generations_trained": record.generations,
                 "status": record.status,
                 "rolling_mean": _rounded(record.last.rolling) if record.last else None,
-                "extension_generations": summary(record)["extension_generations"],
+                "extension_generations": _summary(record)["extension_generations"],
                 "real_steps": record.last.real_steps if record.last else 0,
                 "held_out": record.final,
                 "warm_start": record.warm_start,
@@ -140,7 +140,7 @@ def results(records: Sequence[Record], left_out: dict[str, str], hours: float, q
     }
 
 
-def as_csv(rows: Iterable[dict[str, Any]], names: Sequence[str]) -> str:
+def _as_csv(rows: Iterable[dict[str, Any]], names: Sequence[str]) -> str:
     """CSV with a header; empty cells for missing values."""
     text = io.StringIO()
     writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
@@ -161,12 +161,12 @@ def as_json(values: Any) -> str:
 def write_report(record: Record, out: Path, runtime: Runtime) -> None:
     """Write `metrics_summary.csv`, `learning_curve.png` and both tables of one task into `out`."""
     write_text(out / "metrics_summary.csv", metrics_summary([record]))
-    write_text(out / "table_controller.tex", table_controller(record))
-    write_text(out / "table_runtime.tex", table_runtime(record, runtime))
-    draw_curve(record, out / "learning_curve.png")
+    write_text(out / "table_controller.tex", _table_controller(record))
+    write_text(out / "table_runtime.tex", _table_runtime(record, runtime))
+    _draw_curve(record, out / "learning_curve.png")
 
 
-def draw_curve(record: Record, path: Path) -> None:
+def _draw_curve(record: Record, path: Path) -> None:
     """Plot mean return by generation with one standard deviation, the rolling mean and the threshold."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -207,7 +207,7 @@ ROWS = 5
 """Maximum number of generations in the controller table."""
 
 
-def table_controller(record: Record) -> str:
+def _table_controller(record: Record) -> str:
     """The table `Generation | Mean | Best | Solved? | Notes` with evaluations spread over the run."""
     num = len(record.evaluations)
     picks = sorted({round(i) for i in np.linspace(0, num - 1, min(ROWS, num))}) if num else []
@@ -235,19 +235,19 @@ ON_DEVICE = ("learn", "warm start measured")
 """Phases that compute on the device of the run; the others use the CPU."""
 
 
-def table_runtime(record: Record, runtime: Runtime) -> str:
+def _table_runtime(record: Record, runtime: Runtime) -> str:
     """The table `Phase | Wallclock | Device | Precision` with measured times."""
     rows = []
     for phase, seconds in record.phases.items():
         there = phase in ON_DEVICE
         where = [runtime.device, runtime.precision] if there else ["cpu", "-"]
-        rows.append([phase, clock(seconds), *where])
-    rows.append(["all", clock(sum(record.phases.values())), "", ""])
+        rows.append([phase, _clock(seconds), *where])
+    rows.append(["all", _clock(sum(record.phases.values())), "", ""])
     caption = f"Measured wall-clock time of {record.env_id} on {runtime.hardware}."
     return latex_table(("Phase", "Wallclock", "Device", "Precision"), rows, caption, f"runtime-{record.folder}")
 
 
-def clock(seconds: float) -> str:
+def _clock(seconds: float) -> str:
     """`1 h 02 min`, `3 min 05 s`, `4.2 s`."""
     if seconds < 60:
         return f"{seconds:.1f} s"

@@ -40,7 +40,7 @@ EVALUATION_SEED = 910_000
 """The seed of the first evaluation episode; every evaluation has its own seeds, below the held-out ones."""
 
 
-class Train(Protocol):
+class _Train(Protocol):
     """The function that trains a task: `wm_agents.loops.rounds.improve`."""
 
     def __call__(
@@ -65,7 +65,7 @@ class Played(NamedTuple):
 class Hands(NamedTuple):
     """The functions that a task run calls; tests replace them."""
 
-    train: Train
+    train: _Train
     play: Callable[[RealSpec, Path, range], Played]
     """Plays one real episode per seed with the controller of a model directory."""
     film: Callable[[Path, Path, int], int]
@@ -175,7 +175,7 @@ class TaskRun:
         it."""
         record, generation = self.record, check.generation
         model = self.places.checkpoints / f"gen_{generation:04d}"
-        copy_whole(check.model, model)
+        _copy_whole(check.model, model)
         if generation in self.course.films:
             self.film(model, generation)
         if self._is_due(generation):
@@ -250,11 +250,11 @@ class TaskRun:
             stages = [stage for stages in rounds.values() for stage in stages.items()]
             names = dict.fromkeys(name for name, _ in stages)
             self._note_times({name: sum(s["wall_s"] for other, s in stages if other == name) for name in names})
-        copy_whole(model, places.checkpoints / "final")
+        _copy_whole(model, places.checkpoints / "final")
         if (places.tmp / "fidelity").exists():
-            copy_whole(places.tmp / "fidelity", places.report / "fidelity")
+            _copy_whole(places.tmp / "fidelity", places.report / "fidelity")
         if record.best_model is not None and (places.checkpoints / record.best_model).exists():
-            copy_whole(places.checkpoints / record.best_model, places.checkpoints / "best")
+            _copy_whole(places.checkpoints / record.best_model, places.checkpoints / "best")
         self._prune(None)
         if self.course.films:
             self.film(places.checkpoints / "final", record.generations)
@@ -370,7 +370,7 @@ class TaskRun:
 LOGS = ("metrics.jsonl", "events.out.*", "run.json", "summary.json", "*.png")
 
 
-def copy_whole(source: Path, target: Path) -> None:
+def _copy_whole(source: Path, target: Path) -> None:
     """Copy a directory completely or not at all; an existing target is kept."""
     if target.exists() or source == target:
         return

@@ -17,7 +17,7 @@ from wm_agents.system.files import read_toml
 from wm_envs.registry import TASKS
 
 
-class Threshold(NamedTuple):
+class _Threshold(NamedTuple):
     """Mean returns that count as solved."""
 
     full: float
@@ -26,12 +26,12 @@ class Threshold(NamedTuple):
 
 
 THRESHOLDS = {
-    "Pong": Threshold(18.0, 5.0),
-    "LunarLander": Threshold(200.0, 50.0),
-    "Breakout": Threshold(50.0, 10.0),
-    "CarRacing": Threshold(800.0, 100.0),
-    "CartPole": Threshold(475.0, 195.0),
-    "Acrobot": Threshold(-100.0, -200.0),
+    "Pong": _Threshold(18.0, 5.0),
+    "LunarLander": _Threshold(200.0, 50.0),
+    "Breakout": _Threshold(50.0, 10.0),
+    "CarRacing": _Threshold(800.0, 100.0),
+    "CartPole": _Threshold(475.0, 195.0),
+    "Acrobot": _Threshold(-100.0, -200.0),
 }
 CURRICULA = {
     "core": ("Pong", "LunarLander", "CarRacing"),
@@ -45,7 +45,7 @@ class Entry:
     """One task of a curriculum."""
 
     env_id: str
-    threshold: Threshold
+    threshold: _Threshold
     task: str | None = None
     """The known task with a recipe; None for any other environment."""
     max_generations: int | None = None
@@ -63,7 +63,7 @@ class Entry:
         return self.env_id.replace("/", "_").replace(":", "_")
 
 
-def known(task: str, max_generations: int | None = None) -> Entry:
+def _known(task: str, max_generations: int | None = None) -> Entry:
     """The entry of a known task."""
     return Entry(TASKS[task].real.id, THRESHOLDS[task], task, max_generations)
 
@@ -85,7 +85,7 @@ def read_curriculum(name: str) -> list[Entry]:
         FileNotFoundError: the file does not exist.
     """
     if name in CURRICULA:
-        return [known(task) for task in CURRICULA[name]]
+        return [_known(task) for task in CURRICULA[name]]
     path = Path(name)
     if path.suffix != ".toml":
         raise ValueError(_unknown("curriculum", name, [*CURRICULA]) + ", or the path of a .toml file")
@@ -131,10 +131,10 @@ def _read_entry(where: str, table: dict[str, Any]) -> Entry:
     quick = float(table.get("quick_threshold", usual.quick if usual and "threshold" not in table else full))
     limits = {limit: table.get(limit) for limit in ("max_generations", "max_episode_steps")}
     if name is not None:
-        return Entry(TASKS[name].real.id, Threshold(full, quick), name, **limits)
+        return Entry(TASKS[name].real.id, _Threshold(full, quick), name, **limits)
     assert env_id is not None
     task = next((task.name for task in TASKS.values() if task.real.id == env_id), None)
-    return Entry(env_id, Threshold(full, quick), task, **limits)
+    return Entry(env_id, _Threshold(full, quick), task, **limits)
 
 
 def _check_names(where: object, what: str, values: Iterable[str], names: list[str]) -> None:
@@ -168,11 +168,11 @@ def installed(entries: Iterable[Entry]) -> tuple[list[Entry], dict[str, str]]:
     Raises:
         ValueError: an unknown id.
     """
-    missing = {entry.name: why for entry in entries if (why := what_is_missing(entry.env_id)) is not None}
+    missing = {entry.name: why for entry in entries if (why := _what_is_missing(entry.env_id)) is not None}
     return [entry for entry in entries if entry.name not in missing], missing
 
 
-def what_is_missing(env_id: str) -> str | None:
+def _what_is_missing(env_id: str) -> str | None:
     """What must be installed for `env_id`, or None.
 
     Raises:

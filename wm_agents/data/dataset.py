@@ -22,7 +22,7 @@ from wm_agents.data.episode import Episode
 from wm_agents.data.shard import SUFFIX, ShardError, ShardInfo, check_self_contained, read_info, write_shard
 from wm_agents.system.files import write_json
 
-__all__ = ["Dataset", "ShardInfo", "Windows", "hold_out", "split_episodes", "write_manifest", "write_shard"]
+__all__ = ["Dataset", "ShardInfo", "Windows", "hold_out", "write_manifest", "write_shard"]
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
@@ -326,7 +326,7 @@ class Dataset:
         return {**self.__dict__, "_open": OrderedDict()}  # File handles cannot be pickled.
 
 
-def split_episodes(num: int, val_fraction: float, seed: int = 0) -> tuple[Ints, Ints]:
+def _split_episodes(num: int, val_fraction: float, seed: int = 0) -> tuple[Ints, Ints]:
     """Split episode numbers into training and validation, with at least one of each if there are two.
 
     The side of an episode does not depend on the others, so it does not change when the dataset grows.
@@ -344,7 +344,7 @@ def split_episodes(num: int, val_fraction: float, seed: int = 0) -> tuple[Ints, 
 
 def hold_out(num: int, seed: int) -> tuple[Ints, Ints]:
     """Episodes for training and for validation (5 %); a single episode is used for both."""
-    train, val = split_episodes(num, 0.05, seed)
+    train, val = _split_episodes(num, 0.05, seed)
     return train, val if len(val) else train
 
 

@@ -60,17 +60,17 @@ def check_episode(ep: Episode) -> None:
             f"obs and act must be plain arrays, got {ep.obs.dtype} and {ep.act.dtype} (seed {ep.seed}); "
             "flatten dict or tuple spaces with a wrapper"
         )
-    if not is_finite(ep.rew):
+    if not _is_finite(ep.rew):
         step = int((~(np.abs(ep.rew) <= LARGEST)).argmax()) + 1
         check_step(ep.obs[0], ep.rew[step - 1], ep.seed, step)
-    if not is_finite(ep.obs):
+    if not _is_finite(ep.obs):
         for step, obs in enumerate(ep.obs):
             check_step(obs, 0.0, ep.seed, step)
     if not (ep.term or ep.trunc):
         raise ValueError(f"an episode must end with term or trunc, got neither (seed {ep.seed})")
 
 
-def is_finite(values: Array) -> bool:
+def _is_finite(values: Array) -> bool:
     """Whether all `values` are finite in float32; integers are."""
     return values.dtype.kind not in "fc" or bool((np.abs(values) <= LARGEST).all())
 
@@ -83,7 +83,7 @@ def check_step(obs: Array, rew: float, seed: int, step: int) -> None:
     """
     if not abs(rew) <= LARGEST:
         raise NonFiniteStep(f"the reward of step {step} is {rew} (seed {seed}); {MEND}")
-    if not is_finite(obs):
+    if not _is_finite(obs):
         place = tuple(map(int, np.argwhere(~(np.abs(obs) <= LARGEST))[0]))
         raise NonFiniteStep(
             f"the observation of step {step} is {obs[place]} at index {list(place)} (seed {seed}); {MEND}"

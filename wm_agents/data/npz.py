@@ -30,7 +30,7 @@ def shards_to_npz(root: Path, path: Path, env_id: str | None = None) -> ReplayBu
         ValueError: the shards do not name their environment, and `env_id` is not given.
     """
     data = Dataset(root)
-    act_space = action_space(data.spec, env_id, root)
+    act_space = _action_space(data.spec, env_id, root)
     buffer = ReplayBuffer(data.num_steps, data.obs_shape, act_dim(act_space), data.shards[0].obs_dtype)
     for episode in data.iter_episodes():
         buffer.add(episode, act_space)
@@ -64,7 +64,7 @@ def npz_to_shards(path: Path, root: Path, env_id: str) -> Dataset:
     return Dataset(root)
 
 
-def action_space(spec: dict[str, Any], env_id: str | None, root: Path) -> gym.Space[Any]:
+def _action_space(spec: dict[str, Any], env_id: str | None, root: Path) -> gym.Space[Any]:
     """The action space of the shards under `root`: that of `env_id`, or of the environment that they name.
 
     Raises:

@@ -91,7 +91,7 @@ def write_shard(
         admit(len(image))
     with replacing(path) as tmp:
         tmp.write_bytes(image)
-    sync_dir(path.parent)
+    _sync_dir(path.parent)
     return read_info(path)
 
 
@@ -247,7 +247,7 @@ def _uses_zstd(obs: h5py.Dataset) -> bool:
     return any(plist.get_filter(i)[0] == ZSTD_ID for i in range(plist.get_nfilters()))
 
 
-def sync_dir(path: Path) -> None:
+def _sync_dir(path: Path) -> None:
     """Make a rename in `path` survive a power cut (no effect if directories cannot be opened)."""
     try:
         handle = os.open(path, os.O_RDONLY)

@@ -57,11 +57,11 @@ class Counters(NamedTuple):
     """Bytes that may still be written to disk"""
 
 
-class Halted(Exception):
+class _Halted(Exception):
     """The parent has stopped the collection."""
 
 
-class NoRoom(Exception):
+class _NoRoom(Exception):
     """A limit would be exceeded; the argument is its name."""
 
 
@@ -71,13 +71,13 @@ def collect_shard(counters: Counters, halt: Halt, task: ShardTask) -> ShardInfo 
         return write_shard(
             task.out,
             shard_name(task.seed),
-            play(task, counters, halt),
+            _play(task, counters, halt),
             task.spec.to_dict(),
             admit=partial(_admit, task, counters),
         )
-    except Halted:
+    except _Halted:
         return "interrupted"
-    except NoRoom as limit:
+    except _NoRoom as limit:
         return str(limit)
     except OSError as error:
         if error.errno in FULL_DISK:
@@ -85,7 +85,7 @@ def collect_shard(counters: Counters, halt: Halt, task: ShardTask) -> ShardInfo 
         raise
 
 
-def play(task: ShardTask, counters: Counters, halt: Halt) -> Iterator[Episode]:
+def _play(task: ShardTask, counters: Counters, halt: Halt) -> Iterator[Episode]:
     """Play the episodes of the task; with `lives_end`, each life is one episode."""
     envs = SyncVectorEnv([partial(make_real, task.spec)], autoreset_mode=AutoresetMode.DISABLED)
     try:
@@ -119,7 +119,7 @@ def _until(halt: Halt, transitions: Iterator[Transition]) -> Iterator[Transition
         if transition is None:
             return
         yield transition
-    raise Halted
+    raise _Halted
 
 
 def _counting_lives(
@@ -133,8 +133,8 @@ def _counting_lives(
 def _admit(task: ShardTask, counters: Counters, size: int) -> None:
     """Raise NoRoom if a shard of `size` bytes would exceed a limit."""
     if shutil.disk_usage(task.out).free - size < task.min_free_gb * 1e9:
-        raise NoRoom("free_disk")
+        raise _NoRoom("free_disk")
     with counters.room.get_lock():
         if counters.room.value < size:
-            raise NoRoom("max_gb")
+            raise _NoRoom("max_gb")
         counters.room.value -= size

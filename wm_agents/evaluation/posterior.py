@@ -18,7 +18,7 @@ from wm_envs.world_model import Latent, WorldModel
 Floats = NDArray[np.float64]
 
 
-class Moment(NamedTuple):
+class _Moment(NamedTuple):
     """Step t of all episodes that are long enough, one row each."""
 
     t: int
@@ -44,7 +44,7 @@ class Foreseen(NamedTuple):
 
 
 @torch.inference_mode()
-def walk(model: WorldModel, episodes: Iterable[Episode], batch: int = 64) -> Iterator[Moment]:
+def walk(model: WorldModel, episodes: Iterable[Episode], batch: int = 64) -> Iterator[_Moment]:
     """Encode all episodes, `batch` at a time, and yield the running episodes of each step."""
     rest, before = iter(episodes), 0
     while chunk := list(islice(rest, batch)):
@@ -62,7 +62,7 @@ def walk(model: WorldModel, episodes: Iterable[Episode], batch: int = 64) -> Ite
             act = torch.from_numpy(encoded).to(model.device)
             rew = np.array([chunk[i].rew[t] for i in rows], np.float64)
             term = np.array([chunk[i].term and t == chunk[i].num_steps - 1 for i in rows])
-            yield Moment(t, before + np.array(rows), latent, act, rew, term)
+            yield _Moment(t, before + np.array(rows), latent, act, rew, term)
         before += len(chunk)
 
 

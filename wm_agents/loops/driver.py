@@ -29,7 +29,7 @@ ROWS = 16
 """Maximum number of episodes in lockstep."""
 
 
-class Learner(Protocol):
+class _Learner(Protocol):
     """A trainable model with a policy on its latents; also an `nn.Module`.
 
     It may provide the posteriors of frames 1 to T of the last batch in `latents`, leaves (B, T, ...). They
@@ -48,16 +48,16 @@ class Learner(Protocol):
         """The policy that is saved with the model."""
 
 
-def make_learner(model: Model) -> Learner:
+def make_learner(model: Model) -> _Learner:
     """The learner of a model whose family learns online."""
     place = FAMILIES[model.family].learner
-    return cast(Learner, load(place)(model) if place else model)
+    return cast(_Learner, load(place)(model) if place else model)
 
 
 class Actor:
     """Acts in N rows at once, with a latent per row."""
 
-    def __init__(self, learner: Learner, model: Model, explore: bool, seed: int) -> None:
+    def __init__(self, learner: _Learner, model: Model, explore: bool, seed: int) -> None:
         self.learner, self.model, self.explore = learner, model, explore
         self.generator = torch.Generator(model.device).manual_seed(seed)
         self.tells_first = "first" in inspect.signature(learner.act).parameters
@@ -80,7 +80,7 @@ class Actor:
 
 
 def play(
-    learner: Learner, model: Model, spec: RealSpec, seeds: Sequence[int], count: StepCount | None = None
+    learner: _Learner, model: Model, spec: RealSpec, seeds: Sequence[int], count: StepCount | None = None
 ) -> list[Episode]:
     """Play one episode without exploration per seed, in their order."""
     episodes: list[Episode] = []

@@ -35,7 +35,7 @@ FIRST_FIT = 4
 """The first round of an object model takes this multiple of its updates: it starts from scratch."""
 
 
-class Fitted(NamedTuple):
+class _Fitted(NamedTuple):
     """The initial latents, the termination threshold, and the best validation loss of each part."""
 
     starts: dict[str, Latent]
@@ -90,13 +90,13 @@ def take_vision(model: vmc.VMC, source: str) -> bool:
     return True
 
 
-def fit(model: Model, lesson: RoundData) -> Fitted:
+def fit(model: Model, lesson: RoundData) -> _Fitted:
     """Fit `model` to the data; an interrupted fit resumes."""
-    fitted: Fitted = load(FAMILIES[model.family].learner)(model, lesson)
+    fitted: _Fitted = load(FAMILIES[model.family].learner)(model, lesson)
     return fitted
 
 
-def fit_windows(model: Model, lesson: RoundData) -> Fitted:
+def fit_windows(model: Model, lesson: RoundData) -> _Fitted:
     """Fit a model by its own loss on windows of the episodes; for families without a function of their own."""
     cfg, dataset = lesson.cfg, lesson.dataset
     training = cfg.dynamics.replace(sequence_length=cfg.window)
@@ -109,7 +109,7 @@ def fit_windows(model: Model, lesson: RoundData) -> Fitted:
     model.eval()
     starts = make_initial_latents(model, buffer, cfg.starts, lesson.rng)
     cut_off = find_cut_off(model, [*dataset.iter_episodes(held_out[-CALIBRATED:])])
-    return Fitted(starts, {"dynamics": result.best_val or 0.0}, cut_off)
+    return _Fitted(starts, {"dynamics": result.best_val or 0.0}, cut_off)
 
 
 def _buffer(model: Model, dataset: Dataset, episodes: NDArray[np.int64]) -> ReplayBuffer:
@@ -120,7 +120,7 @@ def _buffer(model: Model, dataset: Dataset, episodes: NDArray[np.int64]) -> Repl
     return buffer
 
 
-def fit_vmc(model: vmc.VMC, lesson: RoundData) -> Fitted:
+def fit_vmc(model: vmc.VMC, lesson: RoundData) -> _Fitted:
     """Fit V on frames in the first rounds, then M on all data encoded by the current V."""
     cfg, val = lesson.cfg, {}
     wanted = cfg.model.fitting(model.obs_space)
@@ -142,10 +142,10 @@ def fit_vmc(model: vmc.VMC, lesson: RoundData) -> Fitted:
     held_out = hold_out(len(data.length), cfg.memory.seed)[1][-CALIBRATED:]
     calibration = calibrate_cut_off(model, lesson.dataset.iter_episodes(held_out))
     few = calibration.ends < FEW_ENDS
-    return Fitted(starts, val, CUT_OFF if few else calibration.cut_off)
+    return _Fitted(starts, val, CUT_OFF if few else calibration.cut_off)
 
 
-def fit_members(model: ensemble.Ensemble, lesson: RoundData) -> Fitted:
+def fit_members(model: ensemble.Ensemble, lesson: RoundData) -> _Fitted:
     """Fit all members from scratch, because earlier weights would be biased to the first data."""
     cfg, scale = lesson.cfg, model.scale
     torch.manual_seed(cfg.seed + lesson.round)
@@ -157,10 +157,10 @@ def fit_members(model: ensemble.Ensemble, lesson: RoundData) -> Fitted:
     run_dir = lesson.run_dir / "dynamics"
     result = members.fit_ensemble(model, data, cfg.dynamics, run_dir, first=first, callbacks=callbacks)
     starts = members.make_starts(data, cfg.starts, lesson.rng, lesson.recent)
-    return Fitted(starts, {"dynamics": result.best_val or 0.0})
+    return _Fitted(starts, {"dynamics": result.best_val or 0.0})
 
 
-def fit_objects(model: objects.Objects, lesson: RoundData) -> Fitted:
+def fit_objects(model: objects.Objects, lesson: RoundData) -> _Fitted:
     """Fit V once on the first data; M continues in each round, so that small rounds take few updates."""
     cfg, dataset, first = lesson.cfg, lesson.dataset, lesson.round == 0
     if first:
@@ -171,7 +171,7 @@ def fit_objects(model: objects.Objects, lesson: RoundData) -> Fitted:
     run_dir = lesson.run_dir / "dynamics"
     result = things.fit_objects(model, data, training, run_dir, lesson.callbacks("dynamics"))
     starts = things.make_starts(data, model.cfg.history, cfg.starts, lesson.rng, lesson.recent)
-    return Fitted(starts, {"dynamics": result.best_val or 0.0})
+    return _Fitted(starts, {"dynamics": result.best_val or 0.0})
 
 
 def _half(cfg: TrainingConfig) -> TrainingConfig:

@@ -56,7 +56,7 @@ RECENT = 20
 
 
 @dataclass
-class Standing:
+class _Standing:
     """The progress of a run, stored in the checkpoints of the trainer."""
 
     next_seed: int
@@ -94,7 +94,7 @@ class Online:
             cfg.capacity, obs_space.shape or (), act_dim(act_space), obs_space.dtype or np.float32, max_gb=cfg.max_gb
         )
         self.limit = facts.limit or 0
-        self.now = Standing(next_seed=cfg.first_env_seed)
+        self.now = _Standing(next_seed=cfg.first_env_seed)
         self.count = StepCount(run.path / STEPS, start=run.state.get("real_steps", 0))
         self.fresh: list[Episode] = []
         """Episodes that are not yet on disk."""
@@ -308,7 +308,7 @@ class _Ledger(Callback):
         return asdict(self.online.now)
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.online.now = Standing(**state)
+        self.online.now = _Standing(**state)
 
 
 def online(cfg: OnlineConfig, console: Console | None = None) -> dict[str, Any]:

@@ -106,14 +106,14 @@ def check_video(folder: Path) -> str:
     return f"{len(got)} frames of mp4 written and read"
 
 
-class Needs(NamedTuple):
+class _Needs(NamedTuple):
     """Upper estimate of the bytes that a task needs."""
 
     disk: int
     memory: int
 
 
-def estimate(cfg: ImproveConfig, procs: int, films: int = 0) -> Needs:
+def estimate(cfg: ImproveConfig, procs: int, films: int = 0) -> _Needs:
     """An upper estimate of the disk space and memory of a task.
 
     Measured sizes on disk (scripts/bench_data.py): 1,090 bytes per CarRacing frame of 64x64x3, 66 per Pong
@@ -135,7 +135,7 @@ def estimate(cfg: ImproveConfig, procs: int, films: int = 0) -> Needs:
         dream = 4 * feat * cfg.cma.population * cfg.cma.rollouts * 40
     latents = steps * (8 * z + 64) * 3
     processes = 0.7 * GB + 2 * procs * 0.4 * GB
-    return Needs(int(episodes + rounds + films * 5e6), int(processes + latents + dream))
+    return _Needs(int(episodes + rounds + films * 5e6), int(processes + latents + dream))
 
 
 def check_disk(folder: Path, needed: int) -> str:

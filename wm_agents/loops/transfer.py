@@ -69,14 +69,14 @@ def transfer(
         raise ValueError(f"seed must be between 0 and {EVAL_SEED - policies * SEEDS_APART:,}, got {seed:,}")
     net, artifact = load_model(model)
     probe(real_spec(artifact))  # Raises an error for an unsupported environment.
-    cfg = controller_settings(real_spec(artifact), algo, iterations)
+    cfg = _controller_settings(real_spec(artifact), algo, iterations)
     settings = {
         "model": {name: sha256(artifact.path / name) for name in ("model.safetensors", "starts.safetensors")},
         "controller": _settings_of(cfg),
         "episodes": episodes,
     }
     with start_run(out, settings, {"run": seed, "judge": EVAL_SEED}) as run:
-        fresh = Transfer(run, cfg, net, artifact, episodes, procs, console)
+        fresh = _Transfer(run, cfg, net, artifact, episodes, procs, console)
         records = [fresh.policy(number, seed + number * SEEDS_APART) for number in range(policies)]
     result = {
         "model": model,
@@ -86,14 +86,14 @@ def transfer(
         "first_episode_seed": EVAL_SEED,
         "controller": settings["controller"],
         "policies": records,
-        "real": summary_of(records),
+        "real": _summary_of(records),
         **provenance(),
     }
     write_json(out / "transfer.json", result)
     return result
 
 
-class Transfer(NamedTuple):
+class _Transfer(NamedTuple):
     """Trains and scores the controllers, one after another."""
 
     run: RunFolder
@@ -163,7 +163,7 @@ class Transfer(NamedTuple):
         self.run.update(**{name: {**self.run.state.get(name, {}), str(number): value}})
 
 
-def controller_settings(spec: RealSpec, algo: str, iterations: int | None) -> ImproveConfig:
+def _controller_settings(spec: RealSpec, algo: str, iterations: int | None) -> ImproveConfig:
     """The recipe of the task, or default settings, with the number of iterations (CMA-ES: generations).
 
     The default is rounds x iterations of the recipe, for at most `MOST_DREAMED` dreamed steps, but never less than one
@@ -189,7 +189,7 @@ def controller_settings(spec: RealSpec, algo: str, iterations: int | None) -> Im
     )
 
 
-def summary_of(records: list[dict[str, Any]]) -> dict[str, Any]:
+def _summary_of(records: list[dict[str, Any]]) -> dict[str, Any]:
     """The mean over the policies that did not fail, and the spread between them; failures are counted."""
     means = [record["real"]["mean"] for record in records if "failed" not in record]
     counts = {"policies": len(records), "failed": len(records) - len(means)}

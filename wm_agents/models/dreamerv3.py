@@ -227,7 +227,7 @@ def _kls(post: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
     return dyn.sum((-2, -1)), rep.sum((-2, -1))
 
 
-class Posteriors(NamedTuple):
+class _Posteriors(NamedTuple):
     """Posteriors of a window, time-first."""
 
     deter: Tensor
@@ -257,7 +257,7 @@ class RSSM(nn.Module):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def observe(
         self, latent: Latent, tokens: Tensor, act: Tensor, first: Tensor, uniform: Tensor | None = None
-    ) -> Posteriors:
+    ) -> _Posteriors:
         """Update a latent with frames (T, B, ...); `act[t]` leads to frame t, and `first` resets rows.
 
         `uniform` (T, B, G) samples the one-hot posteriors; None uses their modes. Everything that does not
@@ -285,7 +285,7 @@ class RSSM(nn.Module):
             hot = likeliest(probs, -2) if uniform is None else draw_one_hot(probs, uniform[t], -2)
             stoch = straight_through(hot, probs).flatten(1).to(dtype)
             out.append((deter, stoch, probs))
-        return Posteriors(*(torch.stack(x) for x in zip(*out, strict=True)))
+        return _Posteriors(*(torch.stack(x) for x in zip(*out, strict=True)))
 
     def prior_step(self, latent: Latent, act: Tensor) -> tuple[Tensor, Tensor]:
         """The next deter (B, D) and the probabilities of the prior (B, K, G)."""

@@ -82,7 +82,7 @@ class Ensemble(Model):
         self.change = EnsembleMLP(cfg, dim + self.actions, 2 * dim)
         self.reward = EnsembleMLP(cfg, 2 * dim + self.actions, 1)
         self.end = EnsembleMLP(cfg, dim + self.actions, 2)
-        self.scale = Scale(dim)
+        self.scale = _Scale(dim)
         self.dtype = torch.from_numpy(obs_space.low).dtype
         self.low: Tensor
         self.high: Tensor
@@ -119,7 +119,7 @@ class Ensemble(Model):
         uniform = torch.special.ndtr(noise[:, -2:])  # The CDF of a normal sample is uniform.
         member = (uniform[:, 0] * self.members).long().clamp(max=self.members - 1)
         order = member.argsort()
-        rows = Rows(*(x[order] for x in (obs, act, noise[:, :-2] * temperature**0.5, uniform[:, 1])))
+        rows = _Rows(*(x[order] for x in (obs, act, noise[:, :-2] * temperature**0.5, uniform[:, 1])))
         out = self._step_members(rows, member.bincount(minlength=self.members).tolist())
         back = order.argsort()
         return Step({"obs": out.latent["obs"][back]}, out.rew[back], out.cont[back], cast(Tensor, out.end)[back])
@@ -132,7 +132,7 @@ class Ensemble(Model):
         chance = self._chance(ahead.end).mean(0)
         return self._outcome(next_obs, rew, ahead.end_rew.mean(0), chance, chance > 0.5)
 
-    def _step_members(self, rows: Rows, counts: list[int]) -> Step:
+    def _step_members(self, rows: _Rows, counts: list[int]) -> Step:
         """Predictions for rows of which the first `counts[0]` follow the first member, and so on."""
         scale, x = self.scale, self._input(rows.obs, rows.act)
         mean, logvar = self.change.follow(x, counts).chunk(2, dim=1)
@@ -173,10 +173,10 @@ class Ensemble(Model):
     def feat(self, latent: Latent) -> Tensor:
         return (latent["obs"] - self.scale.feat_mean) / self.scale.feat_std
 
-    def foresee(self, x: Tensor) -> Future:
+    def foresee(self, x: Tensor) -> _Future:
         """Map normalised (obs, act), (B, D + A) or (M, B, D + A), to the predictions of each member."""
         mean, logvar = self.change(x).float().chunk(2, dim=-1)
-        return Future(mean, _bounded(logvar), *self.end(x).float().unbind(-1))
+        return _Future(mean, _bounded(logvar), *self.end(x).float().unbind(-1))
 
     def earn(self, x: Tensor, change: Tensor) -> Tensor:
         """The reward (M, B) that each member predicts for a step without termination, in units of `scale.rew`."""
@@ -222,7 +222,7 @@ class Ensemble(Model):
         return LossOutput(loss, parts, {})
 
 
-class Future(NamedTuple):
+class _Future(NamedTuple):
     """Predictions of the members."""
 
     mean: Tensor
@@ -234,7 +234,7 @@ class Future(NamedTuple):
     """(M, B), the reward of a terminal step, in units of `Scale.end_rew`"""
 
 
-class Rows(NamedTuple):
+class _Rows(NamedTuple):
     """Predictions for rows that each follow one member."""
 
     obs: Tensor
@@ -256,7 +256,7 @@ def _bounded(logvar: Tensor) -> Tensor:
     return -10 + 12 * torch.sigmoid(logvar)
 
 
-class Scale(nn.Module):
+class _Scale(nn.Module):
     """The units in which the model is trained, and the range of plausible observations."""
 
     def __init__(self, dim: int) -> None:

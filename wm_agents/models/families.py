@@ -177,10 +177,10 @@ def resolve(name: str) -> tuple[str, str] | None:
     return family, size
 
 
-def add_installed() -> None:
+def _add_installed() -> None:
     """Add the families of installed packages."""
     for point in entry_points(group=ENTRY_POINTS):
         FAMILIES.setdefault(point.name, point.load())
 
 
-add_installed()
+_add_installed()

@@ -1,6 +1,6 @@
 """A world model of objects: its latent contains object positions in whole pixels, and all its predictions are discrete.
 
-The encoder (`Slots`) finds objects by their colour. The dynamics model (`Heads`) samples the slots of the next frame
+The encoder (`Slots`) finds objects by their colour. The dynamics model (`_Heads`) samples the slots of the next frame
 from those of the last frames and actions, one object after another, the largest first. For each object it samples
 whether it is visible, and by how many rows and columns it moves; or, for a new object, at which row and column it
 appears. Each prediction is conditioned on the previous ones. Reward and termination come last. Positions stay exact, so
@@ -103,7 +103,7 @@ class Objects(Model):
         self.register_buffer("later", later, persistent=False)
         self.register_buffer("earlier", earlier, persistent=False)
         self.feat_dim = self.feat(self.initial(1)).shape[1]
-        self.heads = Heads(cfg, self.feat_dim + self.actions, (height, width))
+        self.heads = _Heads(cfg, self.feat_dim + self.actions, (height, width))
         self.rewards = RewardClasses()
 
     def initial(self, num: int) -> Latent:
@@ -154,7 +154,7 @@ class Objects(Model):
         if temperature > 0:
             # The CDF of a normal sample is uniform.
             chance = torch.special.ndtr(draw_normal(num, 3 * self.cfg.slots + 2, generator, self.device))
-        drawn = self.heads.draw(self.feat(latent), act, latent, self.eye.count, self._odds, Dice(chance, temperature))
+        drawn = self.heads.draw(self.feat(latent), act, latent, self.eye.count, self._odds, _Dice(chance, temperature))
         after = self.advance(latent, act, drawn.place, drawn.here)
         rew = self.rewards.values[drawn.rew]
         counts = torch.stack([rew < 0, rew > 0], 1).float()
@@ -237,7 +237,7 @@ class Objects(Model):
         return frames.movedim(1, -1) if self.channels_first else frames
 
 
-class Dice(NamedTuple):
+class _Dice(NamedTuple):
     """Samples classes with uniform noise (B, N), one column per prediction; without noise it takes
     the most likely classes."""
 
@@ -259,7 +259,7 @@ class Dice(NamedTuple):
         return (self.chance[:, guess] < torch.sigmoid(logit.float() / self.temperature)).float()
 
 
-class Drawn(NamedTuple):
+class _Drawn(NamedTuple):
     """The sampled next frame, reward and termination."""
 
     place: Tensor
@@ -274,7 +274,7 @@ class Drawn(NamedTuple):
     """(B,) probability of termination"""
 
 
-class Taught(NamedTuple):
+class _Taught(NamedTuple):
     """The losses of the object heads, and the logits of reward and termination."""
 
     parts: dict[str, Tensor]
@@ -284,7 +284,7 @@ class Taught(NamedTuple):
     """(B,) logit"""
 
 
-class Heads(nn.Module):
+class _Heads(nn.Module):
     """The dynamics model: two shared layers, and heads that also get the previous predictions of the step.
 
     Prediction 3k is whether object k is visible, 3k + 1 its row, 3k + 2 its column. The last two predictions are reward
@@ -311,8 +311,8 @@ class Heads(nn.Module):
         self.outcome = nn.Linear(cfg.head, MAX_CLASSES + 1)
 
     def draw(
-        self, feat: Tensor, act: Tensor, latent: Latent, used: int, odds: Callable[[Tensor], Tensor], dice: Dice
-    ) -> Drawn:
+        self, feat: Tensor, act: Tensor, latent: Latent, used: int, odds: Callable[[Tensor], Tensor], dice: _Dice
+    ) -> _Drawn:
         """Sample the next slots of every element of the batch. The first `used` slots contain objects."""
         shares = self._shares(feat, act)
         now, was = latent["place"][:, -1], latent["here"][:, -1]
@@ -332,9 +332,9 @@ class Heads(nn.Module):
             place[:, k] = now[:, k] + torch.stack([down, right], 1) * here[:, k, None]
         rew, end = self._outcome(shares, place, here, now)
         last = 3 * self.slots
-        return Drawn(place, here, dice.pick(odds(rew), last), dice.flip(end, last + 1) > 0, torch.sigmoid(end.float()))
+        return _Drawn(place, here, dice.pick(odds(rew), last), dice.flip(end, last + 1) > 0, torch.sigmoid(end.float()))
 
-    def teach(self, feat: Tensor, act: Tensor, latent: Latent, used: int, place: Tensor, here: Tensor) -> Taught:
+    def teach(self, feat: Tensor, act: Tensor, latent: Latent, used: int, place: Tensor, here: Tensor) -> _Taught:
         """The losses for the next frame's `place` and `here`; each prediction gets the real previous ones."""
         shares = self._shares(feat, act)
         now, was = latent["place"][:, -1], latent["here"][:, -1]
@@ -354,7 +354,7 @@ class Heads(nn.Module):
                 at = (place[new, k] + self.reach).long().clamp(min=0)
                 lost = _lost(self.new_row[k](x[new]), at[:, 0]) + _lost(self.new_column[k](y[new]), at[:, 1])
                 parts["new"] = parts["new"] + lost.sum() / len(feat)
-        return Taught(parts, *self._outcome(shares, place, here, now))
+        return _Taught(parts, *self._outcome(shares, place, here, now))
 
     def _shares(self, feat: Tensor, act: Tensor) -> tuple[Tensor, ...]:
         return self.shares(self.body(torch.cat([feat, act], 1))).split(self.head, 1)  # type: ignore[no-any-return]

@@ -18,7 +18,7 @@ MAX_COLOURS = 64
 """Maximum number of colours that are considered, those with the most pixels first."""
 
 
-class Seen(NamedTuple):
+class _Seen(NamedTuple):
     """The content of the slots."""
 
     place: Tensor
@@ -73,7 +73,7 @@ class Slots(nn.Module):
             self.sprite[k, : thing.height, : thing.width] = thing.mask
             self.used[k] = 1
 
-    def see(self, frames: Tensor) -> Seen:
+    def see(self, frames: Tensor) -> _Seen:
         """Find the objects in uint8 frames (B, H, W, C)."""
         codes = _codes(frames)
         moving = codes != _codes(self.background[None])
@@ -83,7 +83,7 @@ class Slots(nn.Module):
         here = here * self.used
         row = torch.where((row == 0) & (tall < self.size[:, 0]), tall - self.size[:, 0], row)
         column = torch.where((column == 0) & (wide < self.size[:, 1]), wide - self.size[:, 1], column)
-        return Seen(torch.stack([row, column], -1) * here[..., None], here)
+        return _Seen(torch.stack([row, column], -1) * here[..., None], here)
 
     def paint(self, place: Tensor, here: Tensor) -> Tensor:
         """Draw objects at positions (B, K, 2) if `here` (B, K), larger ones first; frames (B, H, W, C) uint8."""

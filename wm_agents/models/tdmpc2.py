@@ -297,9 +297,9 @@ class TDMPC2(Model):
         bins = self.policy.q_bins(self.qs, past, act, drop=self.training)  # (K, B, T, bins)
         scales = {"consistency": cfg.consistency_coef, "reward": cfg.reward_coef, "value": cfg.value_coef}
         parts = {
-            "consistency": over_time((ahead - next_z).square().mean(-1) * known, rho),
-            "reward": over_time(self.two_hot.loss(self.reward(torch.cat([past, act], -1)), batch.rew) * known, rho),
-            "value": over_time(self.two_hot.loss(bins, target.expand(len(bins), -1, -1)).mean(0) * known, rho),
+            "consistency": _over_time((ahead - next_z).square().mean(-1) * known, rho),
+            "reward": _over_time(self.two_hot.loss(self.reward(torch.cat([past, act], -1)), batch.rew) * known, rho),
+            "value": _over_time(self.two_hot.loss(bins, target.expand(len(bins), -1, -1)).mean(0) * known, rho),
         }
         if self.termination is not None:  # Without rho, as published.
             odds = self.termination(ahead).float()[..., 0]
@@ -349,7 +349,7 @@ class TDMPC2(Model):
             "q": expected[:, 0].mean().detach(),
             "value_scale": self.value_scale.clone(),
         }
-        return over_time(losses * known, rho), metrics
+        return _over_time(losses * known, rho), metrics
 
     @torch.no_grad()
     def _follow_spread(self, q: Tensor) -> None:
@@ -378,6 +378,6 @@ class TDMPC2(Model):
         return symlog(seen) if self.frames is None else seen
 
 
-def over_time(losses: Tensor, rho: Tensor) -> Tensor:
+def _over_time(losses: Tensor, rho: Tensor) -> Tensor:
     """Mean over rows and steps of losses (B, T), with weight rho[t] for step t."""
     return (losses.mean(0) * rho[: losses.shape[1]]).mean()

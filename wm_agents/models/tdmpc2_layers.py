@@ -26,7 +26,7 @@ class QEnsemble(nn.Module):
         self.gains = nn.ParameterList(nn.Parameter(torch.ones(members, 1, o)) for o in dims[1:-1])
         self.shifts = nn.ParameterList(nn.Parameter(torch.zeros(members, 1, o)) for o in dims[1:-1])
         for weight in self.weights:
-            init_small(weight)
+            _init_small(weight)
         nn.init.zeros_(self.weights[-1])
 
     def forward(self, x: Tensor, which: Tensor | None = None, *, drop: bool = False, frozen: bool = False) -> Tensor:
@@ -55,14 +55,14 @@ class Small(nn.Linear):
     """A linear layer with the small initial weights of TD-MPC2."""
 
     def reset_parameters(self) -> None:
-        init_small(self.weight)
+        _init_small(self.weight)
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
 
 
-class NormedLinear(Small):
+class _NormedLinear(Small):
     """Linear, layer norm, and Mish or SimNorm over groups of `simnorm_dim`."""
 
     def __init__(self, in_dim: int, out_dim: int, simnorm_dim: int = 0) -> None:
@@ -73,10 +73,10 @@ class NormedLinear(Small):
     def forward(self, x: Tensor) -> Tensor:
         gain, shift = self.norm.weight.float(), self.norm.bias.float()
         x = F.layer_norm(super().forward(x).float(), gain.shape, gain, shift)
-        return simnorm(x, self.simnorm_dim) if self.simnorm_dim else mish(x)
+        return _simnorm(x, self.simnorm_dim) if self.simnorm_dim else mish(x)
 
 
-def init_small(weight: Tensor) -> None:
+def _init_small(weight: Tensor) -> None:
     """Fill with a normal of standard deviation 0.02."""
     with torch.no_grad():
         nn.init.trunc_normal_(weight, std=0.02)
@@ -84,23 +84,23 @@ def init_small(weight: Tensor) -> None:
 
 def mlp(dims: list[int], simnorm_dim: int = 0) -> nn.Sequential:
     """Normed layers with Mish between `dims`; the last one is linear, or ends with SimNorm."""
-    layers = [NormedLinear(a, b) for a, b in pairwise(dims[:-1])]
+    layers = [_NormedLinear(a, b) for a, b in pairwise(dims[:-1])]
     a, b = dims[-2:]
-    return nn.Sequential(*layers, NormedLinear(a, b, simnorm_dim) if simnorm_dim else Small(a, b))
+    return nn.Sequential(*layers, _NormedLinear(a, b, simnorm_dim) if simnorm_dim else Small(a, b))
 
 
 class SimNorm(nn.Module):
-    """`simnorm` as a layer."""
+    """Softmax over groups of `dim`, as a layer."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
 
     def forward(self, x: Tensor) -> Tensor:
-        return simnorm(x.float(), self.dim)
+        return _simnorm(x.float(), self.dim)
 
 
-def simnorm(x: Tensor, dim: int) -> Tensor:
+def _simnorm(x: Tensor, dim: int) -> Tensor:
     """Softmax over groups of `dim`, (..., L) to (..., L); the members of a group are L / dim apart.
 
     In the published code the members of a group are adjacent. The order of units does not matter, and a

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from wm_agents.models.tdmpc2 import TDMPC2Config
 
 
-class PolicySample(NamedTuple):
+class _PolicySample(NamedTuple):
     """A sample of the policy in training."""
 
     act: Tensor
@@ -51,16 +51,16 @@ class GaussianPolicy:
         """What expected values are computed from: a sample (B, A)."""
         return self.act(out, False, generator)
 
-    def sample(self, out: Tensor) -> PolicySample:
+    def sample(self, out: Tensor) -> _PolicySample:
         """A sample for outputs (..., 2 A), with gradients."""
         mean, log_std = self.normal(out)
         noise = torch.randn_like(mean)
         act = torch.tanh(mean + log_std.exp() * noise)
-        log_prob = gaussian_log_prob(noise, log_std)
+        log_prob = _gaussian_log_prob(noise, log_std)
         # The published loss uses the entropy of the normal before tanh, times the number of action dimensions: it
         # scales the entropy by (dimensions * log-probability of the normal) / (log-probability after tanh), and the
         # tanh cancels.
-        return PolicySample(act, squash_correction(act) - log_prob, -log_prob * self.actions, noise.new_empty(0))
+        return _PolicySample(act, _squash_correction(act) - log_prob, -log_prob * self.actions, noise.new_empty(0))
 
     def normal(self, out: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation before tanh."""
@@ -81,7 +81,7 @@ class GaussianPolicy:
         """The expected Q (...): that of the sampled action."""
         return q
 
-    def losses(self, q: Tensor, sample: PolicySample, scale: Tensor) -> Tensor:
+    def losses(self, q: Tensor, sample: _PolicySample, scale: Tensor) -> Tensor:
         """Maximise Q, divided by its range, plus the entropy: (...)."""
         return -(self.cfg.entropy_coef * sample.scaled_entropy + q / scale)
 
@@ -104,10 +104,10 @@ class CategoricalPolicy:
         """What expected values are computed from: the probabilities (B, A)."""
         return out.softmax(-1)
 
-    def sample(self, out: Tensor) -> PolicySample:
+    def sample(self, out: Tensor) -> _PolicySample:
         """The probabilities for outputs (..., A), with gradients."""
         probs = out.softmax(-1)
-        return PolicySample(probs, entropy(probs), entropy(probs), out.log_softmax(-1))
+        return _PolicySample(probs, entropy(probs), entropy(probs), out.log_softmax(-1))
 
     def q_bins(self, qs: QEnsemble, z: Tensor, act: Tensor, *, drop: bool) -> Tensor:
         """Logits (K, ..., bins) of the one-hot actions (..., A) in the data."""
@@ -123,7 +123,7 @@ class CategoricalPolicy:
         """The expected Q (...) over probabilities (..., A)."""
         return (q * act).sum(-1)
 
-    def losses(self, q: Tensor, sample: PolicySample, scale: Tensor) -> Tensor:
+    def losses(self, q: Tensor, sample: _PolicySample, scale: Tensor) -> Tensor:
         """Cross-entropy (...) to the optimal policy, which is proportional to exp(Q / (entropy weight * range)).
 
         The gradient of the expected Q would vanish once the policy is deterministic.
@@ -132,11 +132,11 @@ class CategoricalPolicy:
         return -(best * sample.log_probs).sum(-1)
 
 
-def gaussian_log_prob(noise: Tensor, log_std: Tensor) -> Tensor:
+def _gaussian_log_prob(noise: Tensor, log_std: Tensor) -> Tensor:
     """Log-density (...) of samples mean + std * noise (..., A)."""
     return (-0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
-def squash_correction(act: Tensor) -> Tensor:
+def _squash_correction(act: Tensor) -> Tensor:
     """The correction (...) of log-densities for actions (..., A) after tanh."""
     return (F.relu(1 - act.square()) + 1e-6).log().sum(-1)

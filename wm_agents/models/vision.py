@@ -50,8 +50,8 @@ class ConvVAE(nn.Module):
                 f"variant='small' needs images of 32, 64 or 96 pixels, got {size}; set size in the preprocessing"
             )
         self.latent_size = latent_size
-        self.encoder = Encoder(img_channels, latent_size, variant, size)
-        self.decoder = Decoder(img_channels, latent_size, variant, size)
+        self.encoder = _Encoder(img_channels, latent_size, variant, size)
+        self.decoder = _Decoder(img_channels, latent_size, variant, size)
         self.still: Tensor | None
         self.register_buffer("still", torch.zeros(img_channels, size, size) if still else None)
         # Weight of the motion of each pixel in the loss; used only in training.
@@ -101,7 +101,7 @@ class ConvVAE(nn.Module):
         return torch.cat([self.decoder.draw(part, self.still) for part in z.split(DRAWN_AT_ONCE)])
 
 
-class Encoder(nn.Module):
+class _Encoder(nn.Module):
     """Four convolutions of stride 2, then mu and logsigma."""
 
     def __init__(self, img_channels: int, latent_size: int, variant: str, size: int) -> None:
@@ -120,7 +120,7 @@ class Encoder(nn.Module):
         return self.fc_mu(x), self.fc_logsigma(x).clamp(-8, 4)
 
 
-class Decoder(nn.Module):
+class _Decoder(nn.Module):
     """z back to an image in [0, 1] by four transposed convolutions."""
 
     def __init__(self, img_channels: int, latent_size: int, variant: str, size: int) -> None:

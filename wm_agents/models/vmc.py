@@ -32,7 +32,7 @@ from wm_envs.world_model import Latent, Step
 if TYPE_CHECKING:
     from wm_agents.data.batch import Batch
 
-__all__ = ["MDRNN", "VMC", "ConvVAE", "MDRNNCell", "VMCConfig", "conv_vae_loss", "gmm_loss", "make_vision", "sizes"]
+__all__ = ["MDRNN", "VMC", "ConvVAE", "MDRNNCell", "VMCConfig", "conv_vae_loss", "gmm_loss", "sizes"]
 
 
 @strict(ELSEWHERE)
@@ -101,7 +101,7 @@ class VMC(Model):
 
     def __init__(self, cfg: VMCConfig, obs_space: gym.Space[Any], act_space: gym.Space[Any]) -> None:
         super().__init__(cfg, obs_space, act_space)
-        self.vision = make_vision(cfg, obs_space)
+        self.vision = _make_vision(cfg, obs_space)
         self.z_dim = self.vision.latent_size
         rewards = 1 if cfg.rew_head == "mse" else MAX_CLASSES
         self.memory = MDRNN(self.z_dim, self.actions, cfg.hidden, cfg.mixtures, cfg.mixture, rewards)
@@ -229,7 +229,7 @@ class VMC(Model):
         return LossOutput(loss, {"nll": nll, "rew": rew_loss, "term": bce}, {})
 
 
-def make_vision(cfg: VMCConfig, obs_space: gym.Space[Any]) -> ConvVAE | Identity:
+def _make_vision(cfg: VMCConfig, obs_space: gym.Space[Any]) -> ConvVAE | Identity:
     """The V for the observations.
 
     Raises:

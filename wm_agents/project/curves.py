@@ -24,7 +24,7 @@ MOST_NAMED = 8
 """Plots with more curves have no legend, because it would hide them."""
 
 
-class Curve(NamedTuple):
+class _Curve(NamedTuple):
     """Values over steps; one curve per round if the steps of each round start at 0."""
 
     label: str
@@ -49,7 +49,7 @@ def draw_curves(out: Path, most: int) -> Path | None:
     figure = Figure(figsize=(4.5 * len(found), 3.2), layout="constrained")
     for axes, (name, curves) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items()):
         for label, x, y in curves:
-            x, y = (thin(values, max(most // len(curves), 2)) for values in (x, y))
+            x, y = (_thin(values, max(most // len(curves), 2)) for values in (x, y))
             axes.plot(x, y, linewidth=1.2, marker="." if len(y) == 1 else "", label=label)
         title, unit = SHOWN[name]
         axes.set_title(title, fontsize=10)
@@ -63,14 +63,14 @@ def draw_curves(out: Path, most: int) -> Path | None:
     return out / "curves.png"
 
 
-def thin(values: Floats, most: int) -> Floats:
+def _thin(values: Floats, most: int) -> Floats:
     """At most `most` values, as means of neighbours."""
     if len(values) <= most:
         return values
     return np.array([part.mean() for part in np.array_split(values, most)])
 
 
-def _curves(logs: dict[Path, list[dict[str, Any]]], name: str) -> Iterator[Curve]:
+def _curves(logs: dict[Path, list[dict[str, Any]]], name: str) -> Iterator[_Curve]:
     """One curve per log, and one per round for the controller."""
     for path, rows in logs.items():
         # round-00/dynamics/metrics.jsonl -> round 0 dynamics
@@ -80,7 +80,7 @@ def _curves(logs: dict[Path, list[dict[str, Any]]], name: str) -> Iterator[Curve
             points = [(row["step"], row[name]) for row in part if name in row and np.isfinite(row[name])]
             if points:
                 x, y = np.array(points, np.float64).T
-                yield Curve(label or f"round {index}", x, y)
+                yield _Curve(label or f"round {index}", x, y)
 
 
 def _rounds(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:

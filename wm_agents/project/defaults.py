@@ -49,7 +49,7 @@ def usual(environment: str, model: str | None, name: str, kwargs: Values | None 
     row = FAMILIES[family]
     online = row.learns == "online"
     spec = seen_by(family, recipe.spec) if online else recipe.spec
-    recipe = replace(recipe, spec=limited(spec))
+    recipe = replace(recipe, spec=_limited(spec))
     obs_space, act_space = probe(recipe.spec).spaces
     seen = {
         "obs_shape": list(obs_space.shape or ()),
@@ -77,7 +77,7 @@ def usual(environment: str, model: str | None, name: str, kwargs: Values | None 
     return values
 
 
-def limited(spec: RealSpec) -> RealSpec:
+def _limited(spec: RealSpec) -> RealSpec:
     """`spec` with an episode limit, which training needs, if the environment has none."""
     return spec if probe(spec).limit is not None else replace(spec, max_episode_steps=NO_LIMIT)
 

@@ -33,9 +33,9 @@ def tell(project: Project, values: dict[str, Any], console: Console, again: bool
         again: the run was finished before, so print its scores again.
     """
     say = partial(console.print, soft_wrap=True, highlight=False)
-    where, scores = shown(project.out / "model"), values["scores"]
+    where, scores = _shown(project.out / "model"), values["scores"]
     if again:
-        say(f"{shown(project.out)} is already trained; {more(project)}")
+        say(f"{_shown(project.out)} is already trained; {_more(project)}")
     if again and scores is not None:
         real, dream = scores["real"], scores["dream"]
         score = f"real {real['mean']:.1f} ± {real['std']:.1f} over {real['episodes']} held-out episodes"
@@ -70,11 +70,11 @@ def check_more(project: Project, before: dict[str, Any], folder: RunFolder) -> N
     ]
     if told:
         raise ConfigurationError(
-            f"{shown(project.out)} is already trained with other settings: {'; '.join(told)}; {more(project)}"
+            f"{_shown(project.out)} is already trained with other settings: {'; '.join(told)}; {_more(project)}"
         )
 
 
-def more(project: Project) -> str:
+def _more(project: Project) -> str:
     """How to extend a finished run, as text."""
     online = project.online_collection.enabled
     if not project.is_online:
@@ -89,7 +89,7 @@ def _rounds(project: Project) -> int:
     return project.online_collection.rounds if project.online_collection.enabled else 1
 
 
-def shown(path: Path) -> str:
+def _shown(path: Path) -> str:
     """A path for a command in the current folder."""
     return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 

@@ -22,7 +22,7 @@ Status = Literal["running", "done", "interrupted", "failed"]
 MEANINGFUL, SMOKE, INCOMPLETE = "meaningful_local_training", "contract_smoke", "incomplete"
 
 
-def classify(status: Status, degraded: Sequence[str]) -> str:
+def _classify(status: Status, degraded: Sequence[str]) -> str:
     """The classification of a run; a degraded run is never meaningful."""
     if degraded:
         return SMOKE
@@ -62,7 +62,7 @@ class Manifest:
             "status": status,
             "degraded_modes": self.degraded,
             "degraded_means": [MEANING.get(mode, mode) for mode in self.degraded],
-            "run_classification": classify(status, self.degraded),
+            "run_classification": _classify(status, self.degraded),
             "ended_at": None if status == "running" else now,
         }
         self.values = strict({**self.values, **values, **verdict})

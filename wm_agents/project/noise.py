@@ -21,11 +21,11 @@ SHARD = "random"
 def write_noise(folder: Path, spaces: Spaces, steps: int, length: int | None, seed: int) -> Dataset:
     """A dataset of at least `steps` random steps; an existing one is reused."""
     if not (folder / f"{SHARD}.h5").is_file():
-        write_shard(folder, SHARD, noise(spaces, steps, length or LENGTH, seed))
+        write_shard(folder, SHARD, _noise(spaces, steps, length or LENGTH, seed))
     return Dataset(folder)
 
 
-def noise(spaces: Spaces, steps: int, length: int, seed: int) -> Iterator[Episode]:
+def _noise(spaces: Spaces, steps: int, length: int, seed: int) -> Iterator[Episode]:
     """Episodes with independent random frames, actions and rewards; half of them terminate."""
     obs_space, act_space = spaces
     rng = np.random.default_rng(seed)

@@ -38,7 +38,7 @@ BEHAVIOUR = {"policy", "value", "repval"}
 """Components of a loss that do not belong to the world model."""
 
 
-class Learned(NamedTuple):
+class _Learned(NamedTuple):
     """A trained model and its data."""
 
     learner: Any
@@ -58,7 +58,7 @@ def train_offline(project: Project, spaces: Spaces, console: Console) -> dict[st
         raise KeyboardInterrupt
     if summary.stopped != "done":
         console.print(f"  collection stopped after {summary.steps} steps: {summary.stopped}")
-    learned = learn(project, spaces, Dataset(folder), console)
+    learned = _learn(project, spaces, Dataset(folder), console)
     model = learned.model.cpu().eval()
     candidate = Candidate(
         model,
@@ -85,7 +85,7 @@ def train_on_noise(
     """Train on random data, and save the model with a card that says so."""
     data, seed, out = project.data, seed_of(project), project.out / "model"
     numbers = write_noise(project.out / "data", spaces, data.num_steps, data.episode_length, seed)
-    learned = learn(project, spaces, numbers, console)
+    learned = _learn(project, spaces, numbers, console)
     model = learned.model.cpu().eval()
     if spec is None:
         save_bare(out, model)
@@ -97,7 +97,7 @@ def train_on_noise(
     return {"updates": learned.result.updates, "val": learned.result.best_val, "train_wall_s": learned.result.wall_s}
 
 
-def learn(project: Project, spaces: Spaces, dataset: Dataset, console: Console) -> Learned:
+def _learn(project: Project, spaces: Spaces, dataset: Dataset, console: Console) -> _Learned:
     """Train a new model on a dataset with 5 % held-out episodes; an interrupted run resumes."""
     torch.manual_seed(seed_of(project))
     cfg, model = replay_of(project), model_of(project, spaces)
@@ -116,7 +116,7 @@ def learn(project: Project, spaces: Spaces, dataset: Dataset, console: Console) 
     validate = (lambda: _loss_of_world(trainer.evaluate(aside))) if can_judge else None
     result = trainer.fit(buffer, validate)
     trainer.load_best()
-    return Learned(learner, model, buffer, [*dataset.iter_episodes(val)], result)
+    return _Learned(learner, model, buffer, [*dataset.iter_episodes(val)], result)
 
 
 def _loss_of_world(losses: dict[str, float]) -> float:

@@ -60,11 +60,11 @@ MAY_CHANGE = (
 """Settings that may change when a run is resumed; a running stage also checks its own settings."""
 
 
-class Degraded(ConfigurationError):
+class _Degraded(ConfigurationError):
     """The run would be degraded, which was not allowed."""
 
 
-class Ground(NamedTuple):
+class _Ground(NamedTuple):
     """The data source of a run."""
 
     spec: RealSpec | None
@@ -87,12 +87,12 @@ def train(project: Project, *, allow_degraded: bool = False, console: Console | 
     console = console or Console(stderr=True)
     if str(project.root) not in sys.path:
         sys.path.append(str(project.root))  # A module with an environment may be beside wm.toml.
-    ground = find_ground(project, allow_degraded)
+    ground = _find_ground(project, allow_degraded)
     spaces = spaces_of(project, ground.spec)
     if ground.spec is not None and probe(ground.spec).limit is None:
         raise ConfigurationError(f"{project.environment} has no episode limit; set max_episode_steps in [data]")
     # Report contradictions before any work is done.
-    model, plan = model_of(project, spaces), make_plan(project, ground, spaces)
+    model, plan = model_of(project, spaces), _make_plan(project, ground, spaces)
     # All settings of the model, because a newly added key is also a change.
     settings = flatten({**project.to_dict(), "architecture": model.cfg.to_dict()})
     seeds = {"run": seed_of(project), "collect": env_seed_of(project), "judge": JUDGE_SEED}
@@ -111,12 +111,12 @@ def train(project: Project, *, allow_degraded: bool = False, console: Console | 
         try:
             manifest.write("running", plan=plan.to_dict())
             result = _learn(project, plan, ground, spaces, folder, console)
-            finish(project, ground, result, console)
+            _finish(project, ground, result, console)
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt)
             manifest.write("interrupted" if stopped else "failed", **_facts(project, ground, folder, {}, began))
             if stopped:
-                console.print(f"saved: {saved(project, folder)}", soft_wrap=True, highlight=False)
+                console.print(f"saved: {_saved(project, folder)}", soft_wrap=True, highlight=False)
             raise
         values = manifest.write("done", **_facts(project, ground, folder, result, began))
         folder.update(trained=digest(settings))
@@ -124,7 +124,7 @@ def train(project: Project, *, allow_degraded: bool = False, console: Console | 
     return values
 
 
-def find_ground(project: Project, allow_degraded: bool) -> Ground:
+def _find_ground(project: Project, allow_degraded: bool) -> _Ground:
     """The environment, or the degraded modes of the run.
 
     Raises:
@@ -142,16 +142,16 @@ def find_ground(project: Project, allow_degraded: bool) -> Ground:
     if missing or project.data.source == "random":
         degraded.append(RANDOM_DATA)
     if degraded and not allow_degraded:
-        raise Degraded(
+        raise _Degraded(
             'source = "random" in [data] trains on random data, so the model will be meaningless; use source = "gym", '
             "or pass `wm train --allow-degraded` to do it anyway"
         )
     if missing and project.online_collection.enabled:
-        raise Degraded(f"online collection is not possible: {missing}; set enabled = false in [online_collection]")
-    return Ground(None if missing else spec_of(project), degraded)
+        raise _Degraded(f"online collection is not possible: {missing}; set enabled = false in [online_collection]")
+    return _Ground(None if missing else spec_of(project), degraded)
 
 
-def make_plan(project: Project, ground: Ground, spaces: Spaces) -> Plan:
+def _make_plan(project: Project, ground: _Ground, spaces: Spaces) -> Plan:
     """The complete settings of the run, for the loop of the family."""
     if RANDOM_DATA in ground.degraded or (project.is_online and not project.online_collection.enabled):
         return replay_of(project)
@@ -165,7 +165,7 @@ def make_plan(project: Project, ground: Ground, spaces: Spaces) -> Plan:
 
 
 def _learn(
-    project: Project, plan: Plan, ground: Ground, spaces: Spaces, folder: RunFolder, console: Console
+    project: Project, plan: Plan, ground: _Ground, spaces: Spaces, folder: RunFolder, console: Console
 ) -> dict[str, Any]:
     if RANDOM_DATA in ground.degraded:
         return train_on_noise(project, spaces, ground.spec, ground.degraded, console)
@@ -176,18 +176,18 @@ def _learn(
     return training.finish()
 
 
-def finish(project: Project, ground: Ground, result: dict[str, Any], console: Console) -> None:
+def _finish(project: Project, ground: _Ground, result: dict[str, Any], console: Console) -> None:
     """Record the degraded modes in the model, and write curves and videos if enabled."""
     mark_degraded(project.out / "model", ground.degraded)
     if project.gameplay.enabled:
         with extra("the video", console):
-            result["film_steps"] = film(project, ground, console)
+            result["film_steps"] = _film(project, ground, console)
     if project.visualization.enabled:
         with extra("the plot of the curves", console):
             draw_curves(project.out, project.visualization.history_max_points)
 
 
-def film(project: Project, ground: Ground, console: Console) -> int:
+def _film(project: Project, ground: _Ground, console: Console) -> int:
     """Record a video of a real episode beside its dream, and return its real steps."""
     if ground.spec is None or ground.degraded:
         console.print("no video: the model has no policy")
@@ -206,7 +206,7 @@ def film(project: Project, ground: Ground, console: Console) -> int:
     return frames - 1
 
 
-def saved(project: Project, folder: RunFolder) -> str:
+def _saved(project: Project, folder: RunFolder) -> str:
     """A description of the saved state of an interrupted run."""
     state, found = folder.state, []
     if (data := project.out / "data").is_dir() and (steps := Dataset(data).num_steps):
@@ -219,7 +219,9 @@ def saved(project: Project, folder: RunFolder) -> str:
     return f"{', '.join(found) or 'nothing yet'}, in {project.out}"
 
 
-def _facts(project: Project, ground: Ground, folder: RunFolder, result: dict[str, Any], began: float) -> dict[str, Any]:
+def _facts(
+    project: Project, ground: _Ground, folder: RunFolder, result: dict[str, Any], began: float
+) -> dict[str, Any]:
     """The entries of the manifest for a finished or unfinished run."""
     mode = "online" if project.online_collection.enabled else "offline"
     if RANDOM_DATA in ground.degraded:

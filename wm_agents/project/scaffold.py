@@ -43,7 +43,7 @@ def write_project(
     values = usual(environment, model, path.resolve().name, kwargs)
     if problems := Review(values).problems:  # Errors in the chosen model.
         raise ConfigurationError("; ".join(f"{problem.key} {problem.text}" for problem in problems))
-    notes = notes_of(values)
+    notes = _notes_of(values)
     texts = {"wm.toml": toml_text(values, notes), **files(values)}
     _place(path, texts)
     for name, text in notes.items():
@@ -52,7 +52,7 @@ def write_project(
     return list(texts)
 
 
-def notes_of(values: Mapping[str, Any]) -> dict[str, str]:
+def _notes_of(values: Mapping[str, Any]) -> dict[str, str]:
     """Notes about automatic settings, by dotted name."""
     cut, kwargs = values["data"].get("max_episode_steps"), values["data"].get("env_kwargs")
     if cut is None or cut == recipe_of(values["environment"], kwargs).spec.max_episode_steps:

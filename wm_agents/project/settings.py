@@ -24,7 +24,7 @@ class ProjectError(ConfigurationError):
     """All errors of a wm.toml."""
 
 
-class Problem(NamedTuple):
+class _Problem(NamedTuple):
     """One error."""
 
     key: str
@@ -55,10 +55,10 @@ def load_project(path: str | Path = PROJECT_FILE, flags: Values | None = None) -
         raise ProjectError(_told(path, lines, flags or {}, problems))
     places = {name: f"line {line}" for name, line in lines.items()} | {name: f"--{name}" for name in flags or {}}
     trust(str(values["environment"]).rpartition(":")[0])  # Running a project runs its code anyway.
-    return build_project(values, path.resolve().parent, places)
+    return _build_project(values, path.resolve().parent, places)
 
 
-def build_project(values: Values, root: Path, places: Mapping[str, str]) -> Project:
+def _build_project(values: Values, root: Path, places: Mapping[str, str]) -> Project:
     """The project of checked values."""
     family, size = resolve(values["model"]) or ("", "")
     parts = {name: section(**_with_tuples(values.get(name, {}))) for name, section in SECTIONS.items()}
@@ -82,7 +82,7 @@ class Review:
 
     def __init__(self, values: Values) -> None:
         self.values = values
-        self.problems: list[Problem] = []
+        self.problems: list[_Problem] = []
         self.sections: dict[str, dict[str, Any]] = {k: part for k, part in values.items() if isinstance(part, dict)}
         self._top()
         for name, section in SECTIONS.items():
@@ -96,7 +96,7 @@ class Review:
             self._online(family)
 
     def say(self, key: str, text: str) -> None:
-        self.problems.append(Problem(key, text))
+        self.problems.append(_Problem(key, text))
 
     def _top(self) -> None:
         known = (*TOP, *OPEN_SECTIONS, *SECTIONS)
@@ -200,7 +200,7 @@ def _unknown(where: str, siblings: Iterable[str]) -> str:
     if where in ABSENT:
         return f"is not supported: {ABSENT[where]}"
     key, near = _last(where), [_last(name) for name in siblings]
-    elsewhere = {_last(name): name for name in every_key()}
+    elsewhere = {_last(name): name for name in _every_key()}
     if key in elsewhere:
         return f"is unknown; did you mean {elsewhere[key]!r}?"
     hint = did_you_mean(key, near) or did_you_mean(key, elsewhere)
@@ -211,7 +211,7 @@ def _last(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def every_key() -> list[str]:
+def _every_key() -> list[str]:
     """All keys of [training] and of the sections that do not depend on the family, dotted."""
     kinds = {**SECTIONS, "training": TrainingConfig}
     return [f"{name}.{f.name}" for name, kind in kinds.items() for f in fields(kind)]
@@ -231,10 +231,10 @@ def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
     values[path[-1]] = value
 
 
-def _told(path: Path, lines: Mapping[str, int], flags: Values, problems: list[Problem]) -> str:
+def _told(path: Path, lines: Mapping[str, int], flags: Values, problems: list[_Problem]) -> str:
     """All errors, those of flags first, then in the order of their lines."""
 
-    def place(problem: Problem) -> tuple[int, str]:
+    def place(problem: _Problem) -> tuple[int, str]:
         if problem.key in flags:
             return 0, f"--{problem.key}"
         line = line_of(dict(lines), problem.key)

@@ -81,7 +81,7 @@ def _check_said(project: Project, spaces: Spaces) -> None:
         )
 
 
-def config_of(project: Project, obs_space: gym.Space[Any]) -> WorldModelConfig:
+def _config_of(project: Project, obs_space: gym.Space[Any]) -> WorldModelConfig:
     """The config of the model: its size, with the fields of [architecture]."""
     cfg = config_class(project.family).from_size(project.size).fitting(obs_space)
     limit = _limit(project) if hasattr(cfg, "episode_length") else None
@@ -102,7 +102,7 @@ def model_of(project: Project, spaces: Spaces) -> Model:
     Raises:
         ConfigurationError: it does not support the spaces of the environment.
     """
-    return build(project.family, config_of(project, spaces[0]), *spaces)
+    return build(project.family, _config_of(project, spaces[0]), *spaces)
 
 
 def rounds_of(project: Project, spaces: Spaces) -> ImproveConfig:
@@ -137,7 +137,7 @@ def rounds_of(project: Project, spaces: Spaces) -> ImproveConfig:
             cfg, ppo=replace(cfg.ppo, iterations=said.iterations), cma=replace(cfg.cma, generations=said.iterations)
         )
     if project.row.settings:
-        own: dict[str, Any] = {project.row.settings: config_of(project, spaces[0])}
+        own: dict[str, Any] = {project.row.settings: _config_of(project, spaces[0])}
     else:
         own = {"size": project.size, "overrides": _overrides(project)}
     return replace(cfg, **own)

@@ -181,14 +181,14 @@ def provenance() -> dict[str, Any]:
     """When, by which command, from which commit, with which versions, on which hardware."""
     return {
         "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": command(),
-        "git": git_state(),
+        "command": _command(),
+        "git": _git_state(),
         "versions": versions(),
         "hardware": describe(),
     }
 
 
-def command() -> str:
+def _command() -> str:
     """The command line, with the name of the program without its folder."""
     name = Path(sys.argv[0]).name
     return shlex.join(["wm" if name == "cli.py" else name, *sys.argv[1:]])
@@ -205,7 +205,7 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def git_state(folder: Path = Path(__file__).parent) -> dict[str, Any] | None:
+def _git_state(folder: Path = Path(__file__).parent) -> dict[str, Any] | None:
     """The commit, and whether files differ from it; None outside a checkout."""
 
     def git(*args: str) -> str:

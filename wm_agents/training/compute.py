@@ -31,22 +31,22 @@ class Compute:
 
     def __init__(self, cfg: TrainingConfig, model: nn.Module) -> None:
         self.cfg, self.model = cfg, model
-        precision = choose_precision(cfg, model)
+        precision = _choose_precision(cfg, model)
         self.undecided = precision is None
         """Whether the first batch decides the precision."""
         self._use(precision or "float32")
-        self._heavy = heavy_parts(model) if cfg.use_gradient_checkpointing else []
+        self._heavy = _heavy_parts(model) if cfg.use_gradient_checkpointing else []
 
     def _use(self, precision: Precision) -> None:
         """Set the dtype of products, convolutions and LSTMs."""
         self.precision = precision
         self.scaler = torch.amp.GradScaler("cuda") if precision == "float16" else None
-        self.fabric = make_fabric(self.cfg, precision, self.scaler)
+        self.fabric = _make_fabric(self.cfg, precision, self.scaler)
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """The context for training steps: TF32 and gradient checkpointing."""
-        with fast_math(self.cfg, self.fabric.device), recomputed(self._heavy):
+        with _fast_math(self.cfg, self.fabric.device), _recomputed(self._heavy):
             yield
 
     def decide(self, gradients: Callable[[], None]) -> None:
@@ -102,7 +102,7 @@ class Compute:
             self.scaler.update()
 
 
-def make_fabric(cfg: TrainingConfig, precision: Precision, scaler: torch.amp.GradScaler | None = None) -> Any:
+def _make_fabric(cfg: TrainingConfig, precision: Precision, scaler: torch.amp.GradScaler | None = None) -> Any:
     """Create the Fabric for device and precision. It takes a second to import, so only training imports
     it."""
     from lightning_fabric import Fabric
@@ -119,7 +119,7 @@ def make_fabric(cfg: TrainingConfig, precision: Precision, scaler: torch.amp.Gra
     return Fabric(accelerator=kind, devices=devices, plugins=[MixedPrecision(name, device, scaler)])
 
 
-def choose_precision(cfg: TrainingConfig, model: nn.Module) -> Precision | None:
+def _choose_precision(cfg: TrainingConfig, model: nn.Module) -> Precision | None:
     """The precision that `cfg` requests; None if it takes a trial on the first batch.
 
     Raises:
@@ -139,7 +139,7 @@ def choose_precision(cfg: TrainingConfig, model: nn.Module) -> Precision | None:
     return "bfloat16" if use_bf16(asked, kinds, device, training=True) else "float32"
 
 
-def heavy_parts(model: nn.Module) -> list[nn.Module]:
+def _heavy_parts(model: nn.Module) -> list[nn.Module]:
     """The layers of `model` to which gradient checkpointing applies.
 
     Raises:
@@ -156,7 +156,7 @@ def heavy_parts(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def recomputed(parts: list[nn.Module]) -> Iterator[None]:
+def _recomputed(parts: list[nn.Module]) -> Iterator[None]:
     """In this context, the layers of `parts` are recomputed in the backward pass."""
     for part in parts:
         part.forward = partial(checkpoint, part.forward, use_reentrant=False)
@@ -168,7 +168,7 @@ def recomputed(parts: list[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def fast_math(cfg: TrainingConfig, device: torch.device) -> Iterator[None]:
+def _fast_math(cfg: TrainingConfig, device: torch.device) -> Iterator[None]:
     """Enable or disable TF32 on CUDA in this context."""
     if device.type != "cuda":
         yield

@@ -19,7 +19,7 @@ from wm_envs.action import encode_action
 from wm_envs.world_model import Latent
 
 
-class MoveSet(NamedTuple):
+class _MoveSet(NamedTuple):
     """Every step of a dataset: obs[i], act[i] -> rew[i], next_obs[i], in the order of its episodes."""
 
     obs: Tensor
@@ -41,7 +41,7 @@ class MoveSet(NamedTuple):
         return Moves(self.obs[at], self.act[at], self.rew[at], self.term[at], self.next_obs[at])
 
 
-def read_moves(model: Ensemble, dataset: Dataset) -> MoveSet:
+def read_moves(model: Ensemble, dataset: Dataset) -> _MoveSet:
     """Read all steps into memory, about 100 bytes each.
 
     Raises:
@@ -56,7 +56,7 @@ def read_moves(model: Ensemble, dataset: Dataset) -> MoveSet:
         return torch.from_numpy(np.concatenate(parts)).float()
 
     ends = [np.append(np.zeros(len(ep.rew) - 1), ep.term) for ep in episodes]
-    return MoveSet(
+    return _MoveSet(
         join([ep.obs[:-1] for ep in episodes]),
         join([encode_action(model.act_space, ep.act) for ep in episodes]),
         join([ep.rew for ep in episodes]),
@@ -69,7 +69,7 @@ def read_moves(model: Ensemble, dataset: Dataset) -> MoveSet:
 
 def fit_ensemble(
     model: Ensemble,
-    data: MoveSet,
+    data: _MoveSet,
     cfg: TrainingConfig,
     run_dir: Path,
     *,
@@ -105,7 +105,7 @@ def fit_ensemble(
 
 
 def make_starts(
-    data: MoveSet, num: int, rng: np.random.Generator, episodes: NDArray[np.int64] | None = None
+    data: _MoveSet, num: int, rng: np.random.Generator, episodes: NDArray[np.int64] | None = None
 ) -> dict[str, Latent]:
     """Initial latents from real episodes: "begin" (first observations) and "anywhere" (any except the last).
 

@@ -39,7 +39,7 @@ FEW_ENDS = 2
 """Minimum number of episodes that ended at a count of rewards, for the count to be a limit."""
 
 
-class SlotSet(NamedTuple):
+class _SlotSet(NamedTuple):
     """The slots of every frame of a dataset, and the step from each frame; the last frame of an episode has no step."""
 
     place: Tensor
@@ -98,7 +98,7 @@ class SlotSet(NamedTuple):
         return np.where(near, _draw(self.near, since, recent, rng), frames) if len(self.near) else frames
 
 
-def read_slots(model: Objects, dataset: Dataset, cache: Path) -> SlotSet:
+def read_slots(model: Objects, dataset: Dataset, cache: Path) -> _SlotSet:
     """Encode all frames of `dataset`. The slots of each shard are cached in the folder `cache`.
 
     Raises:
@@ -116,7 +116,7 @@ def read_slots(model: Objects, dataset: Dataset, cache: Path) -> SlotSet:
     leaving = np.delete(np.arange(lengths.sum()), begins + lengths - 1)
     near = leaving[_near(model, place, here)[leaving]]
     episode = np.repeat(np.arange(len(lengths)), lengths)
-    return SlotSet(place, here, age, score, act, rew, term, begins[episode], leaving, near, episode)
+    return _SlotSet(place, here, age, score, act, rew, term, begins[episode], leaving, near, episode)
 
 
 def fit_eye(model: Objects, dataset: Dataset, rng: np.random.Generator) -> None:
@@ -125,7 +125,7 @@ def fit_eye(model: Objects, dataset: Dataset, rng: np.random.Generator) -> None:
     model.eye.fit(frames.movedim(1, -1) if model.channels_first else frames)
 
 
-def fit_limits(model: Objects, data: SlotSet) -> SlotSet:
+def fit_limits(model: Objects, data: _SlotSet) -> _SlotSet:
     """Set the reward limits at which episodes end, and return the data without the terminations that they explain."""
     counts = torch.stack([data.rew < 0, data.rew > 0], 1).float()
     after, steps = data.score + counts, torch.from_numpy(data.leaving)
@@ -137,7 +137,7 @@ def fit_limits(model: Objects, data: SlotSet) -> SlotSet:
 
 
 def fit_objects(
-    model: Objects, data: SlotSet, cfg: TrainingConfig, run_dir: Path, callbacks: tuple[Callback, ...] = ()
+    model: Objects, data: _SlotSet, cfg: TrainingConfig, run_dir: Path, callbacks: tuple[Callback, ...] = ()
 ) -> TrainingResult:
     """Train the dynamics model on the slots, starting from its current weights."""
     model.rewards.learn(data.rew[torch.from_numpy(data.leaving)])
@@ -160,7 +160,7 @@ def fit_objects(
     return result
 
 
-def make_starts(data: SlotSet, history: int, num: int, rng: np.random.Generator, recent: Ints) -> dict[str, Latent]:
+def make_starts(data: _SlotSet, history: int, num: int, rng: np.random.Generator, recent: Ints) -> dict[str, Latent]:
     """Initial latents from real episodes: "begin" (first frames), and "anywhere" (half from `recent` episodes)."""
     newest = data.leaving[np.isin(data.episode[data.leaving], recent)]
     anywhere = np.concatenate([rng.choice(newest, num // 2), rng.choice(data.leaving, num - num // 2)])

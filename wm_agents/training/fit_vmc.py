@@ -98,7 +98,7 @@ class Windows(NamedTuple):
     mask: Tensor
 
 
-class RareSteps(NamedTuple):
+class _RareSteps(NamedTuple):
     """Rare steps that windows should contain; each kind is sampled equally often."""
 
     episode: NDArray[np.int64]
@@ -106,7 +106,7 @@ class RareSteps(NamedTuple):
     chance: NDArray[np.float64]
 
 
-def rare_steps(data: LatentSet, episodes: NDArray[np.int64]) -> RareSteps | None:
+def _rare_steps(data: LatentSet, episodes: NDArray[np.int64]) -> _RareSteps | None:
     """The steps of `episodes` with a reward other than the most common, and terminal steps; None if there are
     none."""
     episode = np.repeat(episodes, data.length[episodes])
@@ -119,7 +119,7 @@ def rare_steps(data: LatentSet, episodes: NDArray[np.int64]) -> RareSteps | None
     if not len(rare):
         return None
     share = 1 / np.bincount(kind[rare])[kind[rare]]
-    return RareSteps(episode[rare], t[rare], share / share.sum())
+    return _RareSteps(episode[rare], t[rare], share / share.sum())
 
 
 def sample_windows(
@@ -128,7 +128,7 @@ def sample_windows(
     length: int,
     rng: np.random.Generator,
     episodes: NDArray[np.int64],
-    rare: RareSteps | None = None,
+    rare: _RareSteps | None = None,
 ) -> Windows:
     """Sample windows of `length` steps inside `episodes`; steps after the end of a short episode are masked.
 
@@ -170,7 +170,7 @@ def fit_vision(
         some = dataset.frames(WATCHED, np.random.default_rng(cfg.seed), train)
         model.vision.watch(torch.from_numpy(some).to(model.device))
 
-    pool = FramePool(dataset, cfg, train)
+    pool = _FramePool(dataset, cfg, train)
 
     held_out = torch.from_numpy(dataset.frames(512, np.random.default_rng(cfg.seed), val))
     samples = SampleCallback(model.vision, held_out[:: len(held_out) // 8])
@@ -178,7 +178,7 @@ def fit_vision(
     return _fit(model, trainer, pool.batch, lambda: model.vision_loss(trainer.fabric.to_device(held_out)))
 
 
-class FramePool:
+class _FramePool:
     """Random frames for V from a shuffled pool. Adjacent frames are cheap to read together, but are too
     similar for a batch.
 
@@ -215,7 +215,7 @@ def fit_memory(
     rare = None
     if model.classes is not None:
         model.classes.learn(data.rew[_steps(data)])
-        rare = rare_steps(data, train)
+        rare = _rare_steps(data, train)
 
     def batches(update: int) -> Windows:
         return sample_windows(data, cfg.batch_size, window, cfg.rng(update), train, rare)

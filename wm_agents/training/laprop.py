@@ -55,7 +55,7 @@ class LaProp(torch.optim.Optimizer):
         for state in states:
             state["step"] += 1
         keep, keep_square = group["betas"]
-        grads = clip_by_agc(params, [cast(Tensor, p.grad) for p in params], group["agc"], group["pmin"])
+        grads = _clip_by_agc(params, [cast(Tensor, p.grad) for p in params], group["agc"], group["pmin"])
 
         squares = [state["square"] for state in states]
         torch._foreach_mul_(squares, keep_square)
@@ -77,7 +77,7 @@ class LaProp(torch.optim.Optimizer):
         return state
 
 
-def clip_by_agc(params: list[Tensor], grads: list[Tensor], agc: float, pmin: float) -> list[Tensor]:
+def _clip_by_agc(params: list[Tensor], grads: list[Tensor], agc: float, pmin: float) -> list[Tensor]:
     """Gradients with norms of at most `agc` times the norm of their tensor (or `pmin`)."""
     if agc == 0 or not params:
         return grads

@@ -18,7 +18,7 @@ BINS = (0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Bin edges for the probability of termination, dense near 0 where most steps are."""
 
 
-class Bin(NamedTuple):
+class _Bin(NamedTuple):
     """The steps with a predicted probability of termination between two edges."""
 
     low: float
@@ -41,7 +41,7 @@ class Reliability(NamedTuple):
     """Mean squared error of the constant base rate."""
     ece: float
     """Expected calibration error: mean distance of predicted and observed share, weighted by steps."""
-    bins: list[Bin]
+    bins: list[_Bin]
     drawn: bool
     """The model samples termination itself and uses no threshold."""
     now: Calibration
@@ -72,7 +72,7 @@ def reliability(seen: Foreseen, cut_off: float, drawn: Bools | None = None) -> R
     said, came = 1 - seen.cont, seen.real_term.astype(np.float64)
     place = np.clip(np.digitize(said, BINS) - 1, 0, len(BINS) - 2)  # The last bin includes 1.
     bins = [
-        Bin(low, high, int(here.sum()), float(said[here].mean()), float(came[here].mean()))
+        _Bin(low, high, int(here.sum()), float(said[here].mean()), float(came[here].mean()))
         for i, (low, high) in enumerate(pairwise(BINS))
         if (here := place == i).any()
     ]

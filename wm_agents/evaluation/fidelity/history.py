@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from wm_agents.system.state import read_state
 
 
-class Round(NamedTuple):
+class _Round(NamedTuple):
     """Dream return and real return of one round of `improve`."""
 
     round: int
@@ -25,7 +25,7 @@ class History(NamedTuple):
 
     source: str
     """The run folder or config.json that was read."""
-    rounds: list[Round]
+    rounds: list[_Round]
     horizon: int | None
     """Horizon of the training dreams, to which their returns refer; None if unknown."""
     final_dream: float | None
@@ -45,7 +45,7 @@ def read_history(folder: Path) -> History | None:
         control, judge = stages.get("control") or stages.get("evolve") or {}, stages.get("judge", {})
         dream = control.get("dream")
         if dream is not None and judge.get("real") is not None:
-            rounds.append(Round(int(index), float(dream), float(judge["real"]), judge.get("std"), steps))
+            rounds.append(_Round(int(index), float(dream), float(judge["real"]), judge.get("std"), steps))
     if not rounds:
         return None
     final = [summary.get(where, {}).get("mean") for where in ("dream", "real")]
@@ -62,7 +62,8 @@ def told_history(model: Path) -> History | None:
     told = _read(file).get("rounds") or []
     try:
         rounds = [
-            Round(int(r["round"]), float(r["dream"]), float(r["real"]), r.get("std"), r.get("real_steps")) for r in told
+            _Round(int(r["round"]), float(r["dream"]), float(r["real"]), r.get("std"), r.get("real_steps"))
+            for r in told
         ]
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ValueError(

@@ -16,7 +16,7 @@ from wm_agents.evaluation.windows import Dream, Windows, copy_error, draw_window
 from wm_envs.world_model import WorldModel
 
 
-class Foresight(NamedTuple):
+class _Foresight(NamedTuple):
     """Errors of dreams at one horizon; None where undefined."""
 
     obs_mse: float | None
@@ -49,9 +49,9 @@ class Ahead(NamedTuple):
     sum_mean: float | None
     num_ends: int
     """Real terminations since the previous horizon."""
-    likely: Foresight
+    likely: _Foresight
     """Dreams of the most likely future, temperature 0."""
-    sampled: Foresight
+    sampled: _Foresight
     """Sampled dreams."""
 
 
@@ -113,14 +113,14 @@ def _ahead(
     )
 
 
-def _foresight(windows: Windows, dreamed: Dream, low: int, high: int, tolerance: int) -> Foresight:
+def _foresight(windows: Windows, dreamed: Dream, low: int, high: int, tolerance: int) -> _Foresight:
     reach = windows.left >= high
     real, said = windows.rew[:high, reach], dreamed.rew[:high, reach]
     error = dreamed.error[high]
-    precision, recall, ends = match_ends(
-        np.where(windows.term, windows.left, np.inf), windows.left, first_end(dreamed.over), low, high, tolerance
+    precision, recall, ends = _match_ends(
+        np.where(windows.term, windows.left, np.inf), windows.left, _first_end(dreamed.over), low, high, tolerance
     )
-    return Foresight(
+    return _Foresight(
         _mean(error),
         pearson(real[-1], said[-1]),
         _mean(np.square(real[-1] - said[-1])),
@@ -133,12 +133,12 @@ def _foresight(windows: Windows, dreamed: Dream, low: int, high: int, tolerance:
     )
 
 
-def first_end(over: NDArray[np.bool_]) -> Floats:
+def _first_end(over: NDArray[np.bool_]) -> Floats:
     """(S,) the step, from 1, of the first True of each column in `over` (H, S), or infinity."""
     return np.where(over.any(0), over.argmax(0) + 1, np.inf)
 
 
-def match_ends(
+def _match_ends(
     real: Floats, known: NDArray[np.int64], dreamed: Floats, low: int, high: int, tolerance: int
 ) -> tuple[float | None, float | None, int]:
     """Precision, recall and number of dreamed terminations in steps low + 1 to high, within `tolerance`

@@ -11,7 +11,7 @@ from wm_agents.evaluation.subject import Subject, dream_score
 from wm_agents.evaluation.variants import SAVED, Contender, controller
 
 
-class Ranked(NamedTuple):
+class _Ranked(NamedTuple):
     """Real return and dream return of a policy."""
 
     name: str
@@ -27,15 +27,15 @@ class Ranking(NamedTuple):
 
     spearman: float | None
     pearson: float | None
-    policies: list[Ranked]
+    policies: list[_Ranked]
 
     @property
-    def by_real(self) -> list[Ranked]:
+    def by_real(self) -> list[_Ranked]:
         """The policies by real return, best first."""
         return sorted(self.policies, key=lambda r: -r.real_mean)
 
     @property
-    def saved(self) -> Ranked | None:
+    def saved(self) -> _Ranked | None:
         """The saved policy of the model."""
         return next((r for r in self.policies if r.name == SAVED), None)
 
@@ -61,7 +61,7 @@ def rank(
     for who in among:
         policy = controller(subject.policy, subject.model.act_space, who)
         dream = dream_score(subject, policy, episodes=episodes, seed=seed)
-        ranked.append(Ranked(who.name, *interval(real[who.name]), *interval(dream)))
+        ranked.append(_Ranked(who.name, *interval(real[who.name]), *interval(dream)))
     worlds = [r.real_mean for r in ranked], [r.dream_mean for r in ranked]
     return Ranking(spearman(*worlds), pearson(*worlds), ranked)
 
@@ -71,7 +71,7 @@ def interval(score: Score) -> tuple[float, float | None]:
     return score.mean, score.ci95 if len(score.returns) > 1 else None
 
 
-def gap_of(saved: Ranked, horizon: int, real_episodes: int) -> Gap:
+def gap_of(saved: _Ranked, horizon: int, real_episodes: int) -> Gap:
     """The gap between dream and real return of a ranked policy."""
     return Gap(
         saved.real_mean,

@@ -87,13 +87,13 @@ def fidelity_report(
         "versions": versions(),
         "hardware": describe(),
     }
-    result = write_report(found, out, facts)
+    result = _write_report(found, out, facts)
     if console is not None:
-        console.print(summary(sections(found)))
+        console.print(_summary(sections(found)))
     return result
 
 
-def write_report(found: Fidelity, out: Path, facts: dict[str, Any]) -> dict[str, Any]:
+def _write_report(found: Fidelity, out: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """Write both files atomically; `facts` describe the measurement."""
     parts = sections(found)
     verdicts = {part.key: part.verdict for part in parts}
@@ -109,7 +109,7 @@ def write_report(found: Fidelity, out: Path, facts: dict[str, Any]) -> dict[str,
     return result
 
 
-def summary(parts: list[Section]) -> Table:
+def _summary(parts: list[Section]) -> Table:
     """The summaries of all sections, for a terminal."""
     table = Table(show_header=False, box=None, pad_edge=False)
     for part in parts:

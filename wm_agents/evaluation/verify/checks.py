@@ -44,7 +44,7 @@ class Check(NamedTuple):
     numbers: dict[str, float | None] | None = None
 
 
-class Tried(NamedTuple):
+class _Tried(NamedTuple):
     """Real windows, and their dreams by the model and by an untrained model, at temperature 0."""
 
     episodes: Sequence[Episode]
@@ -64,7 +64,7 @@ def try_out(
     horizons: Sequence[int] = HORIZONS,
     windows: int = 512,
     seed: int = 0,
-) -> Tried:
+) -> _Tried:
     """Roll out the model, and an untrained copy, along `windows` recorded windows."""
     longest = max(ep.num_steps for ep in episodes)
     reached = [h for h in sorted(horizons) if h <= longest] or [1]
@@ -77,16 +77,16 @@ def try_out(
     drawn, ours = dreamed(subject.model)
     _, theirs = dreamed(untrained)
     copied = {h: copy_error(drawn, episodes, h, scale) for h in reached}
-    return Tried(episodes, drawn, list(horizons), ours, theirs, copied)
+    return _Tried(episodes, drawn, list(horizons), ours, theirs, copied)
 
 
-def check_frames(tried: Tried) -> list[Check]:
+def check_frames(tried: _Tried) -> list[Check]:
     """At each horizon, the dreamed frame must be closer to the real one than the last frame and an untrained
     model."""
     return [_frames(tried, steps) for steps in tried.horizons]
 
 
-def _frames(tried: Tried, steps: int) -> Check:
+def _frames(tried: _Tried, steps: int) -> Check:
     name = f"frames {steps} step{'s' if steps > 1 else ''} ahead"
     num = int((tried.windows.left >= steps).sum())
     if num < FEW_WINDOWS or steps not in tried.copied:
@@ -100,7 +100,7 @@ def _frames(tried: Tried, steps: int) -> Check:
     return Check(name, ok, text, _finite(numbers))
 
 
-class Expected(NamedTuple):
+class _Expected(NamedTuple):
     """Predictions for every real step, from the latent before it and its real action, and the real values;
     all (M,)."""
 
@@ -113,7 +113,7 @@ class Expected(NamedTuple):
 
 
 @torch.inference_mode()
-def expect(subject: Subject, episodes: Sequence[Episode], draws: int = DRAWS, seed: int = 0) -> Expected:
+def expect(subject: Subject, episodes: Sequence[Episode], draws: int = DRAWS, seed: int = 0) -> _Expected:
     """Dream every real step `draws` times and average, because a model may sample futures and termination."""
     model, parts = subject.model, []
     generator = torch.Generator(model.device).manual_seed(seed)
@@ -123,10 +123,10 @@ def expect(subject: Subject, episodes: Sequence[Episode], draws: int = DRAWS, se
         out = model.step(latent, act, temperature=subject.dream.temperature, generator=generator)
         rew, cont = (x.double().view(-1, draws).mean(1).cpu().numpy() for x in (out.rew, out.cont))
         parts.append((rew, 1 - cont, moment.rew, moment.term.astype(np.float64)))
-    return Expected(*(np.concatenate(column) for column in zip(*parts)))
+    return _Expected(*(np.concatenate(column) for column in zip(*parts)))
 
 
-def check_rewards(seen: Expected) -> Check:
+def check_rewards(seen: _Expected) -> Check:
     """The expected reward of a real step must have a smaller error than the best constant."""
     error, spread = float(np.square(seen.rew - seen.real_rew).mean()), float(seen.real_rew.var())
     mean = float(seen.real_rew.mean())
@@ -138,7 +138,7 @@ def check_rewards(seen: Expected) -> Check:
     return Check("rewards", error < spread, f"squared error {error:.3g} (best constant {spread:.3g})", numbers)
 
 
-def check_bias(tried: Tried) -> Check:
+def check_bias(tried: _Tried) -> Check:
     """The mean return of dreamed windows must match the real mean."""
     steps = max(tried.copied)
     reach = tried.windows.left >= steps
@@ -152,7 +152,7 @@ def check_bias(tried: Tried) -> Check:
     return Check(name, abs(bias) <= most, f"dream {said.mean():.4g}, real {mean:.4g} (tolerance ± {most:.3g})", numbers)
 
 
-def check_ends(seen: Expected) -> Check:
+def check_ends(seen: _Expected) -> Check:
     """The probability of termination, one step ahead, must have a smaller error than the base rate."""
     said, came = seen.end, seen.real_end
     ends, share = int(came.sum()), float(came.mean())
@@ -177,7 +177,7 @@ def check_repeats(subject: Subject) -> Check:
 
 def check_gap(real: Score, dreamed: Score, chance: Score) -> Check:
     """The 95 % CI (Welch) of the gap between dream and real return must be within the margin."""
-    gap, half = dreamed.mean - real.mean, welch95(real, dreamed)
+    gap, half = dreamed.mean - real.mean, _welch95(real, dreamed)
     margin = MARGIN * abs(real.mean - chance.mean)
     ok = abs(gap) + half <= margin
     gaps = f"dream {dreamed.mean:.4g} - real {real.mean:.4g} = {gap:.3g} ± {half:.3g}"
@@ -186,7 +186,7 @@ def check_gap(real: Score, dreamed: Score, chance: Score) -> Check:
     return Check("return gap", ok, found, _finite({**numbers, "random": chance.mean}))
 
 
-def welch95(a: Score, b: Score) -> float:
+def _welch95(a: Score, b: Score) -> float:
     """Half width of the 95 % CI of the difference of two means with different variances."""
     parts = [(score.std**2 / len(score.returns), len(score.returns)) for score in (a, b)]
     total = sum(part for part, _ in parts)

@@ -116,11 +116,11 @@ def verify(
     saved, degraded = saved_dream(net, artifact), degraded_of(artifact)
     spec, subject = saved.spec, subject_of(saved)
     cached_model.cache_clear()  # The directory may have changed since this process last loaded it.
-    checks = [check_files(artifact), check_data(spec, degraded)]
+    checks = [_check_files(artifact), _check_data(spec, degraded)]
     held_out = list(_play(target, spec, subject, episodes, seed, procs, console))
     longest = max(ep.num_steps for ep in held_out)
     subject = subject._replace(dream=replace(subject.dream, horizon=subject.dream.horizon or longest))
-    checks += judge(subject, untrained(net), held_out)
+    checks += _judge(subject, _untrained(net), held_out)
     returns: dict[str, list[float]] = {}
     if mode == "proof":
         gap, returns = _prove(target, spec, subject, range(seed, seed + proof_episodes), procs, console)
@@ -141,7 +141,7 @@ def verify(
     )
 
 
-def judge(subject: Subject, blank: Model, held_out: list[Episode]) -> list[Check]:
+def _judge(subject: Subject, blank: Model, held_out: list[Episode]) -> list[Check]:
     """All checks that need only recorded episodes."""
     tried, seen = try_out(subject, blank, held_out), expect(subject, held_out)
     return [
@@ -153,14 +153,14 @@ def judge(subject: Subject, blank: Model, held_out: list[Episode]) -> list[Check
     ]
 
 
-def untrained(model: Model, seed: int = 0) -> Model:
+def _untrained(model: Model, seed: int = 0) -> Model:
     """An untrained model of the same family, settings and spaces."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build(model.family, model.cfg, model.obs_space, model.act_space).to(model.device).eval()
 
 
-def check_files(artifact: Artifact) -> Check:
+def _check_files(artifact: Artifact) -> Check:
     """Check that config.json lists all tensor files; loading has already compared their sha256."""
     listed = artifact.config.get("files", {})
     apart = sorted(file.name for file in artifact.path.glob("*.safetensors") if file.name not in listed)
@@ -169,7 +169,7 @@ def check_files(artifact: Artifact) -> Check:
     return Check("artifact", True, f"{len(listed)} files match their sha256")
 
 
-def check_data(spec: RealSpec, degraded: list[str]) -> Check:
+def _check_data(spec: RealSpec, degraded: list[str]) -> Check:
     """A model that was not trained on the real environment fails."""
     if degraded:
         return Check("data", False, f"trained without the real environment: {', '.join(degraded)}")
