@@ -115,7 +115,10 @@ class Evolution:
     @property
     def result(self) -> Array:
         """The average of the last `cfg.average` means (D,), which is reported and saved instead of the best sample."""
-        return np.mean(self._means, axis=0) if self._means else self.mean
+        if not self._means:
+            return self.mean
+        average: Array = np.mean(self._means, axis=0)
+        return average
 
     @property
     def sigma(self) -> float:

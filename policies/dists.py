@@ -42,7 +42,9 @@ class TwoHot(nn.Module):
     def bins(self) -> Tensor:
         """The bins (num,) in the space in which distances are measured."""
         grid = self.grid.float()
-        return symexp(grid) if self.space == "symexp" else grid
+        if self.space == "symexp":
+            return symexp(grid)
+        return grid
 
     def mean(self, logits: Tensor) -> Tensor:
         """The expected value (...) of logits (..., num)."""
@@ -50,13 +52,16 @@ class TwoHot(nn.Module):
         # Mirrored bins are added in pairs, so that uniform probabilities give exactly 0.
         pairs = probs[..., half + 1 :] - probs[..., :half].flip(-1)
         mean = (pairs * bins[half + 1 :]).sum(-1)
-        return mean if self.space == "symexp" else symexp(mean)
+        if self.space == "symexp":
+            return mean
+        return symexp(mean)
 
     def shares(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For values (...): the bin below, the bin above, and the weight of the bin above; each (...)."""
         bins = self.bins
         x = target.detach().float()
-        x = x if self.space == "symexp" else symlog(x)
+        if self.space != "symexp":
+            x = symlog(x)
         x = x.clamp(bins[0], bins[-1])
         above = torch.bucketize(x, bins).clamp(min=1)
         low, high = bins[above - 1], bins[above]
@@ -85,12 +90,16 @@ class TwoHot(nn.Module):
 def mixed(logits: Tensor, unimix: float = 0.01, dim: int = -1) -> Tensor:
     """Probabilities of logits over axis `dim`, mixed with a share `unimix` of the uniform distribution."""
     probs = logits.float().softmax(dim)
-    return probs if unimix == 0 else (1 - unimix) * probs + unimix / probs.shape[dim]
+    if unimix == 0:
+        return probs
+    return (1 - unimix) * probs + unimix / probs.shape[dim]
 
 
 def tempered(probs: Tensor, temperature: float, dim: int = -1) -> Tensor:
     """Probabilities whose logarithms are divided by a temperature above 0."""
-    return probs if temperature == 1 else (probs.log() / temperature).softmax(dim)
+    if temperature == 1:
+        return probs
+    return (probs.log() / temperature).softmax(dim)
 
 
 def draw_one_hot(probs: Tensor, uniform: Tensor, dim: int = -1) -> Tensor:

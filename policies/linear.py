@@ -74,7 +74,9 @@ class LinearPolicy:
         cls, act_space: gym.Space[Any], tensors: Mapping[str, Tensor], about: Mapping[str, str]
     ) -> LinearPolicy:
         """Restore a policy from its `tensors` and `about`."""
-        squash = tuple(about["squash"].split(",")) if about["squash"] else ()
+        squash: tuple[str, ...] = ()
+        if about["squash"]:
+            squash = tuple(about["squash"].split(","))
         return cls(act_space, tensors["weights"].float().numpy(), squash)
 
 

@@ -126,7 +126,9 @@ class MPPI:
         self.num_prior_plans = 0 if prior is None else cfg.num_prior_plans
         # Two actions over 3 steps give only 8 plans.
         self.tries_all = self.choices and self.actions**cfg.horizon <= cfg.num_samples
-        num_plans = self.actions**cfg.horizon if self.tries_all else cfg.num_samples
+        num_plans = cfg.num_samples
+        if self.tries_all:
+            num_plans = self.actions**cfg.horizon
         self.bf16 = step_in_bf16(bf16, model, num_plans)
 
     @torch.no_grad()
@@ -175,7 +177,9 @@ class MPPI:
         cfg, N = self.cfg, len(guess.mean)
         rows = torch.arange(N, device=guess.mean.device)
         given = self._given_plans(latent, generator)  # (N, P, H, A)
-        num_elites = max(given.shape[1] * cfg.num_elites // cfg.num_samples, 1) if self.tries_all else cfg.num_elites
+        num_elites = cfg.num_elites
+        if self.tries_all:
+            num_elites = max(given.shape[1] * cfg.num_elites // cfg.num_samples, 1)
         for _ in range(1 if self.tries_all else cfg.iterations):
             drawn = self._draw(guess, 0 if self.tries_all else cfg.num_samples - given.shape[1], generator)
             acts = torch.cat([given, drawn], 1)

@@ -24,7 +24,9 @@ def init_weight(weight: Tensor, fan_in: int, scale: float = 1.0) -> None:
 def compute_dtype(weight: Tensor) -> torch.dtype:
     """The dtype of products with `weight`: that of autocast if it is enabled."""
     kind = weight.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    if torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return weight.dtype
 
 
 def forgetful_autocast(device: torch.device) -> torch.autocast:

@@ -166,7 +166,9 @@ def explorer(env: gym.Env[Any, Any]) -> Policy:
         return OrnsteinUhlenbeck(space)
     held = HeldActions(space, 1, 4)
     sees_vectors = len(env.observation_space.shape or ()) == 1
-    return _Mixture([held, _RandomNetwork(space)]) if sees_vectors else held
+    if sees_vectors:
+        return _Mixture([held, _RandomNetwork(space)])
+    return held
 
 
 class NoisyPolicy:

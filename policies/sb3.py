@@ -98,7 +98,9 @@ class DreamVecEnv(VecEnv):
 
     def get_images(self) -> Sequence[Array | None]:
         frames: Any = self.envs.render()
-        return list(frames) if frames is not None else [None] * self.num_envs
+        if frames is not None:
+            return list(frames)
+        return [None] * self.num_envs
 
     def get_attr(self, attr_name: str, indices: Rows = None) -> list[Any]:
         """The attribute of each row; dreams of a batch share it."""
@@ -146,7 +148,9 @@ class DreamVecEnv(VecEnv):
         separately."""
         final_obs, final_info = info.pop("final_obs", None), info.pop("final_info", {})
         infos = _infos(info, self.num_envs, {"TimeLimit.truncated": False})
-        last = _infos(final_info, self.num_envs) if final_info else None
+        last = None
+        if final_info:
+            last = _infos(final_info, self.num_envs)
         for row in done:
             self.reset_infos[row] = infos[row]
             end = {"terminal_observation": final_obs[row], "TimeLimit.truncated": bool(cut[row])}
@@ -164,14 +168,18 @@ def _infos(info: Info, num: int, start: Info | None = None) -> list[Info]:
     for key, values in info.items():
         if f"_{key}" not in info:
             continue  # A mask, or not about a row.
-        cells = _infos(values, num) if isinstance(values, dict) else values
+        cells = values
+        if isinstance(values, dict):
+            cells = _infos(values, num)
         for row in np.flatnonzero(info[f"_{key}"]):
             rows[row][key] = cells[row]
     return rows
 
 
 def _copied(obs: Any) -> Any:
-    return {key: part.copy() for key, part in obs.items()} if isinstance(obs, dict) else obs.copy()
+    if isinstance(obs, dict):
+        return {key: part.copy() for key, part in obs.items()}
+    return obs.copy()
 
 
 def check_actions(space: gym.Space[Any]) -> None:
@@ -209,7 +217,9 @@ class _UnitActions(VectorWrapper):
 
 def unit_actions(envs: VectorEnv[Any, Any, Any]) -> VectorEnv[Any, Any, Any]:
     """`envs` with actions in units of the bounds if they are a Box; otherwise `envs` itself."""
-    return _UnitActions(envs) if isinstance(envs.single_action_space, spaces.Box) else envs
+    if isinstance(envs.single_action_space, spaces.Box):
+        return _UnitActions(envs)
+    return envs
 
 
 class SB3Policy:
@@ -230,8 +240,12 @@ class SB3Policy:
 
     def act(self, obs: Array) -> Array:
         """Map observations (N, ...) of the env to its own actions."""
-        normalizer = self.model.get_vec_normalize_env() if isinstance(self.model, BaseAlgorithm) else None
-        seen: Any = obs if normalizer is None else normalizer.normalize_obs(obs)
+        normalizer = None
+        if isinstance(self.model, BaseAlgorithm):
+            normalizer = self.model.get_vec_normalize_env()
+        seen: Any = obs
+        if normalizer is not None:
+            seen = normalizer.normalize_obs(obs)
         first = np.full(len(obs), self._state is None)
         act, self._state = self.model.predict(seen, state=self._state, episode_start=first, deterministic=True)
         if isinstance(self.space, spaces.Box):
@@ -331,7 +345,9 @@ def _leaves(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
 
 def _bias(module: nn.Linear) -> Tensor:
     none: Tensor | None = module.bias
-    return torch.zeros(len(module.weight)) if none is None else none
+    if none is None:
+        return torch.zeros(len(module.weight))
+    return none
 
 
 def load_sb3(
@@ -396,4 +412,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _shape(tensor: Tensor | None) -> tuple[int, ...] | str:
-    return "nothing" if tensor is None else tuple(tensor.shape)
+    if tensor is None:
+        return "nothing"
+    return tuple(tensor.shape)

@@ -36,7 +36,9 @@ class StepCount:
     @property
     def value(self) -> int:
         """The steps so far, of all processes."""
-        return self.path.stat().st_size if self.path.exists() else 0
+        if self.path.exists():
+            return self.path.stat().st_size
+        return 0
 
     def close(self) -> None:
         """Close the file; `add` opens it again."""

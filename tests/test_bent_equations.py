@@ -52,8 +52,8 @@ BENDS = {
     ),
     "two-hot in symlog: the mean stays there": Bend(
         TwoHot.mean,
-        'if self.space == "symexp" else symexp(mean)',
-        "",
+        "return symexp(mean)",
+        "return mean",
         test_tdmpc2.test_rewards_and_values_are_two_hots_in_symlog_as_in_numpy,
     ),
     "symexp bins: at sinh of the grid": Bend(

@@ -160,7 +160,9 @@ def _read_artifact(path: Path) -> Artifact:
     read = [path / "model.safetensors", *([starts_file] if starts_file.exists() else []), *found]
     _check_files(path, config.get("files"), {file.name for file in read})
     tensors, _ = read_tensors(path / "model.safetensors")
-    starts = read_tensors(starts_file)[0] if starts_file.exists() else {}
+    starts = {}
+    if starts_file.exists():
+        starts = read_tensors(starts_file)[0]
     _check_finite(starts_file, starts)
     policies = {file.stem.removeprefix("policy_"): read_tensors(file) for file in found}
     return Artifact(path, config, tensors, starts, policies)
@@ -192,7 +194,9 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     ]
     if problems:
         shown = "\n  ".join(sorted(problems)[:10])
-        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        more = ""
+        if len(problems) > 10:
+            more = f"\n  and {len(problems) - 10} more"
         raise ArtifactError(
             f"the weights do not fit {type(module).__name__}; build it with the sizes that were saved:\n  {shown}{more}"
         )
@@ -228,7 +232,9 @@ def sha256(path: Path) -> str:
 
 def _load_config(path: Path) -> dict[str, Any]:
     if not path.is_dir():
-        what = "is a file" if path.exists() else "does not exist"
+        what = "does not exist"
+        if path.exists():
+            what = "is a file"
         raise ArtifactError(f"{path} {what}; a saved model is a directory with config.json and model.safetensors")
     missing = [n for n in ("config.json", "model.safetensors") if not (path / n).is_file()]
     if missing:
@@ -239,7 +245,9 @@ def _load_config(path: Path) -> dict[str, Any]:
         raise ArtifactError(
             f"{path / 'config.json'} is not valid JSON ({error}); download or save the model again"
         ) from error
-    version = config.get("format_version") if isinstance(config, dict) else None
+    version = None
+    if isinstance(config, dict):
+        version = config.get("format_version")
     if type(version) is not int or version < 1:
         raise ArtifactError(
             f"{path / 'config.json'} has no format_version, so it was not written by this package; "

@@ -24,7 +24,9 @@ CLEAR = (ValueError, OSError, RuntimeError, ArithmeticError)
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """`; did you mean 'x'?` with the known name nearest to `name`, or an empty string."""
     near = get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return ""
 
 
 def check_names(names: Iterable[str], known: Iterable[str], owner: str, elsewhere: Mapping[str, str] = NOWHERE) -> None:

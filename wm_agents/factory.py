@@ -65,7 +65,9 @@ def create_world_model(
     """
     place = find_device(device)
     asked = _Asked(obs_shape, action_dim, action_type, env)
-    preset = resolve(model) if isinstance(model, str) else None
+    preset = None
+    if isinstance(model, str):
+        preset = resolve(model)
     if preset is None:
         return _load(model, asked, overrides, place)
     obs_space, act_space = asked.spaces(str(model))
@@ -108,7 +110,9 @@ def list_models(verbose: Literal[True]) -> dict[str, ModelInfo]: ...
 def list_models(verbose: bool = False) -> list[str] | dict[str, ModelInfo]:
     """Names of all presets and shipped models; with `verbose`, the `get_model_info` of each."""
     names = [f"{family}:{size}" for family in FAMILIES for size in config_class(family).SIZES] + _stored()
-    return {name: get_model_info(name) for name in names} if verbose else names
+    if verbose:
+        return {name: get_model_info(name) for name in names}
+    return names
 
 
 def get_model_info(model: str) -> ModelInfo:
@@ -170,7 +174,9 @@ class _Asked(NamedTuple):
 
     def limit(self) -> int | None:
         """Maximum steps of an episode, if known."""
-        return None if self.env is None else limit_of(self.env)
+        if self.env is None:
+            return None
+        return limit_of(self.env)
 
 
 def _config(
@@ -209,7 +215,8 @@ def _load(model: str | Path, asked: _Asked, overrides: Mapping[str, Any], device
         }
     has = {"obs_shape": net.obs_space.shape, "action_dim": net.actions, "action_type": action_type_of(net.act_space)}
     for name, value in said.items():
-        value = tuple(value) if isinstance(value, list) else value
+        if isinstance(value, list):
+            value = tuple(value)
         if value is not None and value != has[name]:
             raise ConfigurationError(f"{model} has {name} {has[name]}, got {value}; omit it to load the model")
     return net

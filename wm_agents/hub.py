@@ -220,7 +220,9 @@ def _explained(repo: str, revision: str | None, filename: str | None = None) -> 
         raise HubError(f"{at} is not a valid repository name: {error}") from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
-        hint = f"; {signed_in}" if status in (401, 403) else ""
+        hint = ""
+        if status in (401, 403):
+            hint = f"; {signed_in}"
         raise HubError(f"{constants.ENDPOINT} answered {status} for {at}{hint}: {_one_line(error)}") from error
     except HubError:
         raise

@@ -113,7 +113,9 @@ def save_model(
     }
     banks = {name: _halved_start(model, latent) if half else latent for name, latent in starts.items()}
     flat = {f"{bank}/{key}": leaf.cpu() for bank, latent in banks.items() for key, leaf in latent.items()}
-    policies = {} if policy is None else {policy.about()["kind"]: (policy.tensors(), policy.about())}
+    policies = {}
+    if policy is not None:
+        policies = {policy.about()["kind"]: (policy.tensors(), policy.about())}
     save_artifact(path, config, model.state_dict(), flat, card, policies, half=half)
 
 

@@ -104,7 +104,8 @@ def action_space_of(action_dim: int, action_type: str | None = None) -> gym.Spac
     Raises:
         ConfigurationError: unknown type, or invalid `action_dim`.
     """
-    action_type = "continuous" if action_type is None else action_type
+    if action_type is None:
+        action_type = "continuous"
     if action_type not in ("continuous", "discrete"):
         hint = did_you_mean(str(action_type), ("continuous", "discrete"))
         raise ConfigurationError(f"action_type must be 'continuous' or 'discrete', got {action_type!r}{hint}")
@@ -141,7 +142,9 @@ def _spec_of(env_id: str) -> RealSpec:
 
 def action_type_of(space: gym.Space[Any]) -> Literal["continuous", "discrete"]:
     """The action type of a space."""
-    return "continuous" if isinstance(space, spaces.Box) else "discrete"
+    if isinstance(space, spaces.Box):
+        return "continuous"
+    return "discrete"
 
 
 def _bound(bound: np.ndarray[Any, Any]) -> Any:
@@ -154,4 +157,6 @@ def _bound(bound: np.ndarray[Any, Any]) -> Any:
 
 def _number(value: Any) -> int | float | str:
     number: int | float = np.asarray(value).item()
-    return number if np.isfinite(number) else str(number)
+    if np.isfinite(number):
+        return number
+    return str(number)

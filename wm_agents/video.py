@@ -8,7 +8,7 @@ from contextlib import closing
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import cv2
 import numpy as np
@@ -154,7 +154,9 @@ def _panel(frame: Frame, text: str) -> Frame:
     height, width = frame.shape[:2]
     scale = SIDE // max(height, width) // 2 * 2
     if scale == 0:
-        scale = 1 if max(height, width) >= SIDE and height % 2 == width % 2 == 0 else 2
+        scale = 2
+        if max(height, width) >= SIDE and height % 2 == width % 2 == 0:
+            scale = 1
     big = cv2.resize(frame, (scale * width, scale * height), interpolation=cv2.INTER_NEAREST)
     bar: Any = np.zeros((BAR, scale * width, 3), np.uint8)
     cv2.putText(bar, text, (8, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
@@ -225,8 +227,9 @@ def record(
         pairs = real_and_dream(
             envs, model, controller, dream, seed=seed, resync_every=resync_every, drawing=spec.id, count=count
         )
-        speed = envs.metadata["render_fps"] if fps is None else fps
-        return write_video(path, map(compose, islice(pairs, max_frames)), speed)
+        if fps is None:
+            fps = cast(float, envs.metadata["render_fps"])
+        return write_video(path, map(compose, islice(pairs, max_frames)), fps)
 
 
 def record_real(path: Path, spec: RealSpec, policy: Policy, *, seed: int) -> int:
@@ -243,7 +246,9 @@ def record_real(path: Path, spec: RealSpec, policy: Policy, *, seed: int) -> int
 
 def one_env(spec: RealSpec, rendered: bool) -> SyncVectorEnv:
     """The real environment as a vector environment of one row, with rendering if `rendered` and possible."""
-    mode = "rgb_array" if rendered and _can_render(spec) else None
+    mode = None
+    if rendered and _can_render(spec):
+        mode = "rgb_array"
     return SyncVectorEnv([partial(make_real, spec, mode)], autoreset_mode=AutoresetMode.DISABLED)
 
 

@@ -119,7 +119,9 @@ def _check_rows(envs: Vector, rows: list[Any], mode: AutoresetMode, steps: int) 
                 want[i], *rest = row.step(actions[i])
                 facts = (float(rest[0]), bool(rest[1]), bool(rest[2]))
             got = (float(seen.rew[i]), bool(seen.term[i]), bool(seen.trunc[i]))
-            rule = "the step after an episode starts a new one: reward 0, not done" if over[i] else "row == single"
+            rule = "row == single"
+            if over[i]:
+                rule = "the step after an episode starts a new one: reward 0, not done"
             close = np.allclose(got[0], facts[0], rtol=1e-3, atol=1e-4) and got[1:] == facts[1:]
             assert close, f"{where}, row {i}: (rew, term, trunc) must be {facts} ({rule}), got {got}"
             if mode == AutoresetMode.SAME_STEP and seen.done[i]:
@@ -157,7 +159,8 @@ def _play(
     envs: Vector, steps: int, seed: int | list[int], given: list[_Seen] | None = None, *, smudge: bool = False
 ) -> list[_Seen]:
     """Copies of a reset and `steps` steps. The arrays themselves go to `given`; `smudge` overwrites them."""
-    given = [] if given is None else given
+    if given is None:
+        given = []
     obs, info = envs.reset(seed=seed)  # type: ignore[arg-type]
     zeros = np.zeros(envs.num_envs), np.zeros(envs.num_envs, bool), np.zeros(envs.num_envs, bool)
     given.append(_checked(envs, _Seen(obs, *zeros, info), "reset"))

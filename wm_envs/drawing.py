@@ -58,7 +58,9 @@ def how_drawn(env_id: str | None, space: gym.Space[Any]) -> str:
     """A description of what `draw` shows."""
     if is_image(space) or is_channels_first(space):
         return "decoded pixels"
-    return "bars of the observation" if _known(env_id, space) is None else "drawing of the observation"
+    if _known(env_id, space) is None:
+        return "bars of the observation"
+    return "drawing of the observation"
 
 
 class _Canvas:
@@ -186,7 +188,9 @@ DRAWINGS = {
 
 def _known(env_id: str | None, space: gym.Space[Any]) -> _Drawing | None:
     drawing = DRAWINGS.get((env_id or "").split(":")[-1].rsplit("-v", 1)[0])
-    return drawing if drawing is not None and space.shape == (drawing.dim,) else None
+    if drawing is not None and space.shape == (drawing.dim,):
+        return drawing
+    return None
 
 
 def _to_unit(space: gym.Space[Any], rows: Points) -> Points:

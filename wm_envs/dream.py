@@ -132,7 +132,9 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         self.start = start
         self.pessimism, self.max_disagreement = dream.pessimism, dream.max_disagreement
         self.disagreement = disagreement
-        asked: bool | Literal["auto"] = "auto" if precision == "auto" else precision == "bf16"
+        asked: bool | Literal["auto"] = "auto"
+        if precision != "auto":
+            asked = precision == "bf16"
         self.precision = "bf16" if step_in_bf16(asked, model, num_envs, obs == "pixels") else "fp32"
         self.render_mode, self.drawing = render_mode, drawing
         self.autoreset = find_autoreset_mode(autoreset_mode)
@@ -378,7 +380,10 @@ class DreamEnv(gym.Env[Array, Any]):
         return many_obs[0], float(rews[0]), bool(terms[0]), bool(truncs[0]), info
 
     def render(self) -> Array | None:
-        return self.envs.frames()[0] if self.render_mode == "rgb_array" else None
+        if self.render_mode != "rgb_array":
+            return None
+        frame: Array = self.envs.frames()[0]
+        return frame
 
     def close(self) -> None:
         if self._window is not None:

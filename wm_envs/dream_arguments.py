@@ -70,7 +70,8 @@ def check_latent(name: str, latent: Any, model: WorldModel, num: int | None = No
     if not isinstance(latent, Mapping) or not all(isinstance(latent.get(key), Tensor) for key in like):
         keys = sorted(latent) if isinstance(latent, Mapping) else repr(latent)
         raise ValueError(f"{name} must be a latent, a dict of tensors {sorted(like)}, got {keys}")
-    num = len(latent[next(iter(like))]) if num is None else num
+    if num is None:
+        num = len(latent[next(iter(like))])
     for key, leaf in like.items():
         want, got = (num, *leaf.shape[1:]), tuple(latent[key].shape)
         if got != want or num == 0:

@@ -95,7 +95,9 @@ def _provider(env_id: str) -> str | None:
 
 def _pip(package: str) -> str:
     """The command that installs `package`."""
-    return f"pip install '{package}'" if "[" in package else f"pip install {package}"
+    if "[" in package:
+        return f"pip install '{package}'"
+    return f"pip install {package}"
 
 
 def _brings(env_id: str) -> tuple[str, str]:

@@ -104,8 +104,12 @@ def _mismatch(field: Field[Any], hint: Any, value: Any) -> str | None:
     if not _has_type(value, hint):
         return _describe(field, hint)
     if isinstance(value, float) and not math.isfinite(value):
-        return None if value == field.default else "a finite number"
-    return None if _in_range(value, field.metadata) else _describe(field, hint)
+        if value == field.default:
+            return None
+        return "a finite number"
+    if _in_range(value, field.metadata):
+        return None
+    return _describe(field, hint)
 
 
 def fail(config: object, name: str, expected: str) -> NoReturn:
@@ -150,7 +154,9 @@ def _has_type(value: Any, hint: Any) -> bool:
 def _describe(field: Field[Any], hint: Any) -> str:
     """A description of the type and the range of a field."""
     bounds = _describe_range(field.metadata)
-    joint = " of " if bounds.startswith("at") else " "
+    joint = " "
+    if bounds.startswith("at"):
+        joint = " of "
     return (_describe_type(hint) + joint + bounds).rstrip()
 
 
@@ -187,7 +193,9 @@ def field_docs(kind: type) -> dict[str, str]:
 def range_note(field: Field[Any]) -> list[str]:
     """The range of a field as a sentence for its help, if it has one."""
     bounds = _describe_range(field.metadata)
-    return [f"{bounds[0].upper()}{bounds[1:]}."] if bounds else []
+    if bounds:
+        return [f"{bounds[0].upper()}{bounds[1:]}."]
+    return []
 
 
 @cache

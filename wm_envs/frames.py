@@ -46,4 +46,6 @@ def _is_frame(space: gym.Space[Any], axes: int = 3) -> bool:
 
 def to_rgb(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Convert pixels (..., H, W, 1 or 3) to (..., H, W, 3)."""
-    return np.repeat(frames, 3, axis=-1) if frames.shape[-1] == 1 else frames
+    if frames.shape[-1] == 1:
+        return np.repeat(frames, 3, axis=-1)
+    return frames

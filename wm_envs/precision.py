@@ -87,7 +87,9 @@ def bf16_speedup(kind: Kind, device: str = "cpu", training: bool = False) -> flo
         training: time forward and backward passes instead of forward passes only.
     """
     if device == "cuda":
-        return math.inf if torch.cuda.is_bf16_supported(including_emulation=False) else 0.0
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return math.inf
+        return 0.0
     try:
         with _undisturbed(training):
             run = partial(_gradient if training else _output, *_example(kind, device))
@@ -191,7 +193,9 @@ def _undisturbed(training: bool) -> Iterator[None]:
 
 
 def _verdict(speed: float) -> str:
-    return f"{1 / speed:.0f} times as slow" if speed else "fails"
+    if speed:
+        return f"{1 / speed:.0f} times as slow"
+    return "fails"
 
 
 @cache

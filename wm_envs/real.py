@@ -110,7 +110,9 @@ def own_limit(made: EnvSpec | None) -> int | None:
         return None
     frames = made.kwargs.get("max_num_frames_per_episode")
     # With a random frame skip, the smallest skip gives the longest game.
-    game = math.ceil(frames / int(np.min(made.kwargs.get("frameskip", 1)))) if frames else None
+    game = None
+    if frames:
+        game = math.ceil(frames / int(np.min(made.kwargs.get("frameskip", 1))))
     return min((steps for steps in (made.max_episode_steps, game) if steps is not None), default=None)
 
 
@@ -182,7 +184,9 @@ def _make(spec: RealSpec, render_mode: str | None) -> gym.Env[Any, Any]:
     if is_game or (spec.id not in gym.registry and ":" not in spec.id):
         _register_games(spec.id, is_game)
     # Not every env accepts the argument.
-    rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+    rendering: dict[str, Any] = {}
+    if render_mode is not None:
+        rendering = {"render_mode": render_mode}
     try:
         env: gym.Env[Any, Any] = gym.make(spec.id, disable_env_checker=True, **rendering, **spec.kwargs)
     except (gym.error.UnregisteredEnv, gym.error.DeprecatedEnv) as error:
@@ -213,7 +217,9 @@ def _fps(env: gym.Env[Any, Any]) -> float:
 
 def _mean_skip(skip: int | tuple[int, int]) -> float:
     """Frames per step of the ALE; a pair is a range without its end."""
-    return float(skip) if isinstance(skip, int) else (skip[0] + skip[1] - 1) / 2
+    if isinstance(skip, int):
+        return float(skip)
+    return (skip[0] + skip[1] - 1) / 2
 
 
 def _register_games(env_id: str, is_game: bool) -> None:
@@ -239,7 +245,9 @@ def _act(env: gym.Env[Any, Any], spec: RealSpec) -> gym.Env[Any, Any]:
         raise ValueError(f"max_frames needs uint8 pixels, got {env.observation_space}; remove it")
     if spec.action_repeat > 1 or spec.max_frames:
         env = ActionRepeat(env, spec.action_repeat, spec.max_frames)
-    return env if spec.actions is None else ChosenActions(env, spec.actions)
+    if spec.actions is None:
+        return env
+    return ChosenActions(env, spec.actions)
 
 
 def _see(env: gym.Env[Any, Any], spec: RealSpec) -> gym.Env[Any, Any]:
@@ -247,7 +255,9 @@ def _see(env: gym.Env[Any, Any], spec: RealSpec) -> gym.Env[Any, Any]:
     space = env.observation_space
     if spec.size is None:
         if spec.crop is not None or spec.stack:
-            what = "crop" if spec.crop is not None else "stack"
+            what = "stack"
+            if spec.crop is not None:
+                what = "crop"
             raise ValueError(f"{what} needs a size for resized images; set one, such as size=64")
         return env if is_image(space) else _flatten(env)
     if not is_resizable(space):
@@ -260,7 +270,9 @@ def _see(env: gym.Env[Any, Any], spec: RealSpec) -> gym.Env[Any, Any]:
     env = ResizeObservation(env, (spec.size, spec.size))
     if spec.stack:
         return _stacked(env, spec.size)
-    return env if is_image(env.observation_space) else ReshapeObservation(env, (spec.size, spec.size, 1))
+    if is_image(env.observation_space):
+        return env
+    return ReshapeObservation(env, (spec.size, spec.size, 1))
 
 
 def _stacked(env: gym.Env[Any, Any], size: int) -> gym.Env[Any, Any]:
@@ -291,11 +303,15 @@ def _flatten(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
     width = spaces.flatdim(space)
     is_vector = isinstance(space, spaces.Box) and len(space.shape) == 1
     if width > MAX_VECTOR:
-        hint = "select the relevant ones with TransformObservation" if is_vector else _as_pixels(space)
+        hint = "select the relevant ones with TransformObservation"
+        if not is_vector:
+            hint = _as_pixels(space)
         raise ValueError(
             f"observations flatten to {width:,} values, but at most {MAX_VECTOR:,} are supported: {space}; {hint}"
         )
-    return env if is_vector else FlattenObservation(env)
+    if is_vector:
+        return env
+    return FlattenObservation(env)
 
 
 def _as_pixels(space: gym.Space[Any]) -> str:

@@ -183,13 +183,19 @@ def protocol_of(spec: RealSpec) -> str:
     usual = RealSpec(spec.id, max_episode_steps=_own_steps(spec)) if task is None else task.real
     usual = replace(usual, lives_end=spec.lives_end)  # Scores cover whole games either way.
     other = [f"{name} {value}" for name, value in asdict(spec).items() if value != getattr(usual, name)]
-    words = "as usual" if task is None else task.protocol
-    return f"{words} except {', '.join(other)}" if other else words
+    words = "as usual"
+    if task is not None:
+        words = task.protocol
+    if other:
+        return f"{words} except {', '.join(other)}"
+    return words
 
 
 def _own_steps(spec: RealSpec) -> int | None:
     """The limit of `spec`, if it equals the environment's own."""
-    own = registry[spec.id].max_episode_steps if spec.id in registry else None
+    own = None
+    if spec.id in registry:
+        own = registry[spec.id].max_episode_steps
     same = own is not None and spec.max_episode_steps == math.ceil(own / spec.action_repeat)
     return spec.max_episode_steps if same else None
 

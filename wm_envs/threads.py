@@ -24,8 +24,12 @@ def few_threads(model: object, rows: int, images: bool) -> AbstractContextManage
         model: a model may set `threaded_from`, the rows from which its steps gain from threads.
         images: every row is decoded to an image.
     """
-    threaded_from: int = FRAMES if images else getattr(model, "threaded_from", ROWS)
-    return nullcontext() if rows >= threaded_from else _OneThread()
+    threaded_from: int = FRAMES
+    if not images:
+        threaded_from = getattr(model, "threaded_from", ROWS)
+    if rows >= threaded_from:
+        return nullcontext()
+    return _OneThread()
 
 
 class _OneThread:  # `contextlib.contextmanager` takes three times as long to enter and leave.

@@ -36,7 +36,9 @@ class Step(NamedTuple):
 
     def over(self, cut_off: float = 0.5) -> Tensor:
         """(B,) bool: the episode terminates with this step."""
-        return self.cont < cut_off if self.end is None else self.end
+        if self.end is None:
+            return self.cont < cut_off
+        return self.end
 
 
 class WorldModel(Protocol):
@@ -128,10 +130,15 @@ def imagine(
     Raises:
         ValueError: `horizon` is below 1, missing, or above the number of given actions.
     """
-    given = len(acts) if isinstance(acts, Tensor) else None
-    horizon = given if horizon is None else horizon
+    given = None
+    if isinstance(acts, Tensor):
+        given = len(acts)
+    if horizon is None:
+        horizon = given
     if horizon is None or horizon < 1 or (given is not None and horizon > given):
-        want = "at least 1, if acts is a function" if given is None else f"from 1 to {given}, the number of acts"
+        want = "at least 1, if acts is a function"
+        if given is not None:
+            want = f"from 1 to {given}, the number of acts"
         raise ValueError(f"horizon must be {want}, got {horizon}")
     latents, taken, rews, conts = [latent], [], [], []
     for t in range(horizon):

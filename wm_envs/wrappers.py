@@ -43,7 +43,8 @@ class ActionRepeat(gym.Wrapper, RecordConstructorArgs):
                 return obs, total, term, trunc, info
             before = np.array(obs) if seen else None  # The env may reuse the array.
         obs, rew, term, trunc, info = self.env.step(action)
-        obs = obs if before is None else np.maximum(before, obs)
+        if before is not None:
+            obs = np.maximum(before, obs)
         return obs, total + float(rew), term, trunc, info
 
     def _step_unseen(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:

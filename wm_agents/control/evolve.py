@@ -68,10 +68,11 @@ def evolve_in_dream(
         precision=read_about(state).get("precision", "auto"),  # type: ignore[arg-type]
     )
     subspace = _subspace(model, starts, cfg, sees)
-    whole = np.zeros(num_params(model.act_space, model.feat_dim)) if x0 is None else x0
+    if x0 is None:
+        x0 = np.zeros(num_params(model.act_space, model.feat_dim))
     evolution = evolve(
         score_in_dream(envs, cfg, squash=squash, widen=subspace.widen),
-        subspace.narrow(unflatten(whole, model.act_space)).ravel(),
+        subspace.narrow(unflatten(x0, model.act_space)).ravel(),
         cfg,
         state=state,
         about={"precision": envs.precision},

@@ -94,7 +94,9 @@ def ppo_in_dream(
         start: the initial latents of dreams, "begin" or "anywhere".
     """
     resumed = state.exists()
-    precision = read_state_tensors(state)[1].get("precision", "auto") if resumed else "auto"
+    precision = "auto"
+    if resumed:
+        precision = read_state_tensors(state)[1].get("precision", "auto")
     envs = DreamVectorEnv(model, starts, cfg.envs, dream, obs="latent", start=start, precision=precision)  # type: ignore[arg-type]
     learner = _make(cfg, envs, model.feat(starts["anywhere"]).cpu())
     about: dict[str, str] = {}
@@ -138,4 +140,6 @@ def _make(cfg: PPOConfig, envs: DreamVectorEnv, feats: Tensor) -> PPO:
 
 def _mean_return(learner: PPO) -> float:
     ended = [info["r"] for info in learner.ep_info_buffer or ()]
-    return float(np.mean(ended)) if ended else float("nan")
+    if ended:
+        return float(np.mean(ended))
+    return float("nan")

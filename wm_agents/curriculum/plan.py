@@ -106,10 +106,10 @@ def _with_flags(base: ImproveConfig, cfg: CurriculumConfig) -> ImproveConfig:
     """Apply the flags to `base`."""
 
     def training(part: TrainingConfig) -> TrainingConfig:
-        mixed = part.mixed_precision if cfg.amp else False
-        return part.replace(
-            device=cfg.device, tf32=cfg.tf32, mixed_precision=mixed, gradient_accumulation_steps=cfg.grad_accum
-        )
+        part = part.replace(device=cfg.device, tf32=cfg.tf32, gradient_accumulation_steps=cfg.grad_accum)
+        if not cfg.amp:
+            part = part.replace(mixed_precision=False)
+        return part
 
     vision = training(base.vision)
     if cfg.vae_batch is not None:

@@ -35,7 +35,9 @@ class Promotion:
     @property
     def rolling(self) -> float | None:
         """Mean of the last five evaluations; None with fewer than five."""
-        return sum(self.means) / WINDOW if len(self.means) == WINDOW else None
+        if len(self.means) == WINDOW:
+            return sum(self.means) / WINDOW
+        return None
 
     @property
     def solved(self) -> bool:
@@ -99,13 +101,17 @@ class Plateau:
 
     @property
     def _extended_until(self) -> int:
-        return 0 if self.extended_at is None else self.extended_at + self.extension
+        if self.extended_at is None:
+            return 0
+        return self.extended_at + self.extension
 
     def _reason(self, generation: int) -> Verdict | None:
         if generation >= self.limit:
             return "max_generations"
         stale = self.early_stop and self.num_bad >= self.patience
-        return "plateau" if stale and generation >= self._extended_until else None
+        if stale and generation >= self._extended_until:
+            return "plateau"
+        return None
 
 
 @dataclass

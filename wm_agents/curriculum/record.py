@@ -42,7 +42,9 @@ class Evaluation:
     @property
     def std(self) -> float:
         """Sample standard deviation of the episodes."""
-        return float(np.std(self.returns, ddof=1)) if len(self.returns) > 1 else 0.0
+        if len(self.returns) > 1:
+            return float(np.std(self.returns, ddof=1))
+        return 0.0
 
 
 @dataclass
@@ -91,16 +93,22 @@ class Record:
 
     @property
     def last(self) -> Evaluation | None:
-        return self.evaluations[-1] if self.evaluations else None
+        if self.evaluations:
+            return self.evaluations[-1]
+        return None
 
     @property
     def best(self) -> float | None:
-        return None if self.last is None else self.last.best
+        if self.last is None:
+            return None
+        return self.last.best
 
     @property
     def generations(self) -> int:
         """Generations up to the last evaluation."""
-        return 0 if self.last is None else self.last.generation
+        if self.last is None:
+            return 0
+        return self.last.generation
 
     @property
     def solved_generation(self) -> int | None:

@@ -210,7 +210,9 @@ ROWS = 5
 def _table_controller(record: Record) -> str:
     """The table `Generation | Mean | Best | Solved? | Notes` with evaluations spread over the run."""
     num = len(record.evaluations)
-    picks = sorted({round(i) for i in np.linspace(0, num - 1, min(ROWS, num))}) if num else []
+    picks = []
+    if num:
+        picks = sorted({round(i) for i in np.linspace(0, num - 1, min(ROWS, num))})
     rows = []
     for i in picks:
         e = record.evaluations[i]
@@ -226,7 +228,9 @@ def _table_controller(record: Record) -> str:
         rows.append(
             [str(e.generation), f"{e.mean:.1f}", f"{e.best:.1f}", "yes" if e.solved else "no", ", ".join(notes)]
         )
-    episodes = len(record.evaluations[0].returns) if num else 0
+    episodes = 0
+    if num:
+        episodes = len(record.evaluations[0].returns)
     caption = f"Controller on {record.env_id}: {episodes} real episodes per evaluation, threshold {record.threshold:g}."
     return latex_table(("Generation", "Mean", "Best", "Solved?", "Notes"), rows, caption, f"controller-{record.folder}")
 
@@ -252,7 +256,9 @@ def _clock(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _rounded(value: float | None) -> float | None:

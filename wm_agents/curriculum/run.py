@@ -129,8 +129,12 @@ class Curriculum:
         if not course.cfg.spec.size:
             parts = {"product": course.cfg.dynamics}
         half = any(use_bf16(part.mixed_precision, {kind}, device, training=True) for kind, part in parts.items())
-        full = "tf32" if self.cfg.tf32 and device.type == "cuda" else "fp32"
-        gpu = f", {about['gpu']}" if device.type == "cuda" else ""
+        full = "fp32"
+        if self.cfg.tf32 and device.type == "cuda":
+            full = "tf32"
+        gpu = ""
+        if device.type == "cuda":
+            gpu = f", {about['gpu']}"
         return Runtime(device.type, f"bf16/{full}" if half else full, f"{about['cpu']}, {about['cores']} cores{gpu}")
 
     def close(self) -> None:
@@ -157,7 +161,9 @@ class Curriculum:
     def _warm_start(self, course: Course) -> dict[str, Any]:
         """The last task whose encoder V has matching shapes, or None."""
         models = {r.env_id: self.cfg.heavy_root / r.folder / "checkpoints" / "final" for r in self.records if r.done}
-        source = find_source(course.cfg, [*models.values()]) if models else None
+        source = None
+        if models:
+            source = find_source(course.cfg, [*models.values()])
         if source is None:
             return {"from": None}
         (env_id,) = (env_id for env_id, path in models.items() if path == source)

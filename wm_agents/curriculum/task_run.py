@@ -199,7 +199,9 @@ class TaskRun:
         with self.clock("evaluation"):
             played = self.hands.play(self.course.cfg.spec, model, range(seed, seed + num))
         mean = float(np.mean(played.returns))
-        best = mean if record.best is None else max(mean, record.best)
+        best = mean
+        if record.best is not None:
+            best = max(mean, record.best)
         if best != record.best:
             record.best_model = model.name
         record.looked_steps += played.steps
@@ -343,7 +345,9 @@ class TaskRun:
         """Print and log the last evaluation."""
         record = self.record
         e, standing = record.evaluations[-1], record.standing
-        rolling = "mean of 5 pending" if e.rolling is None else f"mean of 5 {e.rolling:.1f}"
+        rolling = "mean of 5 pending"
+        if e.rolling is not None:
+            rolling = f"mean of 5 {e.rolling:.1f}"
         text = f"{record.env_id} generation {e.generation}/{standing.plateau.limit}: real return {e.mean:.1f}"
         text += f" +- {e.std:.1f} (best {e.best:.1f}, {rolling}, threshold {record.threshold:g})"
         if standing.verdict is not None:
@@ -362,7 +366,9 @@ class TaskRun:
             if value is not None:
                 values[name] = value
         if self._log is None:
-            before = record.evaluations[-2].generation if len(record.evaluations) > 1 else 0
+            before = 0
+            if len(record.evaluations) > 1:
+                before = record.evaluations[-2].generation
             self._log = MetricsLog(self.places.logs, keep_until=before)
         self._log.write(e.generation, values)
 

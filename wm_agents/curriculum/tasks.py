@@ -125,7 +125,9 @@ def _read_entry(where: str, table: dict[str, Any]) -> Entry:
         raise ValueError(f"{where}: {_unknown('name', name, [*THRESHOLDS])}; for other environments use env")
     if env_id is not None and "threshold" not in table:
         raise ValueError(f"{where}: {env_id} needs a threshold, the mean return that counts as solved")
-    usual = THRESHOLDS[name] if name is not None else None
+    usual = None
+    if name is not None:
+        usual = THRESHOLDS[name]
     full = float(table.get("threshold", usual.full if usual else math.nan))
     # The quick threshold of the table, else that of the known task unless the table changes the threshold.
     quick = float(table.get("quick_threshold", usual.quick if usual and "threshold" not in table else full))

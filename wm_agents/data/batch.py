@@ -45,5 +45,7 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """Copy to another device."""
         moved = {f.name: value.to(device) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        latent = None if self.latent is None else {key: leaf.to(device) for key, leaf in self.latent.items()}
+        latent = None
+        if self.latent is not None:
+            latent = {key: leaf.to(device) for key, leaf in self.latent.items()}
         return replace(self, latent=latent, **moved)

@@ -55,7 +55,9 @@ def npz_to_shards(path: Path, root: Path, env_id: str) -> Dataset:
             f"{env_id} has {obs_space.shape} and {act_dim(act_space)}; give the environment of the data"
         )
     episodes = _episodes(buffer, act_space)
-    spec: dict[str, Any] = {} if len(obs_space.shape or ()) > 1 else RealSpec(env_id).to_dict()
+    spec: dict[str, Any] = {}
+    if len(obs_space.shape or ()) <= 1:
+        spec = RealSpec(env_id).to_dict()
     number = 0
     while part := list(islice(episodes, SHARD_EPISODES)):
         write_shard(root, f"npz-{number:06d}", part, spec)

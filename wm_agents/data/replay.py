@@ -115,7 +115,9 @@ class ReplayBuffer:
 
     @property
     def _tail(self) -> int:
-        return self._owned[0].begin if self._owned else self._head
+        if self._owned:
+            return self._owned[0].begin
+        return self._head
 
     def add(
         self, episode: Episode, act_space: gym.Space[Any], latents: Mapping[str, Array | Tensor] | None = None
@@ -197,11 +199,15 @@ class ReplayBuffer:
             latent=latent or None,
             index=torch.from_numpy(index),
         )
-        return batch if place.type == "cpu" else batch.to(place)
+        if place.type == "cpu":
+            return batch
+        return batch.to(place)
 
     def has_window(self, seq_len: int, pack: bool = False) -> bool:
         """Whether there is a window of `seq_len` steps."""
-        return self.num_frames > seq_len if pack else any(ep.steps >= seq_len for ep in self._owned)
+        if pack:
+            return self.num_frames > seq_len
+        return any(ep.steps >= seq_len for ep in self._owned)
 
     def episodes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The position of the first frame of every episode, and its number of steps, oldest first."""
@@ -418,4 +424,6 @@ def _row_bytes(array: Array) -> int:
 
 
 def _numpy(values: Tensor | Array) -> Array:
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if isinstance(values, Tensor):
+        return values.detach().cpu().numpy()
+    return np.asarray(values)

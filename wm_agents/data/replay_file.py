@@ -59,7 +59,9 @@ def _read(path: Path) -> dict[str, Array]:
         raise
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
         objects = "Object arrays" in str(error)
-        what = "contains Python objects, which are never loaded" if objects else "is not a valid npz"
+        what = "is not a valid npz"
+        if objects:
+            what = "contains Python objects, which are never loaded"
         raise ValueError(f"{path} {what} ({error}); give a file of ReplayBuffer.save or np.savez") from error
 
 

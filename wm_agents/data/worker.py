@@ -31,7 +31,9 @@ log = logging.getLogger(__name__)
 
 def shard_name(seed: int | str) -> str:
     """The name of the shard whose first episode has `seed`."""
-    return f"seed-{seed:07d}" if isinstance(seed, int) else f"seed-{seed}"
+    if isinstance(seed, int):
+        return f"seed-{seed:07d}"
+    return f"seed-{seed}"
 
 
 class ShardTask(NamedTuple):

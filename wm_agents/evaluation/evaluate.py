@@ -40,13 +40,17 @@ class Score(NamedTuple):
     @property
     def std(self) -> float:
         """Sample standard deviation of single episodes."""
-        return float(np.std(self.returns, ddof=1)) if len(self.returns) > 1 else 0.0
+        if len(self.returns) > 1:
+            return float(np.std(self.returns, ddof=1))
+        return 0.0
 
     @property
     def ci95(self) -> float:
         """Half width of the 95 % CI of the mean (Student); 0 for a single episode."""
         num = len(self.returns)
-        return student95(num - 1) * self.std / math.sqrt(num) if num > 1 else 0.0
+        if num > 1:
+            return student95(num - 1) * self.std / math.sqrt(num)
+        return 0.0
 
     def __str__(self) -> str:
         interval = f"95 % CI of the mean: ± {self.ci95:.1f}"

@@ -28,7 +28,9 @@ def find_cut_off(model: Model, episodes: Sequence[Episode]) -> float:
     if draws or not episodes:
         return CUT_OFF
     calibration = calibrate_cut_off(model, episodes)
-    return CUT_OFF if calibration.ends < FEW_ENDS else calibration.cut_off
+    if calibration.ends < FEW_ENDS:
+        return CUT_OFF
+    return calibration.cut_off
 
 
 @torch.no_grad()

@@ -31,7 +31,9 @@ def subject_of(saved: Saved) -> Subject:
 
 def saved_policy(model: WorldModel, artifact: Artifact) -> Policy | None:
     """The controller of the artifact, or None."""
-    return load_policy(model, artifact) if artifact.policies.keys() & POLICIES.keys() else None
+    if artifact.policies.keys() & POLICIES.keys():
+        return load_policy(model, artifact)
+    return None
 
 
 def dream_score(

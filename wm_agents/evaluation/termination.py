@@ -84,7 +84,9 @@ def at_cut_off(cont: Floats, term: Bools, cut_off: float, note: str = "") -> Cal
 def of_ends(said: Bools, term: Bools, cut_off: float, note: str = "") -> Calibration:
     """Precision, recall and F1 of predicted terminations `said` of every step."""
     ends, hits, alarms = int(term.sum()), int((said & term).sum()), int(said.sum())
-    f1 = _ratio(2 * hits, ends + alarms) if ends else None
+    f1 = None
+    if ends:
+        f1 = _ratio(2 * hits, ends + alarms)
     return Calibration(cut_off, _ratio(hits, alarms), _ratio(hits, ends), f1, ends, note)
 
 

@@ -38,7 +38,9 @@ def contenders(policy: Policy | None, space: gym.Space[Any], num: int) -> list[C
     if policy is None:
         return [Contender(RANDOM)]
     noisy = [Contender(f"noise {level}", noise=level) for level in (0.2, 0.5, 1.0, 0.35, 0.1, 0.75)]
-    bent = _bent(policy, space) if isinstance(policy, LinearPolicy) else []
+    bent = []
+    if isinstance(policy, LinearPolicy):
+        bent = _bent(policy, space)
     # The first eight should differ as much as possible.
     return [Contender(SAVED), Contender(RANDOM), *noisy[:3], *bent, *noisy[3:]][:num]
 
@@ -71,12 +73,16 @@ def controller(policy: Policy | None, space: gym.Space[Any], who: Contender) -> 
         policy = LinearPolicy(space, who.weights, squash_of(policy))
     if policy is None:
         raise ValueError(f"the policy {who.name!r} needs a saved policy, got none; save the model with one")
-    return NoisyPolicy(policy, space, (who.noise,)) if who.noise else policy
+    if who.noise:
+        return NoisyPolicy(policy, space, (who.noise,))
+    return policy
 
 
 def squash_of(policy: Policy | None) -> tuple[str, ...] | None:
     """The squashing functions of a linear policy; None: those of the action space."""
-    return policy.squash if isinstance(policy, LinearPolicy) else None
+    if isinstance(policy, LinearPolicy):
+        return policy.squash
+    return None
 
 
 def drive(model: str, who: Contender) -> Policy:

@@ -71,7 +71,9 @@ class Actor:
         frames = torch.from_numpy(np.array(obs)).to(device)
         begins = torch.from_numpy(first | (self.latent is None)).to(device)
         self.latent = self.model.encode(frames, self.latent, self._last, begins)
-        told = {"first": begins} if self.tells_first else {}
+        told = {}
+        if self.tells_first:
+            told = {"first": begins}
         act = self.learner.act(self.latent, explore=self.explore, generator=self.generator, **told)
         own: Array = decode_action(self.model.act_space, act.float().cpu().numpy())
         # Use the decoded action, as stored in the replay buffer, for the next latent.

@@ -85,7 +85,9 @@ def deliver(
     )
     save(card="")
     plans = candidate.policy.about()["kind"] == "mppi"
-    dreamed = min(PLANNED, episodes) if plans else episodes
+    dreamed = episodes
+    if plans:
+        dreamed = min(PLANNED, episodes)
     console.print(f"held-out score: {episodes} real episodes on seeds unused so far")
     both = has_sticky_actions(spec)
     result = evaluate(

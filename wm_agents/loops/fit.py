@@ -128,7 +128,9 @@ def fit_vmc(model: vmc.VMC, lesson: RoundData) -> _Fitted:
         raise ValueError(f"the sizes of the model must stay {model.cfg}, got {wanted}; use another folder")
     model.cfg = wanted
     if lesson.round < cfg.vision_rounds:
-        training = cfg.vision if lesson.round == 0 else _half(cfg.vision)
+        training = cfg.vision
+        if lesson.round != 0:
+            training = _half(cfg.vision)
         run_dir = lesson.run_dir / "vision"
         result = fit_vision(model, lesson.dataset, training, run_dir, lesson.callbacks("vision"))
         load_weights(model.vision, read_state_tensors(run_dir / "best.safetensors", RETRAIN)[0])

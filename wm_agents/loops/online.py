@@ -244,7 +244,9 @@ class Online:
             return
         self._shown = at
         left = (total - done) * (at - self._began[0]) / max(done - self._began[1], 1)
-        recent = f"return {np.mean(self.returns):.1f} (last {len(self.returns)})" if self.returns else "no episode yet"
+        recent = "no episode yet"
+        if self.returns:
+            recent = f"return {np.mean(self.returns):.1f} (last {len(self.returns)})"
         text = f"  {done:,}/{total:,} real steps  {recent}  {self.trainer.update:,} updates  {left / 60:.0f} min left"
         self.console.print(text, highlight=False, soft_wrap=True)
         self._log({"collect/return": float(np.mean(self.returns))} if self.returns else {})
@@ -277,10 +279,14 @@ class Online:
         self.trainer.model.cpu().eval()
         torch.manual_seed(cfg.seed)
         starts = make_starts(self.model, self.buffer, cfg.starts, np.random.default_rng(cfg.seed))
-        judged = [*Dataset(self.judged_dir).iter_episodes()] if self.now.evaluations else []
+        judged = []
+        if self.now.evaluations:
+            judged = [*Dataset(self.judged_dir).iter_episodes()]
         policy = self.learner.controller()
         candidate = Candidate(self.model, policy, cfg.spec, starts, find_cut_off(self.model, judged))
-        chosen = f"the best of {len(self.now.evaluations)} evaluations" if best.exists() else "the last weights"
+        chosen = "the last weights"
+        if best.exists():
+            chosen = f"the best of {len(self.now.evaluations)} evaluations"
         story = Story(
             data=f"including evaluations; seeds from {cfg.first_env_seed}, for evaluation from {JUDGE_SEED}",
             training=f"{self.trainer.update} updates; {chosen}",

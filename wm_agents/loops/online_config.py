@@ -98,7 +98,9 @@ class OnlineConfig:
     @property
     def first_env_seed(self) -> int:
         """The environment seed of the first collected episode."""
-        return first_env_seed(self.seed) if self.env_seed is None else self.env_seed
+        if self.env_seed is None:
+            return first_env_seed(self.seed)
+        return self.env_seed
 
     @property
     def period(self) -> int:
@@ -151,7 +153,8 @@ def online_recipe(family: str, env_id: str, spec: RealSpec | None = None) -> Onl
     """
     if family not in names("online"):
         raise ConfigurationError(f"family must be one of {', '.join(names('online'))}, got {family!r}")
-    spec = seen_by(family, spec_for(env_id)) if spec is None else spec
+    if spec is None:
+        spec = seen_by(family, spec_for(env_id))
     pixels = spec.size is not None
     values = online_defaults(family, pixels)
     limit = probe(spec).limit
@@ -171,4 +174,6 @@ def online_defaults(family: str, pixels: bool) -> dict[str, Any]:
     """The default fields of `OnlineConfig` of a family: at least `prefill` and `real_steps`."""
     row = FAMILIES[family]
     values = {"prefill": OnlineConfig.prefill, "real_steps": OnlineConfig.real_steps, **row.online}
-    return {**values, **row.online_pixels} if pixels else values
+    if pixels:
+        return {**values, **row.online_pixels}
+    return values

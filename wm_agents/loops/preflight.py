@@ -193,7 +193,9 @@ def check_device(device: str) -> str:
     total = float((x @ x).sum())
     if total != 64**3:
         raise ValueError(f"{place} computes 64 x 64 x 64 = {total}; use another device")
-    return torch.cuda.get_device_name(place) if place.type == "cuda" else str(place)
+    if place.type == "cuda":
+        return torch.cuda.get_device_name(place)
+    return str(place)
 
 
 def display_error() -> str | None:

@@ -149,12 +149,16 @@ class ImproveConfig:
     @property
     def first_env_seed(self) -> int:
         """The environment seed of the first collected episode."""
-        return first_env_seed(self.seed, self.round_seeds) if self.env_seed is None else self.env_seed
+        if self.env_seed is None:
+            return first_env_seed(self.seed, self.round_seeds)
+        return self.env_seed
 
     @property
     def generations(self) -> int:
         """Generations of controller training in one round."""
-        return self.ppo.iterations if self.controller == "ppo" else self.cma.generations
+        if self.controller == "ppo":
+            return self.ppo.iterations
+        return self.cma.generations
 
     def model_config(self, obs_space: gym.Space[Any]) -> WorldModelConfig:
         """The config of the model, adapted to the observation space."""

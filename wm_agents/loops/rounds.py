@@ -158,7 +158,9 @@ class Improvement:
             def look(iteration: Iteration) -> bool:
                 return self._look(save, iteration.policy, iteration)
 
-            before = self._dir(self.round - 1) / "ppo.safetensors" if self.round else None
+            before = None
+            if self.round:
+                before = self._dir(self.round - 1) / "ppo.safetensors"
             state = self._dir() / "ppo.safetensors"
             last = ppo_in_dream(
                 model, starts, cfg.ppo, dream, state=state, before=before, on_iteration=look, start="anywhere"
@@ -183,7 +185,9 @@ class Improvement:
             )
             policy, dream_return = evolved.policy, evolved.dream_return
         save(policy)
-        return {"dream": dream_return} if np.isfinite(dream_return) else {}
+        if np.isfinite(dream_return):
+            return {"dream": dream_return}
+        return {}
 
     def judge(self) -> dict[str, float]:
         """Evaluate the controller in the real environment, on seeds for model selection, and in whole dreams.
@@ -251,7 +255,9 @@ class Improvement:
         ]
         best = int(max(judged, key=int) if self.stopped or not scored else max(scored, key=lambda index: scored[index]))
         saved = load_dream(self._dir(best) / "model")
-        told = rounds if self.looks is None else self.looks()
+        told = rounds
+        if self.looks is not None:
+            told = self.looks()
         chosen = Candidate(saved.model, saved.policy, self.cfg.spec, saved.starts, saved.dream.cut_off, told)
         return deliver(
             self.run.path,
@@ -292,7 +298,9 @@ class Improvement:
         values = {"dream/return": now.mean, "speed/generation_s": now.wall_s}
         self.run.metrics(done, {name: value for name, value in values.items() if np.isfinite(value)})
         if now.number % 10 == 0:
-            what = "iteration" if self.cfg.controller == "ppo" else "generation"
+            what = "generation"
+            if self.cfg.controller == "ppo":
+                what = "iteration"
             done_of = f"{what} {now.number}/{self.cfg.generations}"
             self.console.print(f"  {done_of}: dream return {now.mean:.1f}, {now.wall_s:.2f} s each")
         if self.on_check is None or self.cfg.check_every is None or done % self.cfg.check_every:

@@ -29,6 +29,10 @@ def kept_env_seed(run: Path, seed: int) -> int | None:
     Runs of earlier versions, whose collection started at `seed` itself, resume with it.
     """
     file = run / "run.json"
-    seeds = read_json(file, "a run").get("seeds", {}) if file.exists() else {}
+    seeds = {}
+    if file.exists():
+        seeds = read_json(file, "a run").get("seeds", {})
     collected: int | None = seeds.get("collect")
-    return collected if seeds.get("run", collected) == seed else None
+    if seeds.get("run", collected) == seed:
+        return collected
+    return None

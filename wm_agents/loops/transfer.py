@@ -219,7 +219,9 @@ def lines_of(result: dict[str, Any]) -> list[str]:
             f"{record['train_wall_s'] / 60:.1f} min"
         )
     total = result["real"]
-    failed = f" ({total['failed']} of {total['policies']} failed)" if total["failed"] else ""
+    failed = ""
+    if total["failed"]:
+        failed = f" ({total['failed']} of {total['policies']} failed)"
     if "mean" in total:
         lines.append(
             f"mean over policies {total['mean']:.1f}, standard deviation between them {total['std_between']:.1f}, "
@@ -233,7 +235,9 @@ def lines_of(result: dict[str, Any]) -> list[str]:
 def _settings_of(cfg: ImproveConfig) -> dict[str, Any]:
     """The settings that a controller is trained with."""
     values = cfg.to_dict()
-    part = "ppo" if cfg.controller == "ppo" else "cma"
+    part = "cma"
+    if cfg.controller == "ppo":
+        part = "ppo"
     names = ["controller", "horizon", "temperature", "pessimism", "max_disagreement", part]
     if part == "cma":
         names += ["squash", "dream_stall"]

@@ -132,4 +132,6 @@ class WorldModelConfig:
 
 
 def _file(path: Path) -> Path:
-    return path if path.suffix == ".json" else path / "config.json"
+    if path.suffix == ".json":
+        return path
+    return path / "config.json"

@@ -54,7 +54,9 @@ class _PixelLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, frames: Tensor) -> Tensor:
         losses, slopes = [], torch.empty_like(logits)
-        rows = 16 if logits.device.type == "cpu" else len(logits)
+        rows = 16
+        if logits.device.type != "cpu":
+            rows = len(logits)
         for x, y, slope in zip(logits.split(rows), frames.split(rows), slopes.split(rows), strict=True):
             pixel = torch.sigmoid(x.float())
             error = torch.sub(pixel, y, alpha=1 / 255 if y.dtype == torch.uint8 else 1)

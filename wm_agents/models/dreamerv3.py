@@ -128,9 +128,11 @@ class DreamerV3(Model):
             latent = self.initial(num)
         elif act is None:
             raise ValueError("encode needs the act that led from latent to obs, got None")
-        act = latent["deter"].new_zeros(num, self.actions) if act is None else act
+        if act is None:
+            act = latent["deter"].new_zeros(num, self.actions)
         self.check_act(act, num)
-        first = torch.zeros(num, dtype=torch.bool, device=obs.device) if first is None else first
+        if first is None:
+            first = torch.zeros(num, dtype=torch.bool, device=obs.device)
         seen = self.rssm.observe(latent, self.eye.encode(obs)[None], act[None], first[None])
         return {"deter": seen.deter[0], "stoch": seen.stoch[0]}
 
@@ -312,7 +314,9 @@ class RSSM(nn.Module):
         gates = layers.gates(self.mix_norm(x))  # (blocks, B, 3 D / blocks)
         rows = 128 if deter.device.type == "cpu" else len(deter)  # Fits into a CPU cache.
         parts = zip(deter.split(rows), gates.split(rows, dim=1), strict=True)
-        return torch.cat([_update(*part) for part in parts]) if len(deter) > rows else _update(deter, gates)
+        if len(deter) > rows:
+            return torch.cat([_update(*part) for part in parts])
+        return _update(deter, gates)
 
     def _probs(self, logits: Tensor) -> Tensor:
         # Classes before groups: sums over a last axis of four are slow on CPUs.

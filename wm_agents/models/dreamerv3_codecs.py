@@ -122,7 +122,9 @@ class _ImageCodec(nn.Module):
         return to_frames(torch.sigmoid(predicted.float()).movedim(-1, 1), self.space)
 
     def _channels_last(self, obs: Tensor) -> Tensor:
-        return obs if list(obs.shape[1:3]) == self.sides else obs.movedim(1, -1)
+        if list(obs.shape[1:3]) == self.sides:
+            return obs
+        return obs.movedim(1, -1)
 
 
 class _VectorCodec(nn.Module):

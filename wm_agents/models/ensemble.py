@@ -168,7 +168,9 @@ class Ensemble(Model):
 
     def decode(self, latent: Latent) -> Tensor:
         obs = torch.clamp(latent["obs"], self.low, self.high)
-        return obs.to(self.dtype) if self.dtype.is_floating_point else obs.round().to(self.dtype)
+        if self.dtype.is_floating_point:
+            return obs.to(self.dtype)
+        return obs.round().to(self.dtype)
 
     def feat(self, latent: Latent) -> Tensor:
         return (latent["obs"] - self.scale.feat_mean) / self.scale.feat_std
@@ -325,7 +327,9 @@ def _spread(x: Tensor) -> Tensor:
 
 def _size(rew: Tensor) -> float:
     """The root mean square; not the standard deviation, which is 0 if every reward is 1."""
-    size = float(rew.double().square().mean().sqrt()) if len(rew) else 0.0
+    size = 0.0
+    if len(rew):
+        size = float(rew.double().square().mean().sqrt())
     return size if size > 0 else 1.0
 
 

@@ -124,7 +124,9 @@ def build(
         ValueError: the family does not support the spaces.
     """
     kind = config_class(family)
-    cfg = values if isinstance(values, WorldModelConfig) else kind.from_dict(values)
+    cfg = values
+    if not isinstance(values, WorldModelConfig):
+        cfg = kind.from_dict(values)
     model: Model = load(FAMILIES[family].model)(cfg, obs_space, act_space)
     return model
 

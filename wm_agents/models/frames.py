@@ -15,11 +15,17 @@ def to_network(obs: Tensor) -> Tensor:
     """Convert frames (..., H, W, C) or (..., C, H, W) to float (..., C, H, W) in [0, 1]; uint8 is divided by
     255."""
     # The moved view is channels-last in memory, which is fastest for CPU convolutions.
-    x = obs.movedim(obs.ndim - 1, obs.ndim - 3) if obs.shape[-1] in CHANNELS else obs
-    return x if x.is_floating_point() else x.float() / 255
+    x = obs
+    if obs.shape[-1] in CHANNELS:
+        x = obs.movedim(obs.ndim - 1, obs.ndim - 3)
+    if x.is_floating_point():
+        return x
+    return x.float() / 255
 
 
 def to_frames(x: Tensor, space: gym.Space[Any]) -> Tensor:
     """Convert float (..., C, H, W) to uint8 frames in the layout of `space`."""
     frames = (x.float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return frames if tuple(frames.shape[-3:]) == space.shape else frames.movedim(x.ndim - 3, x.ndim - 1).contiguous()
+    if tuple(frames.shape[-3:]) == space.shape:
+        return frames
+    return frames.movedim(x.ndim - 3, x.ndim - 1).contiguous()

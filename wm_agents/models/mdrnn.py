@@ -81,7 +81,9 @@ class _MDRNNBase(nn.Module):
 
     def noise(self, num: int, temperature: float, generator: Generator, device: torch.device) -> Tensor | None:
         """Standard normal noise (num, choices + Z) for the choice of components and for z'; None at temperature 0."""
-        return draw_normal(num, self.choices + self.latents, generator, device) if temperature > 0 else None
+        if temperature > 0:
+            return draw_normal(num, self.choices + self.latents, generator, device)
+        return None
 
     def choose(self, logits: Tensor, noise: Tensor | None, temperature: float) -> Tensor:
         """The components (B, choices) for logits (B, K, choices): sampled, or the most likely ones without noise."""

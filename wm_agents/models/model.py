@@ -162,12 +162,17 @@ class Model(nn.Module, ABC):
         Raises:
             ValueError: wrong shape, or frames that are neither uint8 nor float in [0, 1].
         """
-        obs = torch.from_numpy(np.ascontiguousarray(obs)) if isinstance(obs, np.ndarray) else obs
+        if isinstance(obs, np.ndarray):
+            obs = torch.from_numpy(np.ascontiguousarray(obs))
         shape = tuple(self.obs_space.shape or ())
         frames = frame_shape(self.obs_space) is not None
         if tuple(obs.shape[1:]) != shape or (frames and not (obs.dtype == torch.uint8 or obs.is_floating_point())):
-            kind = " uint8, or float in [0, 1]" if frames else ""
-            hint = "; one observation needs a batch axis, obs[None]" if tuple(obs.shape) == shape else ""
+            kind = ""
+            if frames:
+                kind = " uint8, or float in [0, 1]"
+            hint = ""
+            if tuple(obs.shape) == shape:
+                hint = "; one observation needs a batch axis, obs[None]"
             if frames and _turned(tuple(obs.shape[1:])) == shape:
                 hint = "; the channel axis is at the other end; move it with obs.movedim"
             want = ", ".join(map(str, ("B", *shape)))
@@ -189,7 +194,9 @@ class Model(nn.Module, ABC):
         shape = tuple(self.obs_space.shape or ())
         seen, done = tuple(batch.obs.shape[2:]), tuple(batch.act.shape[2:])
         if (seen, done) != (shape, (self.actions,)):
-            turned = "; the channel axis is at the other end; move it with movedim" if _turned(seen) == shape else ""
+            turned = ""
+            if _turned(seen) == shape:
+                turned = "; the channel axis is at the other end; move it with movedim"
             raise ValueError(
                 f"the data have observations {seen} and encoded actions {done}, but the model has {shape} and "
                 f"({self.actions},); create it with the obs_shape and action_dim of the data, or use other data{turned}"
@@ -219,7 +226,9 @@ def _turned(shape: tuple[int, ...]) -> tuple[int, ...] | None:
     """(H, W, C) for (C, H, W) and vice versa."""
     if len(shape) != 3:
         return None
-    return (shape[1], shape[2], shape[0]) if shape[0] in (1, 3) else (shape[2], shape[0], shape[1])
+    if shape[0] in (1, 3):
+        return (shape[1], shape[2], shape[0])
+    return (shape[2], shape[0], shape[1])
 
 
 def _check_asked(cfg: WorldModelConfig, obs_space: gym.Space[Any], act_space: gym.Space[Any], width: int) -> None:
@@ -228,6 +237,8 @@ def _check_asked(cfg: WorldModelConfig, obs_space: gym.Space[Any], act_space: gy
         raise ConfigurationError(f"obs_shape is {cfg.obs_shape} in the config, but {obs_space.shape} in {obs_space}")
     if cfg.action_dim is not None and cfg.action_dim != width:
         raise ConfigurationError(f"action_dim is {cfg.action_dim} in the config, but {width} in {act_space}")
-    kind = "continuous" if isinstance(act_space, gym.spaces.Box) else "discrete"
+    kind = "discrete"
+    if isinstance(act_space, gym.spaces.Box):
+        kind = "continuous"
     if cfg.action_type is not None and cfg.action_type != kind:
         raise ConfigurationError(f"action_type is {cfg.action_type!r} in the config, but {kind!r} in {act_space}")

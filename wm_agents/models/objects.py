@@ -165,7 +165,9 @@ class Objects(Model):
 
     def decode(self, latent: Latent) -> Tensor:
         frames = self.eye.paint(latent["place"][:, -1], latent["here"][:, -1])
-        return frames.movedim(-1, 1).contiguous() if self.channels_first else frames
+        if self.channels_first:
+            return frames.movedim(-1, 1).contiguous()
+        return frames
 
     def feat(self, latent: Latent) -> Tensor:
         """Positions and movements of the objects, their distances to each other and to the borders, and the actions."""
@@ -233,8 +235,12 @@ class Objects(Model):
     def pixels(self, obs: Tensor) -> Tensor:
         """Observations as uint8 frames (B, H, W, C)."""
         obs = self.take_obs(obs)
-        frames = (obs * 255).round().to(torch.uint8) if obs.is_floating_point() else obs
-        return frames.movedim(1, -1) if self.channels_first else frames
+        frames = obs
+        if obs.is_floating_point():
+            frames = (obs * 255).round().to(torch.uint8)
+        if self.channels_first:
+            return frames.movedim(1, -1)
+        return frames
 
 
 class _Dice(NamedTuple):

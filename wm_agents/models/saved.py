@@ -73,7 +73,9 @@ def _instead(path: Path) -> str | None:
     if not path.exists():
         return None
     near = next((folder for folder in (path / "model", path.parent) if (folder / "config.json").is_file()), None)
-    what = "has none" if path.is_dir() else "is a file"
+    what = "is a file"
+    if path.is_dir():
+        what = "has none"
     return f"model must be a directory with a config.json, but {path} {what}" + (f"; give {near}" if near else "")
 
 
@@ -87,8 +89,12 @@ def _of_project(folder: Path, path: Path) -> str | None:
     name = "this folder" if folder == Path() else folder
     if not (model / "config.json").is_file():
         untrained = f"{name} is an untrained project: run `wm train` in it; its model will be {model}"
-        return untrained if path in (folder, folder / PROJECT_FILE, model, model.parent) else None
-    return f"{name} is a project; give its model, {model}" if path in (folder, folder / PROJECT_FILE) else None
+        if path in (folder, folder / PROJECT_FILE, model, model.parent):
+            return untrained
+        return None
+    if path in (folder, folder / PROJECT_FILE):
+        return f"{name} is a project; give its model, {model}"
+    return None
 
 
 def _project_model(folder: Path) -> Path:

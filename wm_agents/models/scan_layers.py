@@ -22,7 +22,8 @@ class ScanLinear:
     def __init__(self, layer: nn.Linear, steps: int, rows: int, bias: Tensor | None = None, columns: int = -1) -> None:
         dtype = compute_dtype(layer.weight)
         weight = layer.weight if columns < 0 else layer.weight[:, :columns]
-        bias = layer.bias.to(dtype).expand(steps, rows, -1) if bias is None else bias
+        if bias is None:
+            bias = layer.bias.to(dtype).expand(steps, rows, -1)
         self.weight = weight.detach().to(dtype).t()
         self._seen: list[Tensor] = []
         late: Tensor = _LateGradient.apply(bias, weight, self._seen)  # type: ignore[no-untyped-call]

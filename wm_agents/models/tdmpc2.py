@@ -264,7 +264,9 @@ class TDMPC2(Model):
     ) -> Tensor:
         """Encoded actions (N, A) for N rows. Plans start from those of the previous call, except in `first`
         rows."""
-        last = self._guess if self._guess is not None and len(self._guess) == len(latent["z"]) else None
+        last = None
+        if self._guess is not None and len(self._guess) == len(latent["z"]):
+            last = self._guess
         act, self._guess = self.planner().plan(latent, last, first, explore=explore, generator=generator)
         return act
 
@@ -375,7 +377,9 @@ class TDMPC2(Model):
 
     def _shown(self, seen: Tensor) -> Tensor:
         """The target of the probe."""
-        return symlog(seen) if self.frames is None else seen
+        if self.frames is None:
+            return symlog(seen)
+        return seen
 
 
 def _over_time(losses: Tensor, rho: Tensor) -> Tensor:

@@ -73,7 +73,9 @@ class _NormedLinear(Small):
     def forward(self, x: Tensor) -> Tensor:
         gain, shift = self.norm.weight.float(), self.norm.bias.float()
         x = F.layer_norm(super().forward(x).float(), gain.shape, gain, shift)
-        return _simnorm(x, self.simnorm_dim) if self.simnorm_dim else mish(x)
+        if self.simnorm_dim:
+            return _simnorm(x, self.simnorm_dim)
+        return mish(x)
 
 
 def _init_small(weight: Tensor) -> None:

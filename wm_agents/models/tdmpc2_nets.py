@@ -34,7 +34,9 @@ def conv_encoder(cfg: TDMPC2Config, channels: int) -> nn.Sequential:
     for sees, kernel, stride in ((channels, 7, 2), (num, 5, 2), (num, 3, 2), (num, 3, 1)):
         convs += [nn.Conv2d(sees, num, kernel, stride), nn.ReLU()]
     flat = 16 * num
-    onto = [] if flat == cfg.latent_dim else [Small(flat, cfg.latent_dim)]
+    onto = []
+    if flat != cfg.latent_dim:
+        onto = [Small(flat, cfg.latent_dim)]
     return nn.Sequential(*convs[:-1], nn.Flatten(), *onto, SimNorm(cfg.simnorm_dim))
 
 

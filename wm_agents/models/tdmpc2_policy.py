@@ -98,7 +98,9 @@ class CategoricalPolicy:
         """One-hot actions (B, A), sampled or the likeliest, for outputs (B, A)."""
         probs = out.softmax(-1)
         uniform = torch.rand(len(probs), generator=generator, device=probs.device)
-        return likeliest(probs) if greedy else draw_one_hot(probs, uniform)
+        if greedy:
+            return likeliest(probs)
+        return draw_one_hot(probs, uniform)
 
     def weights(self, out: Tensor, generator: torch.Generator | None) -> Tensor:
         """What expected values are computed from: the probabilities (B, A)."""

@@ -142,7 +142,9 @@ class _Decoder(nn.Module):
         for deconv in self.deconvs[:-1]:
             x = F.relu(deconv(x))
         x = cast(Tensor, self.deconvs[-1](x))
-        return torch.sigmoid(x) if still is None else still + x
+        if still is None:
+            return torch.sigmoid(x)
+        return still + x
 
     def draw(self, z: Tensor, still: Tensor | None) -> Tensor:
         """Frames (B, S, S, C) uint8."""
@@ -164,7 +166,8 @@ class Identity(nn.Module):
         self.register_buffer("std", torch.ones(dim))
         for name in ("low", "high"):
             bound = torch.from_numpy(getattr(space, name).copy())
-            bound = bound if bound.is_floating_point() else bound.float()
+            if not bound.is_floating_point():
+                bound = bound.float()
             self.register_buffer(name, bound, persistent=False)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,7 +197,9 @@ class Identity(nn.Module):
 
 def to_input(obs: Tensor) -> Tensor:
     """The input of V: frames as float (B, C, H, W) in [0, 1], vectors as float32."""
-    return to_network(obs) if obs.ndim == 4 else obs.float()
+    if obs.ndim == 4:
+        return to_network(obs)
+    return obs.float()
 
 
 def _to_levels(image: Tensor) -> Tensor:

@@ -77,7 +77,9 @@ class VMCConfig(WorldModelConfig):
     with rare points."""
 
     def fitting(self, obs_space: gym.Space[Any]) -> Self:
-        return self if frame_shape(obs_space) is not None else self.replace(vision="identity")
+        if frame_shape(obs_space) is not None:
+            return self
+        return self.replace(vision="identity")
 
 
 def sizes(cfg: VMCConfig) -> tuple[str, int, int, int, str, str, bool]:
@@ -103,7 +105,9 @@ class VMC(Model):
         super().__init__(cfg, obs_space, act_space)
         self.vision = _make_vision(cfg, obs_space)
         self.z_dim = self.vision.latent_size
-        rewards = 1 if cfg.rew_head == "mse" else MAX_CLASSES
+        rewards = MAX_CLASSES
+        if cfg.rew_head == "mse":
+            rewards = 1
         self.memory = MDRNN(self.z_dim, self.actions, cfg.hidden, cfg.mixtures, cfg.mixture, rewards)
         self.feat_dim = self.z_dim + cfg.hidden
         # Rewards are normalised by their size in the first data.
@@ -153,7 +157,9 @@ class VMC(Model):
     def decode(self, latent: Latent) -> Tensor:
         obs = self.vision.decode_obs(latent["z"])
         # V decodes to (S, S, C).
-        return obs if tuple(obs.shape[1:]) == self.obs_space.shape else obs.movedim(-1, 1).contiguous()
+        if tuple(obs.shape[1:]) == self.obs_space.shape:
+            return obs
+        return obs.movedim(-1, 1).contiguous()
 
     def feat(self, latent: Latent) -> Tensor:
         return torch.cat([latent["z"], latent["h"]], dim=1)

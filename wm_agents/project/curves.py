@@ -74,7 +74,9 @@ def _curves(logs: dict[Path, list[dict[str, Any]]], name: str) -> Iterator[_Curv
     """One curve per log, and one per round for the controller."""
     for path, rows in logs.items():
         # round-00/dynamics/metrics.jsonl -> round 0 dynamics
-        label = f"round {int(path.parts[0][6:])} {path.parts[1]}" if len(path.parts) == 3 else ""
+        label = ""
+        if len(path.parts) == 3:
+            label = f"round {int(path.parts[0][6:])} {path.parts[1]}"
         parts = _rounds(rows) if name == "dream/return" else [rows]
         for index, part in enumerate(parts):
             points = [(row["step"], row[name]) for row in part if name in row and np.isfinite(row[name])]

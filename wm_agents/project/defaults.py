@@ -79,7 +79,9 @@ def usual(environment: str, model: str | None, name: str, kwargs: Values | None 
 
 def _limited(spec: RealSpec) -> RealSpec:
     """`spec` with an episode limit, which training needs, if the environment has none."""
-    return spec if probe(spec).limit is not None else replace(spec, max_episode_steps=NO_LIMIT)
+    if probe(spec).limit is not None:
+        return spec
+    return replace(spec, max_episode_steps=NO_LIMIT)
 
 
 def recipe_of(environment: str, kwargs: Values | None = None) -> ImproveConfig:

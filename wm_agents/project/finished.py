@@ -78,15 +78,23 @@ def _more(project: Project) -> str:
     """How to extend a finished run, as text."""
     online = project.online_collection.enabled
     if not project.is_online:
-        what = "online_collection.rounds" if online else ""
+        what = ""
+        if online:
+            what = "online_collection.rounds"
     else:
-        what = "data.num_steps" if online else "training.total_steps"
+        what = "training.total_steps"
+        if online:
+            what = "data.num_steps"
     elsewhere = "another training.output_dir"
-    return f"raise {what} to continue; for any other change use {elsewhere}" if what else f"use {elsewhere}"
+    if what:
+        return f"raise {what} to continue; for any other change use {elsewhere}"
+    return f"use {elsewhere}"
 
 
 def _rounds(project: Project) -> int:
-    return project.online_collection.rounds if project.online_collection.enabled else 1
+    if project.online_collection.enabled:
+        return project.online_collection.rounds
+    return 1
 
 
 def _shown(path: Path) -> str:

@@ -54,7 +54,9 @@ def _type_schema(hint: Any) -> dict[str, Any]:
         parts = [
             _type_schema(arg) for arg in args if arg is not type(None)
         ]  # TOML has no null; None means that the key is absent.
-        return parts[0] if len(parts) == 1 else {"anyOf": parts}
+        if len(parts) == 1:
+            return parts[0]
+        return {"anyOf": parts}
     if hint in PLAIN:
         return {"type": PLAIN[hint]}
     if origin is tuple and args[-1] is not Ellipsis:

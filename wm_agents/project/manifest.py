@@ -26,7 +26,9 @@ def _classify(status: Status, degraded: Sequence[str]) -> str:
     """The classification of a run; a degraded run is never meaningful."""
     if degraded:
         return SMOKE
-    return MEANINGFUL if status == "done" else INCOMPLETE
+    if status == "done":
+        return MEANINGFUL
+    return INCOMPLETE
 
 
 class Manifest:
@@ -76,7 +78,9 @@ def strict(value: Any) -> Any:
         return {str(key): strict(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [strict(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def data_facts(folder: Path, mode: str) -> dict[str, Any] | None:
@@ -91,7 +95,9 @@ def data_facts(folder: Path, mode: str) -> dict[str, Any] | None:
     for shard in sorted(data.shards, key=lambda shard: shard.name):
         digest.update(f"{shard.name} {sha256(folder / shard.name)}\n".encode())
     known = [seed for seed in data.seeds if seed >= 0]
-    seeds = [min(known), max(known)] if known else None
+    seeds = None
+    if known:
+        seeds = [min(known), max(known)]
     facts = {
         "mode": mode,
         "folder": folder.name,
@@ -110,4 +116,6 @@ def data_facts(folder: Path, mode: str) -> dict[str, Any] | None:
 def artifact_facts(model: Path) -> dict[str, Any] | None:
     """The saved model, and the sha256 of its config.json, which contains those of the other files."""
     config = model / "config.json"
-    return {"folder": model.name, "sha256": sha256(config)} if config.is_file() else None
+    if config.is_file():
+        return {"folder": model.name, "sha256": sha256(config)}
+    return None

@@ -98,9 +98,9 @@ def train(project: Project, *, allow_degraded: bool = False, console: Console | 
     seeds = {"run": seed_of(project), "collect": env_seed_of(project), "judge": JUDGE_SEED}
     changeable = {name for name in settings if name.startswith(MAY_CHANGE) and name != "training.seed"}
     with start_run(project.out, settings, seeds, may_change=changeable) as folder:
-        before: dict[str, Any] = (
-            read_json(project.out / NAME, "the manifest of a run") if (project.out / NAME).exists() else {}
-        )
+        before: dict[str, Any] = {}
+        if (project.out / NAME).exists():
+            before = read_json(project.out / NAME, "the manifest of a run")
         if folder.state.get("trained") == digest(settings):
             tell(project, before, console, again=True)
             return before
@@ -223,7 +223,9 @@ def _facts(
     project: Project, ground: _Ground, folder: RunFolder, result: dict[str, Any], began: float
 ) -> dict[str, Any]:
     """The entries of the manifest for a finished or unfinished run."""
-    mode = "online" if project.online_collection.enabled else "offline"
+    mode = "offline"
+    if project.online_collection.enabled:
+        mode = "online"
     if RANDOM_DATA in ground.degraded:
         mode = "random"
     stages: dict[str, float] = {}

@@ -169,7 +169,9 @@ class Project:
     @property
     def checkpoint(self) -> Path:
         """The model directory for inference and verification."""
-        return self.out / "model" if self.inference.checkpoint is None else self.root / self.inference.checkpoint
+        if self.inference.checkpoint is None:
+            return self.out / "model"
+        return self.root / self.inference.checkpoint
 
     def to_dict(self) -> dict[str, Any]:
         """All settings of a run as JSON values, without paths."""

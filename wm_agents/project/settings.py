@@ -44,7 +44,8 @@ def load_project(path: str | Path = PROJECT_FILE, flags: Values | None = None) -
         ProjectError: the file has errors; the message lists all of them.
     """
     path = Path(path)
-    path = path / PROJECT_FILE if path.is_dir() else path
+    if path.is_dir():
+        path = path / PROJECT_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; create it with `wm init FOLDER --env ID`, or give --config")
     values = read_toml(path)
@@ -150,8 +151,12 @@ class Review:
             self.say("model", str(error))
             return None
         if "model" not in self.values or isinstance(model, str):
-            hint = did_you_mean(model, FAMILIES) if isinstance(model, str) else ""
-            got = f"; got {model!r}{hint}" if model is not None else ", and is missing"
+            hint = ""
+            if isinstance(model, str):
+                hint = did_you_mean(model, FAMILIES)
+            got = ", and is missing"
+            if model is not None:
+                got = f"; got {model!r}{hint}"
             self.say("model", f'must be a preset such as "ensemble:default", "vmc:small" or "dreamerv3:ci"{got}')
         return None
 
@@ -238,8 +243,12 @@ def _told(path: Path, lines: Mapping[str, int], flags: Values, problems: list[_P
         if problem.key in flags:
             return 0, f"--{problem.key}"
         line = line_of(dict(lines), problem.key)
-        return (line, f"line {line}") if line is not None else (0, path.name)
+        if line is not None:
+            return (line, f"line {line}")
+        return (0, path.name)
 
     told = sorted((*place(problem), f"{problem.key} {problem.text}") for problem in problems)
-    count = f"{len(told)} errors" if len(told) > 1 else "1 error"
+    count = "1 error"
+    if len(told) > 1:
+        count = f"{len(told)} errors"
     return "\n".join([f"{path} has {count}", *(f"  {where}: {text}" for _, where, text in told)])

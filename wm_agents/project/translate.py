@@ -84,7 +84,9 @@ def _check_said(project: Project, spaces: Spaces) -> None:
 def _config_of(project: Project, obs_space: gym.Space[Any]) -> WorldModelConfig:
     """The config of the model: its size, with the fields of [architecture]."""
     cfg = config_class(project.family).from_size(project.size).fitting(obs_space)
-    limit = _limit(project) if hasattr(cfg, "episode_length") else None
+    limit = None
+    if hasattr(cfg, "episode_length"):
+        limit = _limit(project)
     return cfg.replace(**{**({"episode_length": limit} if limit else {}), **project.architecture})
 
 
@@ -210,7 +212,9 @@ def env_seed_of(project: Project) -> int:
     """The first environment seed of collection: that of a run to resume, or else derived from the seed."""
     seed = seed_of(project)
     kept = kept_env_seed(project.out, seed)
-    return first_env_seed(seed) if kept is None else kept
+    if kept is None:
+        return first_env_seed(seed)
+    return kept
 
 
 def _recipe(project: Project) -> ImproveConfig:

@@ -21,7 +21,9 @@ def find_device(name: str | torch.device) -> torch.device:
         ConfigurationError: this machine does not have the device.
     """
     if name == "auto":
-        name = "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cpu"
+        if torch.backends.mps.is_available():
+            name = "mps"
         if torch.cuda.is_available():
             name = "cuda"
     here = {"cpu": 1, "meta": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
@@ -39,7 +41,9 @@ def find_device(name: str | torch.device) -> torch.device:
 
 def num_cores() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def check_threads(num: int) -> int:
@@ -71,7 +75,9 @@ def keep_freed_memory() -> bool:
 def describe() -> dict[str, Any]:
     """CPU model, cores of this process, RAM, kinds of layers that train faster in bfloat16, GPU, and system."""
     ram_kb = _proc_field("/proc/meminfo", "MemTotal").split()
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    gpu = None
+    if torch.cuda.is_available():
+        gpu = torch.cuda.get_device_name()
     return {
         "cpu": _proc_field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         "cores": num_cores(),

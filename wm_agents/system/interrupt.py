@@ -27,7 +27,9 @@ def deferred_interrupt(says: str = "stopping after this step") -> Iterator[Calla
 
     main = threading.current_thread() is threading.main_thread()
     usual = (signal.default_int_handler, signal.SIG_DFL)
-    before = {sig: signal.getsignal(sig) for sig in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    before = {}
+    if main:
+        before = {sig: signal.getsignal(sig) for sig in (signal.SIGINT, signal.SIGTERM)}
     before = {sig: handler for sig, handler in before.items() if handler in usual}
     for sig in before:
         signal.signal(sig, wait)

@@ -75,7 +75,9 @@ class StageBar:
     def line(self, now: float) -> str:
         """The progress at time `now` (of `time.monotonic`) as a line of text."""
         passed = now - self.began
-        left = f", about {_clock(passed / self._done - passed)} left" if self._done > 0 else ""
+        left = ""
+        if self._done > 0:
+            left = f", about {_clock(passed / self._done - passed)} left"
         return f"{self._done:4.0%} {_clock(passed)}{left}  {self._stage} {self._text}".rstrip()
 
     def _print_line(self) -> None:

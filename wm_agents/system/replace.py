@@ -88,7 +88,8 @@ def orphans(folder: Path) -> list[Path]:
 
 def _prepared(path: Path) -> Path:
     """The target of `path`, which may be a link, in an existing folder without orphans of `path`."""
-    path = path.resolve() if path.is_symlink() else path
+    if path.is_symlink():
+        path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
     return path

@@ -57,7 +57,9 @@ class MetricsLog:
         if self.path.exists():
             _trim(self.path, keep_until)
         self._file = self.path.open("a", encoding="utf-8")
-        purge = None if keep_until is None else keep_until + 1
+        purge = None
+        if keep_until is not None:
+            purge = keep_until + 1
         self._writer = SummaryWriter(str(path), purge_step=purge)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

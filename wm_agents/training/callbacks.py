@@ -142,7 +142,9 @@ class EarlyStoppingCallback(Callback):
         if math.isinf(self.best):
             return math.isfinite(value)
         margin = self.threshold * (abs(self.best) if self.threshold_mode == "rel" else 1.0)
-        return value < self.best - margin if self.mode == "min" else value > self.best + margin
+        if self.mode == "min":
+            return value < self.best - margin
+        return value > self.best + margin
 
     def state(self) -> dict[str, Any]:
         return {"best": self.best, "num_bad": self.num_bad, "num_validations": self.num_validations}
@@ -195,7 +197,9 @@ class ProgressCallback(Callback):
 
     def _line(self, trainer: Trainer, text: str) -> None:
         left = (trainer.target - trainer.update) / max(trainer.speed, 1e-9)
-        more = f"  {left:.0f} s left" if trainer.update < trainer.target and trainer.speed else ""
+        more = ""
+        if trainer.update < trainer.target and trainer.speed:
+            more = f"  {left:.0f} s left"
         self.console.print(
             f"{self.title} {trainer.update}/{trainer.target}  {text}{more}", highlight=False, soft_wrap=True
         )

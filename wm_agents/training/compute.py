@@ -89,7 +89,9 @@ class Compute:
             together.setdefault(group.get("clip", ""), []).extend(group["params"])
         norms = {}
         for name, params in together.items():
-            label = f"grad_norm/{name}" if name and len(together) > 1 else "grad_norm"
+            label = "grad_norm"
+            if name and len(together) > 1:
+                label = f"grad_norm/{name}"
             norms[label] = nn.utils.clip_grad_norm_(params, limit)
         return norms
 
@@ -136,7 +138,9 @@ def _choose_precision(cfg: TrainingConfig, model: nn.Module) -> Precision | None
     # Compiling the loss for a trial would take minutes.
     if asked == "auto" and not cfg.compile_model and bf16_runs(kinds, device, training=True):
         return None
-    return "bfloat16" if use_bf16(asked, kinds, device, training=True) else "float32"
+    if use_bf16(asked, kinds, device, training=True):
+        return "bfloat16"
+    return "float32"
 
 
 def _heavy_parts(model: nn.Module) -> list[nn.Module]:

@@ -111,7 +111,8 @@ def make_starts(
 
     `episodes` limits the episodes; default: all.
     """
-    among = np.arange(len(data.first)) if episodes is None else episodes
-    anywhere = rng.choice(np.flatnonzero(np.isin(data.episode, among)), num)
-    begin = data.first[rng.choice(among, num)]
+    if episodes is None:
+        episodes = np.arange(len(data.first))
+    anywhere = rng.choice(np.flatnonzero(np.isin(data.episode, episodes)), num)
+    begin = data.first[rng.choice(episodes, num)]
     return {"begin": {"obs": data.obs[begin]}, "anywhere": {"obs": data.obs[anywhere]}}

@@ -95,7 +95,9 @@ class _SlotSet(NamedTuple):
         recent, near = rng.random((2, num)) < 0.5
         since = self.leaving[len(self.leaving) * 3 // 4]
         frames = _draw(self.leaving, since, recent, rng)
-        return np.where(near, _draw(self.near, since, recent, rng), frames) if len(self.near) else frames
+        if len(self.near):
+            return np.where(near, _draw(self.near, since, recent, rng), frames)
+        return frames
 
 
 def read_slots(model: Objects, dataset: Dataset, cache: Path) -> _SlotSet:

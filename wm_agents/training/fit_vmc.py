@@ -60,7 +60,9 @@ def encode_dataset(model: VMC, dataset: Dataset, batch_size: int = 512) -> Laten
     Raises:
         ValueError: there are no episodes.
     """
-    dtype = torch.float32 if isinstance(model.vision, Identity) else torch.float16
+    dtype = torch.float16
+    if isinstance(model.vision, Identity):
+        dtype = torch.float32
     mus, sigmas, acts, rews, terms, lengths = [], [], [], [], [], []
     for ep in dataset.iter_episodes():
         steps = len(ep.rew)
@@ -266,12 +268,13 @@ def make_starts(
 
     `episodes` limits the episodes; default: all. If all are short, `burn_in` is at most half of the longest.
     """
-    among = np.arange(len(data.offset)) if episodes is None else episodes
+    if episodes is None:
+        episodes = np.arange(len(data.offset))
     # A longer burn-in would leave few initial latents, all close to the end of an episode.
-    burn_in = min(burn_in, int(data.length[among].max()) // 2)
-    begin = data.offset[rng.choice(among, num)]
+    burn_in = min(burn_in, int(data.length[episodes].max()) // 2)
+    begin = data.offset[rng.choice(episodes, num)]
     empty = model.initial(num)
-    long = among[data.length[among] > burn_in]
+    long = episodes[data.length[episodes] > burn_in]
     picks = rng.choice(long, num, p=data.length[long] / data.length[long].sum())
     at = data.offset[picks] + (rng.random(num) * (data.length[picks] - burn_in)).astype(np.int64)
     latent = empty

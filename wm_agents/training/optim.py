@@ -66,7 +66,9 @@ class LearningRate:
     def state(self) -> dict[str, Any] | None:
         """The state for resuming, as JSON."""
         scheduler = self.onecycle or self.plateau
-        return scheduler.state_dict() if scheduler is not None else None
+        if scheduler is not None:
+            return scheduler.state_dict()
+        return None
 
     def load_state(self, state: dict[str, Any] | None) -> None:
         scheduler = self.onecycle or self.plateau

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -120,8 +121,9 @@ class Trainer:
             ConfigurationError: a setting needs `eval_data`.
             ValueError: the first batch does not fit the model.
         """
-        feed = None if eval_data is None else self._feed(eval_data, held_out=True)
-        validate = None if feed is None else lambda: self._mean_loss(feed, 10)["loss"]
+        validate = None
+        if eval_data is not None:
+            validate = partial(self._held_out_loss, self._feed(eval_data, held_out=True))
         self.fit(data, validate, resume=resume, num_steps=num_steps)
         return self.model
 
@@ -156,7 +158,9 @@ class Trainer:
             raise
         if self.average is not None and not self.average.inside:
             self.average.swap()
-        best = self.best_val if math.isfinite(self.best_val) else None
+        best = None
+        if math.isfinite(self.best_val):
+            best = self.best_val
         return TrainingResult(self.update, best, self.wall_s, self.stopped)
 
     @contextmanager
@@ -237,7 +241,9 @@ class Trainer:
 
         The call uses the moving average of the weights, if there is one.
         """
-        devices = [self.fabric.device] if self.fabric.device.type == "cuda" else []
+        devices = []
+        if self.fabric.device.type == "cuda":
+            devices = [self.fabric.device]
         numpy_state, training = np.random.get_state(), self.model.training
         average = nullcontext() if self.average is None else self.average.shown()
         self.model.eval()
@@ -254,6 +260,9 @@ class Trainer:
         replay buffer."""
         feed = self._feed(data, held_out=True)
         return self.quietly(lambda: self._mean_loss(feed, num_batches))
+
+    def _held_out_loss(self, feed: Feed) -> float:
+        return self._mean_loss(feed, 10)["loss"]
 
     def _mean_loss(self, feed: Feed, num_batches: int) -> dict[str, float]:
         if num_batches < 1:
@@ -340,7 +349,9 @@ class Trainer:
     def _feed(self, data: Any, held_out: bool = False) -> Feed:
         pack = bool(getattr(self.model, "packs", False))
         feed = make_feed(data, self.cfg, pack, str(self.fabric.device), held_out)
-        return feed if self._check is None else checked(feed, self._check)
+        if self._check is None:
+            return feed
+        return checked(feed, self._check)
 
     def _check_validated(self) -> None:
         """Check that settings which need validations have eval_data."""
@@ -397,4 +408,6 @@ def train(
 def _groups(model: nn.Module, lr: float) -> Any:
     """The parameter groups of the model, or all parameters that require gradients."""
     own: Callable[[float], list[dict[str, Any]]] | None = getattr(model, "param_groups", None)
-    return own(lr) if own is not None else [p for p in model.parameters() if p.requires_grad]
+    if own is not None:
+        return own(lr)
+    return [p for p in model.parameters() if p.requires_grad]

@@ -69,7 +69,9 @@ def told_history(model: Path) -> History | None:
         raise ValueError(
             f'{file}: "rounds" must be a list of {{"round", "dream", "real"}}, all numbers, got {told}; remove the key'
         ) from error
-    return History(str(file), rounds, None, None, None) if rounds else None
+    if rounds:
+        return History(str(file), rounds, None, None, None)
+    return None
 
 
 def find_run(model: Path) -> Path | None:

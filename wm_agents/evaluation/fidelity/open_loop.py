@@ -162,4 +162,6 @@ def _match_ends(
 def _mean(values: NDArray[np.generic]) -> float | None:
     known = np.asarray(values, np.float64)
     known = known[~np.isnan(known)]
-    return float(known.mean()) if len(known) else None
+    if len(known):
+        return float(known.mean())
+    return None

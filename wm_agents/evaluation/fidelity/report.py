@@ -67,7 +67,9 @@ def fidelity_report(
     saved = load_dream(model)
     spec, artifact = saved.spec, saved.artifact
     folder = run or find_run(artifact.path)
-    history = None if folder is None else read_history(folder)
+    history = None
+    if folder is not None:
+        history = read_history(folder)
     if run is not None and history is None:
         raise ValueError(f"run must be a folder of `wm improve` with an evaluated round, got {run}")
     history = history or told_history(artifact.path)
@@ -99,7 +101,9 @@ def _write_report(found: Fidelity, out: Path, facts: dict[str, Any]) -> dict[str
     verdicts = {part.key: part.verdict for part in parts}
     result: dict[str, Any] = plain({**facts, "verdicts": verdicts, **found._asdict()})
     title = f"Fidelity of {facts['model']}"
-    degraded = f"DEGRADED: {', '.join(facts['degraded_modes'])}. " if facts.get("degraded_modes") else ""
+    degraded = ""
+    if facts.get("degraded_modes"):
+        degraded = f"DEGRADED: {', '.join(facts['degraded_modes'])}. "
     about = (
         f"{degraded}The dream of {facts['env']} compared with {found.real_episodes} held-out real episodes "
         f"({found.real_steps:,} steps)."
@@ -126,7 +130,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
+        if math.isfinite(value):
+            return float(f"{value:.6g}")
+        return None
     return value
 
 
@@ -138,4 +144,6 @@ def _lines(facts: dict[str, Any]) -> dict[str, str]:
 def _words(value: Any) -> str:
     if isinstance(value, dict):
         return "; ".join(f"{key} {_words(item)}" for key, item in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return str(value)

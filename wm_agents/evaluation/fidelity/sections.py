@@ -49,12 +49,12 @@ def _frames(found: Fidelity) -> Section:
             break
         better = row.steps
         share = _share(row.likely.obs_mse / row.copy_mse)
-    verdict = (
-        f"Up to {_count(better, 'step')} ahead, dreamed frames are closer to the real ones than a copy of the last "
-        f"frame; there, their error is {share} of the copy's."
-        if better
-        else "Even one step ahead, the dreamed frame is not closer to the real one than a copy of the last frame."
-    )
+    verdict = "Even one step ahead, the dreamed frame is not closer to the real one than a copy of the last frame."
+    if better:
+        verdict = (
+            f"Up to {_count(better, 'step')} ahead, dreamed frames are closer to the real ones than a copy of the last "
+            f"frame; there, their error is {share} of the copy's."
+        )
     return Section(
         "open_loop",
         "Frames by horizon",
@@ -117,7 +117,9 @@ def _rewards(found: Fidelity) -> Section:
 
 def _ends(found: Fidelity) -> Section:
     loop, now, best = found.open_loop, found.reliability.now, found.reliability.best
-    where = "sampled by the model" if found.reliability.drawn else f"threshold {_num(now.cut_off)}"
+    where = "sampled by the model"
+    if not found.reliability.drawn:
+        where = f"threshold {_num(now.cut_off)}"
     if not found.reliability.ends:
         verdict = "No real episode terminated, so the prediction of termination cannot be evaluated."
     elif now.precision is None:
@@ -159,7 +161,9 @@ def _ends(found: Fidelity) -> Section:
 
 def _reliability(found: Fidelity) -> Section:
     r = found.reliability
-    skill = 1 - r.brier / r.brier_base if r.brier_base else None
+    skill = None
+    if r.brier_base:
+        skill = 1 - r.brier / r.brier_base
     verdict = (
         f"The expected calibration error of the termination probability is {_num(r.ece)}; its squared error is "
         f"{_num(r.brier)}, {_share(skill)} less than that of the base rate."
@@ -194,7 +198,9 @@ def _gap(found: Fidelity) -> Section:
     elif abs(gap.gap) < 0.01 * abs(gap.real):
         weigh = "less than 1 %"
     else:
-        weigh = "not significant" if abs(gap.gap) <= wide else "significant"
+        weigh = "significant"
+        if abs(gap.gap) <= wide:
+            weigh = "not significant"
     return Section(
         "gap",
         title,
@@ -245,7 +251,9 @@ def _temperatures(found: Fidelity) -> Section:
             f" Of the controllers trained at a fixed temperature, tau {best.tau} scores best in the real environment: "
             f"{best.trained_real:.1f}."
         )
-    real = f"{found.gap.real:.1f}" if found.gap else "–"
+    real = "–"
+    if found.gap:
+        real = f"{found.gap.real:.1f}"
     return Section(
         "temperature",
         title,
@@ -294,7 +302,9 @@ def _history(found: Fidelity) -> Section:
             f" At the end of the run, the selected controller had a return of {history.final_dream:.1f} in dreams of "
             f"full length and {history.final_real:.1f} in the real environment."
         )
-    span = "" if history.horizon is None else f"of {_count(history.horizon, 'step')} (as last configured) "
+    span = ""
+    if history.horizon is not None:
+        span = f"of {_count(history.horizon, 'step')} (as last configured) "
     return Section(
         "training",
         title,
@@ -336,8 +346,12 @@ def _doubt(found: Fidelity) -> Section:
 
 def _seeds(found: Fidelity) -> Section:
     d = found.determinism
-    same = "repeats the same dream exactly" if d.repeats else "does NOT repeat the same dream"
-    alone = "equals" if d.rows_alone else "does NOT equal"
+    same = "does NOT repeat the same dream"
+    if d.repeats:
+        same = "repeats the same dream exactly"
+    alone = "does NOT equal"
+    if d.rows_alone:
+        alone = "equals"
     return Section(
         "determinism",
         "Seeds",
@@ -355,11 +369,15 @@ def _count(number: int, what: str) -> str:
 
 
 def _share(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.0f} %"
+    if value is None:
+        return "–"
+    return f"{100 * value:.0f} %"
 
 
 def _num(value: float | None) -> str:
     """Three significant digits, without an exponent for large numbers."""
     if value is None:
         return "–"
-    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}"
+    if abs(value) >= 100:
+        return f"{value:.1f}"
+    return f"{value:.3g}"

@@ -168,7 +168,9 @@ def check_ends(seen: _Expected) -> Check:
 def check_repeats(subject: Subject) -> Check:
     """The same seed must give the same dream, alone or in a batch."""
     found = check_seeds(subject)
-    same = "the same seed repeats the dream" if found.repeats else "the same seed gives another dream"
+    same = "the same seed gives another dream"
+    if found.repeats:
+        same = "the same seed repeats the dream"
     alone = "each row equals its single dream"
     if not found.rows_alone:
         alone = f"a row differs from its single dream by {found.worst:.3g}"
@@ -198,7 +200,9 @@ def _welch95(a: Score, b: Score) -> float:
 
 def _mean(error: Floats) -> float:
     known = error[~np.isnan(error)]
-    return float(known.mean()) if len(known) else math.nan
+    if len(known):
+        return float(known.mean())
+    return math.nan
 
 
 def _finite(numbers: dict[str, Any]) -> dict[str, float | None]:

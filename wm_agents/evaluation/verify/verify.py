@@ -183,7 +183,9 @@ def report(found: Verification) -> str:
     lines = [f"  {marks[check.ok]} {check.name:<{width}}  {check.found}" for check in found.checks]
     if found.degraded_modes:
         lines.append(f"  DEGRADED: {', '.join(found.degraded_modes)}")
-    verdict = "verified" if found.verified else "NOT verified"
+    verdict = "NOT verified"
+    if found.verified:
+        verdict = "verified"
     where = f"{found.episodes} held-out episodes of {found.env} ({found.steps:,} steps, seeds from {found.seed:,})"
     return "\n".join([*lines, f"{found.model}: {verdict} ({found.mode}), on {where}, {found.wall_s} s"])
 
@@ -227,5 +229,7 @@ def _check_counts(episodes: int, proof_episodes: int, seed: int) -> None:
         ("seed", seed, EVAL_SEED),
     ):
         if value < low:
-            why = ", because lower seeds are for training" if name == "seed" else ""
+            why = ""
+            if name == "seed":
+                why = ", because lower seeds are for training"
             raise ValueError(f"{name} must be at least {low:,}{why}; got {value:,}")
