@@ -263,8 +263,9 @@ def to_mlp(model: BaseAlgorithm, space: gym.Space[Any] | None = None) -> MLPPoli
         ValueError: the actor is not a plain MLP on vectors. `SB3Policy` supports any model.
     """
     policy = model.policy
-    if model.get_vec_normalize_env() is not None:
-        raise ValueError("to_mlp does not support VecNormalize; use SB3Policy(model)")
+    scaled = model.get_vec_normalize_env()
+    if scaled is not None and scaled.norm_obs:
+        raise ValueError("to_mlp does not support VecNormalize with norm_obs; use SB3Policy(model)")
     seen = model.observation_space
     if not isinstance(seen, spaces.Box) or len(seen.shape) != 1:
         raise ValueError(f"to_mlp needs vector observations, got {seen}; use SB3Policy(model)")

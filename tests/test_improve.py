@@ -39,12 +39,14 @@ from wm_agents.models.ensemble import EnsembleConfig
 from wm_agents.models.vmc import VMC, VMCConfig
 from wm_agents.pretrained import cached_model, load_model, load_policy, load_starts, save_model
 from wm_agents.system.run_folder import read_metrics
+from wm_agents.system.state import read_state_tensors
 from wm_agents.training import fit_ensemble as fit_members
 from wm_agents.training.config import TrainingConfig
 from wm_envs.action import encode_action
 from wm_envs.dream import DreamConfig
 from wm_envs.real import make_real
 from wm_envs.registry import RealSpec
+from wm_envs.world_model import Step
 
 TESTS = Path(__file__).parent
 TRAINING = TrainingConfig(
@@ -505,6 +507,29 @@ def test_ppo_that_was_killed_before_a_look_looks_again_and_continues(tmp_path: P
     assert seen == [1, 2, 2, 3] and last.number == 3 and np.isfinite(last.mean)
     again = ppo_in_dream(toy, toy_starts(), cfg, **how)
     assert (again.number, again.mean) == (3, last.mean)
+
+
+class Rich(Toy):
+    """The toy with larger rewards."""
+
+    def step(self, *args: Any, **kwargs: Any) -> Step:
+        step = super().step(*args, **kwargs)
+        return step._replace(rew=step.rew * 1024)
+
+
+def test_ppo_does_not_depend_on_the_unit_of_rewards_and_resumes_its_scale(tmp_path: Path) -> None:
+    cfg = PPOConfig(iterations=2, envs=4, steps=8, batch_size=16, net=(4,))
+    for name, toy in (("poor", Toy()), ("rich", Rich())):
+        for iterations in (1, 2):  # Interrupted after the first.
+            how = {"dream": DreamConfig(horizon=5), "state": tmp_path / name}
+            last = ppo_in_dream(toy, toy_starts(), replace(cfg, iterations=iterations), **how)  # type: ignore[arg-type]
+    poor, rich = (load_file(tmp_path / name) for name in ("poor", "rich"))
+    assert np.isfinite(last.mean)
+    for name, value in poor.items():
+        torch.testing.assert_close(rich[name], value, rtol=1e-3, atol=1e-4)
+    scales = [read_state_tensors(tmp_path / name)[1] for name in ("poor", "rich")]
+    assert float(scales[1]["scale_var"]) == pytest.approx(1024**2 * float(scales[0]["scale_var"]), rel=1e-3)
+    assert float(scales[0]["scale_count"]) == pytest.approx(2 * 4 * 8, rel=0.01)
 
 
 def test_ppo_leaves_no_folder_of_logs_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

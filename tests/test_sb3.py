@@ -530,7 +530,7 @@ def test_a_network_is_a_copy() -> None:
 
 
 def test_what_is_not_a_plain_network_is_rejected_by_name() -> None:
-    with pytest.raises(ValueError, match="to_mlp does not support VecNormalize; use SB3Policy"):
+    with pytest.raises(ValueError, match="does not support VecNormalize with norm_obs; use SB3Policy"):
         to_mlp(PPO("MlpPolicy", VecNormalize(view())))
     with pytest.raises(ValueError, match=r"Tanh, ReLU or SiLU, got \['Linear', 'ReLU', 'Linear', 'Hardtanh'\]"):
         to_mlp(small(SAC, view(), use_sde=True))

@@ -1,4 +1,7 @@
-"""Proximal policy optimisation (Schulman et al. 2017) by Stable-Baselines3, in a batch of dreams."""
+"""Proximal policy optimisation (Schulman et al. 2017) by Stable-Baselines3, in a batch of dreams.
+
+Rewards are divided by the standard deviation of the discounted return, so that one learning rate suits every scale.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.vec_env import VecMonitor
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 from torch import Tensor, nn
 
 from policies.mlp import MLPPolicy
@@ -23,6 +27,8 @@ from wm_envs.fields import above, at_least, at_most, check_fields, fail
 from wm_envs.world_model import Latent, WorldModel
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
+SCALE = ("mean", "var", "count")
+"""The statistics of discounted returns."""
 LEAST_STD = 1e-3
 """Minimum standard deviation for whitening."""
 
@@ -104,6 +110,7 @@ def ppo_in_dream(
         if file is not None and file.exists():
             tensors, about = read_state_tensors(file)
             load_weights(learner.policy, tensors)
+            _load_scale(learner, about)
             break
     number, mean = (int(about["iterations"]), float(about["mean"])) if resumed else (0, np.nan)
     iteration = Iteration(number, mean, 0.0, to_mlp(learner, model.act_space))
@@ -115,6 +122,7 @@ def ppo_in_dream(
         wall_s, number = time.perf_counter() - began, iteration.number + 1
         iteration = Iteration(number, _mean_return(learner), wall_s, to_mlp(learner, model.act_space))
         about = {"iterations": str(number), "mean": repr(iteration.mean), "precision": envs.precision}
+        about |= _scale(learner)
         write_state_tensors(state, learner.policy.state_dict(), about)
         stopped = on_iteration is not None and bool(on_iteration(iteration))
     return iteration
@@ -133,9 +141,29 @@ def _make(cfg: PPOConfig, envs: DreamVectorEnv, feats: Tensor) -> PPO:
     # Average over as many dreams as reach the horizon together, because the last ones to end are a biased
     # sample.
     kwargs["stats_window_size"] = 2 * cfg.envs
-    learner = PPO("MlpPolicy", VecMonitor(DreamVecEnv(unit_actions(envs))), policy_kwargs=net, device="cpu", **kwargs)
+    dreams = VecNormalize(VecMonitor(DreamVecEnv(unit_actions(envs))), norm_obs=False, gamma=cfg.gamma)
+    learner = PPO("MlpPolicy", dreams, policy_kwargs=net, device="cpu", **kwargs)
     learner.set_logger(Logger(folder=None, output_formats=[]))  # Otherwise each learn() creates a folder in /tmp.
     return learner
+
+
+def _scale(learner: PPO) -> dict[str, str]:
+    """The statistics by which rewards are scaled, for the state file."""
+    returns = _returns(learner)
+    return {f"scale_{name}": repr(float(getattr(returns, name))) for name in SCALE}
+
+
+def _load_scale(learner: PPO, about: dict[str, str]) -> None:
+    if "scale_var" in about:  # The states of earlier versions have none.
+        returns = _returns(learner)
+        for name in SCALE:
+            setattr(returns, name, float(about[f"scale_{name}"]))
+
+
+def _returns(learner: PPO) -> RunningMeanStd:
+    dreams = learner.get_vec_normalize_env()
+    assert dreams is not None
+    return dreams.ret_rms
 
 
 def _mean_return(learner: PPO) -> float:

@@ -343,7 +343,7 @@ def _split_episodes(num: int, val_fraction: float, seed: int = 0) -> tuple[Ints,
 
 
 def hold_out(num: int, seed: int) -> tuple[Ints, Ints]:
-    """Episodes for training and for validation (5 %); a single episode is used for both."""
+    """Episodes (or steps) for training and for validation (5 %); a single one is used for both."""
     train, val = _split_episodes(num, 0.05, seed)
     return train, val if len(val) else train
 

@@ -203,8 +203,8 @@ class Ensemble(Model):
         """The sum of the losses: negative log-likelihood of change and reward for steps without termination,
         cross-entropy of termination, and the reward of terminal steps.
 
-        The reported loss of the change is its negative log-likelihood. The gradient is that of a weighted version,
-        which is more stable (Seitzer et al. 2022).
+        The reported losses are the plain ones, by which the best weights are chosen. The gradient is that of weighted
+        versions: of the change, which is more stable (Seitzer et al. 2022), and of termination, which is rare.
         """
         scale, term, on = self.scale, moves.term, 1 - moves.term
         x = torch.cat([scale.normal(moves.obs), moves.act], dim=-1)
@@ -212,15 +212,15 @@ class Ensemble(Model):
         ahead, rew = self.foresee(x), self.earn(x, change)
         nll = 0.5 * ((change - ahead.mean).square() * (-ahead.logvar).exp() + ahead.logvar)
         steadied = nll * (0.5 * ahead.logvar).exp().detach()  # Seitzer et al. 2022, beta = 0.5.
+        ends = F.binary_cross_entropy_with_logits(ahead.end, term.expand_as(ahead.end), reduction="none")
         weight = 1 + (self.cfg.term_weight - 1) * term
-        bce = F.binary_cross_entropy_with_logits(ahead.end, term.expand_as(ahead.end), reduction="none") * weight
         parts = {
             "change": _mean(nll.mean(-1), on),
             "rew": _mean((rew - moves.rew / scale.rew).square(), on),
             "end_rew": _mean((ahead.end_rew - moves.rew / scale.end_rew).square(), term),
-            "term": bce.mean(),
+            "term": ends.mean(),
         }
-        loss = _mean(steadied.mean(-1), on) + parts["rew"] + parts["end_rew"] + parts["term"]
+        loss = _mean(steadied.mean(-1), on) + parts["rew"] + parts["end_rew"] + (ends * weight).mean()
         return LossOutput(loss, parts, {})
 
 

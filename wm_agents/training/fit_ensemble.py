@@ -81,7 +81,8 @@ def fit_ensemble(
     Args:
         first: these are the first training data; they define the normalisation of feat.
     """
-    train, val = (np.flatnonzero(np.isin(data.episode, part)) for part in hold_out(len(data.first), cfg.seed))
+    # Single steps, as in MBPO: a held-out episode may be the only one that leaves the familiar states.
+    train, val = hold_out(len(data.obs), cfg.seed)
     seen = data.take(train)
     model.scale.fit(seen.obs, seen.next_obs, seen.rew, seen.term, first)
     members = model.cfg.members
