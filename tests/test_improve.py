@@ -20,6 +20,7 @@ from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 from odd_env import ACT
 from rich.console import Console
 from safetensors.torch import load_file
+from stable_baselines3 import PPO
 from tiny import save_tiny, work_here
 from toy import Toy, toy_starts
 from waiting import HANG_S, wait_until
@@ -530,6 +531,25 @@ def test_ppo_does_not_depend_on_the_unit_of_rewards_and_resumes_its_scale(tmp_pa
     scales = [read_state_tensors(tmp_path / name)[1] for name in ("poor", "rich")]
     assert float(scales[1]["scale_var"]) == pytest.approx(1024**2 * float(scales[0]["scale_var"]), rel=1e-3)
     assert float(scales[0]["scale_count"]) == pytest.approx(2 * 4 * 8, rel=0.01)
+
+
+def test_the_learning_rate_of_ppo_falls_linearly_also_when_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    learn = PPO.learn
+
+    def spy(self: PPO, *args: Any, **kwargs: Any) -> PPO:
+        learn(self, *args, **kwargs)
+        rates.append(self.policy.optimizer.param_groups[0]["lr"])
+        return self
+
+    monkeypatch.setattr(PPO, "learn", spy)
+    cfg = PPOConfig(iterations=4, envs=4, steps=8, batch_size=16, net=(4,), lr=0.004)
+    how: dict[str, Any] = {"dream": DreamConfig(horizon=5), "state": tmp_path / "ppo"}
+    ppo_in_dream(Toy(), toy_starts(), cfg, on_iteration=lambda now: now.number == 2, **how)
+    ppo_in_dream(Toy(), toy_starts(), cfg, **how)
+    assert rates == pytest.approx([0.004, 0.003, 0.002, 0.001])
 
 
 def test_ppo_leaves_no_folder_of_logs_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

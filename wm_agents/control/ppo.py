@@ -1,6 +1,7 @@
 """Proximal policy optimisation (Schulman et al. 2017) by Stable-Baselines3, in a batch of dreams.
 
-Rewards are divided by the standard deviation of the discounted return, so that one learning rate suits every scale.
+Rewards are divided by the standard deviation of the discounted return, so that one learning rate suits every scale. The
+learning rate falls linearly to 0.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class PPOConfig:
     epochs: int = field(default=4, metadata=at_least(1))
     """Passes over the steps of an iteration."""
     lr: float = field(default=5e-4, metadata=above(0))
-    """Learning rate."""
+    """Initial learning rate; falls linearly to 0 over the iterations."""
     gamma: float = field(default=0.99, metadata=above(0) | at_most(1))
     """Discount."""
     gae_lambda: float = field(default=0.95, metadata=above(0) | at_most(1))
@@ -118,6 +119,7 @@ def ppo_in_dream(
     stopped = resumed and on_iteration is not None and bool(on_iteration(iteration))
     while iteration.number < cfg.iterations and not stopped:
         began = time.perf_counter()
+        learner.lr_schedule = _constant(cfg.lr * (1 - iteration.number / cfg.iterations))
         learner.learn(cfg.envs * cfg.steps, reset_num_timesteps=False)  # One rollout and its update.
         wall_s, number = time.perf_counter() - began, iteration.number + 1
         iteration = Iteration(number, _mean_return(learner), wall_s, to_mlp(learner, model.act_space))
@@ -145,6 +147,10 @@ def _make(cfg: PPOConfig, envs: DreamVectorEnv, feats: Tensor) -> PPO:
     learner = PPO("MlpPolicy", dreams, policy_kwargs=net, device="cpu", **kwargs)
     learner.set_logger(Logger(folder=None, output_formats=[]))  # Otherwise each learn() creates a folder in /tmp.
     return learner
+
+
+def _constant(lr: float) -> Callable[[float], float]:
+    return lambda _: lr
 
 
 def _scale(learner: PPO) -> dict[str, str]:
