@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,6 @@ from torch import Tensor
 from policies.dists import draw_one_hot
 from wm_envs.action import act_dim, decode_action
 from wm_envs.fields import above, at_least, check_fields, fail, share
-from wm_envs.precision import step_in_bf16
 from wm_envs.world_model import Latent, WorldModel
 
 Array = NDArray[Any]
@@ -95,13 +94,12 @@ class _Guess(NamedTuple):
 
 
 class MPPI:
-    """Plans in the most likely future of `model`.
+    """Plans in the most likely future of `model`, in float32.
 
     Args:
         model: the world model.
         prior: proposes `num_prior_plans` of the plans.
         value: the value of the last latent of a plan; default: 0.
-        bf16: compute in bfloat16; "auto": if a step of all plans of a row is faster in it.
 
     Raises:
         ValueError: the action space is neither Box nor Discrete, or `iterations` is 0 without a prior.
@@ -113,7 +111,6 @@ class MPPI:
         cfg: MPPIConfig | None = None,
         prior: _Prior | None = None,
         value: _Value | None = None,
-        bf16: bool | Literal["auto"] = False,
     ) -> None:
         if not isinstance(model.act_space, spaces.Box | spaces.Discrete):
             raise ValueError(f"MPPI plans for Box and Discrete actions, got {model.act_space}")
@@ -126,10 +123,6 @@ class MPPI:
         self.num_prior_plans = 0 if prior is None else cfg.num_prior_plans
         # Two actions over 3 steps give only 8 plans.
         self.tries_all = self.choices and self.actions**cfg.horizon <= cfg.num_samples
-        num_plans = cfg.num_samples
-        if self.tries_all:
-            num_plans = self.actions**cfg.horizon
-        self.bf16 = step_in_bf16(bf16, model, num_plans)
 
     @torch.no_grad()
     def plan(
@@ -149,7 +142,8 @@ class MPPI:
             first: (N,) bool, rows that ignore `last` because an episode starts.
             explore: add exploration noise.
         """
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
+        # Rounding to bfloat16 would move the values of plans by more than they differ from each other.
+        with torch.autocast(self.model.device.type, enabled=False):
             guess = self._begin(_rows(latent), last, first)
             if self.cfg.iterations == 0:
                 assert self.prior is not None
@@ -317,13 +311,7 @@ class MPPIPolicy:
         return {"kind": "mppi", "cfg": json.dumps(asdict(self.planner.cfg))}
 
     @classmethod
-    def from_tensors(
-        cls,
-        model: WorldModel,
-        tensors: Mapping[str, Tensor],
-        about: Mapping[str, str],
-        bf16: bool | Literal["auto"] = False,
-    ) -> MPPIPolicy:
+    def from_tensors(cls, model: WorldModel, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> MPPIPolicy:
         """Restore a policy from its `about`, for planning in `model`.
 
         Raises:
@@ -333,4 +321,4 @@ class MPPIPolicy:
             raise ValueError(f"metadata must have kind 'mppi' and cfg, got {dict(about)}")
         cfg = MPPIConfig(**json.loads(about["cfg"]))
         prior, value = getattr(model, "propose", None), getattr(model, "worth", None)
-        return cls(MPPI(model, cfg, prior, value, bf16))
+        return cls(MPPI(model, cfg, prior, value))

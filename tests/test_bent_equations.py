@@ -118,7 +118,7 @@ BENDS = {
         TDMPC2Config.discount,
         "self.episode_length / 5",
         "self.episode_length / 4",
-        partial(test_tdmpc2.test_the_discount_follows_from_the_length_of_episodes, 500, 0.99),
+        partial(test_tdmpc2.test_the_discount_follows_from_the_length_of_episodes, 200, 0.975),
     ),
     "rho: the first loss is not whole": Bend(
         tdmpc2._over_time,

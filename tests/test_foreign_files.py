@@ -25,7 +25,8 @@ from wm_agents.data.episode import Episode
 from wm_agents.data.npz import _action_space
 from wm_agents.data.replay import ReplayBuffer
 from wm_agents.data.shard import ShardError, read_info
-from wm_agents.factory import create_world_model
+from wm_agents.errors import ConfigurationError
+from wm_agents.factory import create_world_model, get_model_info
 from wm_agents.models.families import FAMILIES, config_class
 from wm_agents.models.saved import STORE, load_model
 from wm_agents.pretrained import real_spec
@@ -255,6 +256,38 @@ def test_an_npz_that_unpacks_to_a_thousand_times_its_size_is_rejected(
         archive.writestr("obs.npy", b"\0" * 3_000_000)
     with pytest.raises(ValueError, match=r"bomb.npz is not a valid npz \(.* bytes that unpack to 3,000,000\)"):
         ReplayBuffer.load(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"obs": None}, "bad.npz is not a valid npz"),  # Its header claims 10^12 rows.
+        ({"capacity": np.ones(3)}, "bad.npz: capacity and action_dim must be single numbers, got"),
+        ({"action_dim": np.ones((2, 1))}, "bad.npz: capacity and action_dim must be single numbers, got"),
+    ],
+)
+def test_an_npz_with_impossible_sizes_is_named(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    rows = {"obs": np.zeros((4, 2)), "actions": np.zeros((4, 1)), "rewards": np.zeros(4), "dones": np.zeros(4)}
+    about = {"obs_shape": np.array([2]), "action_dim": np.array(1), "capacity": np.array(9)}
+    np.savez(
+        tmp_path / "bad.npz", **{name: value for name, value in (rows | about | changes).items() if value is not None}
+    )
+    if "obs" in changes:
+        with zipfile.ZipFile(tmp_path / "bad.npz", "a") as archive, archive.open("obs.npy", "w") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (10**12, 4)})
+    with pytest.raises(ValueError, match=reason):
+        ReplayBuffer.load(tmp_path / "bad.npz")
+
+
+def test_a_shard_whose_spec_is_no_object_is_skipped(tmp_path: Path) -> None:
+    path = shard(tmp_path, lambda file: file.attrs.update(spec="[1]") or file.attrs.pop("sha256"))
+    assert Dataset(tmp_path).skipped == {path.name: "corrupt: spec must be a JSON object, got a list"}
+
+
+def test_a_model_without_spaces_is_named(tmp_path: Path) -> None:
+    path = artifact(tmp_path, lambda facts: facts.pop("spaces"))
+    with pytest.raises(ConfigurationError, match=r"config.json does not describe a saved model: KeyError\('spaces'\)"):
+        get_model_info(str(path))
 
 
 @pytest.fixture

@@ -132,7 +132,10 @@ def get_model_info(model: str) -> ModelInfo:
 
         path = _found(model_path, model)
         facts = read_json(path / "config.json", "a saved model")
-        obs_space, act_space = (space_from_dict(facts["spaces"][name]) for name in ("obs", "act"))
+        try:
+            obs_space, act_space = (space_from_dict(facts["spaces"][name]) for name in ("obs", "act"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigurationError(f"{path / 'config.json'} does not describe a saved model: {error!r}") from error
         cfg, name, size = WorldModelConfig.load(path), str(model), "stored"
     return {
         "name": name,

@@ -35,7 +35,7 @@ POLICIES: dict[str, Callable[[WorldModel, Mapping[str, Tensor], Mapping[str, str
     "linear": lambda model, tensors, about: LinearPolicy.from_tensors(model.act_space, tensors, about),
     "mlp": lambda model, tensors, about: MLPPolicy.from_tensors(model.act_space, tensors, about),
     "actor": lambda model, tensors, about: ActorPolicy.from_tensors(model.act_space, tensors, about),
-    "mppi": lambda model, tensors, about: MPPIPolicy.from_tensors(model, tensors, about, bf16="auto"),
+    "mppi": lambda model, tensors, about: MPPIPolicy.from_tensors(model, tensors, about),
 }
 """Readers of controllers, by kind; a saved model stores a controller in `policy_<kind>.safetensors`."""
 DREAM_FIELDS = ("real", "temperature", "horizon", "fps")

@@ -57,7 +57,7 @@ def _read(path: Path) -> dict[str, Array]:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, MemoryError) as error:
         objects = "Object arrays" in str(error)
         what = "is not a valid npz"
         if objects:
@@ -89,6 +89,9 @@ def _check(stored: dict[str, Array], path: Path) -> None:
         wanted += FURTHER
     if missing := [name for name in wanted if name not in stored]:
         raise ValueError(f"{path} is not a replay buffer: {', '.join(missing)} missing; it has {', '.join(stored)}")
+    sizes = {name: stored[name].shape for name in ("capacity", "action_dim")}
+    if any(sizes.values()):
+        raise ValueError(f"{path}: capacity and action_dim must be single numbers, got arrays of {sizes}")
     num, shape, width = len(stored["obs"]), tuple(stored["obs_shape"].tolist()), int(stored["action_dim"])
     rows = {"obs": (num, *shape), "actions": (num, width)}
     flat = {name: (num,) for name in ("rewards", "dones", "terminated", "first", "last") if name in wanted}

@@ -207,6 +207,9 @@ def _read_info(file: h5py.File, path: Path) -> ShardInfo:
     counts = {name: len(file[name]) for name in ("length", "term", "trunc", "seed", "info")}
     if len(set(counts.values())) > 1 or lengths.min(initial=1) < 1:
         raise ShardError(f"corrupt: every episode needs at least one step and one entry of each field, got {counts}")
+    spec = json.loads(file.attrs["spec"])
+    if not isinstance(spec, dict):
+        raise ShardError(f"corrupt: spec must be a JSON object, got a {type(spec).__name__}")
     return ShardInfo(
         name=path.name,
         bytes=path.stat().st_size,
@@ -219,7 +222,7 @@ def _read_info(file: h5py.File, path: Path) -> ShardInfo:
         obs_dtype=str(obs.dtype),
         act_shape=tuple(act.shape[1:]),
         act_dtype=str(act.dtype),
-        spec=json.loads(file.attrs["spec"]),
+        spec=spec,
     )
 
 

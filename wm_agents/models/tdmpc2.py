@@ -87,9 +87,10 @@ class TDMPC2Config(WorldModelConfig):
     episode_length: int = field(default=500, metadata=at_least(1))
     """Steps of an episode, which determine the discount."""
     discount_min: float = field(default=0.95, metadata=share())
-    discount_max: float = field(default=0.995, metadata=share())
-    rho: float = field(default=0.5, metadata=share())
-    """The loss t steps ahead has the weight rho^t. The authors' code uses 0.7 for Gymnasium tasks."""
+    discount_max: float = field(default=0.99, metadata=share())
+    """As in the authors' code for Gymnasium tasks; 0.995 for the others."""
+    rho: float = field(default=0.7, metadata=share())
+    """The loss t steps ahead has the weight rho^t. As in the authors' code for Gymnasium tasks; 0.5 for the others."""
     consistency_coef: float = field(default=20.0, metadata=at_least(0))
     reward_coef: float = field(default=0.1, metadata=at_least(0))
     value_coef: float = field(default=0.1, metadata=at_least(0))
@@ -189,7 +190,6 @@ class TDMPC2(Model):
         self.value_scale: Tensor
         self.register_buffer("value_scale", torch.ones(()))
         self._guess: Tensor | None = None
-        self._plans_in_bf16: bool | Literal["auto"] = "auto"
 
     def initial(self, num: int) -> Latent:
         """Uniform values in every group."""
@@ -246,9 +246,7 @@ class TDMPC2(Model):
 
     def planner(self) -> MPPI:
         """MPPI in this model, with its policy as the prior and its Q functions as the final value."""
-        planner = MPPI(self, self.cfg.planner(self.actions), self.propose, self.worth, self._plans_in_bf16)
-        self._plans_in_bf16 = planner.bf16  # One trial is enough.
-        return planner
+        return MPPI(self, self.cfg.planner(self.actions), self.propose, self.worth)
 
     def controller(self) -> MPPIPolicy:
         """The policy that is saved with the model: the planner."""

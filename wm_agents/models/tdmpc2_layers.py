@@ -102,11 +102,25 @@ class SimNorm(nn.Module):
         return _simnorm(x.float(), self.dim)
 
 
+class Spread(nn.Module):
+    """Reorders (..., L) such that `dim` adjacent units become one group of SimNorm.
+
+    Behind a convolution, the order of units has a meaning: as published, a group is 8 neighbouring places of a channel.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.dim)).transpose(-1, -2).flatten(-2)
+
+
 def _simnorm(x: Tensor, dim: int) -> Tensor:
     """Softmax over groups of `dim`, (..., L) to (..., L); the members of a group are L / dim apart.
 
-    In the published code the members of a group are adjacent. The order of units does not matter, and a
-    softmax over an inner axis of 8 is 20 to 40 times slower on a CPU.
+    In the published code the members of a group are adjacent. Between linear layers the order of units does not matter,
+    and a softmax over an inner axis of 8 is 20 to 40 times slower on a CPU. `Spread` is for convolutions.
     """
     groups: Tensor = x.unflatten(-1, (dim, -1))
     return groups.softmax(-2).flatten(-2)

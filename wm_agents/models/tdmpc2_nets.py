@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wm_agents.errors import ConfigurationError
-from wm_agents.models.tdmpc2_layers import SimNorm, Small, mlp
+from wm_agents.models.tdmpc2_layers import SimNorm, Small, Spread, mlp
 
 if TYPE_CHECKING:
     from wm_agents.models.tdmpc2 import TDMPC2Config
@@ -34,10 +34,10 @@ def conv_encoder(cfg: TDMPC2Config, channels: int) -> nn.Sequential:
     for sees, kernel, stride in ((channels, 7, 2), (num, 5, 2), (num, 3, 2), (num, 3, 1)):
         convs += [nn.Conv2d(sees, num, kernel, stride), nn.ReLU()]
     flat = 16 * num
-    onto = []
+    onto: nn.Module = Spread(cfg.simnorm_dim)
     if flat != cfg.latent_dim:
-        onto = [Small(flat, cfg.latent_dim)]
-    return nn.Sequential(*convs[:-1], nn.Flatten(), *onto, SimNorm(cfg.simnorm_dim))
+        onto = Small(flat, cfg.latent_dim)
+    return nn.Sequential(*convs[:-1], nn.Flatten(), onto, SimNorm(cfg.simnorm_dim))
 
 
 def conv_decoder(cfg: TDMPC2Config, channels: int) -> nn.Sequential:
