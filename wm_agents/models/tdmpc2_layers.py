@@ -113,7 +113,8 @@ class Spread(nn.Module):
         self.dim = dim
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.dim)).transpose(-1, -2).flatten(-2)
+        groups: Tensor = x.unflatten(-1, (-1, self.dim))
+        return groups.transpose(-1, -2).flatten(-2)
 
 
 def _simnorm(x: Tensor, dim: int) -> Tensor:
