@@ -14,7 +14,7 @@ PACKAGES = ["wm_envs", "policies", "wm_agents", "scripts"]
 LAYERS = [
     ["errors"],
     ["system"],
-    ["spaces"],
+    ["spaces", "strips"],
     ["data", "checkpoint", "video"],
     ["hub", "degraded"],
     ["models"],

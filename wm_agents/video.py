@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from itertools import chain, islice
@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from policies.latent import LatentPolicy
 from policies.policy import Policy
-from policies.rollout import rollout
+from policies.rollout import Transition, rollout
 from policies.step_count import StepCount
+from wm_agents.strips import FRAMES, write_strips
 from wm_agents.system.replace import replacing
 from wm_envs.action import encode_action
 from wm_envs.drawing import draw
@@ -61,6 +62,7 @@ def real_and_dream(
     resync_every: int | None = None,
     drawing: str | None = None,
     count: StepCount | None = None,
+    watch: Callable[[Transition], None] | None = None,
 ) -> Iterator[Pair]:
     """Play a real episode and its dream, from the same frame and with the same actions. T steps give T + 1
     pairs.
@@ -72,6 +74,7 @@ def real_and_dream(
         resync_every: synchronise the dream with the real frame every N steps; None: never.
         drawing: id of the real environment, for dreams of vectors (`wm_envs.drawing`).
         count: counts the real steps before they are taken.
+        watch: called with every real transition.
     """
     policy = LatentPolicy(model, controller)
     watched = _Watched(envs, policy, drawing)
@@ -85,6 +88,8 @@ def real_and_dream(
             assert policy.observer.latent is not None
             dream, dreamed, age, over = policy.observer.latent, earned, 0, False
         yield Pair(watched.frame, _dreamed(model, dream, drawing), earned, dreamed, age, over, drawn)
+        if watch is not None:
+            watch(step)
         act = torch.from_numpy(encode_action(model.act_space, step.act)).to(model.device)
         with torch.inference_mode():
             out = model.step(dream, act, temperature=config.temperature, generator=generator)
@@ -212,6 +217,7 @@ def record(
     max_frames: int | None = None,
     fps: float | None = None,
     count: StepCount | None = None,
+    strips: Path | None = None,
 ) -> int:
     """Write a video of one real episode beside its dream and return the number of frames.
 
@@ -220,16 +226,35 @@ def record(
 
     A dream of pixels is shown beside the preprocessed frames. A drawing of a dream of vectors is shown beside
     the rendering of the environment, or beside a drawing of the real vectors. `count` counts the real steps.
+    `strips` is a folder for strips of the same episode (`wm_agents.strips`).
     """
     if resync_every is not None and resync_every < 1:
         raise ValueError(f"resync_every must be at least 1 step, or None, got {resync_every}")
+    kept: list[tuple[NDArray[Any], NDArray[Any]]] = []
+
+    def keep(step: Transition) -> None:
+        if strips is not None and len(kept) < FRAMES:
+            kept.append((step.obs, step.act))
+
     with closing(one_env(spec, rendered=not is_image(model.obs_space))) as envs:
         pairs = real_and_dream(
-            envs, model, controller, dream, seed=seed, resync_every=resync_every, drawing=spec.id, count=count
+            envs,
+            model,
+            controller,
+            dream,
+            seed=seed,
+            resync_every=resync_every,
+            drawing=spec.id,
+            count=count,
+            watch=keep,
         )
         if fps is None:
             fps = cast(float, envs.metadata["render_fps"])
-        return write_video(path, map(compose, islice(pairs, max_frames)), fps)
+        frames = write_video(path, map(compose, islice(pairs, max_frames)), fps)
+    if strips is not None and kept:
+        obs, act = map(np.concatenate, zip(*kept, strict=True))
+        write_strips(strips, model, obs, act, env_id=spec.id, temperature=dream.temperature, seed=seed)
+    return frames
 
 
 def record_real(path: Path, spec: RealSpec, policy: Policy, *, seed: int) -> int:

@@ -17,6 +17,7 @@ from wm_agents.checkpoint import Artifact
 from wm_agents.cli.demo import run_demo
 from wm_agents.cli.flags import Parser, about, flat, value_of
 from wm_agents.cli.printing import print_json
+from wm_agents.cli.web import SHOW_DASHBOARD, dashboard_of
 from wm_agents.data.collect import CollectConfig
 from wm_agents.data.collect import collect as collect_episodes
 from wm_agents.errors import did_you_mean
@@ -31,6 +32,7 @@ from wm_agents.loops.transfer import lines_of as transfer_lines
 from wm_agents.loops.transfer import transfer as transfer_policies
 from wm_agents.models.families import FAMILIES, names
 from wm_agents.pretrained import load_dream, real_spec
+from wm_agents.project.schema import VisualizationSection
 from wm_agents.video import record
 from wm_envs.real import spec_for
 from wm_envs.registry import TASKS, RealSpec
@@ -38,7 +40,7 @@ from wm_envs.registry import TASKS, RealSpec
 console = Console(stderr=True)
 
 
-def improve(cfg: ImproveConfig | OnlineConfig) -> None:
+def improve(cfg: ImproveConfig | OnlineConfig, dashboard: bool = False) -> None:
     """Collect real episodes, train a model, train a controller in its dream, evaluate it, and repeat.
 
     Choose an environment: `--env ID` uses default settings, `--task NAME` uses settings tuned for this task. All
@@ -46,10 +48,11 @@ def improve(cfg: ImproveConfig | OnlineConfig) -> None:
     below. `--family dreamerv3` and `--family tdmpc2` are trained online, with updates between real steps; for their
     flags see `wm improve --family dreamerv3 --help`. The same command resumes an interrupted run.
     """
-    if isinstance(cfg, OnlineConfig):
-        learn_online(cfg, console)
-    else:
-        improve_rounds(cfg, console)
+    with dashboard_of(cfg.out, VisualizationSection(dashboard=dashboard)):
+        if isinstance(cfg, OnlineConfig):
+            learn_online(cfg, console)
+        else:
+            improve_rounds(cfg, console)
 
 
 def collect(
@@ -339,6 +342,7 @@ class ImproveParser(Parser):
         self.add_argument(
             "--env", help="train on this environment, a Gymnasium id or module:Id-v0, with default settings"
         )
+        self.add_argument("--dashboard", type=bool, default=False, help=SHOW_DASHBOARD)
         self.add_fields_of(kind)
         recipe = self._recipe(args)
         if recipe is not None:
@@ -351,7 +355,7 @@ class ImproveParser(Parser):
         values = super().arguments(args)
         if (values.pop("task"), values.pop("env")) != (self.task, self.env):
             self.error("give task and env as --task NAME or --env ID, not in a file")
-        return {"cfg": self.build(values)}
+        return {"dashboard": values.pop("dashboard"), "cfg": self.build(values)}
 
     def _recipe(self, args: list[str]) -> ImproveConfig | OnlineConfig | None:
         """The default settings; they depend on the environment in `args`."""

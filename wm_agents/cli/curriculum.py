@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from wm_agents.cli.flags import Parser, about
+from wm_agents.cli.web import SHOW_DASHBOARD, dashboard_of
 from wm_agents.curriculum.config import CurriculumConfig
 from wm_agents.curriculum.plan import Course, plan
 from wm_agents.curriculum.preflight import look_around
@@ -16,13 +17,14 @@ from wm_agents.curriculum.run import Curriculum
 from wm_agents.curriculum.tasks import installed, read_curriculum
 from wm_agents.loops.preflight import check_device, display_error
 from wm_agents.loops.rounds import check_training
+from wm_agents.project.schema import VisualizationSection
 from wm_agents.system.run_folder import RunFolder
 
 SOLVED, NOT_ALL_SOLVED = 0, 1
 """Exit codes of `wm curriculum`."""
 
 
-def curriculum(cfg: CurriculumConfig) -> int:
+def curriculum(cfg: CurriculumConfig, dashboard: bool = False) -> int:
     """Train on a list of tasks from scratch, one after another, each until it reaches its threshold.
 
     The command never prompts, and running it again resumes. Exit codes: 0 all tasks solved, 1 not all,
@@ -47,7 +49,8 @@ def curriculum(cfg: CurriculumConfig) -> int:
             ready = look_around(cfg, courses, console)
         if not ready:
             raise RuntimeError("the preflight check failed; --no-preflight starts anyway")
-    with Curriculum(cfg, courses, left_out, console) as run:
+    shown = dashboard_of(cfg.root, VisualizationSection(dashboard=dashboard))
+    with shown, Curriculum(cfg, courses, left_out, console) as run:
         solved = run.run()
         num = sum(record.solved for record in run.records)
         console.print(
@@ -92,8 +95,10 @@ class CurriculumParser(Parser):
 
     def __init__(self, args: list[str], prog: str) -> None:
         super().__init__(CurriculumConfig, prog=prog, description=about(curriculum))
+        self.add_argument("--dashboard", type=bool, default=False, help=SHOW_DASHBOARD)
         self.also = {"episodes_per_eval": "--eval-episodes"}
 
     def arguments(self, args: list[str]) -> dict[str, Any]:
         """Return the config that the flags describe."""
-        return {"cfg": self.build(super().arguments(args))}
+        values = super().arguments(args)
+        return {"dashboard": values.pop("dashboard"), "cfg": self.build(values)}

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from wm_agents.cli.printing import print_json
 from wm_agents.cli.project_flags import TrainParser as TrainParser
+from wm_agents.cli.web import dashboard_of
 from wm_agents.project.schema import VerifySection
 from wm_agents.project.settings import load_project
 from wm_agents.system.files import PROJECT_FILE
@@ -71,7 +72,9 @@ def train(settings: dict[str, Any], config: str, allow_degraded: bool) -> None:
     """Train the model of the project in `config`; `settings`, by dotted name, override the file's."""
     from wm_agents.project.run import train as train_project
 
-    train_project(load_project(config, settings), allow_degraded=allow_degraded)
+    project = load_project(config, settings)
+    with dashboard_of(project.out, project.visualization):
+        train_project(project, allow_degraded=allow_degraded)
 
 
 def verify(

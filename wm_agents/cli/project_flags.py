@@ -59,7 +59,7 @@ class TrainParser(Parser):
         for key in keys_of(_family(args)):
             about = key.about.replace("%", "%%")
             self.add_argument(f"--{key.name}", type=key.hint, default=argparse.SUPPRESS, help=about, metavar="VALUE")
-        self.also = {"training.seed": "--seed"}
+        self.also = {"training.seed": "--seed", "visualization.dashboard": "--dashboard"}
 
     def arguments(self, args: list[str]) -> dict[str, Any]:
         """Return the settings given by flags, by dotted name, and the other arguments of `train`."""

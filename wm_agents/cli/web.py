@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
+from wm_agents.project.schema import VisualizationSection
+
+SHOW_DASHBOARD = "serve the dashboard of this run at 127.0.0.1:8766, or at another free port, during training"
 EXTRAS = {"web": ("starlette", "uvicorn", "websockets"), "export": ("onnx", "onnxruntime")}
 """Packages of the extras that commands here need."""
 
@@ -37,7 +43,8 @@ def play(
 
     from wm_agents.web.guard import make_token
     from wm_agents.web.playable import load_playable
-    from wm_agents.web.server import Server, serve
+    from wm_agents.web.server import Server
+    from wm_agents.web.serving import serve
 
     if max_sessions < 1 or not timeout_s > 0:
         raise ValueError(f"need max_sessions >= 1 and timeout_s > 0, got {max_sessions} and {timeout_s}")
@@ -80,23 +87,57 @@ def export(model: str, out: str, web: bool = False) -> None:
         print(f"  {name} is not exported: {why}")
 
 
-def dashboard(runs: str = "runs", host: str = "127.0.0.1", port: int = 8766) -> None:
-    """Show the runs in a folder in the browser: curves as they grow, returns with thresholds, videos, disk space.
+def dashboard(
+    runs: str = "runs",
+    host: str = "127.0.0.1",
+    port: int = 8766,
+    refresh_ms: int = 1000,
+    history_max_points: int = 2000,
+    open_browser: bool = False,
+) -> None:
+    """Show the runs in a folder in the browser: curves as they grow, live frames, dreams beside reality, videos, disk.
 
     It reads files only, so finished runs and runs of other machines are shown as well. Ctrl-C stops the server.
+    `--dashboard` of improve, train and curriculum shows one run while it is trained.
 
     Args:
         runs: folder with run folders, or a run folder.
         host: address to listen on. Any other than 127.0.0.1 requires the token in the URL that is printed.
         port: port to listen on; 0: any free port.
+        refresh_ms: milliseconds between two updates, at least 100.
+        history_max_points: points per curve, at most.
+        open_browser: open the page in the default browser.
     """
     need("web", "wm dashboard")
-    from wm_agents.web.dashboard import dashboard_app
+    from wm_agents.web.dashboard import View, dashboard_app
     from wm_agents.web.guard import make_token
-    from wm_agents.web.server import serve
+    from wm_agents.web.serving import serve
 
     token = make_token(host)
-    serve(dashboard_app(Path(runs), host, token), host, port, token, f"the dashboard of {runs} is open at")
+    app = dashboard_app(Path(runs), View(refresh_ms, history_max_points), host, token)
+    serve(app, host, port, token, f"the dashboard of {runs} is open at", open_browser)
+
+
+@contextmanager
+def dashboard_of(run: str | Path, given: VisualizationSection) -> Iterator[None]:
+    """Serve the dashboard of a run folder within the block, if `given` asks for it; its URL is printed to stderr."""
+    if not given.dashboard:
+        yield
+        return
+    need("web", "--dashboard")
+    from wm_agents.web.dashboard import View, dashboard_app
+    from wm_agents.web.guard import make_token
+    from wm_agents.web.serving import serving
+
+    folder, token = Path(run), make_token(given.host)
+    folder.mkdir(parents=True, exist_ok=True)
+    app = dashboard_app(folder, View(given.refresh_ms, given.history_max_points), given.host, token)
+
+    def say(url: str) -> None:
+        print(f"the dashboard is open at {url} until training ends; later: wm dashboard {run}", file=sys.stderr)
+
+    with serving(app, given.host, given.port, token, say, given.open_browser):
+        yield
 
 
 def need(extra: str, command: str) -> None:

@@ -23,6 +23,7 @@ from policies.pool import WORKERS, WorkerDied, WorkerPool, finished
 from policies.rollout import check_seed
 from policies.step_count import StepCount
 from wm_agents.data.dataset import write_manifest
+from wm_agents.data.live import LiveView
 from wm_agents.data.shard import SUFFIX, ShardError, ShardInfo, read_info
 from wm_agents.data.worker import Counters, MakePolicy, ShardTask, collect_shard, shard_name
 from wm_agents.system.interrupt import deferred_interrupt
@@ -61,6 +62,8 @@ class CollectConfig:
     """Maximum size of the shards in `out`"""
     min_free_gb: float = 1.0
     """Minimum free disk space"""
+    live: LiveView | None = None
+    """Show the episodes of one process as they are played"""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -145,7 +148,8 @@ def _work(
     try:
         while True:
             while not stopped and len(running) < max(cfg.procs, 1) and plan.wants_more(len(running)):
-                task = plan.next_task(make_policy)
+                shown = any(task.live for task in running.values())
+                task = plan.next_task(make_policy, None if shown else cfg.live)
                 running[pool.submit(collect_shard, task)] = task
             if not running:
                 return stopped or "done"
@@ -200,7 +204,7 @@ class _Plan:
         expect = self.steps / len(self.shards) if self.shards else longest / 2
         return self.steps < self.cfg.steps and self.steps + running * expect < self.cfg.steps
 
-    def next_task(self, make_policy: MakePolicy) -> ShardTask:
+    def next_task(self, make_policy: MakePolicy, live: LiveView | None) -> ShardTask:
         later = [seed for seed in self.found if seed > self.cursor]
         num = min([self.cfg.shard_episodes, *(seed - self.cursor for seed in later)])
         cfg = self.cfg
@@ -214,6 +218,7 @@ class _Plan:
             cfg.max_steps,
             cfg.min_free_gb,
             longest=-(-cfg.steps // max(cfg.procs, 1)),
+            live=live,
         )
         check_seed(self.cursor + num - 1)
         self.cursor += num

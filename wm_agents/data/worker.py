@@ -17,6 +17,7 @@ from policies.pool import Halt
 from policies.rollout import Transition, check_seed, rollout
 from policies.step_count import StepCount
 from wm_agents.data.episode import Episode, NonFiniteStep, collect_episode, split_episode
+from wm_agents.data.live import LiveFrames, LiveView
 from wm_agents.data.shard import ShardInfo, write_shard
 from wm_agents.errors import FULL_DISK
 from wm_envs.real import make_real, own_limit
@@ -49,6 +50,8 @@ class ShardTask(NamedTuple):
     min_free_gb: float
     longest: int
     """If neither `max_steps` nor the environment limits an episode, truncate it after N steps, and end the shard"""
+    live: LiveView | None = None
+    """Show the episodes as they are played."""
 
 
 class Counters(NamedTuple):
@@ -93,9 +96,10 @@ def _play(task: ShardTask, counters: Counters, halt: Halt) -> Iterator[Episode]:
     try:
         policy = task.make_policy(envs.envs[0])
         most = task.max_steps or own_limit(envs.envs[0].spec) or task.longest
+        live = LiveFrames(task.live, envs.single_observation_space, task.spec.id)
         for seed in range(task.seed, task.seed + task.num):
             check_seed(seed)
-            steps = _until(halt, rollout(envs, policy, seed=[seed], policy_seed=seed, count=counters.steps))
+            steps = _until(halt, rollout(envs, policy, seed=[seed], policy_seed=seed, count=counters.steps), live)
             lives: list[int] = []
             if task.spec.lives_end:
                 steps = _counting_lives(steps, envs.envs[0], lives)
@@ -115,11 +119,12 @@ def _play(task: ShardTask, counters: Counters, halt: Halt) -> Iterator[Episode]:
         envs.close()
 
 
-def _until(halt: Halt, transitions: Iterator[Transition]) -> Iterator[Transition]:
+def _until(halt: Halt, transitions: Iterator[Transition], live: LiveFrames) -> Iterator[Transition]:
     while not halt.is_set():  # Before the reset and before every step.
         transition = next(transitions, None)
         if transition is None:
             return
+        live.show(transition.obs[0])
         yield transition
     raise _Halted
 

@@ -28,6 +28,7 @@ from policies.step_count import StepCount
 from wm_agents.checkpoint import load_weights
 from wm_agents.data.dataset import Dataset, write_shard
 from wm_agents.data.episode import Episode
+from wm_agents.data.live import LIVE, LiveFrames, LiveView
 from wm_agents.data.replay import ReplayBuffer
 from wm_agents.data.vector_stream import Stream
 from wm_agents.errors import ConfigurationError
@@ -38,6 +39,9 @@ from wm_agents.loops.online_config import OnlineConfig
 from wm_agents.loops.seeds import JUDGE_SEED, kept_env_seed
 from wm_agents.models.families import build, config_class
 from wm_agents.models.model import Model
+from wm_agents.strips import STRIPS, write_strips
+from wm_agents.system.extras import extra
+from wm_agents.system.hardware import memory_gb
 from wm_agents.system.interrupt import deferred_interrupt
 from wm_agents.system.run_folder import STEPS, MetricsLog, RunFolder, start_run
 from wm_agents.system.state import RETRAIN, read_state_tensors, write_state_tensors
@@ -135,10 +139,13 @@ class Online:
         """Step all rows while the budget lasts, store the episodes that end, and yield the number of
         steps."""
         cfg, keeps_latents = self.cfg, hasattr(self.learner, "latents")
+        view = LiveView(self.run.path / LIVE, cfg.live_fps)
+        live = LiveFrames(view, self.model.obs_space, cfg.spec.id)
         with Stream(cfg.spec, cfg.num_envs, self._seeds(), self.count) as stream:
             actor = Actor(self.learner, self.model, explore=True, seed=self.now.next_seed)
             seen: list[list[Latent]] = [[] for _ in range(cfg.num_envs)]
             while self.now.real_steps + self._reserve() <= cfg.real_steps:
+                live.show(stream.obs[0])
                 ended = stream.step(self._act(actor, stream))
                 for row, latents in enumerate(seen):
                     if keeps_latents and actor.latent is not None:
@@ -219,10 +226,17 @@ class Online:
         mean = float(np.mean([ep.rew.sum() for ep in episodes]))
         then.append({"real_steps": self.now.real_steps, "update": self.trainer.update, "real": mean})
         self._log({"eval/real/return": mean})
+        longest = max(episodes, key=lambda ep: ep.num_steps)
+        with extra("the strips of this evaluation", self.console):
+            self.trainer.quietly(lambda: self._write_strips(len(then) - 1, longest))
         self.console.print(f"  {self.now.real_steps:,} real steps: return {mean:.1f} over {num} episodes")
         if self.now.best is None or mean >= self.now.best:
             self.now.best = mean
             write_state_tensors(self.run.path / "best.safetensors", self.trainer.weights(), {"real": repr(mean)})
+
+    def _write_strips(self, number: int, episode: Episode) -> None:
+        folder = self.run.path / "evaluations" / f"{number:04d}" / STRIPS
+        write_strips(folder, self.model, episode.obs, episode.act, env_id=self.cfg.spec.id)
 
     def _due(self, period: int) -> bool:
         return self.now.played // period > (self.now.played - self.cfg.num_envs) // period
@@ -234,7 +248,7 @@ class Online:
 
     def _log(self, values: Mapping[str, float]) -> None:
         if self.log is not None:
-            self.log.write(self.now.real_steps, values)
+            self.log.write(self.now.real_steps, {**values, **memory_gb()})
         self.run.update(real_steps=self.now.real_steps)
 
     def _show(self, every_s: float = 15.0) -> None:

@@ -79,6 +79,8 @@ class OnlineConfig:
     different episodes."""
     procs: int = field(default=2, metadata=at_least(0))
     """Worker processes for evaluation."""
+    live_fps: float = field(default=4.0, metadata=at_least(0))
+    """Live frames per second that the dashboard shows while real episodes are collected; 0: none."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -131,7 +133,7 @@ class OnlineConfig:
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self) | {"spec": self.spec.to_dict()}
-        for machine_only in ("out", "procs", "max_gb"):
+        for machine_only in ("out", "procs", "max_gb", "live_fps"):
             values.pop(machine_only)
         return values
 

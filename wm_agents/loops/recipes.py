@@ -132,6 +132,8 @@ class ImproveConfig:
     """Worker processes."""
     max_gb: float = field(default=5.0, metadata=above(0))
     """Maximum size of the collected data on disk."""
+    live_fps: float = field(default=4.0, metadata=at_least(0))
+    """Live frames per second that the dashboard shows while real episodes are collected; 0: none."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -186,7 +188,7 @@ class ImproveConfig:
         """JSON values without those of the machine. `size` and `overrides` are omitted at their defaults."""
         values = asdict(self) | {"spec": self.spec.to_dict()}
         later = [name for name in ("size", "overrides") if not values[name]]
-        for name in ("out", "procs", "rounds", "max_gb", *later):
+        for name in ("out", "procs", "rounds", "max_gb", "live_fps", *later):
             values.pop(name)
         return values
 

@@ -30,6 +30,7 @@ from wm_agents.control.evolve import controller_at, evolve_in_dream
 from wm_agents.control.ppo import Iteration, ppo_in_dream
 from wm_agents.data.collect import CollectConfig, MakePolicy, collect
 from wm_agents.data.dataset import Dataset
+from wm_agents.data.live import LIVE, LiveView
 from wm_agents.evaluation.evaluate import evaluate_dream, evaluate_real
 from wm_agents.evaluation.exploit import exploit_warning
 from wm_agents.factory import Model
@@ -39,7 +40,9 @@ from wm_agents.loops.recipes import ImproveConfig
 from wm_agents.loops.seeds import JUDGE_SEED, kept_env_seed
 from wm_agents.models.saved import load_model
 from wm_agents.pretrained import Controller, cached_model, frame_policy, load_dream, load_policy, save_model
+from wm_agents.strips import STRIPS
 from wm_agents.system.extras import extra
+from wm_agents.system.hardware import memory_gb
 from wm_agents.system.run_folder import STEPS, RunFolder, start_run
 from wm_agents.training.callbacks import Callback, LoggingCallback, ProgressCallback
 from wm_agents.video import record
@@ -95,6 +98,7 @@ class Improvement:
 
     def loop(self) -> None:
         """Run the remaining stages, and record the end of each."""
+        self.run.update(limits={"rounds": self.cfg.rounds, "data_gb": self.cfg.max_gb})
         while self.round < self.cfg.rounds and not self.stopped:
             self.began = time.perf_counter()
             self.console.print(f"round {self.round}: {self.stage}")
@@ -124,6 +128,7 @@ class Improvement:
                 stall=cfg.stall,
                 max_steps=cfg.max_steps,
                 max_gb=cfg.max_gb,
+                live=LiveView(self.run.path / LIVE, cfg.live_fps),
             ),
             driver,
             console=self.console,
@@ -223,6 +228,7 @@ class Improvement:
                 seed=JUDGE_SEED,
                 max_frames=FILMED,
                 count=self.count,
+                strips=self._dir() / STRIPS,
             )
         return {
             "real": score.mean,
@@ -285,7 +291,10 @@ class Improvement:
 
     def _note(self, facts: dict[str, float]) -> None:
         """Record the facts of a stage and continue with the next."""
-        self.run.metrics(self.round, {f"{self.stage}/{name}": value for name, value in facts.items()})
+        values = {f"{self.stage}/{name}": value for name, value in facts.items()} | memory_gb()
+        if self.stage == "collect" and "steps" in facts:
+            values["speed/real_steps_per_s"] = facts["steps"] / facts["wall_s"]
+        self.run.metrics(self.round, values)
         history = {**self.run.state.get("history", {})}
         history.setdefault(str(self.round), {})[self.stage] = facts
         at = STAGES.index(self.stage) + 1

@@ -15,6 +15,7 @@ from wm_agents.checkpoint import model_card
 from wm_agents.data.collect import CollectConfig, collect
 from wm_agents.data.dataset import Dataset, hold_out
 from wm_agents.data.episode import Episode
+from wm_agents.data.live import LIVE, LiveView
 from wm_agents.data.replay import ReplayBuffer
 from wm_agents.degraded import MEANING
 from wm_agents.errors import ConfigurationError
@@ -26,7 +27,16 @@ from wm_agents.models.saved import save_bare
 from wm_agents.pretrained import save_model
 from wm_agents.project.noise import write_noise
 from wm_agents.project.schema import Project
-from wm_agents.project.translate import FINAL_EPISODES, Spaces, env_seed_of, model_of, replay_of, seed_of, spec_of
+from wm_agents.project.translate import (
+    FINAL_EPISODES,
+    Spaces,
+    env_seed_of,
+    live_fps_of,
+    model_of,
+    replay_of,
+    seed_of,
+    spec_of,
+)
 from wm_agents.training.callbacks import LoggingCallback, ProgressCallback
 from wm_agents.training.trainer import Trainer, TrainingResult
 from wm_envs.action import act_dim
@@ -52,7 +62,10 @@ def train_offline(project: Project, spaces: Spaces, console: Console) -> dict[st
     """Collect real episodes by exploration, train on them, and save and score the model with its policy."""
     spec, seed, env_seed = spec_of(project), seed_of(project), env_seed_of(project)
     data, folder = project.data, project.out / "data"
-    cfg = CollectConfig(spec, str(folder), data.num_steps, env_seed, shard_episodes=2, max_steps=data.episode_length)
+    live = LiveView(project.out / LIVE, live_fps_of(project))
+    cfg = CollectConfig(
+        spec, str(folder), data.num_steps, env_seed, shard_episodes=2, max_steps=data.episode_length, live=live
+    )
     summary = collect(cfg, explorer, console=console)
     if summary.stopped == "interrupted":
         raise KeyboardInterrupt

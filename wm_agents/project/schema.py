@@ -81,24 +81,36 @@ class ControllerSection:
 
 @dataclass(frozen=True)
 class GameplaySection:
-    """A video of a real episode beside its dream, after training."""
+    """The agent at play: live frames on the dashboard during training, and a video afterwards."""
 
     enabled: bool = False
-    """Whether to record the video."""
+    """Whether to show live frames, and to record a video of a real episode beside its dream after training."""
+    live_fps: float = field(default=4.0, metadata=at_least(0))
+    """Live frames per second; 0: none."""
     fps: float | None = field(default=None, metadata=at_least(1))
-    """Frames per second; default: those of the environment."""
+    """Frames per second of the video; default: those of the environment."""
     max_frames: int = field(default=512, metadata=at_least(2))
-    """Maximum number of frames; they count as real steps."""
+    """Maximum number of frames of the video; they count as real steps."""
 
 
 @dataclass(frozen=True)
 class VisualizationSection:
-    """Learning curves as an image. TensorBoard files are always written."""
+    """Learning curves: as an image, and on the dashboard. TensorBoard files are always written."""
 
     enabled: bool = True
-    """Whether to plot learning curves."""
+    """Whether to plot learning curves in curves.png after training."""
     history_max_points: int = field(default=2000, metadata=at_least(2))
     """Maximum points per curve; neighbours are averaged."""
+    dashboard: bool = False
+    """Whether to serve the dashboard during training, as `wm dashboard` does."""
+    host: str = "127.0.0.1"
+    """Address of the dashboard. Any other than 127.0.0.1 requires the token in the URL that is printed."""
+    port: int = field(default=8766, metadata=at_least(0))
+    """Port of the dashboard; another free one is taken if it is in use."""
+    refresh_ms: int = field(default=1000, metadata=at_least(100))
+    """Milliseconds between two updates of the dashboard."""
+    open_browser: bool = False
+    """Whether to open the dashboard in the default browser."""
 
 
 @dataclass(frozen=True)

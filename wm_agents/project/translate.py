@@ -132,6 +132,7 @@ def rounds_of(project: Project, spaces: Spaces) -> ImproveConfig:
         final_episodes=FINAL_EPISODES,
         judge_episodes=base.judge_episodes if rounds > 1 else 0,
         env_seed=env_seed_of(project),
+        live_fps=live_fps_of(project),
     )
     cfg = seeded(cfg, seed_of(project))
     if said.iterations is not None:
@@ -172,6 +173,7 @@ def online_of(project: Project) -> OnlineConfig:
         capacity=data.buffer_capacity,
         final_episodes=FINAL_EPISODES,
         env_seed=env_seed_of(project),
+        live_fps=live_fps_of(project),
         **said,
     )
     return replace(cfg, ratio=cfg.batch_size * cfg.length / online.collect_steps_per_update)
@@ -215,6 +217,11 @@ def env_seed_of(project: Project) -> int:
     if kept is None:
         return first_env_seed(seed)
     return kept
+
+
+def live_fps_of(project: Project) -> float:
+    """Live frames per second; 0: none."""
+    return project.gameplay.live_fps if project.gameplay.enabled else 0.0
 
 
 def _recipe(project: Project) -> ImproveConfig:

@@ -72,6 +72,12 @@ def keep_freed_memory() -> bool:
         return False
 
 
+def memory_gb() -> dict[str, float]:
+    """The memory of this process in GB, as the metric `memory/process_gb`; empty where Linux does not report it."""
+    kb = _proc_field("/proc/self/status", "VmRSS").split()
+    return {"memory/process_gb": round(int(kb[0]) / 1e6, 3)} if kb else {}
+
+
 def describe() -> dict[str, Any]:
     """CPU model, cores of this process, RAM, kinds of layers that train faster in bfloat16, GPU, and system."""
     ram_kb = _proc_field("/proc/meminfo", "MemTotal").split()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from anyio import to_thread
 from starlette.applications import Starlette
@@ -14,17 +15,35 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from wm_agents.web.guard import Guard
+from wm_agents.web.run_facts import about, facts_of
 from wm_agents.web.runs import Runs
 
 STATIC = Path(__file__).parent / "static"
+REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'; sandbox"
+"""Content-Security-Policy of reports in run folders: no script, nothing from elsewhere, an origin of their own."""
 
 
-def dashboard_app(root: Path, host: str = "127.0.0.1", token: str = "") -> Guard:
+class View(NamedTuple):
+    """Settings of the page."""
+
+    refresh_ms: int = 1000
+    """Milliseconds between two updates."""
+    points: int = 2000
+    """Points per curve, at most."""
+
+
+DEFAULT = View()
+
+
+def dashboard_app(root: Path, view: View = DEFAULT, host: str = "127.0.0.1", token: str = "") -> Guard:
     """The application that shows the runs below `root`.
 
     Raises:
         FileNotFoundError: there is no such folder.
+        ValueError: `view` is out of range.
     """
+    if view.refresh_ms < 100 or view.points < 2:
+        raise ValueError(f"need refresh_ms >= 100 and history_max_points >= 2, got {view.refresh_ms} and {view.points}")
     runs = Runs(root)
 
     def metrics(request: Request) -> Any:
@@ -34,14 +53,23 @@ def dashboard_app(root: Path, host: str = "127.0.0.1", token: str = "") -> Guard
 
     def shown(request: Request) -> Response:
         path, kind = runs.shown(request.query_params.get("file", ""))
-        return FileResponse(path, media_type=kind)
+        if kind.startswith("video/"):
+            return FileResponse(path, media_type=kind)  # It answers requests for parts of the file.
+        data = path.read_bytes()  # At once, because live frames are replaced at any time.
+        return Response(data, media_type=kind, headers={"etag": f'"{zlib.crc32(data):08x}"'})
+
+    def report(request: Request) -> Response:
+        path = runs.report(request.query_params.get("file", ""))
+        return FileResponse(path, media_type="text/html", headers={"content-security-policy": REPORT_POLICY})
 
     routes = [
         Route("/", lambda request: FileResponse(STATIC / "dashboard.html")),
-        Route("/runs", _answer(lambda request: runs.list())),
-        Route("/run", _answer(lambda request: runs.run(request.query_params.get("name", "")))),
+        Route("/view", lambda request: JSONResponse(view._asdict())),
+        Route("/runs", _answer(lambda request: [about(runs, folder) for folder in runs.newest()])),
+        Route("/run", _answer(lambda request: facts_of(runs, request.query_params.get("name", "")))),
         Route("/metrics", _answer(metrics)),
         Route("/file", _answer(shown)),
+        Route("/report", _answer(report)),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]
     return Guard(Starlette(routes=routes), host, token)

@@ -1,16 +1,12 @@
-"""Reads runs for the dashboard: the folders below one, their metrics as they grow, and files that may be shown."""
+"""Finds runs below a folder, follows their metrics as they grow, and hands out files that may be shown."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from wm_envs.registry import TASKS
 
 DEPTH = 6
 """Folders below the root in which runs are found."""
@@ -18,9 +14,10 @@ CHUNK = 2**20
 """Bytes of metrics that are read at once."""
 SHOWN = {".mp4": "video/mp4", ".gif": "image/gif", ".png": "image/png", ".webm": "video/webm"}
 """Files that are sent, by suffix."""
-MARKS = ("metrics.jsonl", "run.json")
-PARTS = 40
-MEDIA = 24
+METRICS = "metrics.jsonl"
+MARKS = (METRICS, "run.json")
+"""Files that make a folder a run."""
+REPORT = "fidelity.html"
 
 
 class MetricRows(NamedTuple):
@@ -55,31 +52,13 @@ class Runs:
             raise FileNotFoundError(f"there is no {name[:200]!r} among the runs")
         return path
 
-    def list(self) -> list[dict[str, Any]]:
-        """All runs, the one that was updated last first."""
-        found = [self._about(folder) for folder in self._folders(self.root, DEPTH)]
-        return sorted(found, key=lambda run: -run["updated"])
+    def name(self, path: Path) -> str:
+        """The relative name of a file or folder below the root."""
+        return str(path.relative_to(self.root))
 
-    def run(self, name: str) -> dict[str, Any]:
-        """What is known of one run: its metrics files, media, settings, state and threshold."""
-        folder = self.place(name)
-        files = sorted(path for path in folder.rglob("metrics.jsonl") if path.resolve().is_relative_to(self.root))
-        media = [
-            path for path in folder.rglob("*") if path.suffix in SHOWN and path.resolve().is_relative_to(self.root)
-        ]
-        media.sort(key=lambda path: -path.stat().st_mtime)
-        facts = _json(folder / "run.json")
-        return {
-            **self._about(folder),
-            "parts": [self._name(path) for path in files[:PARTS]],
-            "media": [self._name(path) for path in media[:MEDIA]],
-            "threshold": _threshold(facts),
-            "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink()),
-            "free_bytes": shutil.disk_usage(folder).free,
-            "budget_gb": _find(facts.get("config"), "max_gb"),
-            "summary": _json(folder / "summary.json"),
-            "state": {key: value for key, value in _json(folder / "state.json").items() if _is_short(key, value)},
-        }
+    def newest(self) -> list[Path]:
+        """The folders of all runs, the one that was updated last first."""
+        return sorted(self._folders(self.root, DEPTH), key=updated, reverse=True)
 
     def metrics(self, name: str, since: int = 0) -> MetricRows:
         """Complete rows of a metrics file from byte `since` on, at most `CHUNK` bytes at once.
@@ -87,7 +66,7 @@ class Runs:
         A last line without its newline is left for the next call; lines that are not JSON objects are skipped.
         """
         path = self.place(name)
-        if path.name != "metrics.jsonl":
+        if path.name != METRICS:
             raise FileNotFoundError(f"there are no metrics in {name[:200]!r}")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -111,6 +90,17 @@ class Runs:
             raise FileNotFoundError(f"{name[:200]!r} is not a video or an image")
         return path, SHOWN[path.suffix]
 
+    def report(self, name: str) -> Path:
+        """The page of a fidelity report.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        path = self.place(name)
+        if path.name != REPORT or not path.is_file():
+            raise FileNotFoundError(f"{name[:200]!r} is not a fidelity report")
+        return path
+
     def _folders(self, folder: Path, depth: int) -> Iterator[Path]:
         """Folders of runs; what lies inside of one belongs to it."""
         if any((folder / mark).is_file() for mark in MARKS):
@@ -119,28 +109,29 @@ class Runs:
         if depth == 0:
             return
         for child in sorted(folder.iterdir()):
-            if child.is_dir() and not child.is_symlink() and not child.name.startswith("."):
+            hidden = child.name.startswith(".") or not is_text(child.name)
+            if child.is_dir() and not child.is_symlink() and not hidden:
                 yield from self._folders(child, depth - 1)
 
-    def _about(self, folder: Path) -> dict[str, Any]:
-        facts = _json(folder / "run.json")
-        starts = facts.get("starts")
-        last = starts[-1] if isinstance(starts, list) and starts and isinstance(starts[-1], dict) else {}
-        stamps = [path.stat().st_mtime for mark in (*MARKS, "state.json") if (path := folder / mark).is_file()]
-        updated = max(stamps, default=0.0)
-        return {
-            "name": self._name(folder),
-            "updated": updated,
-            "age_s": max(0.0, time.time() - updated),
-            "finished": (folder / "summary.json").is_file(),
-            "command": str(last.get("command", "")),
-            "started": str(last.get("started_at", "")),
-            "env": str(_find(facts.get("config"), "id") or _find(facts.get("config"), "environment") or ""),
-            "family": str(_find(facts.get("config"), "family") or ""),
-        }
 
-    def _name(self, path: Path) -> str:
-        return str(path.relative_to(self.root))
+def updated(folder: Path) -> float:
+    """When a run was updated last, in seconds since 1970."""
+    files = (folder / mark for mark in (*MARKS, "state.json"))
+    return max((path.stat().st_mtime for path in files if path.is_file()), default=0.0)
+
+
+def is_text(name: str) -> bool:
+    """Whether a file's name is valid Unicode, which JSON needs."""
+    return name.isprintable()
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object of a file; empty if there is none, or if it is being written."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _rows(data: bytes) -> Iterator[dict[str, Any]]:
@@ -151,30 +142,3 @@ def _rows(data: bytes) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int | float):
             yield {key: value for key, value in row.items() if isinstance(value, int | float) and abs(value) < 1e300}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON object of a file; empty if there is none, or if it is being written."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _find(config: Any, name: str) -> Any:
-    """The first value of a key in nested tables."""
-    if not isinstance(config, dict):
-        return None
-    if name in config and not isinstance(config[name], dict):
-        return config[name]
-    return next((value for part in config.values() if (value := _find(part, name)) is not None), None)
-
-
-def _threshold(facts: dict[str, Any]) -> float | None:
-    env_id = _find(facts.get("config"), "id")
-    return next((task.threshold for task in TASKS.values() if task.real.id == env_id), None)
-
-
-def _is_short(key: str, value: Any) -> bool:
-    return key != "sha256" and isinstance(value, str | int | float) and len(str(value)) < 80

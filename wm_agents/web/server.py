@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import uvicorn
 from anyio import CancelScope, CapacityLimiter, create_task_group, fail_after, move_on_after, to_thread
 from starlette.applications import Starlette
 from starlette.responses import FileResponse
@@ -21,12 +19,11 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from wm_agents.web.guard import Guard, RateLimit
 from wm_agents.web.playable import Playable
+from wm_agents.web.serving import MAX_MESSAGE
 from wm_agents.web.session import BadMessage, Reply, Session
 
 T = TypeVar("T")
 STATIC = Path(__file__).parent / "static"
-MAX_MESSAGE = 4096
-"""Bytes of a client's message; longer ones close the connection."""
 RATE, BURST = 240.0, 480.0
 """Messages per second of a client, and how many it may send at once."""
 AHEAD = 3
@@ -161,25 +158,3 @@ class Visit:
         await self._send(Reply({"kind": "closed", "text": text}))
         with CancelScope(shield=True):  # The other part notices, and cancels this one.
             await self.ws.close(code)
-
-
-def serve(app: Any, host: str, port: int, token: str, what: str) -> None:
-    """Print the URL of `app` and serve it until Ctrl-C.
-
-    Raises:
-        OSError: the port is in use, or the address is not one of this machine.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-            listener.listen(128)  # Visitors may come as soon as the URL is printed.
-        except (OSError, OverflowError) as error:
-            raise OSError(f"cannot listen on {host}:{port}: {error}; choose another --port or --host") from error
-        name = f"[{host}]" if ":" in host else host
-        query = f"?token={token}" if token else ""
-        print(f"{what} http://{name}:{listener.getsockname()[1]}/{query}", flush=True)
-        limits = {"ws_max_size": 2 * MAX_MESSAGE, "ws_max_queue": 8}
-        config = uvicorn.Config(app, log_level="warning", ws="websockets-sansio", **limits)  # type: ignore[arg-type]
-        uvicorn.Server(config).run(sockets=[listener])

@@ -13,47 +13,132 @@ function sized(canvas) {
   return [ctx, w, h];
 }
 
-const short = (x) => (x === 0 ? "0" : Math.abs(x) >= 100 ? x.toFixed(0) : Math.abs(x) >= 1 ? x.toFixed(1) : Math.abs(x) >= 0.01 ? x.toFixed(2) : x.toExponential(0));
+// A number in few characters.
+export function short(x) {
+  const size = Math.abs(x);
+  if (x === 0) return "0";
+  if (size >= 1e6) return `${+(x / 1e6).toPrecision(3)}M`;
+  if (size >= 1e4) return `${+(x / 1e3).toPrecision(3)}k`;
+  if (size < 1e-3) return x.toExponential(0);
+  return `${+x.toPrecision(3)}`;
+}
 
-// Curves {values, color, dash?} of [x, y] points over one x axis. marks: [x, color, label].
-export function curves(canvas, lines, { low, high, least = 1e-9, marks = [], span, label = short } = {}) {
-  const [ctx, w, h] = sized(canvas), pad = { left: 40, right: 8, top: 8, bottom: 6 };
-  const points = lines.flatMap((line) => line.values).filter(([, y]) => y !== null && Number.isFinite(y));
-  if (!points.length) return;
-  const xs = points.map(([x]) => x), ys = points.map(([, y]) => y);
-  const x0 = span ? span[0] : xs.reduce((a, b) => Math.min(a, b)), x1 = Math.max(span ? span[1] : xs.reduce((a, b) => Math.max(a, b)), x0 + 1);
-  let y0 = low ?? ys.reduce((a, b) => Math.min(a, b)), y1 = high ?? ys.reduce((a, b) => Math.max(a, b));
-  if (y1 - y0 < least) [y0, y1] = [(y0 + y1 - Math.max(least, 1)) / 2, (y0 + y1 + Math.max(least, 1)) / 2];
+// Round values from about y0 to about y1, at most `most` of them.
+function ticks(y0, y1, most) {
+  const rough = (y1 - y0) / Math.max(1, most - 1), unit = 10 ** Math.floor(Math.log10(rough));
+  const step = unit * [1, 2, 2.5, 5, 10].find((factor) => factor * unit >= rough * 0.999);
+  const first = Math.floor(y0 / step + 1e-9), last = Math.ceil(y1 / step - 1e-9);
+  return Array.from({ length: last - first + 1 }, (_, i) => (first + i) * step);
+}
+
+const finite = ([, y]) => y !== null && Number.isFinite(y);
+const least = (xs) => xs.reduce((a, b) => Math.min(a, b)), most = (xs) => xs.reduce((a, b) => Math.max(a, b));
+
+// The area that curves and bands need, with room for labels.
+function frame(lines, levels, { low, high, span, grow = 1e-9 }, w, h) {
+  const points = lines.flatMap((line) => [...line.values, ...(line.band ?? []).flatMap(([x, a, b]) => [[x, a], [x, b]])]).filter(finite);
+  if (!points.length) return null;
+  const xs = points.map(([x]) => x), ys = [...points.map(([, y]) => y), ...levels.map(({ y }) => y)];
+  const x0 = span ? span[0] : least(xs), x1 = Math.max(span ? span[1] : most(xs), x0 + 1);
+  let y0 = low ?? least(ys), y1 = high ?? most(ys);
+  if (y1 - y0 < grow) [y0, y1] = [(y0 + y1 - Math.max(grow, Math.abs(y0) / 10 || 1)) / 2, (y0 + y1 + Math.max(grow, Math.abs(y0) / 10 || 1)) / 2];
+  const marks = low !== undefined && high !== undefined ? [low, high] : ticks(y0, y1, h > 100 ? 4 : 2);
+  [y0, y1] = [Math.min(y0, marks[0]), Math.max(y1, marks.at(-1))];
+  const pad = { left: 46, right: 10, top: 10, bottom: h > 100 ? 20 : 8 };
   const X = (x) => pad.left + ((x - x0) / (x1 - x0)) * (w - pad.left - pad.right);
   const Y = (y) => h - pad.bottom - ((y - y0) / (y1 - y0)) * (h - pad.top - pad.bottom);
+  return { X, Y, x0, x1, pad, marks };
+}
+
+// Curves {values, color, dash?, width?, alpha?, fill?, band?} of [x, y] points over one x axis; a band has [x, low, high].
+// marks: [x, color, label] as vertical lines. levels: {y, color, label} as horizontal lines. unit: the name of the x axis.
+export function curves(canvas, lines, options = {}) {
+  const { marks = [], levels = [], unit = "", label = short } = options, [ctx, w, h] = sized(canvas);
+  const area = frame(lines, levels, options, w, h);
+  canvas.redraw = () => curves(canvas, lines, options);
+  if (!area) return;
+  const { X, Y, x0, x1, pad } = area;
   ctx.font = "11px system-ui, sans-serif";
   ctx.textBaseline = "middle";
-  for (const y of [y0, y1]) {
-    ctx.strokeStyle = color("line"); ctx.lineWidth = 1;
-    ctx.beginPath(); ctx.moveTo(pad.left, Y(y)); ctx.lineTo(w - pad.right, Y(y)); ctx.stroke();
-    ctx.fillStyle = color("quiet"); ctx.textAlign = "right"; ctx.fillText(label(y), pad.left - 6, Y(y));
+  const text = (words, x, y, tone, align) => { ctx.fillStyle = tone; ctx.textAlign = align; ctx.fillText(words, x, y); };
+  const stroke = (points, tone, width, dash = []) => {
+    ctx.strokeStyle = tone; ctx.lineWidth = width; ctx.setLineDash(dash);
+    ctx.beginPath(); for (const [x, y] of points) ctx.lineTo(x, y); ctx.stroke(); ctx.setLineDash([]);
+  };
+  for (const y of area.marks) {
+    stroke([[pad.left, Y(y)], [w - pad.right, Y(y)]], color("line"), 1);
+    text(label(y), pad.left - 8, Y(y), color("quiet"), "right");
   }
-  for (const [x, tone, text] of marks) {
+  if (h > 100) {
+    text(short(x0), pad.left, h - 7, color("quiet"), "left");
+    text(`${unit} ${short(x1)}`.trim(), w - pad.right, h - 7, color("quiet"), "right");
+  }
+  for (const { y, color: tone, label: words } of levels) {
+    stroke([[pad.left, Y(y)], [w - pad.right, Y(y)]], tone, 1.5, [6, 4]);
+    if (words) text(words, w - pad.right - 2, Y(y) + (Y(y) < pad.top + 14 ? 9 : -8), tone, "right");
+  }
+  for (const [x, tone, words] of marks) {
     if (x < x0 || x > x1) continue;
-    ctx.strokeStyle = tone; ctx.lineWidth = text ? 2 : 1; ctx.setLineDash(text ? [] : [3, 4]);
-    ctx.beginPath(); ctx.moveTo(X(x), pad.top); ctx.lineTo(X(x), h - pad.bottom); ctx.stroke(); ctx.setLineDash([]);
-    if (text) {
-      const right = X(x) > w - 150;
-      ctx.fillStyle = tone; ctx.textAlign = right ? "right" : "left"; ctx.fillText(text, X(x) + (right ? -6 : 6), pad.top + 6);
-    }
+    stroke([[X(x), pad.top], [X(x), h - pad.bottom]], tone, words ? 2 : 1, words ? [] : [3, 4]);
+    const right = X(x) > w - 150;
+    if (words) text(words, X(x) + (right ? -6 : 6), pad.top + 6, tone, right ? "right" : "left");
   }
-  for (const { values, color: tone, dash, width = 2 } of lines) {
-    ctx.strokeStyle = tone; ctx.lineWidth = width; ctx.lineJoin = "round"; ctx.setLineDash(dash || []);
-    ctx.beginPath();
-    let drawing = false;
-    for (const [x, y] of values) {
-      if (y === null || !Number.isFinite(y)) { drawing = false; continue; }
-      if (drawing) ctx.lineTo(X(x), Y(y)); else ctx.moveTo(X(x), Y(y));
-      drawing = true;
-    }
-    ctx.stroke(); ctx.setLineDash([]);
-    if (values.length === 1 && drawing) { ctx.fillStyle = tone; ctx.beginPath(); ctx.arc(X(values[0][0]), Y(values[0][1]), 3, 0, 7); ctx.fill(); }
+  for (const line of lines) curve(ctx, line, area, h);
+  hover(canvas, ctx, lines, area, { w, h, label, unit });
+}
+
+function curve(ctx, { values, color: tone, dash, width = 2, alpha = 1, fill = false, band }, { X, Y, pad }, h) {
+  const points = values.filter(finite);
+  if (band?.length) {
+    ctx.globalAlpha = 0.16 * alpha; ctx.fillStyle = tone; ctx.beginPath();
+    for (const [x, , y] of band) ctx.lineTo(X(x), Y(y));
+    for (const [x, y] of [...band].reverse()) ctx.lineTo(X(x), Y(y));
+    ctx.fill();
   }
+  if (fill && points.length > 1) {
+    const shade = ctx.createLinearGradient(0, pad.top, 0, h - pad.bottom);
+    shade.addColorStop(0, tone); shade.addColorStop(1, "transparent");
+    ctx.globalAlpha = 0.16 * alpha; ctx.fillStyle = shade; ctx.beginPath();
+    ctx.moveTo(X(points[0][0]), h - pad.bottom);
+    for (const [x, y] of points) ctx.lineTo(X(x), Y(y));
+    ctx.lineTo(X(points.at(-1)[0]), h - pad.bottom); ctx.fill();
+  }
+  ctx.globalAlpha = alpha;
+  ctx.strokeStyle = tone; ctx.lineWidth = width; ctx.lineJoin = "round"; ctx.setLineDash(dash || []);
+  ctx.beginPath();
+  let drawing = false;
+  for (const point of values) {
+    if (!finite(point)) { drawing = false; continue; }
+    if (drawing) ctx.lineTo(X(point[0]), Y(point[1])); else ctx.moveTo(X(point[0]), Y(point[1]));
+    drawing = true;
+  }
+  ctx.stroke(); ctx.setLineDash([]);
+  if (points.length && points.length <= 12) for (const [x, y] of points) { ctx.fillStyle = tone; ctx.beginPath(); ctx.arc(X(x), Y(y), 3, 0, 7); ctx.fill(); }
+  ctx.globalAlpha = 1;
+}
+
+// The values under the pointer, once the chart has been touched.
+function hover(canvas, ctx, lines, { X, Y, x0, x1, pad }, { w, h, label, unit }) {
+  if (!canvas.follows) {
+    canvas.follows = true;
+    canvas.addEventListener("pointermove", (event) => { canvas.pointer = event.offsetX; canvas.redraw(); });
+    canvas.addEventListener("pointerleave", () => { canvas.pointer = null; canvas.redraw(); });
+  }
+  if (canvas.pointer === null || canvas.pointer === undefined) return;
+  const x = x0 + ((canvas.pointer - pad.left) / (w - pad.left - pad.right)) * (x1 - x0);
+  const near = (values) => values.filter(finite).reduce((best, point) => (best && Math.abs(best[0] - x) <= Math.abs(point[0] - x) ? best : point), null);
+  const found = lines.filter(({ alpha = 1 }) => alpha === 1).map((line) => [near(line.values), line.color]).filter(([point]) => point);
+  if (!found.length) return;
+  const at = X(found[0][0][0]), words = [`${unit} ${short(found[0][0][0])}`.trim(), ...found.map(([[, y]]) => label(y))];
+  ctx.strokeStyle = color("quiet"); ctx.lineWidth = 1; ctx.beginPath(); ctx.moveTo(at, pad.top); ctx.lineTo(at, h - pad.bottom); ctx.stroke();
+  for (const [[px, py], tone] of found) { ctx.fillStyle = tone; ctx.beginPath(); ctx.arc(X(px), Y(py), 3.5, 0, 7); ctx.fill(); }
+  const width = words.reduce((sum, word) => sum + ctx.measureText(word).width + 10, 0) + 4, left = Math.max(pad.left, Math.min(w - pad.right - width, at - width / 2));
+  ctx.fillStyle = color("card"); ctx.globalAlpha = 0.92; ctx.fillRect(left, pad.top - 9, width, 18); ctx.globalAlpha = 1;
+  let from = left + 6;
+  words.forEach((word, i) => {
+    ctx.fillStyle = i ? found[i - 1][1] : color("quiet"); ctx.textAlign = "left"; ctx.fillText(word, from, pad.top);
+    from += ctx.measureText(word).width + 10;
+  });
 }
 
 const mix = (a, b, t) => a.map((x, i) => Math.round(x + (b[i] - x) * t));

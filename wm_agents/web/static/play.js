@@ -134,7 +134,7 @@ function showCharts() {
   ], { low: 0, marks });
   const both = [{ values: returns.map(([x, y]) => [x, y]), color: color("dream") }];
   if (stage.real) both.push({ values: returns.map(([x, , y]) => [x, y]), color: color("real") });
-  curves($("ret-chart"), both, { least: 1 });
+  curves($("ret-chart"), both, { grow: 1 });
   const lines = [{ values: line((moment) => moment.cont), color: color("dream") }];
   if (stage.members > 1) lines.push({ values: line((moment) => Math.min(1, moment.disagreement ?? 0)), color: color("mark"), width: 1.5 });
   curves($("cont-chart"), lines, { low: 0, high: 1 });

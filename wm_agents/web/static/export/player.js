@@ -54,7 +54,7 @@ function show(rew, cont) {
 }
 
 function charts() {
-  curves($("ret-chart"), [{ values: history.map(([t, y]) => [t, y]), color: color("dream") }], { least: 1 });
+  curves($("ret-chart"), [{ values: history.map(([t, y]) => [t, y]), color: color("dream") }], { grow: 1 });
   curves($("cont-chart"), [{ values: history.map(([t, , y]) => [t, y]), color: color("dream") }], { low: 0, high: 1 });
 }
 
