@@ -72,9 +72,9 @@ def readers(command: str) -> Iterator[tuple[str, str]]:
     body: set[str] = set()
     if name == "improve":
         roots = {"": ImproveConfig}
-        body = {"task", "env"}
+        body = {"task", "env"} | names_in(functions_of(name)[command])
     elif name == "curriculum":
-        roots = {"": CurriculumConfig}
+        roots, body = {"": CurriculumConfig}, names_in(functions_of(name)[command])
     elif name == "train":
         roots = {"training": TrainingConfig, **{part: SECTIONS[part] for part in READ}, "": Project}
         roots["architecture"] = DreamerV3Config
