@@ -20,10 +20,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from wm_agents.models.onnx_graphs import Session
 from wm_agents.pretrained import load_dream
 from wm_agents.system.files import read_json
 from wm_agents.web.export_folder import MARK
-from wm_agents.web.onnx_export import Session, export_onnx
+from wm_agents.web.onnx_export import export_onnx
 from wm_envs.noise import RowStreams
 
 MODELS = ("Dream-CarRacing-v0", "Dream-LunarLander-v0")

@@ -47,7 +47,8 @@ def save_fresh(path: Path, preset: str, env_id: str = "Pendulum-v1") -> str:
 def test_onnx_graphs_equal_pytorch(model: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
     pytest.importorskip("onnx", reason="the extra `export` is not installed")
-    from wm_agents.web.onnx_export import Session, export_onnx
+    from wm_agents.models.onnx_graphs import Session
+    from wm_agents.web.onnx_export import export_onnx
 
     if model == "vmc":
         model = save_tiny(tmp_path / "model")
@@ -66,14 +67,15 @@ def test_onnx_graphs_equal_pytorch(model: str, tmp_path: Path) -> None:
 def test_graphs_that_differ_are_rejected_and_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
     pytest.importorskip("onnx", reason="the extra `export` is not installed")
+    from wm_agents.models import onnx_graphs
     from wm_agents.web import onnx_export
 
-    monkeypatch.setattr(onnx_export, "REPLACED", [])
+    monkeypatch.setattr(onnx_graphs, "REPLACED", [])
     with pytest.raises(ValueError, match=r"step of ensemble cannot be exported to ONNX: .*special_ndtr"):
         onnx_export.export_onnx("Dream-CartPole-v0", tmp_path / "out")
     monkeypatch.undo()
-    plain = onnx_export._step_ensemble
-    monkeypatch.setattr(onnx_export, "_step_ensemble", lambda *given: plain(*given)._replace(rew=plain(*given).rew + 1))
+    plain = onnx_graphs._step_ensemble
+    monkeypatch.setattr(onnx_graphs, "_step_ensemble", lambda *given: plain(*given)._replace(rew=plain(*given).rew + 1))
     with pytest.raises(ValueError, match=r"graphs of ensemble differ from PyTorch by \{'step': "):
         onnx_export.export_onnx("Dream-CartPole-v0", tmp_path / "out")
     assert not list(tmp_path.iterdir())

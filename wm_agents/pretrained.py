@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -30,6 +30,10 @@ from wm_envs.registry import TASKS, RealSpec
 from wm_envs.trust import check_trusted
 from wm_envs.world_model import Latent, WorldModel
 
+if TYPE_CHECKING:
+    from wm_agents.models.onnx_model import OnnxModel
+
+BACKENDS = ("torch", "onnx")
 Controller = LinearPolicy | MLPPolicy | MPPIPolicy | ActorPolicy
 POLICIES: dict[str, Callable[[WorldModel, Mapping[str, Tensor], Mapping[str, str]], Controller]] = {
     "linear": lambda model, tensors, about: LinearPolicy.from_tensors(model.act_space, tensors, about),
@@ -220,12 +224,43 @@ def frame_policy(
 
 
 def _dream_arguments(model: str | None, device: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    net, artifact = load_model(_given(model, "Dream-v0"), device)
+    backend = kwargs.pop("backend", "torch")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    loaded, artifact = load_model(_given(model, "Dream-v0"), device)
     check_dream(artifact)
+    net = loaded if backend == "torch" else _in_onnx(loaded, artifact, kwargs)
     if (limit := kwargs.pop("max_episode_steps", None)) is not None:
         kwargs.setdefault("horizon", limit)
     shown = {"fps": artifact.config["fps"], "drawing": artifact.config["real"]["id"]}
     return {"model": net, "starts": load_starts(artifact), "dream": dream_of(artifact), **shown, **kwargs}
+
+
+def _in_onnx(model: Model, artifact: Artifact, kwargs: dict[str, Any]) -> OnnxModel:
+    """The model in ONNX Runtime.
+
+    Raises:
+        ImportError: ONNX Runtime is not installed.
+        ValueError: an argument or the model needs PyTorch.
+    """
+    if model.device.type != "cpu" or kwargs.get("precision", "fp32") != "fp32":
+        raise ValueError(
+            f"backend='onnx' computes on the CPU in fp32, got device={str(model.device)!r} and "
+            f"precision={kwargs.get('precision', 'fp32')!r}; remove them, or use backend='torch'"
+        )
+    if kwargs.get("disagreement") or kwargs.get("pessimism") or kwargs.get("max_disagreement"):
+        raise ValueError(
+            "backend='onnx' does not compute the disagreement of ensembles; remove disagreement, pessimism and "
+            "max_disagreement, or use backend='torch'"
+        )
+    try:
+        from wm_agents.models.onnx_model import OnnxModel
+    except ImportError as error:
+        raise ImportError(
+            "backend='onnx' needs onnx and onnxruntime: pip install 'dreams-as-envs[export]', or in a checkout "
+            "pip install '.[export]'"
+        ) from error
+    return OnnxModel(model, load_starts(artifact))
 
 
 def _given(model: str | None, env_id: str) -> str:
@@ -243,7 +278,11 @@ def _given(model: str | None, env_id: str) -> str:
 
 
 def make_dream_env(model: str | None = None, device: str = "cpu", **kwargs: Any) -> DreamEnv:
-    """`gym.make("Dream-...")`: see `DreamVectorEnv` for the arguments."""
+    """`gym.make("Dream-...")`: see `DreamVectorEnv` for the arguments.
+
+    `backend="onnx"` computes steps and frames in ONNX Runtime, which is faster for single dreams of V-M-C; it needs the
+    extra `export`. The same seed gives the same dream, up to rounding.
+    """
     return DreamEnv(**_dream_arguments(model, device, kwargs))
 
 
