@@ -1,4 +1,4 @@
-"""Microseconds of a dreamed step and of decoding, by PyTorch and by ONNX Runtime, on one thread.
+"""A dreamed step, decoding, and dreams of `gym.make` with `backend="onnx"`, by PyTorch and ONNX Runtime on one thread.
 
 python scripts/bench_onnx.py                                             two dreams, 1 and 64 rows
 python scripts/bench_onnx.py --models Dream-Pong-v0 --rows 1 8 --repeats 9
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from rich.console import Console
@@ -59,7 +60,29 @@ def calls_of(model: str, rows: int, folder: Path) -> dict[str, Callable[[], obje
         "step, ONNX": lambda: step(step_in),
         "decode, PyTorch": lambda: saved.model.decode(like),
         "decode, ONNX": lambda: decode(latent),
+        "env, PyTorch": stepping(model, rows, "torch"),
+        "env, ONNX": stepping(model, rows, "onnx"),
     }
+
+
+def stepping(model: str, rows: int, backend: str) -> Callable[[], object]:
+    """A step of the dream that `gym.make` gives for one row, and `gym.make_vec` for several."""
+    act: Any
+    if rows == 1:
+        env = gym.make(model, backend=backend, horizon=None)
+        act = env.action_space.sample()
+        env.reset(seed=0)
+
+        def step() -> None:
+            *_, term, trunc, _ = env.step(act)
+            if term or trunc:
+                env.reset()
+
+        return step
+    envs = gym.make_vec(model, num_envs=rows, backend=backend)
+    act = envs.action_space.sample()
+    envs.reset(seed=0)
+    return lambda: envs.step(act)
 
 
 def main() -> None:
@@ -69,8 +92,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    names = ("step, PyTorch", "step, ONNX", "decode, PyTorch", "decode, ONNX")
-    table = Table("dream", "rows", *names, title="microseconds on one thread")
+    names = ("step, PyTorch", "step, ONNX", "decode, PyTorch", "decode, ONNX", "env, PyTorch", "env, ONNX")
+    table = Table("dream", "rows", *names, title="microseconds on one thread; env: steps/s of all rows")
     for model in args.models:
         with tempfile.TemporaryDirectory() as tmp, torch.inference_mode():
             folder = Path(tmp) / "graphs"
@@ -81,7 +104,9 @@ def main() -> None:
                 best: dict[str, Any] = dict.fromkeys(calls, float("inf"))
                 for _ in range(args.repeats):
                     best = {name: min(best[name], seconds(run)) for name, run in calls.items()}
-                table.add_row(model, str(rows), *(f"{1e6 * best[name]:,.0f}" for name in names))
+                times = [f"{1e6 * best[name]:,.0f}" for name in names[:4]]
+                rates = [f"{rows / best[name]:,.0f}" for name in names[4:]]
+                table.add_row(model, str(rows), *times, *rates)
     Console().print(table)
 
 

@@ -28,7 +28,8 @@ from wm_agents.models.ensemble import Ensemble
 from wm_agents.models.model import Model
 from wm_agents.models.vision import ConvVAE
 from wm_agents.models.vmc import VMC
-from wm_envs.world_model import Latent, RowStreams, Step
+from wm_envs.noise import RowStreams
+from wm_envs.world_model import Latent, Step
 
 OPSET = 18
 ROWS = 2
@@ -234,7 +235,7 @@ def onnx_of(name: str, graph: Graph, net: Model) -> bytes:
     Raises:
         ValueError: an operator has no ONNX form.
     """
-    made = io.BytesIO()
+    made: Any = io.BytesIO()  # The annotation of `export` lacks files.
     named = [name for name, given in graph.inputs.items() if given.ndim] + graph.outputs
     axes = {} if net.family in STATIC else {name: {0: "B"} for name in named}
     names: dict[str, Any] = {"input_names": list(graph.inputs), "output_names": graph.outputs, "dynamic_axes": axes}
@@ -246,7 +247,7 @@ def onnx_of(name: str, graph: Graph, net: Model) -> bytes:
             torch.onnx.export(_Module(graph.run), inputs, made, opset_version=OPSET, dynamo=False, **names)
     except (torch.onnx.errors.OnnxExporterError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{name} of {net.family} cannot be exported to ONNX: {str(error).splitlines()[0]}") from error
-    return made.getvalue()
+    return bytes(made.getvalue())
 
 
 class Session:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from wm_agents.models.model import Model
 from wm_agents.models.onnx_graphs import STATIC, Session, graphs_of, onnx_of, randomness_of
-from wm_envs.world_model import Generator, Latent, Step, draw_normal
+from wm_envs.noise import Generator, draw_normal
+from wm_envs.world_model import Latent, Step
 
 GRAPHS = ("step", "decode")
 """What ONNX Runtime computes; everything else is as fast in PyTorch."""
