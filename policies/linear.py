@@ -89,9 +89,8 @@ def _default_squash(space: gym.Space[Any]) -> tuple[str, ...]:
     """ "tanh" for dimensions with 0 inside, "sigmoid" for one-sided ones; empty for discrete actions."""
     if not isinstance(space, spaces.Box):
         return ()
-    return tuple(
-        "tanh" if low < 0 < high else "sigmoid" for low, high in zip(space.low.ravel(), space.high.ravel(), strict=True)
-    )
+    inside = (space.low < 0) & (space.high > 0)
+    return tuple(np.where(inside, "tanh", "sigmoid").ravel().tolist())
 
 
 def _squashed(outs: Array, squash: tuple[str, ...]) -> Array:

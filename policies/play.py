@@ -74,9 +74,8 @@ class EpisodePool:
                 yield result
         except WorkerDied as error:
             lost = sorted({task.seed for _, task in error.lost})
-            raise RuntimeError(
-                f"{self.spec.id}: {error}; unfinished seeds: {lost[:8]}{' and more' if len(lost) > 8 else ''}"
-            ) from error
+            more = f" and {len(lost) - 8} more" if len(lost) > 8 else ""
+            raise RuntimeError(f"{self.spec.id}: {error}; unfinished seeds: {lost[:8]}{more}") from error
 
     def close(self) -> None:
         """Stop the processes. A running episode is dropped at its next step."""

@@ -214,7 +214,10 @@ class NoisyPolicy:
 
     def act(self, obs: Array) -> Array:
         act, random = self.policy.act(obs), self.other.act(obs)
-        act = self._shake(self.space, act) if isinstance(self.space, spaces.Box) else self._swap(act, random)
+        if isinstance(self.space, spaces.Box):
+            act = self._shake(self.space, act)
+        else:
+            act = self._swap(act, random)
         gone = self.stays <= 0
         self.stays -= 1
         act[gone] = random[gone]

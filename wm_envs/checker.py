@@ -193,11 +193,11 @@ def _checked(envs: Vector, seen: _Seen, where: str) -> _Seen:
         f"{where}: obs must be {space.shape} {space.dtype}, got {seen.obs.shape} {seen.obs.dtype}"
     )
     assert space.contains(seen.obs), f"{where}: obs must lie in {space}, got {seen.obs.min()} to {seen.obs.max()}"
-    for name, kind in (("rew", "f"), ("term", "b"), ("trunc", "b")):
+    for name, kind in (("rew", "floats"), ("term", "bools"), ("trunc", "bools")):
         part = getattr(seen, name)
         got = (getattr(part, "shape", None), getattr(part, "dtype", type(part)))
-        right = isinstance(part, np.ndarray) and part.shape == (num,) and part.dtype.kind == kind
-        assert right, f"{where}: {name} must be an array ({num},) of {'floats' if kind == 'f' else 'bools'}, got {got}"
+        right = isinstance(part, np.ndarray) and part.shape == (num,) and part.dtype.kind == kind[0]
+        assert right, f"{where}: {name} must be an array ({num},) of {kind}, got {got}"
     assert isinstance(seen.info, dict), f"{where}: info must be a dict, got {type(seen.info)}"
     return seen
 

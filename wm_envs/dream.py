@@ -190,7 +190,8 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         rew, info = np.zeros(self.num_envs), self._unknown()
         with torch.inference_mode(), self._threads:
             if len(ended) < self.num_envs:
-                self._dream(np.flatnonzero(~over) if len(ended) else EVERYONE, encoded, rew, info)
+                running = np.flatnonzero(~over) if len(ended) else EVERYONE
+                self._dream(running, encoded, rew, info)
             if self.autoreset == AutoresetMode.NEXT_STEP and len(ended):
                 self._restart(ended, self.start)
             term, trunc = self._term.copy(), self._trunc.copy()

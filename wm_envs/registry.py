@@ -180,12 +180,11 @@ def protocol_of(spec: RealSpec) -> str:
         return f"{sticky}, without sticky actions"
     near: dict[str, Any] = {"size": None, "stack": False, "lives_end": False}
     task = next((task for task in TASKS.values() if replace(task.real, **near) == replace(spec, **near)), None)
-    usual = RealSpec(spec.id, max_episode_steps=_own_steps(spec)) if task is None else task.real
+    usual, words = RealSpec(spec.id, max_episode_steps=_own_steps(spec)), "as usual"
+    if task is not None:
+        usual, words = task.real, task.protocol
     usual = replace(usual, lives_end=spec.lives_end)  # Scores cover whole games either way.
     other = [f"{name} {value}" for name, value in asdict(spec).items() if value != getattr(usual, name)]
-    words = "as usual"
-    if task is not None:
-        words = task.protocol
     if other:
         return f"{words} except {', '.join(other)}"
     return words

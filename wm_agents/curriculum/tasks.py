@@ -125,12 +125,10 @@ def _read_entry(where: str, table: dict[str, Any]) -> Entry:
         raise ValueError(f"{where}: {_unknown('name', name, [*THRESHOLDS])}; for other environments use env")
     if env_id is not None and "threshold" not in table:
         raise ValueError(f"{where}: {env_id} needs a threshold, the mean return that counts as solved")
-    usual = None
-    if name is not None:
+    usual = _Threshold(table.get("threshold", math.nan), table.get("threshold", math.nan))
+    if name is not None and "threshold" not in table:
         usual = THRESHOLDS[name]
-    full = float(table.get("threshold", usual.full if usual else math.nan))
-    # The quick threshold of the table, else that of the known task unless the table changes the threshold.
-    quick = float(table.get("quick_threshold", usual.quick if usual and "threshold" not in table else full))
+    full, quick = float(usual.full), float(table.get("quick_threshold", usual.quick))
     limits = {limit: table.get(limit) for limit in ("max_generations", "max_episode_steps")}
     if name is not None:
         return Entry(TASKS[name].real.id, _Threshold(full, quick), name, **limits)

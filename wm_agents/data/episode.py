@@ -120,7 +120,9 @@ def collect_episode(
         rew.append(float(t.rew[0]))
         check_step(obs[-1], rew[-1], seed, len(rew))
         term, trunc = bool(t.term[0]), bool(t.trunc[0])
-        idle = 0 if rew[-1] > 0 else idle + 1
+        idle += 1
+        if rew[-1] > 0:
+            idle = 0
         if not term and ((stall is not None and idle >= stall) or len(act) == max_steps):
             trunc = True
         if term or trunc:
@@ -142,8 +144,9 @@ def split_episode(ep: Episode, ends: NDArray[np.int64]) -> list[Episode]:
     stops = sorted({*(int(t) + 1 for t in ends), ep.num_steps})
     parts = []
     for start, stop in zip([0, *stops], stops):
-        last = stop == ep.num_steps
-        flags = (ep.term, ep.trunc) if last and stop - 1 not in ends else (True, False)
+        flags = (True, False)
+        if stop == ep.num_steps and stop - 1 not in ends:
+            flags = (ep.term, ep.trunc)
         parts.append(
             Episode(ep.obs[start : stop + 1], ep.act[start:stop], ep.rew[start:stop], *flags, ep.seed, ep.info)
         )

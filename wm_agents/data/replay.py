@@ -184,7 +184,8 @@ class ReplayBuffer:
         place = find_device(device)
         if batch_size < 1 or seq_len < 1:
             raise ValueError(f"batch_size and seq_len must be at least 1, got {batch_size} and {seq_len}")
-        begin = self._packed(batch_size, seq_len, generator) if pack else self._inside(batch_size, seq_len, generator)
+        draw = self._packed if pack else self._inside
+        begin = draw(batch_size, seq_len, generator)
         index = begin[:, None] + np.arange(seq_len + 1)
         at = index % self._slots
         steps = at[:, :-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,6 +97,10 @@ def fit(model: Model, lesson: RoundData) -> _Fitted:
     return fitted
 
 
+def _held_out_loss(trainer: Trainer, aside: ReplayBuffer) -> float:
+    return trainer.evaluate(aside)["loss"]
+
+
 def fit_windows(model: Model, lesson: RoundData) -> _Fitted:
     """Fit a model by its own loss on windows of the episodes; for families without a function of their own."""
     cfg, dataset = lesson.cfg, lesson.dataset
@@ -103,8 +108,10 @@ def fit_windows(model: Model, lesson: RoundData) -> _Fitted:
     train, held_out = hold_out(dataset.num_episodes, cfg.seed)
     buffer, aside = (_buffer(model, dataset, part) for part in (train, held_out))
     trainer = Trainer(model, training, lesson.callbacks("dynamics"), run_dir=lesson.run_dir / "dynamics")
-    can_validate = aside.has_window(cfg.window, model.packs)
-    result = trainer.fit(buffer, (lambda: trainer.evaluate(aside)["loss"]) if can_validate else None)
+    validate = None
+    if aside.has_window(cfg.window, model.packs):
+        validate = partial(_held_out_loss, trainer, aside)
+    result = trainer.fit(buffer, validate)
     trainer.load_best()
     model.eval()
     starts = make_initial_latents(model, buffer, cfg.starts, lesson.rng)

@@ -263,7 +263,10 @@ class Online:
             recent = f"return {np.mean(self.returns):.1f} (last {len(self.returns)})"
         text = f"  {done:,}/{total:,} real steps  {recent}  {self.trainer.update:,} updates  {left / 60:.0f} min left"
         self.console.print(text, highlight=False, soft_wrap=True)
-        self._log({"collect/return": float(np.mean(self.returns))} if self.returns else {})
+        values = {}
+        if self.returns:
+            values = {"collect/return": float(np.mean(self.returns))}
+        self._log(values)
 
     def _save(self) -> None:
         """Write the new episodes, and then the state with the number of valid shards."""

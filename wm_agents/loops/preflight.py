@@ -123,9 +123,10 @@ def estimate(cfg: ImproveConfig, procs: int, films: int = 0) -> _Needs:
     numbers = math.prod(space.shape or (1,))
     image = is_image(space)
     steps = cfg.random_steps + (cfg.rounds - 1) * cfg.round_steps
-    frame = 0.12 * numbers if image else 4 * numbers
+    frame, z, hidden = 4.0 * numbers, numbers, 0
+    if image:
+        frame, z, hidden = 0.12 * numbers, cfg.model.z_dim, cfg.model.hidden
     episodes = min(1.3 * steps * (frame + 32), cfg.max_gb * GB)
-    z, hidden = (cfg.model.z_dim, cfg.model.hidden) if image else (numbers, 0)
     feat = z + hidden
     starts = 2 * 4 * cfg.starts * (z + 2 * hidden)
     rounds = cfg.rounds * (50e6 + 2 * starts)

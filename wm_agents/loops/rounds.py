@@ -259,7 +259,10 @@ class Improvement:
             for index, real in judged.items()
             if real is not None and "dream" in history[index].get("control", {})
         ]
-        best = int(max(judged, key=int) if self.stopped or not scored else max(scored, key=lambda index: scored[index]))
+        if self.stopped or not scored:
+            best = int(max(judged, key=int))
+        else:
+            best = int(max(scored, key=lambda index: scored[index]))
         saved = load_dream(self._dir(best) / "model")
         told = rounds
         if self.looks is not None:
@@ -275,8 +278,9 @@ class Improvement:
         )
 
     def _story(self, best: int, history: dict[str, Any]) -> Story:
-        judged = self.cfg.judge_episodes > 0 and not self.stopped
-        chosen = f"round {best}, " + (f"selected on seeds from {JUDGE_SEED}" if judged else "the last one")
+        chosen = f"round {best}, the last one"
+        if self.cfg.judge_episodes > 0 and not self.stopped:
+            chosen = f"round {best}, selected on seeds from {JUDGE_SEED}"
         stages = [stage for stages in history.values() for stage in stages.values()]
         seeds = f"seeds from {self.cfg.first_env_seed}, for evaluation from {JUDGE_SEED}"
         return Story(
@@ -297,8 +301,10 @@ class Improvement:
         self.run.metrics(self.round, values)
         history = {**self.run.state.get("history", {})}
         history.setdefault(str(self.round), {})[self.stage] = facts
-        at = STAGES.index(self.stage) + 1
-        self.round, self.stage = (self.round, STAGES[at]) if at < len(STAGES) else (self.round + 1, STAGES[0])
+        if self.stage == STAGES[-1]:
+            self.round, self.stage = self.round + 1, STAGES[0]
+        else:
+            self.stage = STAGES[STAGES.index(self.stage) + 1]
         self.run.update(round=self.round, stage=self.stage, history=history)
 
     def _look(self, save: Callable[[Controller], None], policy: Controller, now: Generation | Iteration) -> bool:
@@ -336,7 +342,9 @@ class Improvement:
         return sum(int(stage.get("steps", 0)) for stages in rounds for stage in stages.values())
 
     def _dir(self, index: int | None = None) -> Path:
-        return self.run.path / f"round-{self.round if index is None else index:02d}"
+        if index is None:
+            index = self.round
+        return self.run.path / f"round-{index:02d}"
 
     def _last_model(self) -> Model:
         """The model of the previous round, or a new one."""

@@ -126,8 +126,11 @@ def _learn(project: Project, spaces: Spaces, dataset: Dataset, console: Console)
             f"{len(val)} held-out episodes is long enough; lower training.sequence_length, raise data.num_steps, or "
             "remove patience and plateau"
         )
-    validate = (lambda: _loss_of_world(trainer.evaluate(aside))) if can_judge else None
-    result = trainer.fit(buffer, validate)
+
+    def validate() -> float:
+        return _loss_of_world(trainer.evaluate(aside))
+
+    result = trainer.fit(buffer, validate if can_judge else None)
     trainer.load_best()
     return _Learned(learner, model, buffer, [*dataset.iter_episodes(val)], result)
 

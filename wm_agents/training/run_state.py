@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,7 @@ MAY_CHANGE = {
 def save_run(trainer: Trainer, path: Path) -> None:
     """Write weights, optimizer, schedule, random state and counters to one file, atomically."""
     optimizer, average, scaler = trainer.optimizer.state_dict(), trainer.average, trainer.compute.scaler
-    with nullcontext() if average is None else average.shown(False):
+    with trainer.averaged(False):
         tensors = {f"module/{name}": t.clone() for name, t in plain_names(trainer.model.state_dict()).items()}
         if average is not None:
             tensors |= {f"average/{name}": t.clone() for name, t in average.tensors().items()}
@@ -41,16 +40,17 @@ def save_run(trainer: Trainer, path: Path) -> None:
             else:
                 numbers.setdefault(str(i), {})[name] = value
     rng, numpy_rng = _random_state(trainer.fabric.device)
+    decided = not trainer.compute.undecided
     state = {
         "update": trainer.update,
         "best_val": trainer.best_val,
         "stopped": trainer.stopped,
         "wall_s": trainer.wall_s,
         "cfg": trainer.cfg.to_dict(),
-        "precision": None if trainer.compute.undecided else trainer.precision,
+        "precision": trainer.precision if decided else None,
         "optimizer": {"param_groups": optimizer["param_groups"], "numbers": numbers},
         "scheduler": trainer.rate.state(),
-        "scaler": None if scaler is None else scaler.state_dict(),
+        "scaler": scaler and scaler.state_dict(),
         "callbacks": {name: callback.state() for name, callback in _named(trainer.callbacks)},
         "numpy_rng": numpy_rng,
     }
@@ -118,12 +118,12 @@ def _optimizer_state(params: list[Tensor], saved: dict[str, Any], tensors: Mappi
     for name, value in _under(tensors, "optimizer/").items():
         i, _, slot = name.partition("/")
         like = params[int(i)]
-        same = value.shape == like.shape and value.ndim > 0
-        state.setdefault(int(i), {})[slot] = torch.empty_like(like, dtype=value.dtype).copy_(value) if same else value
-    groups = [
-        {k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in group.items()}
-        for group in saved["param_groups"]
-    ]
+        if value.shape == like.shape and value.ndim > 0:
+            value = torch.empty_like(like, dtype=value.dtype).copy_(value)
+        state.setdefault(int(i), {})[slot] = value
+    groups = [dict(group) for group in saved["param_groups"]]
+    for group in groups:
+        group |= {k: tuple(v) for k, v in group.items() if isinstance(v, list) and k != "params"}
     return {"state": state, "param_groups": groups}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -71,12 +71,16 @@ class Trainer:
         self.compute = Compute(cfg, model)
         self.model: nn.Module = self.fabric.to_device(model)
         self.loss: Callable[[Any], LossOutput] = loss or model.loss  # type: ignore[assignment]
-        self._check: Callable[[Any], None] | None = getattr(model, "check_batch", None) if loss is None else None
+        self._check: Callable[[Any], None] | None = None
+        if loss is None:
+            self._check = getattr(model, "check_batch", None)
         if cfg.compile_model:
             self.loss = torch.compile(self.loss)
         self.optimizer = optimizer or make_optimizer(cfg, _groups(model, cfg.learning_rate))
         self.rate = LearningRate(cfg, self.optimizer)
-        self.average = Average(model, cfg.ema_decay) if cfg.ema_decay is not None else None
+        self.average: Average | None = None
+        if cfg.ema_decay is not None:
+            self.average = Average(model, cfg.ema_decay)
         self.callbacks = [*callbacks]
         if cfg.patience is not None:
             self.callbacks.append(EarlyStoppingCallback(cfg.patience))
@@ -211,7 +215,7 @@ class Trainer:
             batch = self.fabric.to_device(batch)
             with self.fabric.autocast():
                 out = self.loss(batch)
-            self.fabric.backward(out.loss / len(batches) if len(batches) > 1 else out.loss)
+            self.fabric.backward(out.loss / len(batches))
             out = self._window.add(out)
         self._window.add_norms(self.compute.clip(self.optimizer, self.cfg.grad_clip))
         self.compute.step(self.optimizer)
@@ -245,10 +249,9 @@ class Trainer:
         if self.fabric.device.type == "cuda":
             devices = [self.fabric.device]
         numpy_state, training = np.random.get_state(), self.model.training
-        average = nullcontext() if self.average is None else self.average.shown()
         self.model.eval()
         try:
-            with average, torch.random.fork_rng(devices), torch.no_grad():
+            with self.averaged(), torch.random.fork_rng(devices), torch.no_grad():
                 set_seeds(self.cfg.seed)
                 return function()
         finally:
@@ -287,9 +290,15 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_validation(self, value)
 
+    def averaged(self, inside: bool = True) -> AbstractContextManager[None]:
+        """The context in which the model holds the moving average of its weights, or with False the trained ones."""
+        if self.average is None:
+            return nullcontext()
+        return self.average.shown(inside)
+
     def weights(self) -> dict[str, Tensor]:
         """Copies of the weights that a finished run returns: the moving average if there is one."""
-        with nullcontext() if self.average is None else self.average.shown():
+        with self.averaged():
             return {name: t.detach().clone() for name, t in plain_names(self.model.state_dict()).items()}
 
     def log_window(self, wall_s: float) -> None:
@@ -382,7 +391,9 @@ class Trainer:
             self.save_checkpoint()
         if self.average is not None and self.average.inside:
             self.average.swap()
-        self.target = self.cfg.total_steps if num_steps is None else self.update + num_steps
+        self.target = self.cfg.total_steps
+        if num_steps is not None:
+            self.target = self.update + num_steps
         if self.update < self.target and self.stopped == "done":
             self.stopped = ""
         if self.update >= self.target:

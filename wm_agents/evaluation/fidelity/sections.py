@@ -75,13 +75,14 @@ def _frames(found: Fidelity) -> Section:
 def _rewards(found: Fidelity) -> Section:
     rows = found.open_loop.horizons
     first, last = rows[0], rows[-1]
-    verdict = (
-        f"{_ahead(first)}, the correlation of dreamed and real reward is {_num(first.likely.rew_corr)}; "
-        f"summed over {_count(last.steps, 'step')} it is {_num(last.likely.sum_corr)}, "
-        f"with a real mean of {_num(last.sum_mean)} and a dreamed mean of {_num(last.sampled.sum_mean)}."
-        if first.likely.rew_corr is not None
-        else f"The real or the dreamed reward is constant; the variance of the real one is {_num(first.rew_var)}."
-    )
+    if first.likely.rew_corr is None:
+        verdict = f"The real or the dreamed reward is constant; the variance of the real one is {_num(first.rew_var)}."
+    else:
+        verdict = (
+            f"{_ahead(first)}, the correlation of dreamed and real reward is {_num(first.likely.rew_corr)}; "
+            f"summed over {_count(last.steps, 'step')} it is {_num(last.likely.sum_corr)}, "
+            f"with a real mean of {_num(last.sum_mean)} and a dreamed mean of {_num(last.sampled.sum_mean)}."
+        )
     return Section(
         "reward",
         "Rewards by horizon",
@@ -134,9 +135,10 @@ def _ends(found: Fidelity) -> Section:
             "The model samples termination with its predicted probability and uses no threshold. Even with perfect "
             "probabilities, some sampled terminations are at steps where none occurs."
         )
+    elif best.f1:
+        hint = f"The best threshold for these episodes is {_num(best.cut_off)}, with F1 {_num(best.f1)}."
     else:
-        found_best = f"The best threshold for these episodes is {_num(best.cut_off)}, with F1 {_num(best.f1)}."
-        hint = found_best if best.f1 else best.note
+        hint = best.note
     return Section(
         "termination",
         "Termination by horizon",
@@ -161,30 +163,24 @@ def _ends(found: Fidelity) -> Section:
 
 def _reliability(found: Fidelity) -> Section:
     r = found.reliability
-    skill = None
-    if r.brier_base:
-        skill = 1 - r.brier / r.brier_base
-    verdict = (
-        f"The expected calibration error of the termination probability is {_num(r.ece)}; its squared error is "
-        f"{_num(r.brier)}, {_share(skill)} less than that of the base rate."
-        if skill is not None and skill >= 0
-        else f"The expected calibration error of the termination probability is {_num(r.ece)}; its squared error is "
-        f"{_num(r.brier)}, not better than that of the base rate ({_num(r.brier_base)})."
+    against = f"not better than that of the base rate ({_num(r.brier_base)})"
+    if r.brier_base and r.brier <= r.brier_base:
+        against = f"{_share(1 - r.brier / r.brier_base)} less than that of the base rate"
+    source = (
+        "Models that give rare terminations more weight in training predict too high probabilities on purpose; the "
+        "calibrated threshold corrects for that."
     )
+    if r.drawn:
+        source = "Termination is sampled with these probabilities."
     return Section(
         "calibration",
         "Calibration of termination",
-        verdict,
+        f"The expected calibration error of the termination probability is {_num(r.ece)}; its squared error is "
+        f"{_num(r.brier)}, {against}.",
         ["predicted", "steps", "mean predicted", "observed"],
         [[f"{b.low:g} to {b.high:g}", f"{b.steps:,}", _num(b.said), _num(b.came)] for b in r.bins],
         plot_reliability(r),
-        "All real steps, one step ahead. "
-        + (
-            "Termination is sampled with these probabilities."
-            if r.drawn
-            else "Models that give rare terminations more weight in training predict too high probabilities on "
-            "purpose; the calibrated threshold corrects for that."
-        ),
+        f"All real steps, one step ahead. {source}",
     )
 
 
@@ -361,11 +357,15 @@ def _seeds(found: Fidelity) -> Section:
 
 
 def _ahead(row: Ahead) -> str:
-    return f"{'One step' if row.steps == 1 else f'{row.steps} steps'} ahead"
+    if row.steps == 1:
+        return "One step ahead"
+    return f"{row.steps} steps ahead"
 
 
 def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    if number == 1:
+        return f"1 {what}"
+    return f"{number:,} {what}s"
 
 
 def _share(value: float | None) -> str:
