@@ -10,7 +10,7 @@ from toy_line import END, LINE, playing
 
 from policies.play import EpisodeTask
 from wm_agents.data.episode import Episode
-from wm_agents.evaluation.posterior import foresee, walk
+from wm_agents.evaluation.posterior import predict_steps, walk
 from wm_agents.evaluation.termination import best_cut_off, calibrate_cut_off
 from wm_agents.evaluation.variants import RANDOM, Contender
 from wm_envs.registry import RealSpec
@@ -41,7 +41,7 @@ class Blurred(Toy):
 
 
 def test_every_step_is_predicted_from_the_moment_before_it(episodes: list[Episode]) -> None:
-    seen = foresee(Toy(end=1.5), episodes)
+    seen = predict_steps(Toy(end=1.5), episodes)
     np.testing.assert_allclose(seen.rew, seen.real_rew, atol=1e-6)
     np.testing.assert_array_equal(seen.cont < 0.5, seen.real_term)
     assert len(seen.rew) == sum(ep.num_steps for ep in episodes)

@@ -256,7 +256,7 @@ def test_gradients_of_a_step_reach_the_weights() -> None:
 
 def test_members_learn_from_data_of_their_own(line: Ensemble) -> None:
     with torch.no_grad():
-        ahead = line.foresee(torch.zeros(1, 2)).mean
+        ahead = line.predict(torch.zeros(1, 2)).mean
     assert float(ahead.std(0).max()) > 0
 
 

@@ -27,7 +27,7 @@ from wm_agents.evaluation.fidelity.history import History, _Round, find_run, rea
 from wm_agents.evaluation.fidelity.measure import Fidelity, FidelityConfig, measure
 from wm_agents.evaluation.fidelity.open_loop import OpenLoop, _match_ends, open_loop
 from wm_agents.evaluation.held_out import record
-from wm_agents.evaluation.posterior import Foreseen, foresee
+from wm_agents.evaluation.posterior import OneStep, predict_steps
 from wm_agents.evaluation.statistics import pearson, spearman
 from wm_agents.evaluation.variants import RANDOM, SAVED, Contender, contenders, controller
 from wm_agents.evaluation.windows import copy_error, draw_windows, obs_scale
@@ -223,7 +223,7 @@ def test_ends_that_a_model_draws_are_evaluated_as_drawn_and_no_cut_off_is() -> N
 
 
 def test_drawn_ends_follow_the_order_of_what_is_predicted(episodes: list[Episode]) -> None:
-    drawn, seen = drawn_ends(Draws(end=END), episodes, batch=5), foresee(EXACT, episodes, batch=5)
+    drawn, seen = drawn_ends(Draws(end=END), episodes, batch=5), predict_steps(EXACT, episodes, batch=5)
     assert np.array_equal(drawn, seen.real_term) and drawn.any()
     assert drawn_ends(EXACT, episodes) is None
 
@@ -360,7 +360,7 @@ def test_a_dream_without_a_horizon_lasts_as_long_as_the_longest_real_episode() -
 def test_reliability_bins_and_errors() -> None:
     cont = np.array([1.0, 0.93, 0.93, 0.0, 0.4])
     term = np.array([False, False, True, True, False])
-    found = reliability(Foreseen(cont, cont, cont, term), 0.5)
+    found = reliability(OneStep(cont, cont, cont, term), 0.5)
     assert [(b.low, b.high, b.steps, b.came) for b in found.bins] == [
         (0.0, 0.01, 1, 0.0),
         (0.05, 0.1, 2, 0.5),

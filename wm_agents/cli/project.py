@@ -69,7 +69,7 @@ def ask(what: str, usual: str) -> str:
 
 
 def train(settings: dict[str, Any], config: str, allow_degraded: bool) -> None:
-    """Train the model of the project in `config`; `settings`, by dotted name, override the file's."""
+    """Train the model of the project in `config`; `settings`, by dotted name, override those of the file."""
     from wm_agents.project.run import train as train_project
 
     project = load_project(config, settings)

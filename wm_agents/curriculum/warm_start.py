@@ -35,8 +35,9 @@ def compare(cfg: ImproveConfig, source: Path, data: Path, run_dir: Path, updates
     order.
 
     Returns:
-        `updates`; V's loss on the same held-out frames, `first_*` after 10 % of the updates and `val_*` the
-        lowest, each `_warm` and `_cold`; and whether the warm start `helped`, by the lowest.
+        `updates`, the number of updates; `first_warm`, `first_cold`, `val_warm` and `val_cold`, losses on the same
+        held-out frames, after 10 % of the updates (`first`) and the lowest one (`val`); and `helped`, whether the
+        lowest loss of the warm start is the lower one.
     """
     shutil.rmtree(run_dir, ignore_errors=True)
     updates = min(updates, cfg.vision.total_steps)

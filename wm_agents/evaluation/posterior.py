@@ -34,7 +34,7 @@ class _Moment(NamedTuple):
     """(R,) whether act[t] terminated the episode."""
 
 
-class Foreseen(NamedTuple):
+class OneStep(NamedTuple):
     """One-step predictions and real outcomes of all real steps; all (M,)."""
 
     rew: Floats
@@ -67,9 +67,9 @@ def walk(model: WorldModel, episodes: Iterable[Episode], batch: int = 64) -> Ite
 
 
 @torch.inference_mode()
-def foresee(
+def predict_steps(
     model: WorldModel, episodes: Iterable[Episode], *, temperature: float = 1.0, seed: int = 0, batch: int = 64
-) -> Foreseen:
+) -> OneStep:
     """Predict every step of the episodes once, from its real latent and real action.
 
     Raises:
@@ -83,4 +83,4 @@ def foresee(
     if not parts:
         raise ValueError("at least one episode is needed, got none")
     rew, cont, real_rew, real_term = (np.concatenate(column) for column in zip(*parts))
-    return Foreseen(rew, cont, real_rew, real_term)
+    return OneStep(rew, cont, real_rew, real_term)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm_agents.data.episode import Episode
-from wm_agents.evaluation.posterior import Floats, foresee
+from wm_agents.evaluation.posterior import Floats, predict_steps
 from wm_envs.world_model import WorldModel
 
 Bools = NDArray[np.bool_]
@@ -51,7 +51,7 @@ def calibrate_cut_off(
         episodes: held-out episodes; an iterator is read `batch` at a time.
         temperature: the temperature for `cont`, for models whose termination depends on samples.
     """
-    seen = foresee(model, episodes, temperature=temperature, seed=seed, batch=batch)
+    seen = predict_steps(model, episodes, temperature=temperature, seed=seed, batch=batch)
     return best_cut_off(seen.cont, seen.real_term)
 
 

@@ -39,7 +39,7 @@ class Finding(NamedTuple):
 
 
 def look(what: str, check: Callable[[], str], hint: str) -> Finding:
-    """Call `check`, which returns a description or raises an error, whose message becomes the finding."""
+    """The finding of `check`: the description that it returns, or the message of its error."""
     try:
         return Finding(what, True, check())
     except Exception as error:  # Drivers, codecs and simulators raise any type of error.

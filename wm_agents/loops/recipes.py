@@ -103,7 +103,7 @@ class ImproveConfig:
     horizon: int = field(default=150, metadata=at_least(1))
     """Maximum steps of the dreams in which the controller is trained."""
     temperature: float = field(default=1.0, metadata=at_least(0))
-    """Randomness of these dreams; 1 is that of the model, 0 the most likely future."""
+    """Randomness of the dreams in which the controller is trained; 1 is that of the model, 0 the most likely future."""
     pessimism: float = field(default=0.0, metadata=at_least(0))
     """Ensembles only: subtract this factor times the disagreement of the members from the reward."""
     max_disagreement: float | None = field(default=None, metadata=above(0))
@@ -117,19 +117,19 @@ class ImproveConfig:
     final_episodes: int = field(default=100, metadata=at_least(1))
     """Held-out real episodes for the final score."""
     check_every: int | None = field(default=None, metadata=at_least(1))
-    """Generations of CMA-ES, or iterations of PPO, between checks of the controller by a curriculum."""
+    """In a curriculum: generations of CMA-ES, or iterations of PPO, between checks of the controller."""
     starts: int = field(default=512, metadata=at_least(1))
     """Number of stored latents of each kind from which dreams start: `begin` (first frames of episodes) and `anywhere`
     (any frames). A saved model keeps at most 512."""
     start_rounds: int = field(default=4, metadata=at_least(1))
-    """Take these latents only from the episodes of the last N rounds."""
+    """Store latents only from the episodes of the last N rounds."""
     seed: int = field(default=1, metadata=at_least(0))
     """Random seed of all parts of the run. A flag such as `--ppo.seed` sets the seed of one part."""
     env_seed: int | None = field(default=None, metadata=at_least(0))
     """First environment seed of collection; default: derived from `seed`, so that runs with different seeds collect
     different episodes."""
     procs: int = field(default=2, metadata=at_least(0))
-    """Worker processes."""
+    """Worker processes; 0: play episodes in this process."""
     max_gb: float = field(default=5.0, metadata=above(0))
     """Maximum size of the collected data on disk."""
     live_fps: float = field(default=4.0, metadata=at_least(0))

@@ -45,7 +45,9 @@ class EnsembleConfig(WorldModelConfig):
     SIZES: ClassVar[Mapping[str, Mapping[str, Any]]] = {"ci": {"members": 2, "hidden": 32}, "default": {}}
 
     members: int = field(default=5, metadata=at_least(1))
+    """Number of networks that are trained independently; they disagree where data are missing."""
     hidden: int = field(default=256, metadata=at_least(1))
+    """Units of each hidden layer."""
     layers: int = field(default=2, metadata=at_least(1))
     """Hidden layers of each of the two networks of a member."""
     term_weight: float = field(default=5.0, metadata=above(0))
@@ -126,7 +128,7 @@ class Ensemble(Model):
 
     def _step_mean(self, obs: Tensor, act: Tensor) -> Step:
         scale, x = self.scale, self._input(obs, act)
-        ahead = self.foresee(x)
+        ahead = self.predict(x)
         next_obs = scale.plausible(obs + ahead.mean.mean(0) * scale.change_std)
         rew = self.earn(x, (next_obs - obs) / scale.change_std).mean(0)
         chance = self._chance(ahead.end).mean(0)
@@ -175,7 +177,7 @@ class Ensemble(Model):
     def feat(self, latent: Latent) -> Tensor:
         return (latent["obs"] - self.scale.feat_mean) / self.scale.feat_std
 
-    def foresee(self, x: Tensor) -> _Future:
+    def predict(self, x: Tensor) -> _Future:
         """Map normalised (obs, act), (B, D + A) or (M, B, D + A), to the predictions of each member."""
         mean, logvar = self.change(x).float().chunk(2, dim=-1)
         return _Future(mean, _bounded(logvar), *self.end(x).float().unbind(-1))
@@ -209,7 +211,7 @@ class Ensemble(Model):
         scale, term, on = self.scale, moves.term, 1 - moves.term
         x = torch.cat([scale.normal(moves.obs), moves.act], dim=-1)
         change = (moves.next_obs - moves.obs) / scale.change_std
-        ahead, rew = self.foresee(x), self.earn(x, change)
+        ahead, rew = self.predict(x), self.earn(x, change)
         nll = 0.5 * ((change - ahead.mean).square() * (-ahead.logvar).exp() + ahead.logvar)
         steadied = nll * (0.5 * ahead.logvar).exp().detach()  # Seitzer et al. 2022, beta = 0.5.
         ends = F.binary_cross_entropy_with_logits(ahead.end, term.expand_as(ahead.end), reduction="none")

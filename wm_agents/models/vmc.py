@@ -52,8 +52,11 @@ class VMCConfig(WorldModelConfig):
     """Encoder. `small`: a VAE of half the published width, with padding, for CPUs. `paper`: the published VAE, 64
     pixels only. `identity`: for vectors, which are only normalised."""
     z_dim: int = field(default=32, metadata=at_least(1))
+    """Size of z, the code of a frame."""
     hidden: int = field(default=256, metadata=at_least(1))
+    """Size of h, the state of the recurrent network M."""
     mixtures: int = field(default=5, metadata=at_least(1))
+    """Gaussians in the predicted distribution of the next z."""
     mixture: Mixture = "joint"
     """`joint`: all dimensions of z share the choice of the mixture component. `per_dim`: each dimension has its own,
     as in the authors' code."""

@@ -54,8 +54,7 @@ def warn(degraded: list[str], console: Console) -> None:
 
 
 def check_more(project: Project, before: dict[str, Any], folder: RunFolder) -> None:
-    """Check that a finished run has no changed training settings, because no round is left that would use
-    them.
+    """Check that no training setting of a finished run was changed: no round is left that would use it.
 
     Raises:
         ConfigurationError: a setting changed; the message says what to do.

@@ -114,7 +114,7 @@ def data_facts(folder: Path, mode: str) -> dict[str, Any] | None:
 
 
 def artifact_facts(model: Path) -> dict[str, Any] | None:
-    """The saved model, and the sha256 of its config.json, which contains those of the other files."""
+    """The saved model, and the sha256 of its config.json, which has the checksums of the other files."""
     config = model / "config.json"
     if config.is_file():
         return {"folder": model.name, "sha256": sha256(config)}

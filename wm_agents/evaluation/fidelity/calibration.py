@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from wm_agents.data.episode import Episode
-from wm_agents.evaluation.posterior import Foreseen, walk
+from wm_agents.evaluation.posterior import OneStep, walk
 from wm_agents.evaluation.termination import Bools, Calibration, at_cut_off, best_cut_off, of_ends
 from wm_envs.world_model import WorldModel
 
@@ -54,7 +54,7 @@ class Reliability(NamedTuple):
 def drawn_ends(
     model: WorldModel, episodes: Iterable[Episode], *, temperature: float = 1.0, seed: int = 0, batch: int = 64
 ) -> Bools | None:
-    """(M,) sampled terminations of all steps, in the order of `foresee`; None for a model with a
+    """(M,) sampled terminations of all steps, in the order of `predict_steps`; None for a model with a
     threshold."""
     generator = torch.Generator(model.device).manual_seed(seed)
     parts = []
@@ -66,7 +66,7 @@ def drawn_ends(
     return np.concatenate(parts)
 
 
-def reliability(seen: Foreseen, cut_off: float, drawn: Bools | None = None) -> Reliability:
+def reliability(seen: OneStep, cut_off: float, drawn: Bools | None = None) -> Reliability:
     """Measure calibration over all real steps; `drawn` (M,) are sampled terminations, if the model samples
     them."""
     said, came = 1 - seen.cont, seen.real_term.astype(np.float64)

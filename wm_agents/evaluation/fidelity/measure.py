@@ -21,7 +21,7 @@ from wm_agents.evaluation.fidelity.history import History
 from wm_agents.evaluation.fidelity.open_loop import OpenLoop, open_loop
 from wm_agents.evaluation.fidelity.ranking import Gap, Ranking, gap_of, rank
 from wm_agents.evaluation.fidelity.temperature import Warmth, sweep, train_at
-from wm_agents.evaluation.posterior import foresee
+from wm_agents.evaluation.posterior import predict_steps
 from wm_agents.evaluation.subject import Subject
 from wm_agents.evaluation.variants import SAVED, Contender, contenders
 from wm_agents.system.progress import Bar
@@ -124,7 +124,7 @@ def measure(
         bar.update(3, "dreams of real episodes")
         if own and subject.policy is not None:
             closed = closed_loop(subject, own, horizons=cfg.horizons, windows=cfg.windows)
-        seen = foresee(model, drives.episodes, temperature=subject.dream.temperature)
+        seen = predict_steps(model, drives.episodes, temperature=subject.dream.temperature)
         drawn = drawn_ends(model, drives.episodes, temperature=subject.dream.temperature)
         bar.update(4, "termination")
     for i, row in enumerate(warmths):
