@@ -32,7 +32,7 @@ from policies.rollout import EVAL_SEED
 from wm_agents import create_world_model
 from wm_agents.data.episode import Episode
 from wm_agents.data.replay import ReplayBuffer
-from wm_agents.evaluation.held_out import play_episode
+from wm_agents.evaluation.held_out import _play_episode
 from wm_agents.models.model import Model
 from wm_agents.system.files import write_json
 from wm_agents.system.replace import replacing
@@ -72,7 +72,7 @@ def collect(num_steps: int, seed: int, most: int | None = None) -> list[Episode]
         policy = explorer(env)
     episodes: list[Episode] = []
     while sum(ep.num_steps for ep in episodes) < num_steps and len(episodes) != most:
-        episodes.append(play_episode(SPEC, lambda: policy, EpisodeTask(seed + len(episodes))))
+        episodes.append(_play_episode(SPEC, lambda: policy, EpisodeTask(seed + len(episodes))))
     return episodes
 
 

@@ -20,10 +20,10 @@ from starlette.websockets import WebSocketDisconnect
 
 from wm_agents.cli import app as cli
 from wm_agents.web import server as serving
-from wm_agents.web.guard import RateLimit, make_token, name_of
+from wm_agents.web.guard import RateLimit, _name_of, make_token
 from wm_agents.web.playable import Playable, load_playable
 from wm_agents.web.server import STATIC, Server
-from wm_agents.web.session import MAX_PENDING, BadMessage, Session, show
+from wm_agents.web.session import MAX_PENDING, BadMessage, Session, _show
 
 URL, WS = "http://127.0.0.1:8765", "ws://127.0.0.1:8765/play"
 
@@ -262,14 +262,14 @@ def test_numbers_that_json_lacks_become_null(playable: Playable) -> None:
     session = Session(playable)
     session.open()
     scene = session.scene._replace(rew=float("nan"), disagreement=float("inf"))
-    about, _ = unpack(show(scene).packed())
+    about, _ = unpack(_show(scene).packed())
     assert about["rew"] is None and about["disagreement"] is None
     session.close()
 
 
 @pytest.mark.parametrize("host, name", [("[::1]:80", "::1"), ("A.b:1", "a.b"), ("[", ""), ("", "")])
 def test_names_of_hosts(host: str, name: str) -> None:
-    assert name_of(host) == name
+    assert _name_of(host) == name
 
 
 def test_what_is_wrong_is_said_in_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,16 +174,19 @@ def drop_autoreset_rows(
     for start, stop in zip(starts, [*stops, len(done)], strict=True):
         if stop <= start:
             continue
-        cut = not bool(done[stop - 1])
+        unfinished = not bool(done[stop - 1])
         ep = Episode(
             np.array(obs[start : stop + 1]),
             np.array(act[start:stop]),
             np.asarray(rew[start:stop], np.float32),
             bool(term[stop - 1]),
-            bool(trunc[stop - 1]) or cut,
-            seed if start == 0 else UNKNOWN_SEED,
-            {"cut": True} if cut else {},
+            bool(trunc[stop - 1]) or unfinished,
+            seed,
+            {},
         )
+        if unfinished:
+            ep.info["cut"] = True
         check_episode(ep)
         episodes.append(ep)
+        seed = UNKNOWN_SEED
     return episodes

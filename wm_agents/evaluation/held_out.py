@@ -38,7 +38,7 @@ def record(spec: RealSpec, make_policy: MakePolicy, tasks: Sequence[EpisodeTask]
         raise RuntimeError(f"{spec.id}: {error}") from error
 
 
-def play_episode(spec: RealSpec, make_policy: MakePolicy, task: EpisodeTask, halt: Halt | None = None) -> Episode:
+def _play_episode(spec: RealSpec, make_policy: MakePolicy, task: EpisodeTask, halt: Halt | None = None) -> Episode:
     """Play one episode in this process."""
     with closing(SyncVectorEnv([partial(make_real, spec)], autoreset_mode=AutoresetMode.DISABLED)) as envs:
         steps = rollout(envs, make_policy(*task.args), seed=task.seed, policy_seed=task.seed)
@@ -46,7 +46,7 @@ def play_episode(spec: RealSpec, make_policy: MakePolicy, task: EpisodeTask, hal
 
 
 def _play_task(stage: tuple[RealSpec, MakePolicy], halt: Halt, task: EpisodeTask) -> Episode:
-    return play_episode(*stage, task, halt)
+    return _play_episode(*stage, task, halt)
 
 
 def _until(halt: Halt | None, steps: Iterator[Transition]) -> Iterator[Transition]:

@@ -70,8 +70,11 @@ def _discrete(space: spaces.Discrete, name: str, meanings: list[str] | None) -> 
     else:
         names = NAMES.get(name, [])
         keys, rest = dict(KEYS.get(name, {})), RESTS.get(name)
-    names = names if len(names) == num else [f"action {i}" for i in range(num)]
-    known = keys if all(i < num for i in keys.values()) else {}
+    if len(names) != num:
+        names = [f"action {i}" for i in range(num)]
+    known = {}
+    if all(i < num for i in keys.values()):
+        known = keys
     digits = {f"Digit{(i + 1) % 10}": i for i in range(min(num, 10))}
     return {"kind": "discrete", "names": names, "keys": {**digits, **known}, "rest": rest, "start": int(space.start)}
 
@@ -83,7 +86,8 @@ def _is_plain(word: str) -> bool:
 def _continuous(space: spaces.Box, name: str) -> dict[str, Any]:
     lows, highs = np.ravel(space.low).tolist(), np.ravel(space.high).tolist()
     names = NAMES.get(name, [])
-    names = names if len(names) == len(lows) else [f"dimension {i}" for i in range(len(lows))]
+    if len(names) != len(lows):
+        names = [f"dimension {i}" for i in range(len(lows))]
     pedals, axes = iter(PEDAL_KEYS), iter(AXIS_KEYS)
     dims = []
     for label, low, high in zip(names, lows, highs):
@@ -94,8 +98,12 @@ def _continuous(space: spaces.Box, name: str) -> dict[str, Any]:
             down_up = next(axes, None)
             if down_up and set(down_up) & {"ArrowUp", "ArrowDown"} and 0 in lows[1:]:
                 down_up = next(axes, None)  # Pedals have these keys.
-            keys = {} if down_up is None else {down_up[0]: -1, down_up[1]: 1}
-            rest = 0.0 if low < 0 < high else (low + high) / 2
+            keys = {}
+            if down_up is not None:
+                keys = {down_up[0]: -1, down_up[1]: 1}
+            rest = 0.0
+            if not low < 0 < high:
+                rest = (low + high) / 2
         dims.append({"name": label, "low": low, "high": high, "rest": rest, "keys": keys})
     return {"kind": "continuous", "shape": list(space.shape), "dims": dims}
 
@@ -116,7 +124,9 @@ def read_action(space: gym.Space[Any], given: Any) -> Array:
         ValueError: it is not an action of `space`.
     """
     size = int(np.prod(space.shape or ()))
-    numbers = given if isinstance(given, list) else [given]
+    numbers = given
+    if not isinstance(given, list):
+        numbers = [given]
     plain = all(isinstance(x, int | float) and not isinstance(x, bool) and abs(x) < 1e9 for x in numbers)
     if not plain or len(numbers) != size:
         raise ValueError(f"act must be {size} finite numbers for {space}, got {str(given)[:80]!r}")

@@ -83,6 +83,8 @@ def _answer(find: Callable[[Request], Any]) -> Callable[[Request], Awaitable[Res
             found = await to_thread.run_sync(find, request)
         except OSError as error:
             return JSONResponse({"error": str(error)}, 404)
-        return found if isinstance(found, Response) else JSONResponse(found)
+        if isinstance(found, Response):
+            return found
+        return JSONResponse(found)
 
     return endpoint

@@ -25,7 +25,7 @@ WARM_UP = 60
 """Real steps at most before an episode that starts anywhere."""
 
 
-class Errors(NamedTuple):
+class _Errors(NamedTuple):
     """Distances from the real observation, as root mean squares in units of `Playable.spread`."""
 
     dream: float
@@ -52,7 +52,7 @@ class Scene(NamedTuple):
     disagreement: float | None
     real_rew: float | None
     real_ret: float | None
-    errors: Errors | None
+    errors: _Errors | None
     left: int | None
     """The step at which the dream left reality, or None."""
     dream_over: str
@@ -147,7 +147,9 @@ class Game:
         if can_disagree(self.model):
             apart = float(self.model.disagreement(before, encoded, out.latent))
         self.step_count += 1
-        real_rew = None if self.env is None or self.real_over else self._step_real(act)
+        real_rew = None
+        if self.env is not None and not self.real_over:
+            real_rew = self._step_real(act)
         if self.awake:
             self._follow()
         elif not self.dream_over:
@@ -206,7 +208,9 @@ class Game:
         assert self.env is not None
         self.obs, rew, term, trunc, _ = self.env.step(act)
         self.observer.observe(self.obs[None], act[None])
-        self.real_over = "terminated" if term else "truncated" if trunc else ""
+        self.real_over = ""
+        if term or trunc:
+            self.real_over = "terminated" if term else "truncated"
         self.real_ret += float(rew)
         return float(rew)
 
@@ -219,26 +223,30 @@ class Game:
         """Both worlds show the same moment now."""
         self.age = 0
         self.left: int | None = None
-        self._recent: deque[Errors] = deque(maxlen=WINDOW)
+        self._recent: deque[_Errors] = deque(maxlen=WINDOW)
         self._past: deque[Array] = deque(maxlen=max(WINDOW, round(self.playable.fps)) + 1)
 
     @torch.inference_mode()
     def _scene(self, act: Array, rew: float, cont: float, apart: float | None, real_rew: float | None) -> Scene:
         latent = self._latent()
         dreamed = self.model.decode(latent)[0].numpy().copy()
-        errors = None if self.env is None or self.real_over else self._compare(dreamed)
+        real, real_ret, errors = None, None, None
+        if self.env is not None:
+            real, real_ret = np.array(self.obs), self.real_ret
+            if not self.real_over:
+                errors = self._compare(dreamed)
         return Scene(
             step=self.step_count,
             age=self.age,
             dream=dreamed,
-            real=None if self.env is None else np.array(self.obs),
+            real=real,
             act=act,
             rew=rew,
             ret=self.ret,
             cont=cont,
             disagreement=apart,
             real_rew=real_rew,
-            real_ret=None if self.env is None else self.real_ret,
+            real_ret=real_ret,
             errors=errors,
             left=self.left,
             dream_over=self.dream_over,
@@ -247,7 +255,7 @@ class Game:
             feat=self.model.feat(latent)[0].float().numpy(),
         )
 
-    def _compare(self, dreamed: Array) -> Errors:
+    def _compare(self, dreamed: Array) -> _Errors:
         """The errors of this step; sets `left` where the dream has left reality.
 
         That is so where, over the last steps, it is further from reality than reality itself was one second before,
@@ -255,7 +263,7 @@ class Game:
         """
         self._past.append(np.array(self.obs))
         seen = self.model.decode(self._observed())[0].numpy()
-        errors = Errors(*(self._distance(obs) for obs in (dreamed, self._past[0], seen)))
+        errors = _Errors(*(self._distance(obs) for obs in (dreamed, self._past[0], seen)))
         self._recent.append(errors)
         if self.left is None and not self.awake and self.age >= WINDOW:
             dream, late, floor = np.mean(self._recent, axis=0)

@@ -27,7 +27,9 @@ HEADERS = {
 
 def make_token(host: str) -> str:
     """The token that visitors need: none on loopback, else a random one."""
-    return "" if host in LOOPBACK else secrets.token_urlsafe(18)
+    if host in LOOPBACK:
+        return ""
+    return secrets.token_urlsafe(18)
 
 
 class Guard:
@@ -61,7 +63,7 @@ class Guard:
         """Why a request is not answered; empty if it is."""
         headers = Headers(scope=scope)
         host = headers.get("host", "")
-        if self.local and name_of(host) not in LOOPBACK:
+        if self.local and _name_of(host) not in LOOPBACK:
             return f"Host must be one of {', '.join(LOOPBACK)}, got {host[:80]!r}"
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
@@ -83,10 +85,12 @@ class Guard:
         return wrapped
 
 
-def name_of(host: str) -> str:
+def _name_of(host: str) -> str:
     """The name in a Host header, without port and brackets; empty if it is malformed."""
     found = HOST.fullmatch(host)
-    return (found["ipv6"] or found["name"]).lower() if found else ""
+    if found:
+        return (found["ipv6"] or found["name"]).lower()
+    return ""
 
 
 class RateLimit:

@@ -71,7 +71,11 @@ class Playable:
 
     def facts(self) -> dict[str, Any]:
         """What a page shows of the dream, as JSON."""
-        task = task_of(self.spec) if self.spec is not None else None
+        task, members = None, 1
+        if self.spec is not None:
+            task = task_of(self.spec)
+        if can_disagree(self.model):
+            members = self.model.members
         return {
             "name": self.name,
             "env": self.env_id,
@@ -85,8 +89,8 @@ class Playable:
             "controls": self.controls,
             **_view(self.model.obs_space),
             "feat": self.model.feat_dim,
-            "members": self.model.members if can_disagree(self.model) else 1,
-            "threshold": None if task is None else task.threshold,
+            "members": members,
+            "threshold": getattr(task, "threshold", None),
             "real": self.spec is not None,
             "no_real": self.no_real,
         }
@@ -192,7 +196,9 @@ def _meanings(spec: RealSpec | None) -> list[str] | None:
     inner: Any = env.unwrapped
     names = list(inner.get_action_meanings())
     env.close()
-    return names if spec.actions is None else [names[i] for i in spec.actions]
+    if spec.actions is None:
+        return names
+    return [names[i] for i in spec.actions]
 
 
 @torch.inference_mode()

@@ -49,7 +49,9 @@ class Recording:
 
     def encode(self, form: str) -> bytes:
         """The recording as an mp4 or a GIF."""
-        return self._gif() if form == "gif" else self._mp4()
+        if form == "gif":
+            return self._gif()
+        return self._mp4()
 
     def _images(self) -> Iterator[Frame]:
         for data in self._steps:

@@ -64,7 +64,7 @@ class Server:
             return
         self.sessions += 1
         try:
-            await Visit(self, ws).run()
+            await _Visit(self, ws).run()
         finally:
             self.sessions -= 1
 
@@ -73,7 +73,7 @@ class Server:
         return await to_thread.run_sync(task, limiter=self._workers)
 
 
-class Visit:
+class _Visit:
     """The connection of one session: a reader, and a loop that steps the game and sends."""
 
     def __init__(self, server: Server, ws: WebSocket) -> None:

@@ -164,7 +164,7 @@ class Session:
 
     def _shown(self, scene: Scene) -> list[Reply]:
         self.scene = scene
-        reply = show(scene)
+        reply = _show(scene)
         if self.recording is not None and not self.recording.add(scene):
             return [reply, Reply({"kind": "error", "text": "the recording is full; stop it to save it"})]
         return [reply]
@@ -204,7 +204,9 @@ class Session:
         return self._then(lambda: setattr(self, "speed", speed))
 
     def _limit(self, value: Any) -> Callable[[], list[Reply]]:
-        horizon = None if value is None else _whole("horizon", value, 1, MAX_HORIZON)
+        horizon = None
+        if value is not None:
+            horizon = _whole("horizon", value, 1, MAX_HORIZON)
         return self._then(lambda: setattr(self.game, "horizon", horizon))
 
     def _start(self, value: Any) -> Callable[[], list[Reply]]:
@@ -244,7 +246,7 @@ class Session:
         return run
 
 
-def show(scene: Scene) -> Reply:
+def _show(scene: Scene) -> Reply:
     """A step as the page takes it: numbers, then both observations as uint8 or float32, and the features as int8."""
     seen = (scene.dream,) if scene.real is None else (scene.dream, scene.real)
     feat = np.clip(np.round(32 * scene.feat[:LATENT_SHOWN]), -127, 127).astype(np.int8)
@@ -266,17 +268,19 @@ def show(scene: Scene) -> Reply:
         "awake": scene.awake,
         "over": scene.over,
     }
-    return Reply(about, (*map(to_bytes, seen), feat.tobytes()))
+    return Reply(about, (*map(_to_bytes, seen), feat.tobytes()))
 
 
-def to_bytes(obs: Array) -> bytes:
+def _to_bytes(obs: Array) -> bytes:
     """An image as it is; a vector as float32."""
     return (obs if obs.dtype == np.uint8 else obs.astype(np.float32)).tobytes()
 
 
 def _short(number: float | None) -> float | None:
     """Five digits after the point; NaN and infinity, which JSON lacks, become null."""
-    return None if number is None or not np.isfinite(number) else round(float(number), 5)
+    if number is None or not np.isfinite(number):
+        return None
+    return round(float(number), 5)
 
 
 def _number(name: str, value: Any, low: float, high: float) -> float:

@@ -36,7 +36,7 @@ def export_web(model: str, out: Path) -> list[str]:
     """
     net, artifact = load_model(model)
     check_dream(artifact)
-    check_runs_in_browser(net)
+    _check_runs_in_browser(net)
     facts = load_playable(model).facts()
     kinds = [kind for kind in POLICIES if kind in artifact.policies and _runs(net, artifact, kind)]
     facts |= {"model": net.cfg.to_dict(), "cut_off": dream_of(artifact).cut_off, "policies": kinds}
@@ -51,7 +51,7 @@ def export_web(model: str, out: Path) -> list[str]:
     return [f"policy ({kind})" for kind in sorted(artifact.policies.keys() - set(kinds))]
 
 
-def check_runs_in_browser(model: Model) -> None:
+def _check_runs_in_browser(model: Model) -> None:
     """Check that the page has an implementation of this model.
 
     Raises:
