@@ -10,6 +10,7 @@ import argparse
 import ast
 import io
 import json
+import re
 import tokenize
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -124,6 +125,7 @@ def measure(root: Path) -> dict[str, float]:
     conditionals = sum(isinstance(node, ast.IfExp) for file in files for node in ast.walk(file.tree))
     code = sum(_code_lines(file.text) for file in files)
     names = Counter(name for file in files for name in _public(file))
+    shared = _used_outside(files, root)
     return {
         "files": len(files),
         "lines": sum(lines.values()),
@@ -132,6 +134,7 @@ def measure(root: Path) -> dict[str, float]:
         "arrows between rooms": sum(map(len, graph.values())),
         "rooms in import cycles": sum(map(len, cycles(graph))),
         "public classes and functions": names.total(),
+        "of these, used outside their folder": sum(f"{f.name}.{name}" in shared for f in files for name in _public(f)),
         "public names with two meanings": sum(count > 1 for count in names.values()),
         "conditional expressions per 100 code lines": round(100 * conditionals / code, 2),
         "statements with several conditionals": sum(map(_dense, files)),
@@ -171,6 +174,36 @@ def _in_shell(file: File) -> bool:
 def _public(file: File) -> list[str]:
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     return [node.name for node in file.tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
+
+
+def _used_outside(files: list[File], root: Path) -> set[str]:
+    """Dotted names that a file of another folder, a script or a page of the documentation uses."""
+    known = {file.name for file in files}
+    folders = {file.name: file.name.rpartition(".")[0] for file in files}
+    trees = [(folders[file.name], file.tree) for file in files]
+    trees += [("scripts", ast.parse(path.read_text(encoding="utf-8"))) for path in (root / "scripts").rglob("*.py")]
+    found: set[str] = set()
+    for folder, tree in trees:
+        modules: dict[str, str] = {}
+        for node in ast.walk(tree):
+            for name in _imported(node):
+                if name in known:
+                    modules[name.rpartition(".")[2]] = name
+                elif folders.get(name.rpartition(".")[0], folder) != folder:
+                    found.add(name)
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Attribute) or not isinstance(node.value, ast.Name):
+                continue
+            module = modules.get(node.value.id)
+            if module is not None and folders[module] != folder:
+                found.add(f"{module}.{node.attr}")
+    pages = [path for path in (root / "docs").rglob("*.md") if path.name != "log.md"]
+    for path in (root / "README.md", *pages):
+        text = path.read_text(encoding="utf-8")
+        found.update(re.findall(r"(?:wm_envs|policies|wm_agents)(?:\.\w+)+", text))
+        for module, names in re.findall(r"from ([\w.]+) import ([\w, ]+)", text):
+            found.update(f"{module}.{name.strip()}" for name in names.split(","))
+    return found
 
 
 def _code_lines(text: str) -> int:
