@@ -63,32 +63,122 @@ def wait_text(page: Any, place: str, pattern: str) -> None:
     sync_api.expect(page.locator(place).first).to_have_text(re.compile(pattern), timeout=WAIT_MS)
 
 
-def test_keys_drive_policies_switch_and_recordings_play(page: Any) -> None:
-    with serving("-m", "wm_agents", "play", "Dream-CarRacing-v0", "--port", "0") as url:
-        page.goto(url)
-        wait_text(page, "#dream-state", "steps on its own")
-        page.keyboard.down("ArrowUp")
-        gauge = page.locator(".gauges rect").nth(1)
-        sync_api.expect(gauge).to_have_attribute("width", re.compile(r"^(9\d|100)"), timeout=WAIT_MS)
-        before = page.locator("#dream-view").screenshot()
-        wait_until(lambda: page.locator("#dream-view").screenshot() != before)
-        page.keyboard.up("ArrowUp")
-        page.get_by_role("radio", name="policy (linear)").click()
-        page.wait_for_selector("[data-pilot='policy (linear)'][aria-checked=true]")
-        page.keyboard.press("ArrowLeft")  # A person takes over.
-        page.wait_for_selector("[data-pilot=person][aria-checked=true]")
-        page.keyboard.press("c")
-        page.wait_for_selector("#record[aria-pressed=true]")
-        page.keyboard.press("e")
-        wait_text(page, "#real-state", "in control")
-        page.select_option("#format", "gif")
-        page.click("#record")
-        sync_api.expect(page.locator("#clip img")).to_be_visible(timeout=WAIT_MS)
-        assert page.locator("#clip img").bounding_box()["width"] > 100
-        page.keyboard.press("Escape")
-        page.keyboard.press("p")
-        wait_text(page, "#pause", "Play")
-        page.goto("about:blank")
+@pytest.fixture(scope="module")
+def car() -> Iterator[str]:
+    """The URL of a server of CarRacing."""
+    with serving("-m", "wm_agents", "play", "Dream-CarRacing-v0", "--port", "0", "--max-sessions", "30") as url:
+        yield url
+
+
+def width(page: Any, dimension: int) -> float:
+    """The width of the gauge of a dimension of the action, from 0 to 100."""
+    return float(page.locator(".gauges rect").nth(dimension).get_attribute("width"))
+
+
+GAMEPAD = """() => {
+  const pad = { axes: [0, 0], buttons: Array.from({ length: 17 }, () => ({ value: 0 })) };
+  window.pad = pad;
+  navigator.getGamepads = () => [pad];
+}"""
+
+
+def test_a_gamepad_steers_by_degrees(page: Any, car: str) -> None:
+    page.goto(car)
+    wait_text(page, "#dream-state", "steps on its own")
+    page.evaluate(GAMEPAD)
+    page.get_by_role("radio", name="random").click()
+    page.wait_for_selector("[data-pilot=random][aria-checked=true]")
+    page.evaluate("() => { window.pad.axes[0] = -0.5; window.pad.buttons[7].value = 0.6; }")
+    page.wait_for_selector("[data-pilot=person][aria-checked=true]")  # It takes over.
+    wait_until(lambda: width(page, 1) == 60)
+    assert width(page, 0) == 25  # Half of the way to the left.
+    page.evaluate("() => { window.pad.axes[0] = 0; window.pad.buttons[7].value = 0; }")
+    wait_until(lambda: width(page, 1) <= 1)
+    page.goto("about:blank")
+
+
+def test_a_finger_on_the_stick_steers_by_degrees(page: Any, car: str) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(car)
+    wait_text(page, "#dream-state", "steps on its own")
+    stick = page.locator(".stick")
+    stick.scroll_into_view_if_needed()
+    box = stick.bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 390
+    page.mouse.move(box["x"] + 0.75 * box["width"], box["y"] + 0.25 * box["height"])
+    page.mouse.down()
+    wait_until(lambda: 45 < width(page, 1) < 55)
+    assert 20 < width(page, 0) < 30
+    page.mouse.up()
+    wait_until(lambda: width(page, 1) <= 1)
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 390  # Nothing is cut off.
+    page.goto("about:blank")
+
+
+def test_waking_up_starts_seeds_and_single_steps(page: Any, car: str) -> None:
+    page.goto(car)
+    wait_text(page, "#dream-state", "steps on its own")
+    page.click("#wake")
+    wait_text(page, "#real-state", "in control")
+    wait_text(page, "#verdict", "Awake")
+    page.click("#wake")
+    wait_text(page, "#real-state", "same actions")
+    page.click("#pause")
+    wait_text(page, "#pause", "Play")
+    page.select_option("#start", "anywhere")
+    wait_text(page, "#at", "^0$")
+    page.click("#step")
+    wait_text(page, "#at", "^1$")
+    page.fill("#seed", "7")
+    page.press("#seed", "Enter")
+    wait_text(page, "#at", "^0$")
+    page.fill("#horizon", "1")
+    page.press("#horizon", "Enter")
+    page.click("#step")
+    wait_text(page, "#dream-state", "over: truncated")
+    page.goto("about:blank")
+
+
+def test_videos_are_recorded_and_play(page: Any, car: str) -> None:
+    page.goto(car)
+    wait_text(page, "#dream-state", "steps on its own")
+    page.click("#record")
+    page.wait_for_selector("#record[aria-pressed=true]")
+    at = int(page.inner_text("#at"))
+    wait_until(lambda: int(page.inner_text("#at")) > at + 5)
+    page.click("#record")
+    sync_api.expect(page.locator("#clip video")).to_be_visible(timeout=WAIT_MS)
+    wait_until(lambda: page.evaluate("() => document.querySelector('#clip video').readyState >= 2"))
+    assert page.evaluate("() => document.querySelector('#clip video').videoWidth") > 300
+    assert page.get_attribute("#clip-save", "download") == "Dream-CarRacing-v0.mp4"
+    page.goto("about:blank")
+
+
+def test_keys_drive_policies_switch_and_recordings_play(page: Any, car: str) -> None:
+    page.goto(car)
+    wait_text(page, "#dream-state", "steps on its own")
+    page.keyboard.down("ArrowUp")
+    gauge = page.locator(".gauges rect").nth(1)
+    sync_api.expect(gauge).to_have_attribute("width", re.compile(r"^(9\d|100)"), timeout=WAIT_MS)
+    before = page.locator("#dream-view").screenshot()
+    wait_until(lambda: page.locator("#dream-view").screenshot() != before)
+    page.keyboard.up("ArrowUp")
+    page.get_by_role("radio", name="policy (linear)").click()
+    page.wait_for_selector("[data-pilot='policy (linear)'][aria-checked=true]")
+    page.keyboard.press("ArrowLeft")  # A person takes over.
+    page.wait_for_selector("[data-pilot=person][aria-checked=true]")
+    page.keyboard.press("c")
+    page.wait_for_selector("#record[aria-pressed=true]")
+    page.keyboard.press("e")
+    wait_text(page, "#real-state", "in control")
+    page.select_option("#format", "gif")
+    page.click("#record")
+    sync_api.expect(page.locator("#clip img")).to_be_visible(timeout=WAIT_MS)
+    assert page.locator("#clip img").bounding_box()["width"] > 100
+    page.keyboard.press("Escape")
+    page.keyboard.press("p")
+    wait_text(page, "#pause", "Play")
+    page.goto("about:blank")
 
 
 def test_the_dashboard_follows_a_running_run(page: Any, tmp_path: Path) -> None:
@@ -97,10 +187,10 @@ def test_the_dashboard_follows_a_running_run(page: Any, tmp_path: Path) -> None:
     file.write_text('{"step": 1, "train/loss": 8.5}\n{"step": 2, "tra')
     with serving("-m", "wm_agents", "dashboard", str(tmp_path), "--port", "0") as url:
         page.goto(url)
-        wait_text(page, "#charts output", r"^8\.5$")
+        wait_text(page, "#groups figure:has(canvas[aria-label^='Loss of the model']) output", r"^8\.5$")
         with file.open("a") as more:
             more.write('in/loss": 0.25}\n')
-        wait_text(page, "#charts output", r"^0\.25$")
+        wait_text(page, "#groups figure:has(canvas[aria-label^='Loss of the model']) output", r"^0\.25$")
         page.goto("about:blank")  # It would ask a server that is gone.
 
 
