@@ -19,6 +19,8 @@ from torch import Tensor
 from toy import Toy
 
 from wm_agents.data.replay import Batch
+from wm_agents.evaluation.determinism import check_seeds
+from wm_agents.evaluation.subject import Subject
 from wm_agents.factory import create_world_model
 from wm_agents.models.dreamerv3 import DreamerV3
 from wm_agents.models.model import Model
@@ -26,7 +28,7 @@ from wm_agents.models.objects import Objects
 from wm_agents.pretrained import make_real_env, save_model
 from wm_agents.training.dreamer_agent import DreamerLearner
 from wm_envs.checker import check_vector_env
-from wm_envs.dream import DreamEnv, DreamVectorEnv
+from wm_envs.dream import DreamConfig, DreamEnv, DreamVectorEnv
 from wm_envs.real import make_real
 from wm_envs.registry import RealSpec
 from wm_envs.world_model import Latent, Step, WorldModel, imagine
@@ -195,6 +197,12 @@ def test_rows_of_a_batch_do_not_mix(dreamer: WorldModel) -> None:
 
 
 @torch.no_grad()
+def test_steps_of_rows_equal_those_of_single_dreams_in_batches_of_any_size(dreamer: WorldModel) -> None:
+    starts = {"begin": dreamer.encode(frames(dreamer.obs_space, 8))}
+    found = check_seeds(Subject(dreamer, starts, None, DreamConfig(horizon=8)), steps=20)
+    assert found.repeats and found.rows_alone and found.worst < 0.01
+
+
 def test_first_forgets_the_latent_in_its_rows_alone(dreamer: WorldModel) -> None:
     obs, act, latent = frames(dreamer.obs_space, B), acts(dreamer.act_space, B), seen(dreamer)
     got = dreamer.encode(obs, latent, act, torch.tensor([False, True, False]))

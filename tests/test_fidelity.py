@@ -293,7 +293,7 @@ def test_controllers_are_trained_in_dreams_that_end_where_they_are_scored(monkey
 def test_seeds_do_what_they_promise() -> None:
     noisy = subject(Toy(noise=0.3, end=END))
     found = check_seeds(noisy)
-    assert found.repeats and found.rows_alone and found.worst < 1e-5
+    assert found.repeats and found.rows_alone and found.worst < 1e-5 and found.parted == 0
 
     class Forgetful(Toy):
         def step(self, latent, act, *, temperature=1.0, generator=None):
@@ -307,7 +307,9 @@ def test_seeds_do_what_they_promise() -> None:
             ahead = super().step(latent, act, temperature=temperature, generator=generator)
             return ahead._replace(rew=ahead.rew + 0.009 * (len(act) > 1))
 
-    assert not check_seeds(noisy._replace(model=Crowded(noise=0.3, end=END))).rows_alone
+    found = check_seeds(noisy._replace(model=Crowded(noise=0.3, end=END)))
+    assert not found.rows_alone and found.parted == pytest.approx(sum(min(n, 3) for n in (2, 7, 64, 1024)) / 12)
+    assert found.worst == pytest.approx(0.009, abs=1e-4)
 
 
 def test_a_model_without_a_policy_is_measured_on_random_play() -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from wm_agents.evaluation.determinism import SIZES
 from wm_agents.evaluation.fidelity.measure import Fidelity
 from wm_agents.evaluation.fidelity.open_loop import Ahead
 from wm_agents.evaluation.fidelity.plots import (
@@ -352,7 +353,8 @@ def _seeds(found: Fidelity) -> Section:
         "determinism",
         "Seeds",
         f"The same seed {same}; row i with seed s {alone} the single dream with seed s + i "
-        f"(largest difference {d.worst:.1e}).",
+        f"(largest difference of a step in batches of 1 to {max(SIZES):,} rows: {d.worst:.1e}; rounding changed what "
+        f"was drawn in {100 * d.parted:.2g} % of the steps).",
     )
 
 

@@ -174,7 +174,8 @@ def check_repeats(subject: Subject) -> Check:
     alone = "each row equals its single dream"
     if not found.rows_alone:
         alone = f"a row differs from its single dream by {found.worst:.3g}"
-    return Check("seeds", found.repeats and found.rows_alone, f"{same}, {alone}", _finite({"worst": found.worst}))
+    numbers = _finite({"worst": found.worst, "parted": found.parted})
+    return Check("seeds", found.repeats and found.rows_alone, f"{same}, {alone}", numbers)
 
 
 def check_gap(real: Score, dreamed: Score, chance: Score) -> Check:
