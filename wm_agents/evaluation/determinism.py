@@ -71,7 +71,7 @@ def _pairs(
         before = batch.latent
         act = sample_actions(subject.model.act_space, size, rng)
         many = _facts(*batch.step(act)[:4])
-        over = many[:, -2:].any(-1)
+        over = many[:, -2] + many[:, -1] > 0
         for row, single in singles.items():
             single.envs.latent = {key: leaf[row : row + 1].clone() for key, leaf in before.items()}
             one = _facts(*(np.asarray(part)[None] for part in single.step(act[row])[:4]))[0]
