@@ -171,11 +171,12 @@ class MPPI:
         cfg, N = self.cfg, len(guess.mean)
         rows = torch.arange(N, device=guess.mean.device)
         given = self._given_plans(latent, generator)  # (N, P, H, A)
-        num_elites = cfg.num_elites
+        iterations, num_drawn, num_elites = cfg.iterations, cfg.num_samples - given.shape[1], cfg.num_elites
         if self.tries_all:
+            iterations, num_drawn = 1, 0
             num_elites = max(given.shape[1] * cfg.num_elites // cfg.num_samples, 1)
-        for _ in range(1 if self.tries_all else cfg.iterations):
-            drawn = self._draw(guess, 0 if self.tries_all else cfg.num_samples - given.shape[1], generator)
+        for _ in range(iterations):
+            drawn = self._draw(guess, num_drawn, generator)
             acts = torch.cat([given, drawn], 1)
             best, weights = _weigh(self.returns(latent, acts, generator), num_elites, cfg.temperature)
             elites = acts[rows[:, None], best]

@@ -74,7 +74,9 @@ class EpisodePool:
                 yield result
         except WorkerDied as error:
             lost = sorted({task.seed for _, task in error.lost})
-            more = f" and {len(lost) - 8} more" if len(lost) > 8 else ""
+            more = ""
+            if len(lost) > 8:
+                more = f" and {len(lost) - 8} more"
             raise RuntimeError(f"{self.spec.id}: {error}; unfinished seeds: {lost[:8]}{more}") from error
 
     def close(self) -> None:

@@ -74,7 +74,13 @@ class DreamVecEnv(VecEnv):
         self._reset_seeds()
         self._start = None
         self.reset_infos = _infos(info, self.num_envs)
-        return _copied(obs) if self._shared else obs
+        return self._own(obs)
+
+    def _own(self, obs: Any) -> Any:
+        """The observation, copied if the environment writes into it again."""
+        if self._shared:
+            return _copied(obs)
+        return obs
 
     def set_options(self, options: list[Info] | Info | None = None) -> None:
         """Set the options of the next reset, the same for all rows."""
@@ -91,7 +97,7 @@ class DreamVecEnv(VecEnv):
         done = term | trunc
         infos = self._infos(info, np.flatnonzero(done), trunc & ~term)
         # SB3 adds the bootstrapped value of truncated episodes to these rewards in place.
-        return _copied(obs) if self._shared else obs, np.array(rew, np.float32), done, infos
+        return self._own(obs), np.array(rew, np.float32), done, infos
 
     def close(self) -> None:
         self.envs.close()

@@ -157,11 +157,14 @@ def _read_artifact(path: Path) -> Artifact:
     config = _load_config(path)
     found = sorted(path.glob(POLICY_FILES))
     starts_file = path / "starts.safetensors"
-    read = [path / "model.safetensors", *([starts_file] if starts_file.exists() else []), *found]
-    _check_files(path, config.get("files"), {file.name for file in read})
+    has_starts = starts_file.exists()
+    read = {"model.safetensors", *(file.name for file in found)}
+    if has_starts:
+        read.add(starts_file.name)
+    _check_files(path, config.get("files"), read)
     tensors, _ = read_tensors(path / "model.safetensors")
     starts = {}
-    if starts_file.exists():
+    if has_starts:
         starts = read_tensors(starts_file)[0]
     _check_finite(starts_file, starts)
     policies = {file.stem.removeprefix("policy_"): read_tensors(file) for file in found}
@@ -309,9 +312,10 @@ def _refuse_pickle(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(9)
     # A safetensors file starts with a length of 8 bytes, which may look like a pickle header, and then "{".
-    if head[:2] == b"PK" or (head[:1] == b"\x80" and head[8:] != b"{"):
+    kind = next((kind for start, kind in ((b"PK", "zip"), (b"\x80", "pickle")) if head.startswith(start)), None)
+    if kind == "zip" or (kind == "pickle" and head[8:] != b"{"):
         raise ArtifactError(
-            f"{path} is a {'zip' if head[:2] == b'PK' else 'pickle'} file of torch.save, not safetensors. "
+            f"{path} is a {kind} file of torch.save, not safetensors. "
             "Loading it could run code. If you trust it, load it with torch and save it with safetensors"
         )
 

@@ -190,7 +190,9 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         rew, info = np.zeros(self.num_envs), self._unknown()
         with torch.inference_mode(), self._threads:
             if len(ended) < self.num_envs:
-                running = np.flatnonzero(~over) if len(ended) else EVERYONE
+                running: Rows = EVERYONE
+                if len(ended):
+                    running = np.flatnonzero(~over)
                 self._dream(running, encoded, rew, info)
             if self.autoreset == AutoresetMode.NEXT_STEP and len(ended):
                 self._restart(ended, self.start)
@@ -282,12 +284,16 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
 
     def _dream(self, rows: Rows, encoded: Tensor, rew: Array, info: dict[str, Any]) -> None:
         """Dream one step in `rows`, and write their rewards and infos into `rew` and `info`."""
-        before, everyone = self._live(), isinstance(rows, slice)
-        latent, act = (before, encoded) if everyone else (take_rows(before, rows), encoded[rows])
+        before = latent = self._live()
+        act = encoded
+        if not isinstance(rows, slice):
+            latent, act = take_rows(before, rows), encoded[rows]
         self.streams.active = rows
         with self._casting():
             out = self.model.step(latent, act, temperature=self.temperature, generator=self.streams)
-        self.latent = out.latent if isinstance(rows, slice) else put_rows(before, rows, out.latent)
+        self.latent = out.latent
+        if not isinstance(rows, slice):
+            self.latent = put_rows(before, rows, out.latent)
         rew[rows] = out.rew.cpu().double().numpy()
         self._term[rows] = out.over(self.cut_off).cpu().numpy()
         if self._asks_members:

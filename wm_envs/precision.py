@@ -96,7 +96,9 @@ def bf16_speedup(kind: Kind, device: str = "cpu", training: bool = False) -> flo
             full, half = run(False), run(True)
             if not float((half - full).norm()) <= CLOSE * float(full.norm()):  # Nan is not close.
                 return 0.0
-            return _speedup(run) if device == "cpu" else 1.0
+            if device == "cpu":
+                return _speedup(run)
+            return 1.0
     except Exception:  # Kernels raise what they like.
         return 0.0
 
@@ -109,10 +111,12 @@ def step_in_bf16(asked: bool | Literal["auto"], model: WorldModel, rows: int, pi
             line is logged. False: no.
         pixels: include decoding.
     """
-    kinds = kinds_of(model) - {"lstm"} if pixels else PRODUCTS  # A single step of an LSTM is made of products.
+    kinds, see = set(PRODUCTS), model.feat
+    if pixels:
+        kinds, see = kinds_of(model) - {"lstm"}, model.decode  # A single step of an LSTM is made of products.
     if asked != "auto":
         return use_bf16(asked, kinds, model.device)
-    latent, see = model.initial(rows), model.decode if pixels else model.feat
+    latent = model.initial(rows)
     act = torch.zeros(rows, act_dim(model.act_space), device=model.device)
     return faster_in_bf16(lambda: see(model.step(latent, act).latent), kinds, model.device)
 

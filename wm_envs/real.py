@@ -87,9 +87,10 @@ def make_real(spec: RealSpec, render_mode: str | None = None) -> gym.Env[Any, An
 def spec_for(env: str | RealSpec) -> RealSpec:
     """An environment, by its id or with its arguments, with the default preprocessing: images are resized to 64
     pixels, other observations stay as they are."""
-    spec = env if isinstance(env, RealSpec) else RealSpec(env)
-    with closing(_make(spec, None)) as native:
-        return replace(spec, size=64 if is_resizable(native.observation_space) else None)
+    if isinstance(env, str):
+        env = RealSpec(env)
+    with closing(_make(env, None)) as native:
+        return replace(env, size=64 if is_resizable(native.observation_space) else None)
 
 
 def probe(spec: RealSpec) -> EnvFacts:
@@ -212,7 +213,9 @@ def _make(spec: RealSpec, render_mode: str | None) -> gym.Env[Any, Any]:
 def _fps(env: gym.Env[Any, Any]) -> float:
     """`render_fps` of the environment, or 30 if it is missing or not a positive number."""
     fps = env.metadata.get("render_fps")
-    return float(fps) if isinstance(fps, int | float | np.number) and 0 < fps < math.inf else USUAL_FPS
+    if isinstance(fps, int | float | np.number) and 0 < fps < math.inf:
+        return float(fps)
+    return USUAL_FPS
 
 
 def _mean_skip(skip: int | tuple[int, int]) -> float:
@@ -259,7 +262,9 @@ def _see(env: gym.Env[Any, Any], spec: RealSpec) -> gym.Env[Any, Any]:
             if spec.crop is not None:
                 what = "crop"
             raise ValueError(f"{what} needs a size for resized images; set one, such as size=64")
-        return env if is_image(space) else _flatten(env)
+        if is_image(space):
+            return env
+        return _flatten(env)
     if not is_resizable(space):
         raise ValueError(
             f"observations must be (H, W), (H, W, 1) or (H, W, 3) uint8 pixels from 0 to 255 for size={spec.size}, "
@@ -334,7 +339,9 @@ def _not_numbers(name: str, space: gym.Space[Any]) -> list[str]:
     if isinstance(space, spaces.Tuple):
         return [part for i, inner in enumerate(space) for part in _not_numbers(f"{name}[{i}]", inner)]
     plain = isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
-    return [] if plain else [f"{name} is {space}"]
+    if plain:
+        return []
+    return [f"{name} is {space}"]
 
 
 class _CheckedAction(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):

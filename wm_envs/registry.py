@@ -196,7 +196,9 @@ def _own_steps(spec: RealSpec) -> int | None:
     if spec.id in registry:
         own = registry[spec.id].max_episode_steps
     same = own is not None and spec.max_episode_steps == math.ceil(own / spec.action_repeat)
-    return spec.max_episode_steps if same else None
+    if same:
+        return spec.max_episode_steps
+    return None
 
 
 _MAKERS = "wm_agents.pretrained"

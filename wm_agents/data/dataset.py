@@ -351,12 +351,14 @@ def hold_out(num: int, seed: int) -> tuple[Ints, Ints]:
 def write_manifest(root: Path | str) -> dict[str, Any]:
     """Scan `root` and write manifest.json."""
     root = Path(root)
-    data = Dataset(root)
+    data, spec = Dataset(root), {}
+    if data.shards:
+        spec = data.spec
     manifest = {
         "episodes": data.num_episodes,
         "steps": data.num_steps,
         "bytes": data.num_bytes,
-        "spec": data.spec if data.shards else {},
+        "spec": spec,
         "shards": {s.name: {"episodes": s.num_episodes, "steps": s.num_steps, "bytes": s.bytes} for s in data.shards},
         "skipped": {name: why for name, why in data.skipped.items() if (root / name).exists()},
     }

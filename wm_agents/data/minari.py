@@ -119,6 +119,8 @@ def _episodes(theirs: Any, indices: Any) -> Iterator[Episode]:
         if ends[:-1].any():
             raise ValueError(f"{theirs.id}: episode {ep.id} continues after its end at step {int(ends.argmax())}")
         info = json.loads(meta.get(INFO_KEY, "{}"))
+        if not ends[-1]:
+            info["cut"] = True
         yield Episode(
             ep.observations,
             ep.actions,
@@ -126,7 +128,7 @@ def _episodes(theirs: Any, indices: Any) -> Iterator[Episode]:
             bool(ep.terminations[-1]),
             bool(ep.truncations[-1]) or not ends[-1],
             int(meta.get("seed", UNKNOWN_SEED)),
-            info if ends[-1] else {**info, "cut": True},
+            info,
         )
 
 

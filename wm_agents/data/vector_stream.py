@@ -93,7 +93,9 @@ class _Played:
 
     def __init__(self, seed: int = 0, obs: Array | None = None) -> None:
         self.seed = seed
-        self.obs: list[Array] = [] if obs is None else [obs]
+        self.obs: list[Array] = []
+        if obs is not None:
+            self.obs.append(obs)
         self.act: list[Array] = []
         self.rew: list[float] = []
 

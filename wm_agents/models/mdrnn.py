@@ -36,9 +36,10 @@ class _MDRNNBase(nn.Module):
             raise ValueError(f"mixture must be 'joint' or 'per_dim', got {mixture!r}")
         self.latents, self.actions, self.hiddens, self.gaussians = latents, actions, hiddens, gaussians
         self.mixture, self.rewards = mixture, rewards
-        self.choices = 1 if mixture == "joint" else latents
-        per_component = 2 * latents + 1 if mixture == "joint" else 3 * latents
-        self.num_mixture = per_component * gaussians
+        self.choices = latents
+        if mixture == "joint":
+            self.choices = 1
+        self.num_mixture = (2 * latents + self.choices) * gaussians
         self.gmm_linear = nn.Linear(hiddens, self.num_mixture + rewards + 1)
 
     def forward(self, *inputs: Any) -> Any:

@@ -366,10 +366,14 @@ class _Heads(nn.Module):
         return self.shares(self.body(torch.cat([feat, act], 1))).split(self.head, 1)  # type: ignore[no-any-return]
 
     def _row(self, shares: tuple[Tensor, ...], k: int, given: Tensor) -> Tensor:
-        return F.silu(shares[k] + self.row_given[k - 1](given) if k else shares[k])
+        if k == 0:
+            return F.silu(shares[0])
+        return F.silu(shares[k] + self.row_given[k - 1](given))
 
     def _column(self, shares: tuple[Tensor, ...], k: int, given: Tensor, down: Tensor) -> Tensor:
-        told = torch.cat([given, _scaled(down[:, None])], 1) if k else _scaled(down[:, None])
+        told = _scaled(down[:, None])
+        if k:
+            told = torch.cat([given, told], 1)
         return F.silu(shares[self.slots + k] + self.column_given[k](told))
 
     def _outcome(self, shares: tuple[Tensor, ...], place: Tensor, here: Tensor, now: Tensor) -> tuple[Tensor, Tensor]:

@@ -86,7 +86,9 @@ def _decode(net: Model, latent: Latent) -> Tensor:
     if not isinstance(net, VMC) or not isinstance(net.vision, ConvVAE):
         return net.decode(latent)
     obs = net.vision.decoder.draw(latent["z"], net.vision.still)
-    return obs if tuple(obs.shape[1:]) == net.obs_space.shape else obs.permute(0, 3, 1, 2)
+    if tuple(obs.shape[1:]) == net.obs_space.shape:
+        return obs
+    return obs.permute(0, 3, 1, 2)
 
 
 def _step_any(net: Model, latent: Latent, act: Tensor, noise: Tensor, temperature: Tensor) -> Step:
@@ -193,9 +195,12 @@ class _Module(nn.Module):
 
 def _rms_norm(x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
     """`torch.nn.functional.rms_norm` over the last axis."""
-    small = torch.finfo(x.dtype).eps if eps is None else eps
-    unit = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + small)
-    return unit if weight is None else unit * weight
+    if eps is None:
+        eps = torch.finfo(x.dtype).eps
+    unit = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+    if weight is None:
+        return unit
+    return unit * weight
 
 
 def _diff(x: Tensor, n: int = 1, dim: int = -1, prepend: Tensor | None = None, append: Tensor | None = None) -> Tensor:
@@ -237,7 +242,9 @@ def onnx_of(name: str, graph: Graph, net: Model) -> bytes:
     """
     made: Any = io.BytesIO()  # The annotation of `export` lacks files.
     named = [name for name, given in graph.inputs.items() if given.ndim] + graph.outputs
-    axes = {} if net.family in STATIC else {name: {0: "B"} for name in named}
+    axes = {}
+    if net.family not in STATIC:
+        axes = {name: {0: "B"} for name in named}
     names: dict[str, Any] = {"input_names": list(graph.inputs), "output_names": graph.outputs, "dynamic_axes": axes}
     try:
         # The tracer warns, and prints, wherever Python looks at a shape; the comparison afterwards is the check.

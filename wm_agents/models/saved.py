@@ -85,7 +85,9 @@ def _of_project(folder: Path, path: Path) -> str | None:
     try:
         model = _project_model(folder)
     except ConfigurationError as error:
-        return str(error) if path == folder else None
+        if path == folder:
+            return str(error)
+        return None
     name = "this folder" if folder == Path() else folder
     if not (model / "config.json").is_file():
         untrained = f"{name} is an untrained project: run `wm train` in it; its model will be {model}"
@@ -146,7 +148,8 @@ def _check_size(cfg: dict[str, Any], obs_space: gym.Space[Any], act_space: gym.S
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal built
-        built += 0 if parameter is None else max(parameter.numel(), 1)
+        if parameter is not None:
+            built += max(parameter.numel(), 1)
         if built > held:
             raise ArtifactError(
                 f"{artifact.path / 'config.json'} describes a model of more than {built:,} weights, but "

@@ -34,12 +34,19 @@ class QEnsemble(nn.Module):
         gradient."""
 
         def of(params: nn.ParameterList, i: int) -> Tensor:
-            param: Tensor = params[i].detach() if frozen else params[i]
-            return param if which is None else param[which]
+            param: Tensor = params[i]
+            if frozen:
+                param = param.detach()
+            if which is not None:
+                param = param[which]
+            return param
 
         shape = x.shape[:-1]
         x = x.reshape(1, -1, x.shape[-1]).to(self.weights[0].dtype)
-        x = x.expand(self.members if which is None else len(which), -1, -1)
+        num = self.members
+        if which is not None:
+            num = len(which)
+        x = x.expand(num, -1, -1)
         for i in range(len(self.gains)):
             x = torch.baddbmm(of(self.biases, i), x, of(self.weights, i))
             if drop and i == 0:

@@ -106,10 +106,11 @@ class _Encoder(nn.Module):
 
     def __init__(self, img_channels: int, latent_size: int, variant: str, size: int) -> None:
         super().__init__()
-        width, pad = (32, 0) if variant == "paper" else (16, 1)
+        width, pad, side = 16, 1, size // 16
+        if variant == "paper":
+            width, pad, side = 32, 0, 2
         dims = [img_channels, width, 2 * width, 4 * width, 8 * width]
         self.convs = nn.ModuleList(nn.Conv2d(i, o, 4, stride=2, padding=pad) for i, o in pairwise(dims))
-        side = 2 if variant == "paper" else size // 16
         self.fc_mu = nn.Linear(dims[-1] * side * side, latent_size)
         self.fc_logsigma = nn.Linear(dims[-1] * side * side, latent_size)
 

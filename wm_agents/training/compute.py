@@ -35,12 +35,16 @@ class Compute:
         self.undecided = precision is None
         """Whether the first batch decides the precision."""
         self._use(precision or "float32")
-        self._heavy = _heavy_parts(model) if cfg.use_gradient_checkpointing else []
+        self._heavy: list[nn.Module] = []
+        if cfg.use_gradient_checkpointing:
+            self._heavy = _heavy_parts(model)
 
     def _use(self, precision: Precision) -> None:
         """Set the dtype of products, convolutions and LSTMs."""
         self.precision = precision
-        self.scaler = torch.amp.GradScaler("cuda") if precision == "float16" else None
+        self.scaler: torch.amp.GradScaler | None = None
+        if precision == "float16":
+            self.scaler = torch.amp.GradScaler("cuda")
         self.fabric = _make_fabric(self.cfg, precision, self.scaler)
 
     @contextmanager

@@ -28,7 +28,9 @@ def about(runs: Runs, folder: Path) -> dict[str, Any]:
     """The entry of a run in the list of runs."""
     record = read_object(folder / "run.json")
     starts = record.get("starts")
-    last = starts[-1] if isinstance(starts, list) and starts and isinstance(starts[-1], dict) else {}
+    last = {}
+    if isinstance(starts, list) and starts and isinstance(starts[-1], dict):
+        last = starts[-1]
     at, config = updated(folder), record.get("config")
     state = read_object(folder / "state.json")
     tasks = state.get("tasks")
@@ -156,11 +158,15 @@ def _tasks(config: Any, state: dict[str, Any]) -> list[dict[str, Any]]:
 def _evaluation(look: Any) -> dict[str, float | None] | None:
     """One evaluation: generation, mean return with its 95 % interval, dream return; None if it is not one."""
     given = _at(look, "returns")
-    returns = [x for x in map(_number, given) if x is not None] if isinstance(given, list) else []
+    returns = []
+    if isinstance(given, list):
+        returns = [x for x in map(_number, given) if x is not None]
     generation = _number(_at(look, "generation"))
     if not returns or generation is None:
         return None
-    ci95 = 1.96 * stdev(returns) / math.sqrt(len(returns)) if len(returns) > 1 else None
+    ci95 = None
+    if len(returns) > 1:
+        ci95 = 1.96 * stdev(returns) / math.sqrt(len(returns))
     return {
         "generation": generation,
         "mean": fmean(returns),
@@ -176,13 +182,13 @@ def _fidelity(runs: Runs, paths: list[Path]) -> dict[str, Any] | None:
         return None
     newest = max(found, key=lambda path: path.stat().st_mtime)
     report = read_object(newest)
-    verdicts = report.get("verdicts")
-    page = newest.with_name(REPORT)
-    return {
-        "verdicts": {_text(k): _text(v) for k, v in verdicts.items()} if isinstance(verdicts, dict) else {},
-        "episodes": _number(report.get("real_episodes")),
-        "page": runs.name(page) if page in paths else None,
-    }
+    verdicts, page = report.get("verdicts"), newest.with_name(REPORT)
+    facts: dict[str, Any] = {"verdicts": {}, "episodes": _number(report.get("real_episodes")), "page": None}
+    if isinstance(verdicts, dict):
+        facts["verdicts"] = {_text(k): _text(v) for k, v in verdicts.items()}
+    if page in paths:
+        facts["page"] = runs.name(page)
+    return facts
 
 
 def _at(value: Any, *keys: str | int) -> Any:
@@ -213,4 +219,6 @@ def _number(value: Any) -> float | None:
 
 
 def _text(value: Any) -> str:
-    return value[:MAX_TEXT] if isinstance(value, str) else ""
+    if isinstance(value, str):
+        return value[:MAX_TEXT]
+    return ""

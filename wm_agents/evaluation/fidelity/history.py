@@ -80,4 +80,6 @@ def find_run(model: Path) -> Path | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return read_state(path) if path.is_file() else {}
+    if path.is_file():
+        return read_state(path)
+    return {}
