@@ -271,7 +271,7 @@ def score_in_dream(
 
     def score(candidates: Array, generation: int) -> Array:
         policy = LinearPolicy(space, widen(unflatten(candidates, space)), squash)
-        seeds: list[int | None] = [*_rollout_seeds(cfg, generation)] * cfg.population
+        seeds: list[int | None] = [*rollout_seeds(cfg, generation)] * cfg.population
         total = returns(rollout(envs, policy, seed=seeds, options={"start": start}))
         per_candidate: Array = total.reshape(cfg.population, cfg.rollouts).mean(1)
         return per_candidate
@@ -294,7 +294,7 @@ def score_in_real(
     """
 
     def score(candidates: Array, generation: int) -> Array:
-        seeds = _rollout_seeds(cfg, generation)
+        seeds = rollout_seeds(cfg, generation)
         weights = widen(unflatten(candidates, space)).astype(np.float32)
         jobs = [EpisodeTask(seed, (mine,)) for mine in weights for seed in seeds]
         total = np.empty(len(jobs))
@@ -306,7 +306,7 @@ def score_in_real(
     return score
 
 
-def _rollout_seeds(cfg: CMAConfig, generation: int) -> range:
+def rollout_seeds(cfg: CMAConfig, generation: int) -> range:
     """The seeds of all candidates of a generation. Raises ValueError for seeds reserved for evaluation."""
     first = cfg.seed + generation * cfg.rollouts
     check_seed(first)

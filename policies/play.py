@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from policies.policy import Policy
-from policies.pool import Halt, WorkerDied, WorkerPool
+from policies.pool import Halt, Procs, WorkerDied, make_pool
 from policies.rollout import rollout
 from policies.step_count import StepCount
-from wm_envs.real import make_real
+from wm_envs.real import make_real, probe
 from wm_envs.registry import RealSpec
 
 MakePolicy = Callable[..., Policy]
@@ -46,21 +47,45 @@ class Stage(NamedTuple):
     """Counts the steps before they are taken."""
 
 
+def check_stage(stage: Stage) -> None:
+    """Check that this machine has what `stage` needs: the environment, and the folders named to `make_policy`.
+
+    Raises:
+        ValueError: something is missing.
+    """
+    check_machine(stage.spec, stage.make_policy)
+
+
+def check_machine(spec: RealSpec, make_policy: Callable[..., Any]) -> None:
+    """Check that this machine can make the environment, and has the folders in the arguments of `make_policy`.
+
+    Raises:
+        ValueError: something is missing.
+    """
+    probe(spec)
+    named = [*make_policy.args, *make_policy.keywords.values()] if isinstance(make_policy, partial) else []
+    for name in named:
+        if isinstance(name, str | Path) and len(Path(name).parts) > 1 and not Path(name).exists():
+            raise ValueError(f"there is no {name} here; put it in a folder that all machines share")
+
+
 class EpisodePool:
     """A pool that plays real episodes. Use it in a `with` statement, or close it.
 
     Args:
         make_policy: called in a worker for each task with the arguments of the task. It must be picklable: a
             function of a module, a class, or a `functools.partial` of one.
-        procs: number of worker processes, 0 to play in this process.
+        procs: number of worker processes, 0 to play in this process, or a `RayCluster`.
         count: counts the steps before they are taken, also those of episodes that are interrupted.
     """
 
-    def __init__(self, spec: RealSpec, make_policy: MakePolicy, procs: int = 2, count: StepCount | None = None) -> None:
+    def __init__(
+        self, spec: RealSpec, make_policy: MakePolicy, procs: Procs = 2, count: StepCount | None = None
+    ) -> None:
         self.spec = spec
         self.steps = 0
         """Agent steps played so far."""
-        self._pool = WorkerPool(Stage(spec, make_policy, count), procs)
+        self._pool = make_pool(Stage(spec, make_policy, count), procs, check_stage)
 
     def play(self, tasks: Iterable[EpisodeTask]) -> Iterator[EpisodeResult]:
         """Play all tasks and yield the episodes in the order in which they end.
@@ -94,7 +119,7 @@ def play(
     spec: RealSpec,
     make_policy: MakePolicy,
     tasks: Iterable[EpisodeTask],
-    procs: int = 2,
+    procs: Procs = 2,
     count: StepCount | None = None,
 ) -> Iterator[EpisodeResult]:
     """Play all tasks in a new `EpisodePool` and yield the episodes in the order in which they end."""

@@ -1,7 +1,8 @@
-"""One pool of workers for all work on real episodes: processes that share a setup, or this process.
+"""One pool of workers for all work on episodes: processes that share a setup, or this process.
 
-`procs` means the same everywhere: the number of worker processes, 0 for none. A task is a function of a module, called
-as `function(shared, halt, *args)`.
+`procs` means the same everywhere: the number of worker processes, 0 for none, or workers elsewhere, such as those of
+`policies.ray_pool.RayCluster`. Only `make_pool` looks at which it is. A task is a function of a module, called as
+`function(shared, halt, *args)`.
 
 An environment may hang or end its process. A worker that looks at `halt` once and then not again for the number of
 seconds in the environment variable WM_STEP_TIMEOUT (300 by default, 0 for no limit) is killed, and so are all workers
@@ -22,7 +23,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from multiprocessing.context import SpawnContext, SpawnProcess
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 Shared = TypeVar("Shared")
 Item = TypeVar("Item")
@@ -52,6 +53,69 @@ class WorkerDied(RuntimeError):
         """The items that were not finished."""
 
 
+class Pool(Protocol):
+    """Runs tasks on workers; use it in a `with` statement, or close it."""
+
+    @property
+    def size(self) -> int:
+        """Number of tasks that run at once; it may grow."""
+
+    def submit(self, function: Callable[..., Result], *args: Any) -> Future[Result]:
+        """Start a task; without workers, run it to its end."""
+
+    def run(self, function: Callable[..., Result], items: Iterable[Item]) -> Iterator[tuple[int, Result]]:
+        """Run `function` on every item; yield (index, result) in the order in which tasks end.
+
+        Raises:
+            WorkerDied: a worker was lost for good. Errors in a task are raised unchanged.
+        """
+
+    def result(self, future: Future[Result]) -> Result:
+        """The result of a task that has ended.
+
+        Raises:
+            WorkerDied: its worker was lost for good. The task's own error is raised unchanged.
+        """
+
+    def close(self) -> None:
+        """Stop the workers. Running tasks see `halt`; if waiting for them is interrupted, they are killed."""
+
+    def kill(self) -> None:
+        """Kill the workers without waiting for their steps."""
+
+    def __enter__(self) -> Pool: ...
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None: ...
+
+
+Check = Callable[[Any], None]
+"""Called with what the tasks share, on every other machine, before work begins; raises what that machine lacks."""
+
+
+@runtime_checkable
+class Workers(Protocol):
+    """Workers elsewhere, which make pools for all functions that take `procs`."""
+
+    def pool(self, shared: Any, check: Check | None) -> Pool: ...
+
+
+Procs = int | Workers
+"""Number of worker processes on this machine, 0 to work in this process, or workers elsewhere."""
+
+
+def make_pool(shared: Any, procs: Procs, check: Check | None = None) -> Pool:
+    """The pool that `procs` describes.
+
+    Args:
+        shared: the first argument of every task; it reaches every worker once.
+        check: called with `shared` on every other machine before work begins.
+
+    Raises:
+        ValueError, RuntimeError: the workers cannot be used; one line with the reason.
+    """
+    return WorkerPool(shared, procs) if isinstance(procs, int) else procs.pool(shared, check)
+
+
 class WorkerPool(Generic[Shared]):
     """Runs tasks in `procs` processes; use it in a `with` statement, or close it.
 
@@ -64,10 +128,11 @@ class WorkerPool(Generic[Shared]):
         if procs < 0:
             raise ValueError(f"procs must be at least 0, got {procs}; 0 runs everything in this process")
         self.shared = shared
+        self.size = max(procs, 1)
         self.halt: Any = WORKERS.Event() if procs else threading.Event()
         self._executor: ProcessPoolExecutor | None = None
         self._context = _Workers()
-        self._limit = _step_limit()
+        self._limit = step_limit()
         self._looks: Any = ()  # When each worker looked at `halt`; 0 outside of tasks.
         self._stuck = False
         self._closed = threading.Event()
@@ -93,7 +158,7 @@ class WorkerPool(Generic[Shared]):
         except Exception as error:
             future.set_exception(error)
         except SystemExit as error:
-            future.set_exception(_portable(error))
+            future.set_exception(portable(error))
         return future
 
     def run(self, function: Callable[..., Result], items: Iterable[Item]) -> Iterator[tuple[int, Result]]:
@@ -187,7 +252,8 @@ def _is_lost(future: Future[Any]) -> bool:
     return future.cancelled() or not future.done() or future.exception() is not None
 
 
-def _step_limit() -> float:
+def step_limit() -> float:
+    """The longest time, in seconds, between two looks of a task at `halt`; 0 for no limit."""
     text = os.environ.get(TIMEOUT, "300")
     try:
         limit = float(text)
@@ -198,7 +264,7 @@ def _step_limit() -> float:
     return limit
 
 
-def _portable(error: BaseException) -> Exception:
+def portable(error: BaseException) -> Exception:
     """`error` if it is an Exception that another process can unpickle, else one that describes it."""
     if not isinstance(error, Exception):
         return RuntimeError(f"an environment or policy raised {error!r}, which would end the program")
@@ -210,7 +276,7 @@ def _portable(error: BaseException) -> Exception:
 
 
 class _WatchedHalt:
-    """The halt of a worker, which records when its task has looked at it."""
+    """The halt of a process, which records when its task has looked at it."""
 
     def __init__(self, halt: Halt, looks: Any, slot: int) -> None:
         self.halt, self.looks, self.slot = halt, looks, slot
@@ -240,9 +306,9 @@ def _call(function: Callable[..., Result], *args: Any) -> Result:
     try:
         return function(*_setup, *args)
     except BaseException as error:
-        if (portable := _portable(error)) is error:
+        if (described := portable(error)) is error:
             raise
-        raise portable from error
+        raise described from error
     finally:
         _setup[1].rest()
 
@@ -274,14 +340,16 @@ WORKERS = _Workers()
 """The context of values that workers share."""
 
 
-def prepare_worker() -> None:
-    """Set up this process as a worker: one thread, no display, and exit with its parent.
-
-    The processes of the pool already share the cores. This imports nothing heavy.
-    """
+def use_one_core() -> None:
+    """Set up this process for one core without display and sound. This imports nothing heavy."""
     os.environ.update(SDL_VIDEODRIVER="dummy", SDL_AUDIODRIVER="dummy", OMP_NUM_THREADS="1")
     if (torch := sys.modules.get("torch")) is not None:  # Otherwise torch reads OMP_NUM_THREADS when it is imported.
         torch.set_num_threads(1)
+
+
+def prepare_worker() -> None:
+    """Set up this process as a worker: one core, because the pool shares the cores, and exit with its parent."""
+    use_one_core()
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 

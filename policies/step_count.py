@@ -5,6 +5,22 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+_away: dict[Path, int] | None = None
+"""Steps counted by a process that does not share the files, by file; None where the files are written."""
+
+
+def count_away() -> None:
+    """Count in this process's memory from now on: it runs on another machine, or tasks may be repeated elsewhere."""
+    global _away
+    _away = {}
+
+
+def steps_away() -> dict[Path, int]:
+    """The steps since the last call, by file, for the process that shares the files."""
+    global _away
+    counted, _away = _away or {}, {}
+    return counted
+
 
 class StepCount:
     """The number of agent steps taken in a real environment, kept in a file.
@@ -26,6 +42,9 @@ class StepCount:
 
     def add(self, num: int) -> None:
         """Count `num` steps, before they are taken."""
+        if _away is not None:
+            _away[self.path] = _away.get(self.path, 0) + num
+            return
         if self._file is None:
             self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:

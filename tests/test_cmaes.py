@@ -21,8 +21,8 @@ from policies.cmaes import (
     Evolution,
     Generation,
     Score,
-    _rollout_seeds,
     evolve,
+    rollout_seeds,
     score_in_dream,
     score_in_real,
     unflatten,
@@ -122,11 +122,11 @@ def test_each_candidate_is_scored_by_its_own_weights() -> None:
 
 
 def test_rollouts_use_seeds_below_those_for_evaluation() -> None:
-    assert list(_rollout_seeds(CFG, 0)) == [3, 4] and list(_rollout_seeds(CFG, 10)) == [23, 24]
+    assert list(rollout_seeds(CFG, 0)) == [3, 4] and list(rollout_seeds(CFG, 10)) == [23, 24]
     for generation, seed in [(0, 999_999), (1, 999_998), (0, 1_000_000)]:
         cfg = CMAConfig(rollouts=2, seed=seed)
         with pytest.raises(ValueError, match="from 1,000,000 up are for evaluation only"):
-            _rollout_seeds(cfg, generation)
+            rollout_seeds(cfg, generation)
         with pytest.raises(ValueError, match="for evaluation only"):
             score_in_dream(aims(cfg), cfg)(np.zeros((64, 2)), generation)
 

@@ -28,7 +28,7 @@ from wm_agents.data.dataset import Dataset
 from wm_agents.data.episode import NonFiniteStep
 from wm_agents.data.shard import ShardInfo
 from wm_agents.data.vector_stream import Stream
-from wm_agents.data.worker import Counters, ShardTask, collect_shard
+from wm_agents.data.worker import LOCK, ROOM_LOCK, ShardTask, collect_shard, land
 from wm_agents.system import replace as replace_file
 from wm_envs.registry import TASKS, RealSpec
 
@@ -44,17 +44,31 @@ def run(out: Path, steps: int = 60, make: Callable = make_random, **changes: obj
 
 def run_here(out: Path, seed: int = 0, num: int = 3, stall: int | None = None, spec: RealSpec = ECHO) -> ShardInfo:
     """One shard in this process."""
-    task = ShardTask(spec, str(out), make_random, seed, num, stall, None, 0.0, 10**6)
-    return collect_shard(counters(out), mp.Event(), task)
+    return shard_of(task_for(out, seed, num, spec, stall=stall))
 
 
-def counters(out: Path) -> Counters:
+def task_for(out: Path, seed: int = 0, num: int = 3, spec: RealSpec = ECHO, **more: object) -> ShardTask:
+    """A task whose folder is that of its worker."""
     out.mkdir(parents=True, exist_ok=True)
-    return Counters(StepCount(out / "real_steps"), mp.Value("q", 10**9))
+    (out / LOCK).write_text("here")
+    limits = {
+        "stall": None,
+        "max_steps": None,
+        "min_free_gb": 0.0,
+        "max_gb": 1.0,
+        "longest": 10**6,
+        "mark": "here",
+        **more,
+    }
+    return ShardTask(spec, str(out), make_random, seed, num, **limits)
+
+
+def shard_of(task: ShardTask) -> ShardInfo | bytes | str:
+    return collect_shard(StepCount(Path(task.out) / "real_steps"), mp.Event(), task)
 
 
 def names(out: Path) -> list[str]:
-    return sorted(path.name for path in out.iterdir() if path.name not in (".collect.lock", "real_steps"))
+    return sorted(path.name for path in out.iterdir() if path.name not in (LOCK, ROOM_LOCK, "real_steps"))
 
 
 def test_collecting_gives_the_steps_asked_for_and_collecting_again_resumes(tmp_path: Path) -> None:
@@ -120,8 +134,7 @@ def test_each_life_of_a_game_is_an_episode_and_the_next_seeds_follow(tmp_path: P
     assert info.seeds == (3,) * 5 and info.term.all()
     lives = list(Dataset(tmp_path).iter_episodes())
     assert all(np.array_equal(a.obs[-1], b.obs[0]) for a, b in pairwise(lives))
-    task = ShardTask(replace(spec, lives_end=False), str(tmp_path / "whole"), make_random, 3, 1, None, None, 0.0, 10**6)
-    whole = collect_shard(counters(tmp_path), mp.Event(), task)
+    whole = run_here(tmp_path / "whole", 3, 1, spec=replace(spec, lives_end=False))
     assert isinstance(whole, ShardInfo) and whole.lengths.sum() == info.lengths.sum() and len(whole.lengths) == 1
     again = run(tmp_path, steps=1, seed=3, spec=spec, shard_episodes=1)
     assert again.new_steps == 0 and again.episodes == 5
@@ -175,18 +188,29 @@ def test_max_gb_is_never_passed(tmp_path: Path) -> None:
     assert again.stopped == "max_gb" and again.new_steps == 0
 
 
+def test_a_worker_without_the_folder_returns_the_shard(tmp_path: Path) -> None:
+    here = run_here(tmp_path / "here")
+    task = task_for(tmp_path / "there", mark="another machine")
+    image = shard_of(task)
+    assert isinstance(image, bytes) and not list((tmp_path / "there").glob("*.h5"))
+    landed = land(task, image)
+    assert isinstance(landed, ShardInfo) and landed.returns.tolist() == here.returns.tolist()
+    small = task._replace(max_gb=1.5 * len(image) / 1e9)
+    assert isinstance(land(small, image), ShardInfo)  # It replaces itself.
+    assert land(small._replace(seed=9), image) == "max_gb"
+
+
 def test_too_little_free_disk_stops_before_it_begins_and_before_a_shard_lands(tmp_path: Path) -> None:
     assert run(tmp_path, min_free_gb=1e9).stopped == "free_disk"
-    task = ShardTask(ECHO, str(tmp_path), make_random, 0, 3, None, None, 1e9, 10**6)
-    assert collect_shard(counters(tmp_path), mp.Event(), task) == "free_disk"
+    assert shard_of(task_for(tmp_path, min_free_gb=1e9)) == "free_disk"
     assert names(tmp_path) == ["manifest.json"]
 
 
 def test_a_halted_worker_drops_its_shard_at_once(tmp_path: Path) -> None:
     halt = mp.Event()
     halt.set()
-    task = ShardTask(ENDLESS, str(tmp_path), make_random, 0, 1, None, None, 0.0, 10**10)
-    assert collect_shard(counters(tmp_path), halt, task) == "interrupted"
+    count = StepCount(tmp_path / "real_steps")
+    assert collect_shard(count, halt, task_for(tmp_path, spec=ENDLESS)) == "interrupted"
     assert names(tmp_path) == []
 
 

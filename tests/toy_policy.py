@@ -53,5 +53,32 @@ class Slow(Always):
         return super().act(obs)
 
 
+class Frail(Always):
+    """Ends its process: only the first one of those that share `folder`, or every one without a folder."""
+
+    def __init__(self, folder: str, action: float) -> None:
+        super().__init__(action)
+        self.mark = Path(folder) / "died" if folder else None
+
+    def act(self, obs: Array) -> Array:
+        if obs[0, 0] == 2 and (self.mark is None or not self.mark.exists()):
+            if self.mark is not None:
+                self.mark.touch()
+            os._exit(3)
+        return super().act(obs)
+
+
+class Unhurried(Always):
+    """Leaves a file named for its process in `folder`, and takes its time."""
+
+    def __init__(self, folder: str, action: float) -> None:
+        super().__init__(action)
+        (Path(folder) / str(os.getpid())).touch()
+
+    def act(self, obs: Array) -> Array:
+        time.sleep(0.02)
+        return super().act(obs)
+
+
 def refuse() -> Always:
     raise LookupError("no such policy")

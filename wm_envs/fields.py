@@ -173,7 +173,8 @@ def _describe_type(hint: Any) -> str:
     if origin is Literal:
         return "one of " * (len(args) > 1) + ", ".join(f"{arg!r}" for arg in args)
     if origin in (Union, types.UnionType):
-        return " or ".join(_describe_type(arg) for arg in args if arg is not type(None))
+        plain = [arg for arg in args if arg is not type(None) and not getattr(arg, "_is_protocol", False)]
+        return " or ".join(map(_describe_type, plain))
     if origin is tuple:
         many = len(args) == 2 and args[1] is Ellipsis
         return f"a list of {'' if many else f'{len(args)} '}{_describe_type(args[0]).removeprefix('a ')}s"

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from policies.cmaes import CMAConfig
 from policies.policy import explorer
+from policies.ray_pool import workers_of
 from policies.rollout import EVAL_SEED
 from wm_agents.checkpoint import Artifact
 from wm_agents.cli.demo import run_demo
@@ -60,7 +61,8 @@ def collect(
     spec: RealSpec,
     steps: int = 10_000,
     seed: int = 1,
-    procs: int = 2,
+    procs: int | None = None,
+    ray: str | None = None,
     policy: str | None = None,
     noise: tuple[float, ...] = (0.0, 0.3, 0.6),
     leave: float = 0.0,
@@ -77,7 +79,8 @@ def collect(
         spec: the environment, as in `--spec.id CarRacing-v3 --spec.size 64`.
         steps: number of agent steps to collect.
         seed: environment seed of the first episode; all seeds must stay below 1,000,000.
-        procs: number of worker processes.
+        procs: number of workers; default: 2 processes, or all cores of the Ray cluster.
+        ray: a Ray cluster whose cores are the workers: auto, HOST:PORT or local; see docs/scaling.md.
         policy: a model directory whose controller acts; default: exploration policies.
         noise: noise levels for that controller, one drawn per episode, as in `[0.0,0.3]`.
         leave: share of that controller's episodes in which random actions take over until the end.
@@ -87,7 +90,7 @@ def collect(
         max_gb: maximum size of the dataset on disk.
         as_json: print one JSON object on stdout.
     """
-    cfg = CollectConfig(spec, out, steps, seed, procs, stall=stall, max_steps=max_steps, max_gb=max_gb)
+    cfg = CollectConfig(spec, out, steps, seed, workers_of(procs, ray), stall=stall, max_steps=max_steps, max_gb=max_gb)
     make = explorer if policy is None else partial(explore_with, policy, noise, leave, leave_by)
     summary = collect_episodes(cfg, make, console=console)
     if as_json:
@@ -117,7 +120,8 @@ def evolve(
     stall: int | None = None,
     squash: tuple[str, ...] | None = None,
     seed: int | None = None,
-    procs: int = 2,
+    procs: int | None = None,
+    ray: str | None = None,
 ) -> None:
     """Train a linear controller on a model's latents with CMA-ES, and save it with the model.
 
@@ -134,7 +138,9 @@ def evolve(
         squash: how outputs are mapped to the action bounds: tanh, sigmoid or clip for each dimension, as in
             `'["tanh", "clip"]'`; default: as in the model's own controller, or in the recipe of its task.
         seed: random seed, in place of `--cma.seed`.
-        procs: number of worker processes for real episodes.
+        procs: number of workers; default: 2 processes for real episodes, this process for dreams, or all cores of the
+            Ray cluster.
+        ray: a Ray cluster whose cores are the workers: auto, HOST:PORT or local; see docs/scaling.md.
     """
     saved = load_dream(model)
     own, given = saved.bounded, {"horizon": horizon, "temperature": temperature, "stall": stall}
@@ -146,7 +152,7 @@ def evolve(
         where=where,
         dream=replace(own, **{"horizon": own.horizon or 150, **changes}),
         squash=squash or usual_squash(saved.artifact),
-        procs=procs,
+        procs=0 if (where, procs, ray) == ("dream", None, None) else workers_of(procs, ray),
         console=console,
     )
     console.print(f"saved {out}; score it with `wm evaluate {out}`")
@@ -206,7 +212,8 @@ def evaluate(
     model: str,
     episodes: int = 100,
     seed: int = EVAL_SEED,
-    procs: int = 2,
+    procs: int | None = None,
+    ray: str | None = None,
     both_protocols: bool = False,
     as_json: bool = False,
 ) -> None:
@@ -216,11 +223,19 @@ def evaluate(
         model: a model directory, or the name of a shipped model or dream.
         episodes: number of real episodes, and of dreamed ones.
         seed: first environment seed, at least 1,000,000.
-        procs: number of worker processes.
+        procs: number of workers; default: 2 processes, or all cores of the Ray cluster.
+        ray: a Ray cluster whose cores are the workers: auto, HOST:PORT or local; see docs/scaling.md.
         both_protocols: also score an ALE game without sticky actions, as most published Atari-100k scores are.
         as_json: print one JSON object on stdout.
     """
-    result = judge(model, episodes=episodes, seed=seed, procs=procs, both_protocols=both_protocols, console=console)
+    result = judge(
+        model,
+        episodes=episodes,
+        seed=seed,
+        procs=workers_of(procs, ray),
+        both_protocols=both_protocols,
+        console=console,
+    )
     if as_json:
         print_json(result)
         return
@@ -242,7 +257,8 @@ def fidelity(
     out: str = "outputs/fidelity",
     episodes: int | None = None,
     seed: int = EVAL_SEED,
-    procs: int = 2,
+    procs: int | None = None,
+    ray: str | None = None,
     quick: bool = False,
     train_temperatures: tuple[float, ...] = (),
     generations: int = 60,
@@ -256,7 +272,8 @@ def fidelity(
         out: folder for fidelity.html and fidelity.json.
         episodes: real episodes of each policy; default: 8, or 1 with --quick.
         seed: first environment seed, at least 1,000,000.
-        procs: number of worker processes.
+        procs: number of workers; default: 2 processes, or all cores of the Ray cluster.
+        ray: a Ray cluster whose cores are the workers: auto, HOST:PORT or local; see docs/scaling.md.
         quick: eight policies and fewer dreams; takes about a minute.
         train_temperatures: also train controllers in dreams of these temperatures and score them in the real
             environment, as in `[0.7,1.3]`.
@@ -274,7 +291,7 @@ def fidelity(
         model,
         Path(out),
         episodes=episodes,
-        procs=procs,
+        procs=workers_of(procs, ray),
         quick=quick,
         seed=seed,
         train_temperatures=train_temperatures,
@@ -347,6 +364,8 @@ class ImproveParser(Parser):
         recipe = self._recipe(args)
         if recipe is not None:
             self.set_defaults(flat(asdict(recipe)))
+        if value_of("--ray", args) is not None:
+            self.set_defaults({"procs": None})  # The number of a recipe is meant for one machine.
         self.follow_seed()
         self.usually = {"spec.id": "give --env ID (any Gymnasium id, or module:Id-v0) or --task NAME"}
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -13,9 +14,21 @@ import torch
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from policies.cmaes import CMAConfig, Generation, evolve, read_about, score_in_dream, score_in_real, unflatten
+from policies.cmaes import (
+    CMAConfig,
+    Generation,
+    Score,
+    evolve,
+    read_about,
+    rollout_seeds,
+    score_in_dream,
+    score_in_real,
+    unflatten,
+)
 from policies.linear import LinearPolicy, num_params
 from policies.play import EpisodePool
+from policies.pool import Halt, Pool, Procs, make_pool
+from policies.rollout import Transition, returns, rollout
 from policies.subspace import Subspace, principal, seen
 from wm_agents.models.saved import load_model
 from wm_agents.pretrained import frame_policy, load_starts, real_spec
@@ -23,6 +36,9 @@ from wm_agents.system.progress import Bar
 from wm_envs.dream import DreamConfig, DreamVectorEnv
 from wm_envs.world_model import Latent, WorldModel
 
+Array = NDArray[Any]
+ROWS = 64
+"""Dreams that a worker plays at once."""
 OnGeneration = Callable[[Generation], bool | None]
 
 
@@ -45,16 +61,21 @@ def evolve_in_dream(
     x0: NDArray[np.float64] | None = None,
     squash: tuple[str, ...] | None = None,
     sees: slice = slice(None),
+    procs: Procs = 0,
     state: Path | None = None,
     on_generation: OnGeneration | None = None,
 ) -> Evolved:
     """Evolve a linear controller on latents; one batch of dreams scores the whole population.
+
+    With workers, each scores a few candidates at a time. The returns are the same up to rounding, and do not depend
+    on the number of workers.
 
     Args:
         dream: the settings of the dreams, with a horizon. Dreams start from latents of any moment in the data.
         x0: initial weights on feat, flat; default: zeros, as in the paper. With `cfg.components` they are projected to
             the components.
         sees: the dimensions of feat that the controller uses; its weights on the others stay 0.
+        procs: number of worker processes, 0 for one batch in this process, or a `RayCluster`.
         state: file from which an interrupted run resumes.
         on_generation: called after every generation, with weights on feat.
     """
@@ -67,19 +88,86 @@ def evolve_in_dream(
         autoreset_mode=AutoresetMode.DISABLED,
         precision=read_about(state).get("precision", "auto"),  # type: ignore[arg-type]
     )
+    dreams = Dreams(model, starts, dream, envs.precision, cfg, squash)  # type: ignore[arg-type]
     subspace = _subspace(model, starts, cfg, sees)
     if x0 is None:
         x0 = np.zeros(num_params(model.act_space, model.feat_dim))
-    evolution = evolve(
-        score_in_dream(envs, cfg, squash=squash, widen=subspace.widen),
-        subspace.narrow(unflatten(x0, model.act_space)).ravel(),
-        cfg,
-        state=state,
-        about={"precision": envs.precision},
-        on_generation=_on_feat(on_generation, subspace, model.act_space),
-    )
+    with nullcontext() if procs == 0 else make_pool(dreams, procs) as pool:
+        score = score_in_dream(envs, cfg, squash=squash, widen=subspace.widen)
+        if pool is not None:
+            score = dreams.score_on(pool, subspace.widen)
+        evolution = evolve(
+            score,
+            subspace.narrow(unflatten(x0, model.act_space)).ravel(),
+            cfg,
+            state=state,
+            about={"precision": envs.precision},
+            on_generation=_on_feat(on_generation, subspace, model.act_space),
+        )
     weights = subspace.widen(unflatten(evolution.result, model.act_space))
-    return Evolved(LinearPolicy(model.act_space, weights, squash), float(evolution.told[-1].mean()), envs.steps)
+    steps = envs.steps + dreams.steps
+    return Evolved(LinearPolicy(model.act_space, weights, squash), float(evolution.told[-1].mean()), steps)
+
+
+class Dreams:
+    """Scores a few candidates of a population at a time, on the workers of a pool, which share it."""
+
+    def __init__(
+        self,
+        model: WorldModel,
+        starts: dict[str, Latent],
+        dream: DreamConfig,
+        precision: Literal["bf16", "fp32", "auto"],
+        cfg: CMAConfig,
+        squash: tuple[str, ...] | None,
+    ) -> None:
+        self.model, self.starts, self.dream, self.precision = model, starts, dream, precision
+        self.cfg, self.squash = cfg, squash
+        self.steps = 0
+        """Dreamed steps on all workers."""
+
+    def score_on(self, pool: Pool, widen: Callable[[Array], Array]) -> Score:
+        """The score of a population, played on the workers of `pool`."""
+        cfg = self.cfg
+        few = max(ROWS // cfg.rollouts, 1)  # Whatever the number of workers, so that rounding is the same.
+
+        def score(candidates: Array, generation: int) -> Array:
+            weights = widen(unflatten(candidates, self.model.act_space))
+            seeds = rollout_seeds(cfg, generation)
+            parts = [(weights[i : i + few], seeds) for i in range(0, len(weights), few)]
+            scores: dict[int, Array] = {}
+            for index, (found, steps) in pool.run(_score, parts):
+                scores[index] = found
+                self.steps += steps
+            return np.concatenate([scores[index] for index in range(len(parts))])
+
+        return score
+
+
+def _score(dreams: Dreams, halt: Halt, part: tuple[Array, range]) -> tuple[Array, int]:
+    """The returns of candidates with weights (P, A, F + 1), and the dreamed steps."""
+    weights, seeds = part
+    halt.is_set()
+    envs = DreamVectorEnv(
+        dreams.model,
+        dreams.starts,
+        len(weights) * len(seeds),
+        dreams.dream,
+        obs="latent",
+        autoreset_mode=AutoresetMode.DISABLED,
+        precision=dreams.precision,
+    )
+    policy = LinearPolicy(dreams.model.act_space, weights, dreams.squash)
+    steps = _until(halt, rollout(envs, policy, seed=[*seeds] * len(weights), options={"start": "anywhere"}))
+    per_candidate: Array = returns(steps).reshape(len(weights), len(seeds)).mean(1)
+    return per_candidate, envs.steps
+
+
+def _until(halt: Halt, steps: Iterator[Transition]) -> Iterator[Transition]:
+    for step in steps:
+        if halt.is_set():
+            raise InterruptedError("the evolution was interrupted")
+        yield step
 
 
 def controller_at(flat: NDArray[np.float64], model: WorldModel, squash: tuple[str, ...] | None) -> LinearPolicy:
@@ -92,7 +180,7 @@ def evolve_in_real(
     cfg: CMAConfig,
     *,
     squash: tuple[str, ...] | None = None,
-    procs: int = 2,
+    procs: Procs = 2,
     state: Path | None = None,
     on_generation: OnGeneration | None = None,
 ) -> LinearPolicy:
@@ -102,7 +190,7 @@ def evolve_in_real(
 
     Args:
         model: a model directory, or the name of a shipped model or dream.
-        procs: number of worker processes.
+        procs: number of worker processes, or a `RayCluster`.
         state: file from which an interrupted run resumes.
         on_generation: called after every generation, with weights on feat.
     """

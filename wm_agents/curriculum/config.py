@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from policies.pool import Procs
+from policies.ray_pool import workers_of
 from wm_agents.curriculum.films import Mode
 from wm_agents.curriculum.promotion import WINDOW
 from wm_envs.fields import above, at_least, check_fields
@@ -29,8 +31,10 @@ class CurriculumConfig:
     seed: int = 1
     """Random seed of all tasks: collection, initial weights, models and controllers. Runs with different seeds
     collect different episodes."""
-    procs: int = field(default=2, metadata=at_least(0))
-    """Worker processes for real episodes."""
+    procs: int | None = field(default=None, metadata=at_least(0))
+    """Worker processes for real episodes; default: 2, or all cores of the Ray cluster."""
+    ray: str | None = None
+    """Ray cluster whose cores are the workers: `auto`, `HOST:PORT` or `local`; default: processes of this machine."""
     checkpoint_dir: str = "runs/curriculum"
     """Run folder; the same command resumes in it."""
     artifact_root: str | None = None
@@ -115,6 +119,11 @@ class CurriculumConfig:
                 f"but at least {WINDOW} are needed; raise --max-generations or lower --eval-every"
             )
         return every
+
+    @property
+    def workers(self) -> Procs:
+        """The workers that `procs` and `ray` describe."""
+        return workers_of(self.procs, self.ray)
 
     @property
     def root(self) -> Path:

@@ -122,6 +122,7 @@ def _with_flags(base: ImproveConfig, cfg: CurriculumConfig) -> ImproveConfig:
         memory=training(base.memory),
         dynamics=training(base.dynamics),
         procs=cfg.procs,
+        ray=cfg.ray,
         max_gb=cfg.max_gb,
         judge_episodes=0,  # The curriculum evaluates instead.
     )

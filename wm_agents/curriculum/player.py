@@ -26,7 +26,7 @@ class Stage:
         """Play one real episode per seed, in order. The model at a path must not change."""
         if self.pool is None or self.pool.spec != spec:
             self.close_pool()
-            self.pool = EpisodePool(spec, frame_policy, self.cfg.procs)
+            self.pool = EpisodePool(spec, frame_policy, self.cfg.workers)
         played = sorted(self.pool.play([EpisodeTask(seed, (str(model),)) for seed in seeds]))
         return Played([round(p.ret, 3) for p in played], sum(p.steps for p in played))
 

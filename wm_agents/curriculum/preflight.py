@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from policies.cmaes import CMAConfig
+from policies.ray_pool import processes_of
 from wm_agents.curriculum.config import CurriculumConfig
 from wm_agents.curriculum.plan import Course
 from wm_agents.curriculum.run import Curriculum
@@ -85,7 +86,7 @@ def micro_run(cfg: CurriculumConfig, courses: list[Course], folder: Path) -> str
         RuntimeError: an expected file is missing.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    tiny = replace(cfg, checkpoint_dir=str(folder), artifact_root=None, procs=1, episodes_per_eval=1)
+    tiny = replace(cfg, checkpoint_dir=str(folder), artifact_root=None, procs=1, ray=None, episodes_per_eval=1)
     some = [Course(course.entry, _micro(course.cfg), 1e6, 5, 1, 1, (5,)) for course in _kinds(courses)]
     wanted = ["curriculum_results.json", "logs/curriculum_progress.csv"]
     wanted += [f"{course.entry.folder}/{name}" for course in some for name in MICRO_FILES]
@@ -116,7 +117,8 @@ def look_around(cfg: CurriculumConfig, courses: list[Course], console: Console) 
     hint = "pip install --force-reinstall moviepy imageio-ffmpeg, and check whether the disk is full"
     add("videos", partial(check_video, tmp), hint)
     try:
-        needs = [estimate(course.cfg, cfg.procs, len(course.films)) for course in courses]
+        procs = processes_of(cfg.procs, cfg.ray)
+        needs = [estimate(course.cfg, procs, len(course.films)) for course in courses]
     except Exception:  # Already reported for its environment.
         needs = []
     if needs:

@@ -7,25 +7,28 @@ import fcntl
 import json
 import logging
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from policies.pool import WORKERS, WorkerDied, WorkerPool, finished
+from policies.play import check_machine
+from policies.pool import Procs, WorkerDied, finished, make_pool
 from policies.rollout import check_seed
 from policies.step_count import StepCount
 from wm_agents.data.dataset import write_manifest
 from wm_agents.data.live import LiveView
 from wm_agents.data.shard import SUFFIX, ShardError, ShardInfo, read_info
-from wm_agents.data.worker import Counters, MakePolicy, ShardTask, collect_shard, shard_name
+from wm_agents.data.worker import LOCK, MakePolicy, ShardTask, collect_shard, land, shard_name, used_bytes
 from wm_agents.system.interrupt import deferred_interrupt
 from wm_agents.system.replace import tidy
 from wm_agents.system.run_folder import STEPS
@@ -34,7 +37,6 @@ from wm_envs.registry import RealSpec
 
 __all__ = ["CollectConfig", "CollectSummary", "MakePolicy", "check_seed", "collect"]
 
-LOCK = ".collect.lock"
 STOPPING = "stopping; whole shards are kept"
 log = logging.getLogger(__name__)
 
@@ -50,8 +52,8 @@ class CollectConfig:
     """Number of agent steps"""
     seed: int
     """Environment seed of the first episode; the others are consecutive, all below 1,000,000"""
-    procs: int = field(default=2, metadata=at_least(0))
-    """Worker processes; 0 collects in this one"""
+    procs: Procs = field(default=2, metadata=at_least(0))
+    """Worker processes, 0 to collect in this one, or a `RayCluster`"""
     shard_episodes: int = field(default=8, metadata=at_least(1))
     stall: int | None = field(default=None, metadata=at_least(1))
     """Truncate an episode after N agent steps without a positive reward"""
@@ -108,9 +110,14 @@ def collect(
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    with _locked(out), deferred_interrupt(STOPPING) as stopping, _worker_environment(), _progress(cfg, console) as show:
+    with (
+        _locked(out) as mark,
+        deferred_interrupt(STOPPING) as stopping,
+        _worker_environment(),
+        _progress(cfg, console) as show,
+    ):
         tidy(out)
-        plan = _Plan(cfg)
+        plan = _Plan(cfg, mark)
         old = plan.steps
         count = count or StepCount(out / STEPS, start=plan.found_steps)
         try:
@@ -140,16 +147,14 @@ def _work(
     show: _Show,
 ) -> str:
     """Keep all processes busy until `plan` has enough steps, and return the reason for stopping."""
-    room = int(cfg.max_gb * 1e9) - _used(Path(cfg.out))
-    counters = Counters(count, WORKERS.Value("q", room))
-    running: dict[Future[ShardInfo | str], ShardTask] = {}
+    running: dict[Future[ShardInfo | bytes | str], ShardTask] = {}
     stopped, old, before = "", plan.steps, count.value
-    pool = WorkerPool(counters, cfg.procs)
+    pool = make_pool(count, cfg.procs, partial(_check_machine, cfg.spec, make_policy))
     try:
         while True:
-            while not stopped and len(running) < max(cfg.procs, 1) and plan.wants_more(len(running)):
+            while not stopped and len(running) < pool.size and plan.wants_more(len(running)):
                 shown = any(task.live for task in running.values())
-                task = plan.next_task(make_policy, None if shown else cfg.live)
+                task = plan.next_task(make_policy, pool.size, None if shown else cfg.live)
                 running[pool.submit(collect_shard, task)] = task
             if not running:
                 return stopped or "done"
@@ -158,7 +163,9 @@ def _work(
                 return "interrupted"
             for future in done:
                 got = pool.result(future)
-                del running[future]
+                task = running.pop(future)
+                if isinstance(got, bytes):
+                    got = land(task, got)
                 if isinstance(got, str):
                     stopped = stopped or got  # No room for this shard: finish the running ones, start no more.
                 else:
@@ -177,16 +184,20 @@ def _work(
         raise
     finally:
         pool.close()
-        for future in running:  # Count shards that were completed during the stop.
-            if not future.cancelled() and not future.exception() and not isinstance(future.result(), str):
-                plan.add(cast(ShardInfo, future.result()))
+        for future, task in running.items():  # Keep shards that were completed during the stop.
+            if future.done() and not future.cancelled() and not future.exception():
+                got = future.result()
+                if isinstance(got, bytes):
+                    got = land(task, got)
+                if isinstance(got, ShardInfo):
+                    plan.add(got)
 
 
 class _Plan:
     """The seeds that are already in shards, the next seeds, and the totals."""
 
-    def __init__(self, cfg: CollectConfig) -> None:
-        self.cfg = cfg
+    def __init__(self, cfg: CollectConfig, mark: str) -> None:
+        self.cfg, self.mark = cfg, mark
         self.cursor = cfg.seed
         self.shards: list[ShardInfo] = []
         self.steps = 0
@@ -204,7 +215,7 @@ class _Plan:
         expect = self.steps / len(self.shards) if self.shards else longest / 2
         return self.steps < self.cfg.steps and self.steps + running * expect < self.cfg.steps
 
-    def next_task(self, make_policy: MakePolicy, live: LiveView | None) -> ShardTask:
+    def next_task(self, make_policy: MakePolicy, workers: int, live: LiveView | None) -> ShardTask:
         later = [seed for seed in self.found if seed > self.cursor]
         num = min([self.cfg.shard_episodes, *(seed - self.cursor for seed in later)])
         cfg = self.cfg
@@ -217,7 +228,9 @@ class _Plan:
             cfg.stall,
             cfg.max_steps,
             cfg.min_free_gb,
-            longest=-(-cfg.steps // max(cfg.procs, 1)),
+            cfg.max_gb,
+            longest=-(-cfg.steps // workers),
+            mark=self.mark,
             live=live,
         )
         check_seed(self.cursor + num - 1)
@@ -245,13 +258,13 @@ def _find_shards(cfg: CollectConfig) -> Iterator[tuple[int, ShardInfo]]:
         yield info.seeds[0], info
 
 
-def _used(out: Path) -> int:
-    return sum(path.stat().st_size for path in out.glob(f"*{SUFFIX}"))
+def _check_machine(spec: RealSpec, make_policy: MakePolicy, count: StepCount) -> None:
+    check_machine(spec, make_policy)
 
 
 def _full(cfg: CollectConfig) -> str:
     """The reason why nothing can be collected, or an empty string."""
-    if _used(Path(cfg.out)) >= cfg.max_gb * 1e9:
+    if used_bytes(Path(cfg.out)) >= cfg.max_gb * 1e9:
         return "max_gb"
     if shutil.disk_usage(cfg.out).free < cfg.min_free_gb * 1e9:
         return "free_disk"
@@ -266,16 +279,22 @@ def _note(out: Path) -> None:
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Allow one collection per directory; the system releases the lock when the process ends."""
-    with open(out / LOCK, "w", encoding="utf-8") as file:
+def _locked(out: Path) -> Iterator[str]:
+    """Allow one collection per directory; the system releases the lock when the process ends.
+
+    Yields the content of the lock file, which no other file has.
+    """
+    with open(out / LOCK, "a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RuntimeError(
                 f"another process is collecting into {out}; wait for it, or choose another directory"
             ) from error
-        yield
+        file.truncate(0)
+        file.write(mark := secrets.token_hex(8))
+        file.flush()
+        yield mark
 
 
 @contextmanager

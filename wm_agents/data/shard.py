@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,30 +73,24 @@ def write_shard(
     name: str,
     episodes: Iterable[Episode],
     spec: Mapping[str, Any] | None = None,
-    *,
-    admit: Callable[[int], None] | None = None,
 ) -> ShardInfo:
-    """Write `root/name.h5` from a stream of episodes, completely or not at all.
+    """Write `root/name.h5` from a stream of episodes, completely or not at all."""
+    return land_shard(root, name, build_shard(name, episodes, spec))
 
-    The file is compressed in memory and written at once, so a full disk raises an OSError and leaves no
-    partial shard.
 
-    Args:
-        admit: called with the size in bytes before writing; its errors are passed on.
-    """
+def land_shard(root: Path | str, name: str, image: bytes) -> ShardInfo:
+    """Write `root/name.h5` with the content `image` at once: a full disk raises an OSError and leaves no file."""
     path = Path(root) / f"{name}{SUFFIX}"
-    image = _build(episodes, dict(spec or {}), path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if admit is not None:
-        admit(len(image))
     with replacing(path) as tmp:
         tmp.write_bytes(image)
     _sync_dir(path.parent)
     return read_info(path)
 
 
-def _build(episodes: Iterable[Episode], spec: dict[str, Any], path: Path) -> bytes:
-    with h5py.File(str(path), "w", driver="core", backing_store=False) as file:
+def build_shard(name: str, episodes: Iterable[Episode], spec: Mapping[str, Any] | None = None) -> bytes:
+    """The content of the shard `name`, compressed, from a stream of episodes."""
+    with h5py.File(f"{name}{SUFFIX}", "w", driver="core", backing_store=False) as file:
         frames = None
         kept: list[Episode] = []
         for ep in episodes:
@@ -109,7 +103,7 @@ def _build(episodes: Iterable[Episode], spec: dict[str, Any], path: Path) -> byt
             frames[end:] = ep.obs
             kept.append(ep._replace(obs=ep.obs[:0]))  # The file contains the frames.
         if not kept:
-            raise ValueError(f"{path.name}: a shard needs at least one episode, got none")
+            raise ValueError(f"{name}{SUFFIX}: a shard needs at least one episode, got none")
         file["act"] = np.concatenate([ep.act for ep in kept])
         file["rew"] = np.concatenate([ep.rew for ep in kept])
         file["length"] = np.array([ep.num_steps for ep in kept], np.int64)
@@ -119,7 +113,7 @@ def _build(episodes: Iterable[Episode], spec: dict[str, Any], path: Path) -> byt
         file["info"] = [json.dumps(ep.info) for ep in kept]
         file.attrs["format"] = FORMAT
         file.attrs["format_version"] = FORMAT_VERSION
-        file.attrs["spec"] = json.dumps(spec)
+        file.attrs["spec"] = json.dumps(dict(spec or {}))
         file.attrs["sha256"] = _digest(file)
         file.flush()
         return bytes(file.id.get_file_image())

@@ -1,12 +1,14 @@
-"""The worker process of collection: plays the episodes of a shard and writes them."""
+"""The worker of collection: plays the episodes of a shard and writes them, or returns the shard to the caller."""
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import shutil
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -18,14 +20,15 @@ from policies.rollout import Transition, check_seed, rollout
 from policies.step_count import StepCount
 from wm_agents.data.episode import Episode, NonFiniteStep, collect_episode, split_episode
 from wm_agents.data.live import LiveFrames, LiveView
-from wm_agents.data.shard import ShardInfo, write_shard
+from wm_agents.data.shard import SUFFIX, ShardInfo, build_shard, land_shard
 from wm_agents.errors import FULL_DISK
 from wm_envs.real import make_real, own_limit
 from wm_envs.registry import RealSpec
 
-if TYPE_CHECKING:
-    from multiprocessing.sharedctypes import Synchronized
-
+LOCK = ".collect.lock"
+"""Held by the process that collects into a folder."""
+ROOM_LOCK = ".collect.room"
+"""Held by the process that writes a shard."""
 MakePolicy = Callable[[gym.Env], Policy]
 log = logging.getLogger(__name__)
 
@@ -48,18 +51,13 @@ class ShardTask(NamedTuple):
     stall: int | None
     max_steps: int | None
     min_free_gb: float
+    max_gb: float
     longest: int
     """If neither `max_steps` nor the environment limits an episode, truncate it after N steps, and end the shard"""
+    mark: str = ""
+    """The content of the lock file in `out`, by which a worker on another machine recognises a shared folder"""
     live: LiveView | None = None
     """Show the episodes as they are played."""
-
-
-class Counters(NamedTuple):
-    """What all workers and their parent count together."""
-
-    steps: StepCount
-    room: Synchronized[int]
-    """Bytes that may still be written to disk"""
 
 
 class _Halted(Exception):
@@ -70,18 +68,26 @@ class _NoRoom(Exception):
     """A limit would be exceeded; the argument is its name."""
 
 
-def collect_shard(counters: Counters, halt: Halt, task: ShardTask) -> ShardInfo | str:
-    """Play and write one shard. If it cannot be written, return the reason and leave no file."""
+def collect_shard(count: StepCount, halt: Halt, task: ShardTask) -> ShardInfo | bytes | str:
+    """Play and write one shard, or return its content if this machine does not share the folder.
+
+    If it cannot be written, return the reason and leave no file.
+    """
     try:
-        return write_shard(
-            task.out,
-            shard_name(task.seed),
-            _play(task, counters, halt),
-            task.spec.to_dict(),
-            admit=partial(_admit, task, counters),
-        )
+        image = build_shard(shard_name(task.seed), _play(task, count, halt), task.spec.to_dict())
     except _Halted:
         return "interrupted"
+    return land(task, image) if _is_shared(task) else image
+
+
+def land(task: ShardTask, image: bytes) -> ShardInfo | str:
+    """Write the shard of a task, or return the reason why it cannot be written and leave no file."""
+    out = Path(task.out)
+    try:
+        with open(out / ROOM_LOCK, "w", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # One writer at a time, so that max_gb is never exceeded.
+            _admit(task, len(image))
+            return land_shard(out, shard_name(task.seed), image)
     except _NoRoom as limit:
         return str(limit)
     except OSError as error:
@@ -90,16 +96,30 @@ def collect_shard(counters: Counters, halt: Halt, task: ShardTask) -> ShardInfo 
         raise
 
 
-def _play(task: ShardTask, counters: Counters, halt: Halt) -> Iterator[Episode]:
+def used_bytes(out: Path) -> int:
+    """Bytes of the shards in a folder."""
+    return sum(path.stat().st_size for path in out.glob(f"*{SUFFIX}"))
+
+
+def _is_shared(task: ShardTask) -> bool:
+    """Whether `task.out` is the folder of the caller, and not one of the same name on another machine."""
+    try:
+        return (Path(task.out) / LOCK).read_text(encoding="utf-8") == task.mark
+    except OSError:
+        return False
+
+
+def _play(task: ShardTask, count: StepCount, halt: Halt) -> Iterator[Episode]:
     """Play the episodes of the task; with `lives_end`, each life is one episode."""
     envs = SyncVectorEnv([partial(make_real, task.spec)], autoreset_mode=AutoresetMode.DISABLED)
     try:
         policy = task.make_policy(envs.envs[0])
         most = task.max_steps or own_limit(envs.envs[0].spec) or task.longest
-        live = LiveFrames(task.live, envs.single_observation_space, task.spec.id)
+        view = task.live if _is_shared(task) else None
+        live = LiveFrames(view, envs.single_observation_space, task.spec.id)
         for seed in range(task.seed, task.seed + task.num):
             check_seed(seed)
-            steps = _until(halt, rollout(envs, policy, seed=[seed], policy_seed=seed, count=counters.steps), live)
+            steps = _until(halt, rollout(envs, policy, seed=[seed], policy_seed=seed, count=count), live)
             lives: list[int] = []
             if task.spec.lives_end:
                 steps = _counting_lives(steps, envs.envs[0], lives)
@@ -137,11 +157,11 @@ def _counting_lives(
         yield transition
 
 
-def _admit(task: ShardTask, counters: Counters, size: int) -> None:
-    """Raise NoRoom if a shard of `size` bytes would exceed a limit."""
+def _admit(task: ShardTask, size: int) -> None:
+    """Raise _NoRoom if a shard of `size` bytes would exceed a limit."""
     if shutil.disk_usage(task.out).free - size < task.min_free_gb * 1e9:
         raise _NoRoom("free_disk")
-    with counters.room.get_lock():
-        if counters.room.value < size:
-            raise _NoRoom("max_gb")
-        counters.room.value -= size
+    before = Path(task.out) / (shard_name(task.seed) + SUFFIX)  # Of an earlier try.
+    others = used_bytes(Path(task.out)) - (before.stat().st_size if before.exists() else 0)
+    if others + size > task.max_gb * 1e9:
+        raise _NoRoom("max_gb")

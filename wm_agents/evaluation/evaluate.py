@@ -14,6 +14,7 @@ from rich.console import Console
 
 from policies.play import EpisodeResult, EpisodeTask, play
 from policies.policy import Policy
+from policies.pool import Procs
 from policies.rollout import EVAL_SEED, returns, rollout
 from policies.step_count import StepCount
 from wm_agents.degraded import degraded_of
@@ -77,7 +78,7 @@ def evaluate_real(
     spec: RealSpec,
     make_policy: Callable[[], Policy],
     seeds: Sequence[int],
-    procs: int = 2,
+    procs: Procs = 2,
     console: Console | None = None,
     count: StepCount | None = None,
 ) -> Score:
@@ -118,7 +119,7 @@ def evaluate(
     episodes: int = 100,
     dream_episodes: int | None = None,
     seed: int = EVAL_SEED,
-    procs: int = 2,
+    procs: Procs = 2,
     both_protocols: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:

@@ -8,15 +8,17 @@ from functools import partial
 
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from policies.play import EpisodeTask, MakePolicy
-from policies.pool import Halt, WorkerDied, WorkerPool
+from policies.play import EpisodeTask, MakePolicy, check_machine
+from policies.pool import Halt, Procs, WorkerDied, make_pool
 from policies.rollout import EVAL_SEED, Transition, rollout
 from wm_agents.data.episode import Episode, collect_episode
 from wm_envs.real import make_real
 from wm_envs.registry import RealSpec
 
 
-def record(spec: RealSpec, make_policy: MakePolicy, tasks: Sequence[EpisodeTask], procs: int = 2) -> Iterator[Episode]:
+def record(
+    spec: RealSpec, make_policy: MakePolicy, tasks: Sequence[EpisodeTask], procs: Procs = 2
+) -> Iterator[Episode]:
     """Play every task, and yield the episodes in the order of the tasks; `procs=0` plays in this process.
 
     Raises:
@@ -28,7 +30,7 @@ def record(spec: RealSpec, make_policy: MakePolicy, tasks: Sequence[EpisodeTask]
     ready: dict[int, Episode] = {}
     position = 0
     try:
-        with WorkerPool((spec, make_policy), procs) as pool:
+        with make_pool((spec, make_policy), procs, _check_stage) as pool:
             for index, episode in pool.run(_play_task, tasks):
                 ready[index] = episode
                 while position in ready:
@@ -43,6 +45,10 @@ def _play_episode(spec: RealSpec, make_policy: MakePolicy, task: EpisodeTask, ha
     with closing(SyncVectorEnv([partial(make_real, spec)], autoreset_mode=AutoresetMode.DISABLED)) as envs:
         steps = rollout(envs, make_policy(*task.args), seed=task.seed, policy_seed=task.seed)
         return collect_episode(_until(halt, steps), task.seed)
+
+
+def _check_stage(stage: tuple[RealSpec, MakePolicy]) -> None:
+    check_machine(*stage)
 
 
 def _play_task(stage: tuple[RealSpec, MakePolicy], halt: Halt, task: EpisodeTask) -> Episode:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from policies.cmaes import CMAConfig
 from policies.linear import LinearPolicy
+from policies.pool import Procs
 from wm_agents.checkpoint import Artifact, model_card, save_artifact, sha256
 from wm_agents.control.evolve import Evolved, OnGeneration, evolve_in_dream, evolve_in_real, show_generations
 from wm_agents.loops.recipes import ImproveConfig
@@ -42,7 +43,7 @@ def evolve_artifact(
     where: Literal["dream", "real"],
     dream: DreamConfig,
     squash: tuple[str, ...] | None,
-    procs: int,
+    procs: Procs,
     console: Console | None = None,
 ) -> LinearPolicy:
     """Train a controller from scratch, and write it with the model to `out`; the same call resumes.
@@ -66,7 +67,7 @@ def evolve_artifact(
         try:
             if where == "dream":
                 policy = evolve_in_dream(
-                    saved.model, saved.starts, cfg, dream, squash=squash, state=state, on_generation=show
+                    saved.model, saved.starts, cfg, dream, squash=squash, procs=procs, state=state, on_generation=show
                 ).policy
             else:
                 policy = evolve_in_real(model, cfg, squash=squash, procs=procs, state=state, on_generation=show)

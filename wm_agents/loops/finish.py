@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from policies.pool import Procs
 from wm_agents.checkpoint import model_card
 from wm_agents.evaluation.evaluate import Score, evaluate
 from wm_agents.evaluation.exploit import exploit_warning
@@ -61,7 +62,7 @@ class Story(NamedTuple):
 
 
 def deliver(
-    run: Path, candidate: Candidate, story: Story, *, episodes: int, procs: int, console: Console
+    run: Path, candidate: Candidate, story: Story, *, episodes: int, procs: Procs, console: Console
 ) -> dict[str, Any]:
     """Write `model/` (half precision, with a card), `fidelity/` and `summary.json` into the run folder.
 

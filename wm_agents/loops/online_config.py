@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from policies.pool import Procs
+from policies.ray_pool import workers_of
 from wm_agents.errors import ConfigurationError
 from wm_agents.loops.seeds import JUDGE_SEED, first_env_seed
 from wm_agents.models.families import FAMILIES, config_class, names
@@ -77,8 +79,10 @@ class OnlineConfig:
     env_seed: int | None = field(default=None, metadata=at_least(0))
     """First environment seed of collection. null: derived from `seed`, so that runs with different seeds collect
     different episodes."""
-    procs: int = field(default=2, metadata=at_least(0))
-    """Worker processes for evaluation."""
+    procs: int | None = field(default=None, metadata=at_least(0))
+    """Worker processes for evaluation; default: 2, or all cores of the Ray cluster."""
+    ray: str | None = None
+    """Ray cluster whose cores are the workers: `auto`, `HOST:PORT` or `local`; default: processes of this machine."""
     live_fps: float = field(default=4.0, metadata=at_least(0))
     """Live frames per second that the dashboard shows while real episodes are collected; 0: none."""
 
@@ -103,6 +107,11 @@ class OnlineConfig:
         if self.env_seed is None:
             return first_env_seed(self.seed)
         return self.env_seed
+
+    @property
+    def workers(self) -> Procs:
+        """The workers that `procs` and `ray` describe."""
+        return workers_of(self.procs, self.ray)
 
     @property
     def period(self) -> int:
@@ -133,7 +142,7 @@ class OnlineConfig:
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self) | {"spec": self.spec.to_dict()}
-        for machine_only in ("out", "procs", "max_gb", "live_fps"):
+        for machine_only in ("out", "procs", "ray", "max_gb", "live_fps"):
             values.pop(machine_only)
         return values
 

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import gymnasium as gym
 
 from policies.cmaes import CMAConfig
+from policies.pool import Procs
+from policies.ray_pool import workers_of
 from policies.sb3 import check_actions
 from wm_agents.control.ppo import PPOConfig
 from wm_agents.errors import ConfigurationError
@@ -128,8 +130,10 @@ class ImproveConfig:
     env_seed: int | None = field(default=None, metadata=at_least(0))
     """First environment seed of collection; default: derived from `seed`, so that runs with different seeds collect
     different episodes."""
-    procs: int = field(default=2, metadata=at_least(0))
-    """Worker processes; 0: play episodes in this process."""
+    procs: int | None = field(default=None, metadata=at_least(0))
+    """Worker processes; 0: play episodes in this process; default: 2, or all cores of the Ray cluster."""
+    ray: str | None = None
+    """Ray cluster whose cores are the workers: `auto`, `HOST:PORT` or `local`; default: processes of this machine."""
     max_gb: float = field(default=5.0, metadata=above(0))
     """Maximum size of the collected data on disk."""
     live_fps: float = field(default=4.0, metadata=at_least(0))
@@ -154,6 +158,11 @@ class ImproveConfig:
         if self.env_seed is None:
             return first_env_seed(self.seed, self.round_seeds)
         return self.env_seed
+
+    @property
+    def workers(self) -> Procs:
+        """The workers that `procs` and `ray` describe."""
+        return workers_of(self.procs, self.ray)
 
     @property
     def generations(self) -> int:
@@ -188,7 +197,7 @@ class ImproveConfig:
         """JSON values without those of the machine. `size` and `overrides` are omitted at their defaults."""
         values = asdict(self) | {"spec": self.spec.to_dict()}
         later = [name for name in ("size", "overrides") if not values[name]]
-        for name in ("out", "procs", "rounds", "max_gb", "live_fps", *later):
+        for name in ("out", "procs", "ray", "rounds", "max_gb", "live_fps", *later):
             values.pop(name)
         return values
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 from rich.console import Console
 
 from policies.cmaes import Generation
+from policies.pool import Procs
 from policies.rollout import EVAL_SEED
 from policies.sb3 import check_actions
 from wm_agents.checkpoint import Artifact, sha256
@@ -49,7 +50,7 @@ def transfer(
     algo: Literal["recipe", "ppo", "linear"] = "recipe",
     iterations: int | None = None,
     episodes: int = 100,
-    procs: int = 2,
+    procs: Procs = 2,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Train `policies` controllers from scratch in the dream of `model`, and score the last state of each.
@@ -102,7 +103,7 @@ class _Transfer(NamedTuple):
     model: Model
     artifact: Artifact
     episodes: int
-    procs: int
+    procs: Procs
     console: Console | None
 
     def policy(self, number: int, seed: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from policies.pool import Procs
 from policies.rollout import EVAL_SEED
 from wm_agents.degraded import degraded_of
 from wm_agents.evaluation.fidelity.history import find_run, read_history, told_history
@@ -34,7 +35,7 @@ def fidelity_report(
     out: Path,
     *,
     episodes: int | None = None,
-    procs: int = 2,
+    procs: Procs = 2,
     quick: bool = False,
     seed: int = EVAL_SEED,
     train_temperatures: tuple[float, ...] = (),

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from policies.play import EpisodeTask
+from policies.pool import Procs
 from policies.rollout import EVAL_SEED
 from wm_agents.checkpoint import Artifact, ArtifactError, sha256
 from wm_agents.data.episode import Episode
@@ -87,7 +88,7 @@ def verify(
     episodes: int = 5,
     proof_episodes: int = PROOF_EPISODES,
     seed: int = EVAL_SEED,
-    procs: int = 2,
+    procs: Procs = 2,
     console: Console | None = None,
 ) -> Verification:
     """Check a saved model on held-out real episodes. No stored baseline is used.
@@ -191,7 +192,7 @@ def report(found: Verification) -> str:
 
 
 def _play(
-    target: str, spec: RealSpec, subject: Subject, num: int, seed: int, procs: int, console: Console | None
+    target: str, spec: RealSpec, subject: Subject, num: int, seed: int, procs: Procs, console: Console | None
 ) -> Iterator[Episode]:
     """Play held-out episodes, seed by seed, so that a full memory drops seeds and not policies."""
     among = contenders(subject.policy, subject.model.act_space, POLICIES)
@@ -207,7 +208,7 @@ def _play(
 
 
 def _prove(
-    target: str, spec: RealSpec, subject: Subject, seeds: range, procs: int, console: Console | None
+    target: str, spec: RealSpec, subject: Subject, seeds: range, procs: Procs, console: Console | None
 ) -> tuple[Check, dict[str, list[float]]]:
     """Dream and real returns of the model's policy, and real returns of random actions."""
     if subject.policy is None:
@@ -218,7 +219,7 @@ def _prove(
     return check_gap(real, dreamed, chance), {name: score.returns for name, score in scores.items()}
 
 
-def _real(target: str, spec: RealSpec, who: Contender, seeds: range, procs: int, console: Console | None) -> Score:
+def _real(target: str, spec: RealSpec, who: Contender, seeds: range, procs: Procs, console: Console | None) -> Score:
     return evaluate_real(spec, partial(drive, target, who), seeds, procs, console)
 
 

@@ -1,0 +1,539 @@
+"""The worker pool on a Ray cluster: the same tasks, on the cores of many machines.
+
+A worker is a Ray actor with a core. What the tasks share is in the object store, from which each machine fetches it
+once. If a worker dies, hangs or loses its machine, another one runs its task again: a task depends only on its
+arguments, among which are its seeds. Machines that join the cluster get workers, too. Real steps are counted with
+the results, so steps of a repeated task count once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, as_completed
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from policies.pool import TIMEOUT, Check, Procs, WorkerDied, portable, step_limit, use_one_core
+from policies.step_count import StepCount, count_away, steps_away
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+RUNTIME_ENV = "WM_RUNTIME_ENV"
+"""Name of the environment variable with Ray's `runtime_env`: a JSON object, or the path of a file with one."""
+PROCESSES = 2
+"""Worker processes, unless their number or a Ray cluster is given."""
+WAIT_S = 0.02
+"""Longest time until a new task reaches an idle worker while others work."""
+LOOK_S = 30.0
+"""Longest time between two looks at every worker."""
+HEAD_S = 1.0
+"""Time between two looks at the head of the cluster; three failures in a row end the work."""
+MAX_LOST = 4
+"""A task is given up after this many lost workers. One that hangs counts twice."""
+STOP_S = 10.0
+"""Time for running tasks to end when the pool is closed."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """The cores of a Ray cluster, as `procs` of every function that takes it.
+
+    Args:
+        address: `auto` for the cluster that this machine belongs to, or the `HOST:PORT` of its head, or `local` to
+            start Ray on this machine alone.
+        workers: number of workers; default: all cores, also of machines that join later.
+        cores: cores of each worker.
+        runtime_env: Ray's `runtime_env`, such as `{"pip": ["my_env"]}`; default: that in the environment variable
+            WM_RUNTIME_ENV (JSON, or the path of a JSON file).
+    """
+
+    address: str = "auto"
+    workers: int | None = None
+    cores: int = 1
+    runtime_env: Mapping[str, Any] | None = None
+
+    def pool(self, shared: Any, check: Check | None = None) -> RayPool:
+        """A pool on this cluster; the first one connects to it.
+
+        Raises:
+            ImportError: Ray is not installed.
+            ValueError, RuntimeError: there is no such cluster, it has too few cores, or a machine of it lacks
+                something; one line with the reason.
+        """
+        _connect(self)
+        return RayPool(shared, self, check)
+
+
+def workers_of(procs: int | None, ray: str | None) -> Procs:
+    """The workers that `--procs` and `--ray` describe: processes of this machine, or those of a Ray cluster."""
+    return processes_of(procs, ray) if ray is None else RayCluster(ray, workers=procs or None)
+
+
+def processes_of(procs: int | None, ray: str | None) -> int:
+    """The worker processes of this machine that `--procs` and `--ray` describe."""
+    if ray is not None:
+        return 0
+    return PROCESSES if procs is None else procs
+
+
+def _connect(cluster: RayCluster) -> None:
+    """Connect this process to the cluster, unless it is connected to Ray already."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("workers on Ray need the package ray: pip install 'dreams-as-envs[distributed]'") from error
+    if ray.is_initialized():
+        return
+    host, colon, port = cluster.address.rpartition(":")
+    if colon:
+        _knock(host, port, cluster.address)
+    elif cluster.address not in ("auto", "local"):
+        raise ValueError(f"ray must be auto, local or HOST:PORT, got {cluster.address!r}")
+    runtime_env, before = dict(_runtime_env(cluster)), signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(
+            address=cluster.address,
+            runtime_env=runtime_env,
+            include_dashboard=None if cluster.address != "local" else False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+    except ConnectionError as error:
+        raise RuntimeError(
+            f"no Ray cluster at {cluster.address}: start one with `ray start --head` and `ray start --address "
+            "HOST:6379` on every other machine, or use local"
+        ) from error
+    except (RuntimeError, ValueError) as error:  # Other versions of Python or Ray, among others.
+        raise RuntimeError(f"Ray at {cluster.address}: {' '.join(str(error).split())}") from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray replaces it by one that ends the program.
+
+
+def _knock(host: str, port: str, address: str) -> None:
+    """Check that something listens there, because Ray waits for half a minute."""
+    if not port.isdecimal() or "/" in host:
+        raise ValueError(f"ray must be auto, local or HOST:PORT, got {address!r}")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise RuntimeError(
+            f"no Ray cluster at {address} ({error}): start one there with `ray start --head --port {port}`, or use auto"
+        ) from error
+
+
+def _runtime_env(cluster: RayCluster) -> Mapping[str, Any]:
+    if cluster.runtime_env is not None:
+        return cluster.runtime_env
+    text = os.environ.get(RUNTIME_ENV, "").strip()
+    try:
+        found = json.loads(text if text.startswith("{") else Path(text).read_text(encoding="utf-8")) if text else {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{RUNTIME_ENV} must be a JSON object or the path of a JSON file: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{RUNTIME_ENV} must be a JSON object, got {type(found).__name__}")
+    return found
+
+
+class _Halt:
+    """The halt of a worker, which knows when its task last looked at it."""
+
+    def __init__(self) -> None:
+        self._set = threading.Event()
+        self.looked: float | None = None
+        """None between tasks."""
+
+    def is_set(self) -> bool:
+        self.looked = time.monotonic()
+        return self._set.is_set()
+
+    def set(self) -> None:
+        self._set.set()
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the running task last looked."""
+        looked = self.looked
+        return 0.0 if looked is None else time.monotonic() - looked
+
+
+class _Outcome(NamedTuple):
+    """What a task returned or raised, and the real steps it counted."""
+
+    result: Any
+    error: Exception | None
+    steps: Mapping[Path, int]
+
+
+class _Actor:
+    """A worker; the group `control` answers while a task runs."""
+
+    def __init__(self, stage: bytes, place: _Place) -> None:
+        self.shared, self.check = _settle(stage, place)
+        count_away()
+        self.halt = _Halt()
+
+    def ready(self) -> tuple[str, int]:
+        """Check this machine; return its name and the process."""
+        if self.check is not None:
+            self.check(self.shared)
+        return socket.gethostname(), os.getpid()
+
+    def run(self, function: Callable[..., Any], args: Sequence[Any]) -> _Outcome:
+        """Run one task."""
+        self.halt.is_set()
+        try:
+            return _Outcome(function(self.shared, self.halt, *args), None, steps_away())
+        except BaseException as error:
+            return _Outcome(None, portable(error), steps_away())
+        finally:
+            self.halt.looked = None
+
+    def idle_s(self) -> float:
+        return self.halt.idle_s
+
+    def stop(self) -> None:
+        self.halt.set()
+
+
+class _Place(NamedTuple):
+    """Where the calling process works and imports from."""
+
+    folder: str
+    path: list[str]
+
+
+def _settle(stage: bytes, place: _Place) -> tuple[Any, Check | None]:
+    """Work as the calling process does, as far as this machine has its folders; return what tasks share."""
+    from ray import cloudpickle
+
+    use_one_core()
+    if os.path.isdir(place.folder):
+        os.chdir(place.folder)
+    sys.path += [folder for folder in place.path if folder not in sys.path]
+    settled: tuple[Any, Check | None] = cloudpickle.loads(stage)
+    return settled
+
+
+def _look_around(stage: bytes, place: _Place) -> None:
+    """Check a machine."""
+    shared, check = _settle(stage, place)
+    if check is not None:
+        check(shared)
+
+
+class _Task:
+    """A task, until its future is done."""
+
+    def __init__(self, function: Callable[..., Any], args: Sequence[Any]) -> None:
+        self.function, self.args = function, args
+        self.future: Future[Any] = Future()
+        self.lost = 0
+
+
+class _Worker:
+    """What this process knows of a worker: starting (`task` is None), at work, or idle (`ref` is None)."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+        self.ref: Any = actor.ready.remote()
+        self.task: _Task | None = None
+        self.name = "a new worker"
+        self.look: Any = None
+        self.asked = 0.0
+
+
+class RayPool:
+    """Runs tasks on the workers of a Ray cluster, with the interface of `policies.pool.Pool`."""
+
+    def __init__(self, shared: Any, cluster: RayCluster, check: Check | None) -> None:
+        import ray
+
+        self._ray: Any = ray
+        self._cluster, self._place = cluster, _Place(os.getcwd(), [*sys.path])
+        self._head = ray.get_runtime_context().gcs_address
+        self._limit = step_limit()
+        self._target = self._count_cores()
+        self._stage = ray.put(self._ray.cloudpickle.dumps((shared, check)))
+        self._look_at_machines()
+        groups = {"control": 1}
+        method = ray.method(concurrency_group="control")
+        kind = type("Worker", (_Actor,), {"idle_s": method(_Actor.idle_s), "stop": method(_Actor.stop)})
+        remote: Any = ray.remote  # Its types lack this keyword.
+        self._kind = remote(num_cpus=cluster.cores, max_restarts=0, concurrency_groups=groups)(kind)
+        self._lock = threading.RLock()
+        self._queue: deque[_Task] = deque()
+        self._workers: list[_Worker] = []
+        self._new = threading.Event()
+        self._closing, self._over = False, False
+        self._refused = 0
+        """Workers that failed the check of a machine that joined later."""
+        self._failure = ""
+        self._grow()
+        self._thread = threading.Thread(target=self._serve_all, daemon=True)
+        self._thread.start()
+
+    @property
+    def size(self) -> int:
+        return self._target
+
+    def submit(self, function: Callable[..., Result], *args: Any) -> Future[Result]:
+        """Start a task on an idle worker, or queue it."""
+        task = _Task(function, args)
+        with self._lock:
+            if self._failure:
+                task.future.set_exception(WorkerDied([args], self._failure))
+            else:
+                self._queue.append(task)
+        self._new.set()
+        return task.future
+
+    def run(self, function: Callable[..., Result], items: Iterable[Item]) -> Iterator[tuple[int, Result]]:
+        """Run `function` on every item; yield (index, result) in the order in which tasks end."""
+        items = list(items)
+        futures = {self.submit(function, item): index for index, item in enumerate(items)}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except WorkerDied as error:
+            lost = [items[i] for future, i in futures.items() if not future.done() or future.exception() is not None]
+            raise WorkerDied(lost, str(error)) from error
+        finally:
+            with self._lock:
+                self._queue = deque(task for task in self._queue if task.future not in futures)
+
+    def result(self, future: Future[Result]) -> Result:
+        """The result of a task that has ended."""
+        return future.result()
+
+    def close(self) -> None:
+        """Stop the workers. Running tasks see `halt` and have `STOP_S` seconds to end."""
+        with self._lock:
+            self._closing = True
+            for task in self._queue:
+                task.future.cancel()
+            self._queue.clear()
+            if not self._failure:
+                for worker in self._workers:
+                    worker.actor.stop.remote()
+        self._new.set()
+        try:
+            self._thread.join(STOP_S)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """Kill the workers without waiting for their steps."""
+        self._over = True
+        self._new.set()
+        with self._lock:
+            workers, self._workers = self._workers, []
+        for worker in workers:
+            if worker.task is not None:
+                worker.task.future.cancel()
+            if not self._failure:
+                self._ray.kill(worker.actor)
+
+    def __enter__(self) -> RayPool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is KeyboardInterrupt:
+            self.kill()
+        self.close()
+
+    def _serve_all(self) -> None:
+        """Serve, and let no task wait for ever if Ray fails."""
+        try:
+            self._serve()
+        except Exception as error:
+            log.debug("Ray failed", exc_info=error)
+            self._give_up(f"the Ray cluster at {self._head} failed: {_reason(error)}")
+
+    def _serve(self) -> None:
+        """Give tasks to workers and take their results, until the pool is closed."""
+        heard = looked = time.monotonic()
+        failures = 0
+        while not self._over:
+            now = time.monotonic()
+            with self._lock:
+                self._grow()
+                self._give()
+                waiting = {worker.ref: worker for worker in self._workers if worker.ref is not None}
+                if self._closing and not any(worker.task for worker in self._workers):
+                    return
+            if waiting:
+                for ref in self._ray.wait([*waiting], timeout=WAIT_S)[0]:
+                    self._take(waiting[ref], ref)
+            else:
+                self._new.wait(WAIT_S * 10)
+                self._new.clear()
+            if now - heard > HEAD_S:
+                heard, failures = now, 0 if self._answers() else failures + 1
+                if failures == 3:
+                    return self._give_up(f"the head of the Ray cluster at {self._head} does not answer")
+                if not failures:
+                    self._target = self._count_cores(strict=False)
+            if self._limit and now - looked > min(self._limit / 4, LOOK_S):
+                looked = now
+                self._look()
+
+    def _count_cores(self, strict: bool = True) -> int:
+        """The number of workers; `strict` raises an error if the cluster has fewer cores than they need."""
+        cluster = self._cluster
+        free = [int(node["Resources"].get("CPU", 0)) // cluster.cores for node in self._ray.nodes() if node["Alive"]]
+        room = sum(free)
+        if strict and room < (cluster.workers or 1):
+            cores = f"{cluster.cores} cores each" if cluster.cores > 1 else "a core each"
+            raise ValueError(
+                f"{cluster.workers or 1} workers with {cores} do not fit the Ray cluster at {self._head}, whose "
+                f"{len(free)} nodes have room for {room}; ask for fewer, or add nodes with `ray start --address "
+                f"{self._head}`"
+            )
+        return cluster.workers or room
+
+    def _look_at_machines(self) -> None:
+        """Check every machine before work begins."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        look = self._ray.remote(num_cpus=0, max_retries=0)(_look_around)
+        asked = {}
+        for node in self._ray.nodes():
+            if node["Alive"] and node["Resources"].get("CPU"):
+                node_only = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                ref = look.options(scheduling_strategy=node_only).remote(self._stage, self._place)
+                asked[ref] = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        for ref, name in asked.items():
+            try:
+                self._ray.get(ref)
+            except self._ray.exceptions.RayTaskError as error:
+                raise RuntimeError(f"node {name} of the Ray cluster cannot take part: {_reason(error)}") from error
+            except self._ray.exceptions.RayError as error:  # The node has just left the cluster.
+                log.warning("node %s of the Ray cluster does not answer: %s", name, _reason(error))
+
+    def _grow(self) -> None:
+        """Start the workers that are missing."""
+        while not self._closing and len(self._workers) + self._refused < self._target:
+            self._workers.append(_Worker(self._kind.remote(self._stage, self._place)))
+
+    def _give(self) -> None:
+        """Give queued tasks to idle workers."""
+        for worker in self._workers:
+            if worker.ref is None and self._queue:
+                worker.task = task = self._queue.popleft()
+                worker.ref = worker.actor.run.remote(task.function, task.args)
+
+    def _take(self, worker: _Worker, ref: Any) -> None:
+        """Take the result of a worker's task, or its loss."""
+        task, worker.task, worker.ref, worker.look = worker.task, None, None, None
+        try:
+            got = self._ray.get(ref)
+        except self._ray.exceptions.RayTaskError as error:
+            if task is None:  # The machine has joined later.
+                self._refused += 1
+                self._drop(worker, f"cannot take part: {_reason(error)}")
+            else:
+                task.future.set_exception(RuntimeError(_reason(error)))
+            return
+        except self._ray.exceptions.RayError as error:
+            self._drop(worker, "died (killed, crashed, out of memory, or its machine is gone)")
+            log.debug("%s: %s", worker.name, error)
+            self._repeat(task, 1, worker)
+            return
+        if task is None:
+            worker.name = "worker {1} on node {0}".format(*got)
+            return
+        for path, num in got.steps.items():
+            count = StepCount(path)
+            count.add(num)
+            count.close()
+        if got.error is None:
+            task.future.set_result(got.result)
+        else:
+            task.future.set_exception(got.error)
+
+    def _drop(self, worker: _Worker, why: str) -> None:
+        """Do without a worker; `_grow` starts another."""
+        if self._closing:
+            return
+        log.warning("%s %s", worker.name, why)
+        with self._lock, suppress(ValueError):
+            self._workers.remove(worker)
+        with suppress(Exception):
+            self._ray.kill(worker.actor)
+
+    def _repeat(self, task: _Task | None, weight: int, worker: _Worker, why: str = "died") -> None:
+        """Queue the task of a lost worker again, before the others, unless that has happened too often."""
+        if task is None:
+            return
+        task.lost += weight
+        if self._closing:
+            task.future.cancel()
+        elif task.lost >= MAX_LOST:
+            text = f"{worker.name} {why} like others before it at the same task, so the task was given up"
+            task.future.set_exception(WorkerDied([task.args], text))
+        else:
+            with self._lock:
+                self._queue.appendleft(task)
+
+    def _look(self) -> None:
+        """Give up the workers whose task has not looked at `halt` for too long, and those that do not answer."""
+        now = time.monotonic()
+        for worker in [worker for worker in self._workers if worker.task is not None]:
+            idle = 0.0
+            if worker.look is None:
+                worker.look, worker.asked = worker.actor.idle_s.remote(), now
+            elif self._ray.wait([worker.look], timeout=0)[0]:
+                with suppress(self._ray.exceptions.RayError):
+                    idle = self._ray.get(worker.look)
+                worker.look = None
+            else:
+                idle = now - worker.asked
+            if idle > self._limit:
+                task, worker.task, worker.ref = worker.task, None, None
+                why = f"hung: a step or reset took longer than {self._limit:g} s ({TIMEOUT})"
+                self._drop(worker, why)
+                self._repeat(task, 2, worker, why)
+
+    def _answers(self) -> bool:
+        """Whether the head of the cluster accepts connections."""
+        host, _, port = self._head.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=2).close()
+        except OSError:
+            return False
+        return True
+
+    def _give_up(self, why: str) -> None:
+        """End all tasks, because no worker can be reached any more."""
+        with self._lock:
+            self._failure = why
+            tasks = [worker.task for worker in self._workers if worker.task is not None] + [*self._queue]
+            self._queue.clear()
+            for task in tasks:
+                task.future.set_exception(WorkerDied([task.args], why))
+
+
+def _reason(error: Exception) -> str:
+    """The last line of an error of Ray, which contains the traceback."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, Exception) and str(cause):
+        kind = "" if isinstance(cause, ValueError | RuntimeError) else f"{type(cause).__name__}: "
+        return kind + " ".join(str(cause).split())
+    return str(error).strip().splitlines()[-1]
