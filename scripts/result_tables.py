@@ -1,8 +1,4 @@
-"""The result tables, as functions of records and model cards.
-
-The interquartile mean is scipy's trimmed mean, and its interval scipy's percentile bootstrap with one stratum per task,
-as in Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice".
-"""
+"""The result tables, as functions of records and model cards."""
 
 from __future__ import annotations
 
@@ -10,14 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from records import Record
-from scipy import stats
 
+from wm_agents.evaluation.statistics import interval, iqm
 from wm_envs.registry import TASKS
 
 ORDER = ("CartPole", "Acrobot", "Pendulum", "MountainCarContinuous", "LunarLander", "CarRacing", "Breakout", "Pong")
-RESAMPLES = 5_000
 NONE = "–"
 NO_RUNS = "No run is recorded yet.\n"
 
@@ -53,35 +47,6 @@ class Results(NamedTuple):
     def chance(self, task: str) -> float | None:
         """The score of the random policy."""
         return next(iter(means(self.of(task, "random"))), None)
-
-
-def iqm(scores: Sequence[float]) -> float:
-    """The interquartile mean: that of the middle half of the scores."""
-    return float(stats.trim_mean(np.asarray(scores), 0.25))
-
-
-def interval(strata: Iterable[Sequence[float]]) -> tuple[float, float] | None:
-    """The 95 % bootstrap interval of the interquartile mean of all scores; each stratum is resampled separately.
-
-    None if a stratum has fewer than two scores.
-    """
-    samples = [np.asarray(scores) for scores in strata]
-    if min(map(len, samples)) < 2:
-        return None
-    found = stats.bootstrap(
-        samples,
-        _iqm_of_all,
-        n_resamples=RESAMPLES,
-        vectorized=False,
-        paired=False,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return float(found.low), float(found.high)
-
-
-def _iqm_of_all(*strata: NDArray[np.float64]) -> float:
-    return iqm(np.concatenate(strata))
 
 
 def means(records: Iterable[Record]) -> list[float]:

@@ -66,6 +66,7 @@ class Messages:
         self._defined: dict[str, list[tuple[str, Definition]]] = defaultdict(list)
         self._calls: dict[str, list[tuple[str, ast.Call]]] = defaultdict(list)
         self._done: set[int] = set()
+        self._todo: list[tuple[str, ast.AST, ast.FunctionDef | None]] = []
         for place, tree in trees.items():
             for node in ast.walk(tree):
                 if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -77,6 +78,8 @@ class Messages:
         for place, tree in trees.items():
             for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
                 self._read_raises(place, function)
+        while self._todo:
+            self._visit(*self._todo.pop())
 
     def _read_raises(self, place: str, function: ast.FunctionDef) -> None:
         for node in ast.walk(function):
@@ -86,10 +89,13 @@ class Messages:
                 self._read(place, message, function)
 
     def _read(self, place: str, expression: ast.AST, function: ast.FunctionDef | None) -> None:
+        """Read an expression in `function` once."""
+        if id(expression) not in self._done:
+            self._done.add(id(expression))
+            self._todo.append((place, expression, function))
+
+    def _visit(self, place: str, expression: ast.AST, function: ast.FunctionDef | None) -> None:
         """Keep the texts of an expression in `function`, and follow its names and calls."""
-        if id(expression) in self._done:
-            return
-        self._done.add(id(expression))
         for line, text in _texts(expression):
             self.texts.setdefault(text, f"{place}:{line}")
         local = dict(_local(function)) if function else {}

@@ -18,6 +18,7 @@ from wm_agents.cli import app as cli
 from wm_agents.cli.project_flags import READ
 from wm_agents.curriculum.config import CurriculumConfig
 from wm_agents.loops.recipes import ImproveConfig
+from wm_agents.loops.sweep import SweepConfig
 from wm_agents.models.dreamerv3 import DreamerV3Config
 from wm_agents.project.schema import SECTIONS, Project
 from wm_agents.training.config import TrainingConfig
@@ -73,8 +74,9 @@ def readers(command: str) -> Iterator[tuple[str, str]]:
     if name == "improve":
         roots = {"": ImproveConfig}
         body = {"task", "env"} | names_in(functions_of(name)[command])
-    elif name == "curriculum":
-        roots, body = {"": CurriculumConfig}, names_in(functions_of(name)[command])
+    elif name in ("curriculum", "sweep"):
+        roots = {"": CurriculumConfig if name == "curriculum" else SweepConfig}
+        body = names_in(functions_of(name)[command])
     elif name == "train":
         roots = {"training": TrainingConfig, **{part: SECTIONS[part] for part in READ}, "": Project}
         roots["architecture"] = DreamerV3Config

@@ -75,6 +75,13 @@ COMMANDS = {
         error=3,
         usage=3,
     ),
+    "sweep": Command(
+        "training",
+        "run improve with several seeds, tasks and settings; a table and a plot at the end",
+        "sweep:sweep",
+        "sweep:SweepParser",
+        resumes=True,
+    ),
     "evolve": Command(
         "training",
         "train a linear controller with CMA-ES, in a dream or in the real environment",

@@ -8,6 +8,7 @@ it.
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -178,7 +179,7 @@ class Parser(jsonargparse.ArgumentParser):
             elif _is_tuple(known[flag]):
                 value = value if equals else "".join(args[position : position + 1])
                 position += not equals
-                yield f"{flag}={_listed(value)}"
+                yield f"{flag}={_listed(value, _holds_text(known[flag]))}"
             else:
                 yield flag + equals + value
 
@@ -240,7 +241,14 @@ def _is_tuple(action: Any) -> bool:
     return tuple in (get_origin(hint), *map(get_origin, get_args(hint)))
 
 
-def _listed(value: str) -> str:
-    """Return `0.0,0.3` as a TOML list."""
+def _holds_text(action: Any) -> bool:
+    hint = _hint_of(action)
+    return any(str in get_args(part) for part in (hint, *get_args(hint)) if get_origin(part) is tuple)
+
+
+def _listed(value: str, text: bool) -> str:
+    """Return `0.0,0.3`, or the words `tanh,clip`, as a TOML list."""
     plain = value[:1] not in ("[", '"', "'") and value != "null" and value != ""
+    if plain and text:
+        return json.dumps([word.strip() for word in value.split(",")])
     return f"[{value}]" if plain else value
