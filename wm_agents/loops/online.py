@@ -43,6 +43,7 @@ from wm_agents.strips import STRIPS, write_strips
 from wm_agents.system.extras import extra
 from wm_agents.system.hardware import memory_gb
 from wm_agents.system.interrupt import deferred_interrupt
+from wm_agents.system.processes import rank
 from wm_agents.system.run_folder import STEPS, MetricsLog, RunFolder, start_run
 from wm_agents.system.state import RETRAIN, read_state_tensors, write_state_tensors
 from wm_agents.training.callbacks import Callback
@@ -55,6 +56,7 @@ Array = NDArray[Any]
 
 # All other settings may change when a run is resumed; the trainer checks its own.
 FIXED = {"spec", "family", "size", "overrides", "num_envs", "seed"}
+NO_EPISODES: list[tuple[Episode, list[Latent]]] | None = None
 RECENT = 20
 """Number of episodes for the mean return of the progress line."""
 
@@ -112,18 +114,23 @@ class Online:
     def loop(self) -> None:
         """Play and train until the real steps are used."""
         began = time.perf_counter() - self.now.wall_s
-        self.log = MetricsLog(self.run.path)
+        self.log = MetricsLog(self.run.path) if self.trainer.leads else None
         try:
-            with self.trainer.running(), deferred_interrupt() as interrupted:
-                for _ in self._play():
+            with self.trainer.running(), deferred_interrupt() as asked:
+
+                def interrupted() -> bool:
+                    return self.trainer.compute.agree(asked())
+
+                for _ in self._play() if self.trainer.leads else self._follow():
                     self._learn(interrupted)
                     self.now.wall_s = time.perf_counter() - began
                     self._show()
                     if self._due(self.cfg.period):
                         self._judge()
-                    if self._due(self.cfg.save_every) or interrupted():
+                    interrupt = interrupted()
+                    if self._due(self.cfg.save_every) or interrupt:
                         self._save()
-                    if interrupted():
+                    if interrupt:
                         raise KeyboardInterrupt
                 self._check_learned()
                 self._judge()
@@ -132,8 +139,17 @@ class Online:
                 if interrupted():
                     raise KeyboardInterrupt
         finally:
-            self.log.close()
-            self.log = None
+            if self.log is not None:
+                self.log.close()
+                self.log = None
+
+    def _follow(self) -> Iterator[int]:
+        """Store the episodes that the first process of torchrun plays, and yield after each of its steps."""
+        while (ended := self.trainer.compute.agree(NO_EPISODES)) is not None:
+            for episode, latents in ended:
+                self._remember(episode, latents)
+            self.now.played += self.cfg.num_envs
+            yield self.now.played
 
     def _play(self) -> Iterator[int]:
         """Step all rows while the budget lasts, store the episodes that end, and yield the number of
@@ -150,11 +166,13 @@ class Online:
                 for row, latents in enumerate(seen):
                     if keeps_latents and actor.latent is not None:
                         latents.append({key: leaf[row].half().cpu() for key, leaf in actor.latent.items()})
+                self.trainer.compute.agree([(episode, seen[row]) for row, episode in ended])
                 for row, episode in ended:
                     self._remember(episode, seen[row])
                     seen[row] = []
                 self.now.played += cfg.num_envs
                 yield self.now.played
+        self.trainer.compute.agree(None)
 
     def _check_learned(self) -> None:
         """Check that interruptions have not used up the steps for training."""
@@ -195,7 +213,8 @@ class Online:
             known = {key: torch.stack([*(of[key] for of in latents), torch.zeros_like(leaf)])
                      for key, leaf in latents[0].items()}  # fmt: skip
         self.buffer.add(episode, self.model.act_space, known)
-        self.fresh.append(episode)
+        if self.trainer.leads:
+            self.fresh.append(episode)
         self.returns = [*self.returns[1 - RECENT :], float(episode.rew.sum())]
 
     def _learn(self, interrupted: Callable[[], bool]) -> None:
@@ -206,9 +225,9 @@ class Online:
         while trainer.update < int(self.now.played * cfg.updates_per_step) and not interrupted():
             generator = trainer.cfg.generator(trainer.update)
             batch = self.buffer.sample(cfg.batch_size, cfg.length, pack=pack, generator=generator)
-            trainer.step(batch)
+            trainer.step(trainer.compute.part(batch))
             if (latents := getattr(self.learner, "latents", None)) is not None and batch.index is not None:
-                self.buffer.write_latents(batch.index[:, 1:], latents)
+                self.buffer.write_latents(batch.index[:, 1:], trainer.compute.whole(latents))
             if trainer.update % cfg.log_every == 0:
                 trainer.log_window(self._clock())
             self._show()  # After the prefill, many updates are due at once.
@@ -216,7 +235,7 @@ class Online:
     def _judge(self) -> None:
         """Evaluate without exploration on the seeds for model selection, and keep the best weights."""
         num, then = self.cfg.eval_episodes, self.now.evaluations
-        if num == 0 or (then and then[-1]["update"] == self.trainer.update):
+        if not self.trainer.leads or num == 0 or (then and then[-1]["update"] == self.trainer.update):
             return
         self.trainer.check_finite()
         seeds = range(JUDGE_SEED, JUDGE_SEED + num)
@@ -280,8 +299,10 @@ class Online:
         """Resume from the last checkpoint, if there is one, and remove what was written after it."""
         if (self.run.path / "last.safetensors").exists():
             self.trainer.load_checkpoint()
-        for path in sorted(self.data_dir.glob("part-*.h5"))[self.now.shards :]:
-            path.unlink()
+        if self.trainer.leads:
+            for path in sorted(self.data_dir.glob("part-*.h5"))[self.now.shards :]:
+                path.unlink()
+        self.trainer.fabric.barrier()
         self.now.lost = self.count.value - self.now.played - self.now.judged
         if self.now.shards:
             for episode in Dataset(self.data_dir).iter_episodes():
@@ -314,7 +335,7 @@ class Online:
             summary={"evaluations": self.now.evaluations},
         )
         return deliver(
-            self.run.path, candidate, story, episodes=cfg.final_episodes, procs=cfg.procs, console=self.console
+            self.run.path, candidate, story, episodes=cfg.final_episodes, procs=cfg.workers, console=self.console
         )
 
 
@@ -343,9 +364,9 @@ def online(cfg: OnlineConfig, console: Console | None = None) -> dict[str, Any]:
     settings = cfg.to_dict()
     seeds = {"run": cfg.seed, "collect": cfg.first_env_seed, "judge": JUDGE_SEED}
     with start_run(cfg.out, settings, seeds, may_change=set(settings) - FIXED) as run:
-        training = Online(cfg, run, console)
+        training = Online(cfg, run, console if rank() == 0 else Console(quiet=True))
         training.loop()
-        return training.finish()
+        return training.finish() if training.trainer.leads else {}
 
 
 def check_budget(cfg: OnlineConfig) -> None:

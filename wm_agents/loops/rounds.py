@@ -43,6 +43,7 @@ from wm_agents.pretrained import Controller, cached_model, frame_policy, load_dr
 from wm_agents.strips import STRIPS
 from wm_agents.system.extras import extra
 from wm_agents.system.hardware import memory_gb
+from wm_agents.system.processes import check_one_process
 from wm_agents.system.run_folder import STEPS, RunFolder, start_run
 from wm_agents.training.callbacks import Callback, LoggingCallback, ProgressCallback
 from wm_agents.video import record
@@ -123,7 +124,7 @@ class Improvement:
                 str(self.data_dir),
                 steps=steps,
                 seed=cfg.first_env_seed + self.round * cfg.round_seeds,
-                procs=cfg.procs,
+                procs=cfg.workers,
                 shard_episodes=cfg.shard_episodes,
                 stall=cfg.stall,
                 max_steps=cfg.max_steps,
@@ -207,7 +208,7 @@ class Improvement:
             self.cfg.spec,
             partial(frame_policy, str(self._dir() / "model")),
             list(seeds),
-            self.cfg.procs,
+            self.cfg.workers,
             count=self.count,
         )
         saved = load_dream(self._dir() / "model")
@@ -273,7 +274,7 @@ class Improvement:
             chosen,
             self._story(best, history),
             episodes=self.cfg.final_episodes,
-            procs=self.cfg.procs,
+            procs=self.cfg.workers,
             console=self.console,
         )
 
@@ -390,6 +391,7 @@ def improve(
 
 def check_training(cfg: ImproveConfig) -> None:
     """Check the settings before any work is done."""
+    check_one_process("a family that learns in rounds")
     facts = probe(cfg.spec)
     model = new_model(cfg, *facts.spaces)
     if cfg.controller == "ppo":

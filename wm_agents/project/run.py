@@ -44,6 +44,7 @@ from wm_agents.project.translate import (
 )
 from wm_agents.system.extras import extra
 from wm_agents.system.files import read_json
+from wm_agents.system.processes import check_one_process, rank
 from wm_agents.system.run_folder import RunFolder, start_run
 from wm_agents.training.config import TrainingConfig
 from wm_agents.video import record
@@ -91,11 +92,17 @@ def train(project: Project, *, allow_degraded: bool = False, console: Console | 
     spaces = spaces_of(project, ground.spec)
     if ground.spec is not None and probe(ground.spec).limit is None:
         raise ConfigurationError(f"{project.environment} has no episode limit; set max_episode_steps in [data]")
+    if not (project.is_online and project.online_collection.enabled):
+        check_one_process("wm train without online collection")
     # Report contradictions before any work is done.
     model, plan = model_of(project, spaces), _make_plan(project, ground, spaces)
     # All settings of the model, because a newly added key is also a change.
     settings = flatten({**project.to_dict(), "architecture": model.cfg.to_dict()})
     seeds = {"run": seed_of(project), "collect": env_seed_of(project), "judge": JUDGE_SEED}
+    if rank() > 0 and isinstance(plan, OnlineConfig):  # Under torchrun, the first process writes.
+        with RunFolder(project.out) as follower:
+            Online(plan, follower, Console(quiet=True)).loop()
+        return {}
     changeable = {name for name in settings if name.startswith(MAY_CHANGE) and name != "training.seed"}
     with start_run(project.out, settings, seeds, may_change=changeable) as folder:
         before: dict[str, Any] = {}

@@ -28,6 +28,7 @@ from typing import Any
 
 from wm_agents.system.files import write_text
 from wm_agents.system.hardware import describe
+from wm_agents.system.processes import rank
 from wm_agents.system.replace import naming_full_disk, tidy
 from wm_agents.system.state import DamagedState, read_state, write_state
 
@@ -92,12 +93,15 @@ def _trim(path: Path, keep_until: int | None) -> None:
 
 
 class RunFolder:
-    """A locked run folder; close it, or use it in a `with` statement."""
+    """A locked run folder; close it, or use it in a `with` statement.
+
+    Under torchrun, the first process locks and writes it; the others read.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(path / "lock")
+        self._lock = _lock(path / "lock") if rank() == 0 else -1
         self._log: MetricsLog | None = None
         file = path / "state.json"
         try:
@@ -108,13 +112,16 @@ class RunFolder:
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Append scalars; names are paths such as `eval/real/return`."""
+        if rank() > 0:
+            return
         self._log = self._log or MetricsLog(self.path)
         self._log.write(step, values)
 
     def update(self, **values: Any) -> None:
         """Add `values` (JSON) to `state` and write it atomically."""
         state = {**self.state, **values}
-        write_state(self.path / "state.json", state)
+        if rank() == 0:
+            write_state(self.path / "state.json", state)
         self.state = state
 
     def close(self) -> None:
@@ -142,6 +149,8 @@ def start_run(
     Other seeds raise an error, as does another configuration except in the fields `may_change`.
     """
     run = RunFolder(Path(path))
+    if rank() > 0:
+        return run
     try:
         tidy(run.path)
         file = run.path / "run.json"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -15,11 +16,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from wm_agents.errors import ConfigurationError
+from wm_agents.models.loss import LossOutput
 from wm_agents.system.hardware import find_device
+from wm_agents.system.processes import num_processes
 from wm_agents.training.config import TrainingConfig
+from wm_agents.training.parallel import part_of, spread
 from wm_envs.precision import bf16_runs, faster_in_bf16, kinds_of, use_bf16
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 Precision = Literal["float32", "bfloat16", "float16"]
 HEAVY = ("encoder", "decoder", "ups")
@@ -46,6 +52,46 @@ class Compute:
         if precision == "float16":
             self.scaler = torch.amp.GradScaler("cuda")
         self.fabric = _make_fabric(self.cfg, precision, self.scaler)
+        self._averaged: Callable[[Any], LossOutput] | None = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the first process of the run."""
+        return bool(self.fabric.is_global_zero)
+
+    @property
+    def rank(self) -> int:
+        """The number of this process."""
+        return int(self.fabric.global_rank)
+
+    @property
+    def processes(self) -> int:
+        """The number of processes of the run."""
+        return int(self.fabric.world_size)
+
+    def agree(self, value: T) -> T:
+        """The value of the first process, in all processes; all must call it."""
+        agreed: T = value
+        if self.processes > 1:
+            agreed = self.fabric.broadcast(value)
+        return agreed
+
+    def part(self, batch: T) -> T:
+        """The rows of a batch that this process trains on."""
+        mine: T = part_of(batch, self.rank, self.processes)
+        return mine
+
+    def whole(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Join the rows of all processes, in the order of the batch."""
+        if self.processes == 1:
+            return parts
+        return {name: self.fabric.all_gather(part).flatten(0, 1) for name, part in parts.items()}
+
+    def averaged(self, loss: Callable[[Any], LossOutput]) -> Callable[[Any], LossOutput]:
+        """`loss` with gradients that are averaged over all processes."""
+        if self._averaged is None:
+            self._averaged = spread(self.fabric, self.model, loss)
+        return self._averaged
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -58,7 +104,7 @@ class Compute:
         nothing else."""
         self.undecided = False
         numpy_state, buffers = np.random.get_state(), [buffer.clone() for buffer in self.model.buffers()]
-        if faster_in_bf16(gradients, kinds_of(self.model), self.fabric.device, training=True):
+        if self.agree(faster_in_bf16(gradients, kinds_of(self.model), self.fabric.device, training=True)):
             self._use("bfloat16")
         np.random.set_state(numpy_state)
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
@@ -113,16 +159,27 @@ def _make_fabric(cfg: TrainingConfig, precision: Precision, scaler: torch.amp.Gr
     it."""
     from lightning_fabric import Fabric
     from lightning_fabric.plugins import MixedPrecision
+    from lightning_fabric.strategies.ddp import DDPStrategy
 
     # Suppress its message about the precision, which would disturb the progress bar.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     kind, _, index = cfg.device.partition(":")
-    devices: Any = [int(index)] if index else 1
-    if precision == "float32":
-        return Fabric(accelerator=kind, devices=devices)
-    name: Any = {"bfloat16": "bf16-mixed", "float16": "16-mixed"}[precision]
-    device = find_device(cfg.device).type
-    return Fabric(accelerator=kind, devices=devices, plugins=[MixedPrecision(name, device, scaler)])
+    settings: dict[str, Any] = {"accelerator": kind, "devices": [int(index)] if index else 1}
+    if num_processes() > 1:
+        if index:
+            raise ConfigurationError(
+                f"device must be without a number under torchrun, got {cfg.device!r}; use {kind!r}"
+            )
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", num_processes()))
+        settings |= {"devices": local, "num_nodes": num_processes() // local}
+        # A batch may lack what some parameters need, such as terminations.
+        settings |= {"strategy": DDPStrategy(find_unused_parameters=True)}
+    if precision != "float32":
+        name: Any = {"bfloat16": "bf16-mixed", "float16": "16-mixed"}[precision]
+        settings |= {"plugins": [MixedPrecision(name, find_device(cfg.device).type, scaler)]}
+    fabric = Fabric(**settings)
+    fabric.launch()
+    return fabric
 
 
 def _choose_precision(cfg: TrainingConfig, model: nn.Module) -> Precision | None:

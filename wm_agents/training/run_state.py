@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from wm_agents.system.state import read_state_tensors, write_state_tensors
 if TYPE_CHECKING:
     from wm_agents.training.callbacks import Callback
     from wm_agents.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 # Settings that may change when a run is resumed.
 MAY_CHANGE = {
@@ -47,6 +50,7 @@ def save_run(trainer: Trainer, path: Path) -> None:
         "stopped": trainer.stopped,
         "wall_s": trainer.wall_s,
         "cfg": trainer.cfg.to_dict(),
+        "processes": trainer.compute.processes,
         "precision": trainer.precision if decided else None,
         "optimizer": {"param_groups": optimizer["param_groups"], "numbers": numbers},
         "scheduler": trainer.rate.state(),
@@ -85,6 +89,19 @@ def restore_run(trainer: Trainer, path: Path) -> None:
     trainer.update, trainer.best_val, trainer.wall_s = state["update"], state["best_val"], state["wall_s"]
     trainer.stopped = "" if trainer.cfg.patience != state["cfg"]["patience"] else state["stopped"]
     _set_random_state(trainer.fabric.device, tensors, state["numpy_rng"])
+    if not trainer.leads:  # The file has the random state of the first process.
+        set_seeds(trainer.own_seed + trainer.update)
+    _compare_processes(trainer, state.get("processes", 1))
+
+
+def _compare_processes(trainer: Trainer, before: int) -> None:
+    """Log what changes if a run resumes with another number of processes."""
+    now = trainer.compute.processes
+    if now != before and trainer.leads:
+        log.warning(
+            f"{trainer.run_dir} was trained by {before} processes and resumes with {now}: batches and averaged "
+            "gradients stay the same up to rounding; random numbers of the loss change"
+        )
 
 
 def _check_same_run(trainer: Trainer, path: Path, saved: dict[str, Any]) -> None:

@@ -29,6 +29,7 @@ from wm_agents.training.compute import Compute, Precision
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.loss_window import LossWindow, NonFiniteLoss, detached, mean_losses
 from wm_agents.training.optim import Average, LearningRate, make_optimizer
+from wm_agents.training.parallel import SEEDS_APART
 from wm_agents.training.run_state import restore_run, save_run, set_seeds
 
 T = TypeVar("T")
@@ -52,6 +53,9 @@ class Trainer:
     called after every step; `param_groups(lr)`, parameter groups whose key `clip` names groups that are
     clipped together; `packs`, whether its loss needs windows over several episodes; and `check_batch(batch)`,
     which raises an error for an invalid first batch.
+
+    Under torchrun, each process trains on its part of every batch, and gradients are averaged (DDP). The first process
+    calls the callbacks, validates and writes files.
     """
 
     def __init__(
@@ -106,6 +110,21 @@ class Trainer:
     def precision(self) -> Precision:
         """The dtype of products, convolutions and LSTMs."""
         return self.compute.precision
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process calls callbacks, validates and writes files; true unless torchrun started several."""
+        return self.compute.leads
+
+    @property
+    def _called(self) -> list[Callback]:
+        """The callbacks that this process calls."""
+        return self.callbacks if self.leads else []
+
+    @property
+    def own_seed(self) -> int:
+        """The seed of random numbers of the loss in this process."""
+        return self.cfg.seed + SEEDS_APART * self.compute.rank
 
     def add_callback(self, callback: Callback) -> None:
         """Add a callback."""
@@ -176,31 +195,32 @@ class Trainer:
         self.model.train()
         try:
             with self.compute.running():
-                for callback in self.callbacks:
+                for callback in self._called:
                     callback.on_start(self)
                 yield
         finally:
-            for callback in self.callbacks:
+            for callback in self._called:
                 callback.on_end(self)
 
     def _loop(self, feed: Feed, validate: Callable[[], float] | None, interrupted: Callable[[], bool]) -> None:
         cfg, clock = self.cfg, time.perf_counter()
         each = range(cfg.gradient_accumulation_steps)
         while not self.stopped:
-            self.step(*(feed(self.update * len(each) + i) for i in each))
+            self.step(*(self.compute.part(feed(self.update * len(each) + i)) for i in each))
             at_end = self.update >= self.target
             if self.update % cfg.log_interval == 0 or at_end:
                 self.log_window(time.perf_counter() - clock)
                 clock = time.perf_counter()
-            for callback in self.callbacks:
+            for callback in self._called:
                 callback.on_update(self)
             if validate is not None and (self.update % cfg.eval_interval == 0 or at_end):
                 self._validate(validate)
             if at_end:
                 self.stop("done")
-            if self.update % cfg.save_interval == 0 or self.stopped or interrupted():
+            self.stopped, interrupt = self.compute.agree((self.stopped, interrupted()))
+            if self.update % cfg.save_interval == 0 or self.stopped or interrupt:
                 self.save_checkpoint()
-            if interrupted():
+            if interrupt:
                 raise KeyboardInterrupt
 
     def step(self, *batches: Any) -> LossOutput:
@@ -209,12 +229,13 @@ class Trainer:
         if self.compute.undecided:
             first = self.fabric.to_device(batches[0])
             self.compute.decide(lambda: self._compute_gradients(first))
+        loss = self.compute.averaged(self.loss)
         self.rate.before_step(self.update)
         self.optimizer.zero_grad()
         for batch in batches:
             batch = self.fabric.to_device(batch)
             with self.fabric.autocast():
-                out = self.loss(batch)
+                out = loss(batch)
             self.fabric.backward(out.loss / len(batches))
             out = self._window.add(out)
         self._window.add_norms(self.compute.clip(self.optimizer, self.cfg.grad_clip))
@@ -237,7 +258,7 @@ class Trainer:
 
     def log(self, values: Mapping[str, float]) -> None:
         """Pass scalars to every callback."""
-        for callback in self.callbacks:
+        for callback in self._called:
             callback.on_metrics(self, values)
 
     def quietly(self, function: Callable[[], T]) -> T:
@@ -280,14 +301,15 @@ class Trainer:
     def _validate(self, validate: Callable[[], float]) -> None:
         self.check_finite()
         with self.fabric.autocast():
-            value = float(self.quietly(validate))
+            value = self.compute.agree(float(self.quietly(validate)) if self.leads else math.nan)
         self.rate.after_validation(self.update, value)
         if value < self.best_val:
             self.best_val = value
-            facts = {"update": str(self.update), "val": repr(value)}
-            write_state_tensors(self.run_dir / "best.safetensors", self.weights(), facts)
+            if self.leads:
+                facts = {"update": str(self.update), "val": repr(value)}
+                write_state_tensors(self.run_dir / "best.safetensors", self.weights(), facts)
         self.log({"val/loss": value, "val/best": self.best_val})
-        for callback in self.callbacks:
+        for callback in self._called:
             callback.on_validation(self, value)
 
     def averaged(self, inside: bool = True) -> AbstractContextManager[None]:
@@ -333,6 +355,8 @@ class Trainer:
         """Write the state for resuming to one file atomically; default: `last.safetensors`."""
         self.check_finite()
         path = Path(path or self.run_dir / "last.safetensors")
+        if not self.leads:
+            return path
         now = time.perf_counter()
         self.wall_s, self._since = self.wall_s + now - self._since, now
         save_run(self, path)
@@ -382,12 +406,13 @@ class Trainer:
             raise ValueError(f"num_steps must be at least 1, or None, got {num_steps}")
         self._since = time.perf_counter()
         last = self.run_dir / "last.safetensors"
-        if resume and last.exists():
+        if self.compute.agree(resume and last.exists()):
             self.load_checkpoint()
         else:
             if self.update == 0:
-                set_seeds(self.cfg.seed)
-                (self.run_dir / "best.safetensors").unlink(missing_ok=True)
+                set_seeds(self.own_seed)
+                if self.leads:
+                    (self.run_dir / "best.safetensors").unlink(missing_ok=True)
             self.save_checkpoint()
         if self.average is not None and self.average.inside:
             self.average.swap()
