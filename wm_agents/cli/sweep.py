@@ -20,8 +20,6 @@ def sweep(cfg: SweepConfig) -> int:
     nodes must share the folder. The same command resumes. Exit code 1: a run failed; the same command tries it
     again.
     """
-    for run in cfg.runs():  # Settings that a run would reject, before the first one starts.
-        ImproveParser(run.command[4:], "wm sweep").arguments(run.command[4:])
     result = run_sweep(cfg, Console(stderr=True))
     table(HEADS, rows_of(result))
     for row in failed_of(result):
@@ -37,5 +35,8 @@ class SweepParser(Parser):
         super().__init__(SweepConfig, prog=prog, description=about(sweep))
 
     def arguments(self, args: list[str]) -> dict[str, Any]:
-        """The config that the flags describe."""
-        return {"cfg": self.build(super().arguments(args))}
+        """The config that the flags describe; a setting that `wm improve` rejects ends the program, too."""
+        cfg: SweepConfig = self.build(super().arguments(args))
+        for run in cfg.runs():
+            ImproveParser(run.command[4:], self.prog).arguments(run.command[4:])
+        return {"cfg": cfg}
