@@ -191,6 +191,8 @@ def test_the_dashboard_follows_a_running_run(page: Any, tmp_path: Path) -> None:
         with file.open("a") as more:
             more.write('in/loss": 0.25}\n')
         wait_text(page, "#groups figure:has(canvas[aria-label^='Loss of the model']) output", r"^0\.25$")
+        chart = page.locator("canvas[aria-label^='Loss of the model']")
+        assert chart.get_attribute("aria-label") == "Loss of the model by update: 2 values, the last is 0.25"
         page.goto("about:blank")  # It would ask a server that is gone.
 
 

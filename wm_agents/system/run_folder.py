@@ -202,7 +202,7 @@ def provenance() -> dict[str, Any]:
 def _command() -> str:
     """The command line, with the name of the program without its folder."""
     name = Path(sys.argv[0]).name
-    return shlex.join(["wm" if name == "cli.py" else name, *sys.argv[1:]])
+    return shlex.join(["wm" if name in ("cli.py", "__main__.py") else name, *sys.argv[1:]])
 
 
 def versions() -> dict[str, str | None]:

@@ -8,7 +8,7 @@ const $ = (id) => document.getElementById(id);
 const STAGES = ["collect", "learn", "control", "judge"];
 const SAYS = { collect: "collect real episodes", learn: "train the model", control: "train the controller", judge: "evaluate" };
 
-let chosen = decodeURIComponent(location.hash.slice(1)), facts = null, turn = 0, wait = 1000;
+let chosen = decodeURIComponent(location.hash.slice(1)), facts = null, turn = 0, wait = 1000, choice = 0, busy = false;
 const curves = new Curves($("returns"), $("groups")), live = new Live($("live"));
 
 const isRunning = (run) => run.age_s < 90 && !run.finished;
@@ -39,14 +39,15 @@ function choose(name) {
   chosen = name;
   history.replaceState(null, "", `${location.search}#${encodeURIComponent(name)}`);
   facts = null;
+  choice += 1; // Answers for the run before are dropped.
   curves.clear();
   live.follow(null);
-  describe().then(follow).catch((error) => toast(error.message));
+  refresh();
 }
 
 async function describe() {
-  const name = chosen, found = await ask("run", { name });
-  if (name !== chosen) return;
+  const mine = choice, found = await ask("run", { name: chosen });
+  if (mine !== choice) return;
   facts = found;
   curves.facts = facts;
   $("name").textContent = title(facts.name);
@@ -87,8 +88,10 @@ function showMeters() {
   const last = (metric) => curves.last(metric), memory = last("memory/process_gb");
   const real = final.real ?? last("judge/real") ?? last("eval/real/return"), dream = final.dream ?? last("judge/dream") ?? last("control/dream") ?? last("dream/return");
   const spread = final.ci95 ?? last("judge/ci95");
-  if (real !== null) found.push(meter(final.real === undefined ? "real return" : "held-out real return", text(real), { tone: "real", small: spread ? `± ${text(spread)}` : "" }));
-  if (dream !== null) found.push(meter("dream return", text(dream), { tone: "dream" }));
+  const tasks = facts.tasks.length, solved = facts.tasks.filter((task) => task.status === "solved").length;
+  if (tasks) found.push(meter("tasks solved", text(solved), { small: `of ${text(tasks)}`, share: solved / tasks }));
+  if (real !== null && !tasks) found.push(meter(final.real === undefined ? "real return" : "held-out real return", text(real), { tone: "real", small: spread ? `± ${text(spread)}` : "" }));
+  if (dream !== null && !tasks) found.push(meter("dream return", text(dream), { tone: "dream" }));
   if (facts.threshold !== null) found.push(meter("threshold", text(facts.threshold)));
   const steps = final.real_steps ?? facts.real_steps, most = facts.max_real_steps;
   if (steps !== null) found.push(meter("real steps", text(steps), most ? { small: `of ${text(most)}`, share: steps / most } : {}));
@@ -101,11 +104,11 @@ function showMeters() {
 }
 
 async function follow() {
-  const name = chosen;
+  const mine = choice;
   for (const file of facts?.parts ?? []) {
     for (let i = 0; i < 8; i++) {
       const { rows, at, restarted } = await ask("metrics", { file, from: curves.offsets[file] ?? 0 });
-      if (name !== chosen) return;
+      if (mine !== choice) return;
       if (restarted) curves.forget(file);
       curves.take(file, rows);
       const done = at === curves.offsets[file];
@@ -117,14 +120,27 @@ async function follow() {
   showMeters();
 }
 
-async function tick() {
+// One at a time, because two would take the same rows twice.
+async function refresh() {
+  if (busy || chosen === "") return;
+  busy = true;
   try {
-    if (turn++ % 5 === 0) await listRuns();
-    if (chosen !== "") await describe();
+    await describe();
     await follow();
   } catch (error) {
     toast(error.message);
+  } finally {
+    busy = false;
   }
+}
+
+async function tick() {
+  try {
+    if (turn++ % 5 === 0) await listRuns();
+  } catch (error) {
+    toast(error.message);
+  }
+  await refresh();
   setTimeout(tick, wait);
 }
 

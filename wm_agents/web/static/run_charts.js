@@ -16,7 +16,6 @@ const GROUPS = [
 ];
 const NAMES = { "speed/updates_per_s": "Updates per second", "speed/generation_s": "Seconds per generation", "speed/real_steps_per_s": "Real steps per second", "memory/process_gb": "Memory of the training process, GB", "train/lr": "Learning rate" };
 const HIDDEN = /\/(ci95|std|dream_std|episodes|steps)$|wall_s$|^val\/best$/;
-const TONES = ["dream", "real", "mark", "warn"];
 
 const named = (metric) => NAMES[metric] ?? metric.replace(/^train\/loss\//, "Loss: ").replace(/^learn\/val_/, "Validation: ").replace(/_/g, " ");
 
@@ -57,15 +56,15 @@ export class Curves {
       if (!found.length) return;
       if (found.includes("judge/dream")) { left.delete("control/dream"); found.splice(found.indexOf("control/dream"), found.includes("control/dream") ? 1 : 0); }
       found.forEach((metric) => left.delete(metric));
-      this.chart(chart, found, place, all);
+      this.chart(chart, found, place(), all);
     };
-    for (const chart of RETURNS) take(chart, this.first);
-    const single = (metric, i) => ({ title: named(metric), unit: "", metrics: { [metric]: [/real/.test(metric) ? "real" : TONES[i % 1], ""] } });
+    for (const chart of RETURNS) take(chart, () => this.first);
+    const single = (metric) => ({ title: named(metric), unit: "", metrics: { [metric]: [/real/.test(metric) ? "real" : "dream", ""] } });
     for (const [title, charts, pattern] of GROUPS) {
-      for (const chart of charts) take(chart, this.group(title));
-      for (const metric of [...left].filter((name) => pattern.test(name)).sort()) take(single(metric, 0), this.group(title));
+      for (const chart of charts) take(chart, () => this.group(title));
+      for (const metric of [...left].filter((name) => pattern.test(name)).sort()) take(single(metric), () => this.group(title));
     }
-    for (const metric of [...left].sort()) take(single(metric, 0), this.group("Other metrics", true));
+    for (const metric of [...left].sort()) take(single(metric), () => this.group("Other metrics", true));
   }
 
   // The place of a group, made when its first chart appears; the last group is folded.
@@ -98,6 +97,8 @@ export class Curves {
     const threshold = chart.level ? this.facts?.threshold : null, levels = threshold === null || threshold === undefined ? [] : [{ y: threshold, color: color("mark"), label: `threshold ${text(threshold)}` }];
     const value = this.last(metrics.at(-1));
     known.value.textContent = value === null ? "" : text(value);
+    const count = lines.reduce((sum, { values }) => sum + values.length, 0);
+    known.canvas.setAttribute("aria-label", `${chart.title} by ${chart.unit || "step"}: ${count} values, the last is ${known.value.textContent}`);
     known.legend.replaceChildren(...keys);
     curves(known.canvas, lines, { levels, unit: chart.unit });
   }
@@ -105,7 +106,6 @@ export class Curves {
   build(chart, place) {
     const canvas = make("canvas", { className: "chart" }), legend = make("p", { className: "legend" }), value = make("output", { className: "quiet" });
     canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", `${chart.title} by ${chart.unit || "step"}`);
     place.append(make("figure", { className: "card" }, make("figcaption", {}, make("h3", { textContent: chart.title }), value), canvas, legend));
     return { canvas, legend, value };
   }
