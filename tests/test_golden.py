@@ -1,6 +1,6 @@
 """Losses, gradients and plans equal those of the official code, from weights that both are given.
 
-scripts/ports/golden_tdmpc2.py made the numbers once by running that code.
+scripts/ports/golden_tdmpc2.py and golden_dreamerv3.py made the numbers once by running that code.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts" / "ports"))
 
+import golden_dreamerv3
 from golden_tdmpc2 import ACT, HIDDEN, LATENT, NETS, OBS, QS, batch, settings, weights
 
+from policies.actor_critic import ActorCritic, ActorCriticConfig, _Choice, _Dream
+from policies.dists import mixed
 from wm_agents.data.batch import Batch
+from wm_agents.models.dreamerv3 import _kls
 from wm_agents.models.tdmpc2 import TDMPC2, TDMPC2Config
 
 TDMPC2_LOSSES = {
@@ -33,6 +37,10 @@ TDMPC2_PLANS = [
     0.5786315202713013, -0.9926564693450928, -0.961322546005249, -1.2509422302246094, -0.32771480083465576,
     -0.47152912616729736,
 ]  # fmt: skip
+
+
+DREAMERV3_LOSSES = {"policy": -0.2757914066314697, "value": 4.454281330108643, "replayed": 6.4409074783325195}
+DREAMERV3_KL = [4.6740593910217285, 4.030062675476074, 5.183176040649414]
 
 
 @pytest.fixture
@@ -108,3 +116,40 @@ def test_values_of_plans_of_tdmpc2_are_the_official_ones(official: TDMPC2) -> No
         latent = official.eval().encode(data["obs"][:1, 0])
         values = official.planner().returns(latent, data["plans"][None])[0]
     assert values.tolist() == pytest.approx(TDMPC2_PLANS, rel=1e-5, abs=1e-6)
+
+
+class Table(nn.Module):
+    """A network whose outputs are given: the feature is the index."""
+
+    def __init__(self, outputs: np.ndarray) -> None:
+        super().__init__()
+        self.outputs = torch.from_numpy(outputs).transpose(0, 1).flatten(0, 1).float()
+
+    def forward(self, feat: Tensor) -> Tensor:
+        return self.outputs[feat[..., 0].long()]
+
+
+class Choices(Table):
+    def forward(self, feat: Tensor) -> _Choice:  # type: ignore[override]
+        return _Choice(super().forward(feat))
+
+
+def test_losses_of_the_actor_critic_of_dreamerv3_are_the_official_ones() -> None:
+    data = golden_dreamerv3.inputs()
+    agent = ActorCritic(ActorCriticConfig(units=4, layers=1), gym.spaces.Discrete(golden_dreamerv3.ACTIONS), 1).eval()
+    agent.critic.net, agent.slow.net, agent.actor = Table(data["value"]), Table(data["slow"]), Choices(data["policy"])  # type: ignore[assignment]
+    rows, states = data["rew"].shape
+    feats = torch.arange(states * rows).view(states, rows, 1)
+    rew, con, boot, last, term = (torch.from_numpy(data[n]).t() for n in ("rew", "con", "boot", "last", "term"))
+    acts = torch.eye(golden_dreamerv3.ACTIONS)[torch.from_numpy(data["act"]).t()]
+    losses = agent.judge(_Dream(feats, acts[:-1], rew[1:], con.float() / agent.cfg.discount))
+    replayed = agent.judge_replay(feats, rew, term, last, boot)
+    found = {"policy": float(losses.policy), "value": float(losses.value), "replayed": float(replayed)}
+    assert found == pytest.approx(DREAMERV3_LOSSES, rel=1e-5)
+
+
+def test_the_divergence_of_dreamerv3_is_the_official_one() -> None:
+    data = golden_dreamerv3.inputs()
+    post, prior = (mixed(torch.from_numpy(data[n]).mT, golden_dreamerv3.UNIMIX, dim=-2) for n in ("post", "prior"))
+    for kl in _kls(post, prior):
+        assert kl.tolist() == pytest.approx(DREAMERV3_KL, rel=1e-5)
