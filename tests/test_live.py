@@ -67,6 +67,8 @@ def test_only_one_process_shows_its_episodes(tmp_path: Path, monkeypatch: pytest
     shown: list[bool] = []
 
     class Pool:
+        size = 3
+
         def __init__(self, *_: object) -> None: ...
 
         def submit(self, function: object, task: ShardTask) -> Future[None]:
@@ -82,7 +84,7 @@ def test_only_one_process_shows_its_episodes(tmp_path: Path, monkeypatch: pytest
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(collecting, "WorkerPool", Pool)
+    monkeypatch.setattr(collecting, "make_pool", Pool)
     monkeypatch.setattr(collecting, "finished", interrupted)
     cfg = CollectConfig(ECHO, str(tmp_path), steps=10**6, seed=0, procs=3, live=LiveView(tmp_path / LIVE, 4))
     with pytest.raises(KeyboardInterrupt):
