@@ -119,7 +119,7 @@ def _connect(cluster: RayCluster) -> None:
             f"no Ray cluster at {cluster.address}: start one with `ray start --head` and `ray start --address "
             "HOST:6379` on every other machine, or use local"
         ) from error
-    except (RuntimeError, ValueError) as error:  # Other versions of Python or Ray, among others.
+    except (RuntimeError, ValueError, ray.exceptions.RayError) as error:  # Such as other versions, or a wrong token.
         raise RuntimeError(f"Ray at {cluster.address}: {' '.join(str(error).split())}") from error
     finally:
         if threading.current_thread() is threading.main_thread():

@@ -68,7 +68,7 @@ def collecting(procs: Procs) -> Iterator[Measure]:
     with tempfile.TemporaryDirectory() as out, make_pool(StepCount(Path(out) / "steps"), procs) as pool:
 
         def measure() -> float:
-            tasks = [ShardTask(SPEC, out, explorer, seed, 2, None, None, 0, 1, STEPS) for seed in range(EPISODES // 2)]
+            tasks = [ShardTask(SPEC, out, explorer, seed, 2, None, STEPS, 0, 1, STEPS) for seed in range(EPISODES // 2)]
             began = time.perf_counter()
             images = [image for _, image in pool.run(collect_shard, tasks)]
             assert all(isinstance(image, bytes) for image in images)
