@@ -27,8 +27,6 @@ OF_THE_PARSER = {"help", "config", "print_config", "print_shtab"}
 ALLOWED = {
     "PPOConfig.batch_size": "ppo.py hands what it does not read itself to SB3's PPO, as keywords",
     "PPOConfig.epochs": "the same",
-    "PPOConfig.lr": "the same",
-    "PPOConfig.gamma": "the same",
     "PPOConfig.gae_lambda": "the same",
     "PPOConfig.ent_coef": "the same",
     "PPOConfig.seed": "the same",
