@@ -254,8 +254,7 @@ def check_box(space: Space) -> spaces.Box:
     """Return the action space if it is a Box with finite bounds."""
     if not isinstance(space, spaces.Box):
         raise ValueError(f"this policy needs Box actions, got {space}; use HeldActions for discrete actions")
-    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-        raise ValueError(f"Box actions need finite bounds, got {space}; wrap the env in RescaleAction")
+    act_dim(space)  # Raises an error for infinite bounds.
     return space
 
 

@@ -37,7 +37,7 @@ def rollout(
     policy: Policy,
     *,
     seed: int | list[int | None] | None,
-    policy_seed: int = 0,
+    policy_seed: int | None = None,
     options: dict[str, Any] | None = None,
     count: StepCount | None = None,
 ) -> Iterator[Transition]:
@@ -46,6 +46,8 @@ def rollout(
     Rows that have ended are still stepped, which a batch of dreams supports. Ignore their results.
 
     Args:
+        policy_seed: seed of the policy's random draws; default: the (first) seed of the environments, so that episodes
+            with other seeds have other random actions.
         count: counts the steps of a real environment before they are taken.
 
     Raises:
@@ -60,7 +62,7 @@ def rollout(
             f"{type(envs).__name__} cannot step rows that have ended, got {envs.num_envs} rows; "
             "play real episodes one row at a time (policies.play does so in parallel processes)"
         )
-    policy.reset(envs.num_envs, policy_seed)
+    policy.reset(envs.num_envs, _first(seed) if policy_seed is None else policy_seed)
     obs, _ = envs.reset(seed=seed, options=options)  # type: ignore[arg-type]
     alive = np.ones(envs.num_envs, bool)
     while alive.any():
@@ -71,6 +73,12 @@ def rollout(
         yield Transition(obs, act, rew, term, trunc, next_obs, alive)
         alive = alive & ~(term | trunc)
         obs = next_obs
+
+
+def _first(seed: int | list[int | None] | None) -> int:
+    """The first seed, or a random one without seeds."""
+    first = seed[0] if isinstance(seed, list) else seed
+    return int(np.random.default_rng().integers(2**31)) if first is None else int(first)
 
 
 def check_seed(seed: int) -> None:

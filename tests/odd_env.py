@@ -71,6 +71,16 @@ class Sized(Odd):
         super().__init__("grey" if size > 1 else "choice")
 
 
+def without_text(env: gym.Env) -> gym.Env:
+    """A wrapper for the observations "text"."""
+    return gym.wrappers.FilterObservation(env, ["where"])
+
+
+def no_env(env: gym.Env) -> int:
+    """A wrapper that returns something else."""
+    return 7
+
+
 if "Odd-v0" not in gym.registry:
     gym.register("Odd-v0", entry_point="odd_env:Odd")
     gym.register("Sized-v0", entry_point="odd_env:Sized", max_episode_steps=7)

@@ -98,7 +98,12 @@ def test_a_wrong_action_is_named(space: gym.Space, act: np.ndarray, message: str
 
 
 def test_spaces_without_a_vector_are_rejected() -> None:
-    with pytest.raises(ValueError, match="Box actions need finite bounds, got Box.*; wrap the env in RescaleAction"):
-        act_dim(spaces.Box(-np.inf, np.inf, (1,)))
+    with pytest.raises(ValueError, match="need finite bounds, got Box.*; set them with a wrapper: ") as error:
+        act_dim(spaces.Box(-np.inf, np.inf, (2,)))
+    env = gym.Env()
+    env.action_space = spaces.Box(-np.inf, np.inf, (2,))
+    hint = str(error.value).partition("wrapper: ")[2]
+    wrapped = eval(hint, {"gymnasium": gym, "env": env, "Box": spaces.Box})
+    assert act_dim(wrapped.action_space) == 2  # The hint works as it is written.
     with pytest.raises(ValueError, match="actions must be Box, Discrete, MultiDiscrete or MultiBinary, got Text"):
         act_dim(spaces.Text(3))

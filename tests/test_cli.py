@@ -300,13 +300,15 @@ def test_evolve_takes_its_flags_and_the_models_own_squash_and_temperature(tiny: 
     assert called["args"] == (tiny, Path("runs/out"), CMAConfig())
     assert (called["where"], called["dream"]) == ("dream", DreamConfig(1.0, 6))
     assert (called["squash"], called["procs"]) == (SQUASH, 0)  # One batch in this process.
-    flags = "--in real --cma.population 8 --cma.seed 4 --horizon 9 --temperature 1.2 --stall 5 --procs 3"
+    flags = "--in real --cma.population 8 --cma.seed 4 --horizon 5 --temperature 1.2 --stall 5 --procs 3"
     assert wm("evolve", tiny, "runs/out", *flags.split(), "--squash", '["clip", "clip", "clip"]') == 0
     assert called["args"][2] == CMAConfig(population=8, seed=4)
-    assert (called["where"], called["dream"]) == ("real", DreamConfig(1.2, 9, 5))
+    assert (called["where"], called["dream"]) == ("real", DreamConfig(1.2, 5, 5))
     assert (called["squash"], called["procs"]) == (("clip", "clip", "clip"), 3)
     assert wm("evolve", tiny, "runs/out", "--ray", "auto", "--procs", "4") == 0
     assert called["procs"] == RayCluster("auto", workers=4)
+    assert wm("evolve", tiny, "runs/out", "--horizon", "900") == 0
+    assert called["dream"].horizon == 6  # The limit of the environment.
     assert wm("evolve", tiny, "runs/out", "--seed", "6") == 0 and called["args"][2] == CMAConfig(seed=6)
 
 

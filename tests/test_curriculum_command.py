@@ -136,17 +136,15 @@ def test_what_is_left_out_is_reported(
     assert "no environment of the curriculum 'core' is installed: Pong: pip install" in capsys.readouterr().err
 
 
-def test_what_cannot_be_dreamed_of_is_reported_before_any_work_is_done(
-    fake: type[Fake], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_task_without_an_episode_limit_gets_one(fake: type[Fake], tmp_path: Path) -> None:
     register("Endless-v0", entry_point="gymnasium.envs.classic_control.pendulum:PendulumEnv")
     file = tmp_path / "tasks.toml"
     file.write_text('[[task]]\nname = "CartPole"\n[[task]]\nenv = "Endless-v0"\nthreshold = 0.0\n')
     try:
-        assert run(["--curriculum", str(file)]) == 3
-        assert "Endless-v0 has no episode limit" in capsys.readouterr().err
-        file.write_text(file.read_text() + "max_episode_steps = 50\n")
-        assert run(["--curriculum", str(file)]) == 0
+        for line, limit in (("", 1000), ("max_episode_steps = 50\n", 50)):
+            file.write_text(file.read_text() + line)
+            assert run(["--curriculum", str(file)]) == 0
+            assert fake.last.courses[1].cfg.spec.max_episode_steps == limit  # type: ignore[attr-defined]
     finally:
         registry.pop("Endless-v0")
 

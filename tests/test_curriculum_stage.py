@@ -39,8 +39,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Pool(EpisodePool):
     opened: list[Any] = []  # noqa: RUF012
 
-    def __init__(self, spec: RealSpec, make_policy: Any, procs: int) -> None:
-        super().__init__(spec, make_policy, 0)
+    def __init__(self, spec: RealSpec, make_policy: Any, procs: int, count: Any = None) -> None:
+        super().__init__(spec, make_policy, 0, count)
         self.opened.append(self)
         self.closed = False
 
@@ -230,3 +230,22 @@ def test_what_a_warm_start_is_worth_is_measured(tmp_path: Path, learning_seed: i
     after = warm_start.compare(cfg, trained, tmp_path / "data", tmp_path / "run", updates=10)
     assert after["first_cold"] == before["first_cold"] and after["val_cold"] == before["val_cold"]
     assert after["first_warm"] < after["first_cold"] and after["helped"] is True
+
+
+def test_the_steps_of_a_killed_evaluation_are_counted(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(self: Pool, jobs: Iterable[EpisodeTask]) -> Iterator[EpisodeResult]:
+        yield next(iter(EpisodePool.play(self, jobs)))
+        raise KeyboardInterrupt
+
+    first = Stage(CurriculumConfig(procs=1))
+    first.begin(tmp_path, 0)
+    assert first.play(SPEC, tiny, range(910_000, 910_002)).steps == 12  # Two episodes of six steps.
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Pool, "play", die)
+        first.play(SPEC, tiny, range(910_002, 910_004))
+    resumed = Stage(CurriculumConfig(procs=1))
+    resumed.begin(tmp_path, 12)
+    assert resumed.play(SPEC, tiny, range(910_002, 910_004)).steps == 6 + 12
+    assert resumed.play(SPEC, tiny, range(910_004, 910_005)).steps == 6

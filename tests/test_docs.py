@@ -70,8 +70,12 @@ def test_the_code_of_the_page_runs(page: Path, tmp_path: Path, monkeypatch: pyte
     module = type(sys)("page")
     monkeypatch.setitem(sys.modules, "page", module)
     module.__dict__["__name__"] = "page"
+    monkeypatch.syspath_prepend(tmp_path)
     with mock.patch.dict(FAMILIES):  # A page adds a family.
         for block in blocks(page, "python"):
+            if named := re.match(r"# (\w+\.py)\n", block):  # A file of the reader.
+                (tmp_path / named[1]).write_text(block)
+                continue
             exec(compile(block, name_of(page), "exec"), module.__dict__)
 
 
@@ -110,7 +114,7 @@ def parse(command: str) -> None:
     assert name in cli.COMMANDS, f"{command}: there is no {name}"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Parsed):
         patch.setattr(Parser, "parse_args", and_no_further)
-        _, parser, flags = cli.parser_of(name, flags)
+        _, parser, flags = cli.parser_of(name, cli._trusting(flags))
         parser.arguments(flags)
 
 

@@ -31,13 +31,21 @@ def told(name: str) -> str:
         ("LunarLander-v2", "LunarLander-v3 (gymnasium[box2d]), "),
         ("CartPole-v7", "CartPole-v1 (gymnasium[classic-control]), "),
         ("ALE/Pon-v5", "ALE/Pong-v5 (gymnasium[atari]), "),
-        ("toy_env:Ecco-v0", "Echo-v0, "),
     ],
 )
 def test_an_unknown_id_gets_the_three_nearest_and_their_extras(name: str, near: str) -> None:
     text = told(name)
     assert text.startswith(f"no environment {name!r} is installed; the nearest are {near}")
     assert text.count(", ") == 2
+
+
+def test_the_ids_of_a_named_module_come_first() -> None:
+    text = told("toy_env:Ecco-v0")
+    assert text == "the module toy_env registers no environment 'Ecco-v0'; the nearest are Echo-v0"
+
+
+def test_an_unknown_id_without_a_module_may_be_that_of_one() -> None:
+    assert told("Mine-v0").endswith("; for an id that a module registers write module:Mine-v0")
 
 
 def test_the_error_is_gymnasiums_too() -> None:

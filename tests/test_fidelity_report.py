@@ -226,12 +226,13 @@ def pole(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_saved_model_is_measured_from_end_to_end(
     pole: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "QUICK", FidelityConfig(1, 8, 4, 40, (1, 5), temperatures=(1.0,)))
+    monkeypatch.setattr(report, "QUICK", FidelityConfig(1, 8, 4, 40, (1, 5), temperatures=(1.0,), longest_episode=6))
     console = Console(stderr=True, width=200)
     result = fidelity_report(pole, tmp_path / "out", procs=0, quick=True, console=console)
     assert strict((tmp_path / "out" / DATA).read_text()) == result
     assert (tmp_path / "out" / PAGE).is_file()
     assert (result["env"], result["real_episodes"], len(result["ranking"]["policies"])) == ("CartPole-v1", 8, 8)
+    assert result["real_steps"] == 8 * 6  # No pole falls within six steps.
     assert result["determinism"]["repeats"] is True
     assert result["history"]["rounds"][0]["dream"] == 5.0  # The run that the model lies in.
     assert result["config"]["episodes"] == 1 and result["wall_s"] > 0

@@ -326,6 +326,11 @@ def test_shards_and_standard_modules_are_not_imported_either(evil: Path) -> None
     with pytest.raises(UntrustedModule, match="whose module this would be run"):
         check_trusted("this:CartPole-v1", "a file")
     assert not (evil / "mark").exists()
+    with pytest.raises(UntrustedModule, match="a file names the wrapper evil_module:wrap, whose module evil_module"):
+        check_trusted("CartPole-v1", "a file", "evil_module:wrap")
+    with pytest.raises(UntrustedModule, match="wrapper os:system"):  # Imported, but Python's own.
+        check_trusted("CartPole-v1", "a file", "os:system")
+    check_trusted("CartPole-v1", "a file", "gymnasium.wrappers:NormalizeObservation")
     check_trusted("CartPole-v1", "a file")
     check_trusted("gymnasium:CartPole-v1", "a file")
     check_trusted("safetensors.anything:Id-v0", "a file")  # Of an installed package.

@@ -141,6 +141,18 @@ def test_videos_and_reports_that_cannot_be_made_do_not_hold_up_a_run(
         assert f"{what} was not made: LookupError: the renderer is out of paint" in said.getvalue()
 
 
+def test_an_environment_without_an_episode_limit_gets_one() -> None:
+    assert recipe_for("toy_env:Echo-v0").spec.max_episode_steps == 1000
+    assert recipe_for("CartPole-v1").spec.max_episode_steps is None
+
+
+def test_dreams_are_never_longer_than_episodes_of_the_environment() -> None:
+    cfg = ImproveConfig(RealSpec("CartPole-v1"), "out", horizon=200)
+    assert cfg.dream(DreamConfig(horizon=30)).horizon == 30
+    assert cfg.dream(DreamConfig(horizon=500)).horizon == 200
+    assert cfg.dream(DreamConfig()).horizon == 200
+
+
 @pytest.mark.usefixtures("at_home")
 def test_a_run_leaves_a_model_its_scores_and_how_it_came_about(tmp_path: Path) -> None:
     result = run(POLE, tmp_path)

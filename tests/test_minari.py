@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,6 +56,15 @@ def test_the_shards_own_environment_gives_the_spaces(tmp_path: Path, minari) -> 
     theirs = export_minari(tmp_path / "ours", "cart-v0")
     assert theirs.action_space == spaces.Discrete(2) and theirs.observation_space.shape == (4,)
     assert import_minari("cart-v0", tmp_path / "back").spec == spec
+    assert theirs.env_spec.id == "CartPole-v1" and theirs.env_spec.max_episode_steps == 30
+    assert theirs.recover_environment().action_space == spaces.Discrete(2)
+
+
+@pytest.mark.parametrize("spec", [{}, {"id": "gone:Gone-v0", "kwargs": {}, "action_repeat": 1}])
+def test_an_environment_that_is_not_registered_is_left_out(tmp_path: Path, minari, spec: dict[str, Any]) -> None:
+    write_shard(tmp_path / "ours", "a", [make_episode(1, 3, True)], spec)
+    theirs = export_minari(tmp_path / "ours", "gone-v0", observation_space=PIXELS, action_space=BOX)
+    assert theirs.env_spec is None
 
 
 def test_rewards_of_double_precision_and_both_ends_come_through(tmp_path: Path, minari) -> None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterable
 from configparser import ConfigParser
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 from setuptools import Distribution, find_packages
@@ -94,3 +98,18 @@ def setup_cfg() -> ConfigParser:
     parser = ConfigParser()
     parser.read(ROOT / "setup.cfg")
     return parser
+
+
+def test_a_wheel_has_no_file_of_an_earlier_build_and_leaves_none(tmp_path: Path) -> None:
+    for name in ("setup.py", "setup.cfg", "README.md", "LICENSE", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("wm_envs", "policies", "wm_agents", "build/lib/wm_agents"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "__init__.py").touch()
+    (tmp_path / "build/lib/wm_agents/removed.py").touch()
+    command = [sys.executable, "setup.py", "-q", "bdist_wheel", "-d", "wheels"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "wheels").glob("*.whl")
+    names = ZipFile(wheel).namelist()
+    assert "wm_agents/__init__.py" in names and "wm_agents/removed.py" not in names
+    assert [path.name for path in (tmp_path / "build").iterdir()] == ["lib"]

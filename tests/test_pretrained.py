@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+import toy_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from tiny import save_tiny
 
 from policies.latent import LatentPolicy
 from policies.linear import LinearPolicy, num_params
@@ -339,3 +342,13 @@ def test_a_device_that_is_not_here_is_one_line(monkeypatch: pytest.MonkeyPatch) 
     for name in ("gpu", "xpu"):
         with pytest.raises(ConfigurationError, match=f"device must be auto, cpu, mps, cuda or cuda:N, got '{name}'"):
             gym.make("Dream-CartPole-v0", device=name)
+
+
+def test_a_model_of_an_environment_that_only_this_process_knows_is_saved_with_a_warning(tmp_path: Path) -> None:
+    assert toy_env  # Registers Echo-v0.
+    with pytest.warns(UserWarning, match=r"Echo-v0 is registered in this process only.*RealSpec\('module:Echo-v0'\)"):
+        save_tiny(tmp_path / "here", RealSpec("Echo-v0"), controller=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_tiny(tmp_path / "there", RealSpec("toy_env:Echo-v0"), controller=False)
+        save_tiny(tmp_path / "installed", RealSpec("CartPole-v1"), controller=False)

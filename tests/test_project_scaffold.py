@@ -190,7 +190,7 @@ def test_on_a_terminal_it_asks(tmp_path: Path) -> None:
             assert select.select([ours], [], [], HANG_S)[0], seen
             seen += os.read(ours, 1000)
         os.write(ours, answer)
-    assert process.wait(60) == 0
+    assert process.wait(HANG_S) == 0
     project = load_project(tmp_path / "my")
     assert (project.environment, project.model) == ("Pendulum-v1", "ensemble:default")
 
@@ -203,7 +203,7 @@ def test_an_unknown_environment_gets_the_nearest_three_and_what_brings_them(
     assert err.startswith(
         "wm init: no environment 'CartPol-v1' is installed; the nearest are CartPole-v1 (gymnasium[cla"
     )
-    assert err.count("-v") == 4 and err.count("\n") == 1 and os.listdir(tmp_path) == []
+    assert err.count("-v") == 5 and err.count("\n") == 1 and os.listdir(tmp_path) == []
 
 
 def test_files_are_staged_beside_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from wm_agents.pretrained import load_model
 from wm_envs import real
 from wm_envs.action import encode_action
 from wm_envs.frames import is_image, to_rgb
-from wm_envs.real import check_spec, make_real, probe
+from wm_envs.real import check_spec, make_real, probe, spec_for
 from wm_envs.registry import TASKS, RealSpec
 
 CAR = TASKS["CarRacing"].real
@@ -239,7 +239,7 @@ def test_other_environments_are_checked_as_they_are() -> None:
         (odd("rgb", size=32, crop=(0, 91, 0, 9)), r"crop .* must lie in 90 rows and 41 columns, got \(0, 91, 0, 9\)"),
         (odd("dict", max_frames=True, action_repeat=4), r"max_frames needs uint8 pixels, got Dict"),
         (odd("rgb", size=32, max_frames=True), r"repeat must be at least 2 for max_frames, got 1"),
-        (odd(act="endless"), r"Odd-v0: Box actions need finite bounds, got Box.*; wrap the env in RescaleAction"),
+        (odd(act="endless"), r"Odd-v0: Box actions need finite bounds, got Box.*; set them with a wrapper"),
         (odd(act="dict"), r"Odd-v0: actions must be Box, Discrete, MultiDiscrete or MultiBinary, got Dict"),
         (odd(act="box", actions=(0,)), r"the setting `actions` works only with Discrete actions, got Box"),
         (
@@ -253,6 +253,27 @@ def test_other_environments_are_checked_as_they_are() -> None:
 def test_what_cannot_be_dreamed_is_named_at_once(spec: RealSpec, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_spec(spec)
+
+
+def test_a_wrapper_is_the_innermost_part_of_the_environment() -> None:
+    spec = odd("text", wrapper="odd_env:without_text")
+    assert check_spec(spec).obs_space.shape == (2,) and check_spec(spec).limit == check_spec(odd("dict")).limit
+    assert spec_for(RealSpec("CartPole-v1", wrapper="odd_env:plain")).wrapper == "odd_env:plain"
+    assert RealSpec.from_dict(spec.to_dict()) == spec and "wrapper" not in odd("text").to_dict()
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "message"),
+    [
+        ("odd_env:gone", "wrapper odd_env:gone: module 'odd_env' has no attribute 'gone'"),
+        ("no_such_module:wrap", "No module named 'no_such_module'; give module:function"),
+        ("odd_env:no_env", "wrapper odd_env:no_env must return a gymnasium.Env, got int"),
+        ("odd_env.no_env", "RealSpec.wrapper must be module:function, got 'odd_env.no_env'"),
+    ],
+)
+def test_a_wrapper_that_cannot_be_used_is_named(wrapper: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_spec(odd("dict", wrapper=wrapper))
 
 
 def test_the_chosen_actions_are_the_environments_own() -> None:

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -47,6 +48,22 @@ def fresh(code: str) -> str:
     done = subprocess.run(args, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("name", "keywords", "message"),
+    [
+        ("Dream-v0", {"temprature": 1.0}, "unknown argument 'temprature' of a dream; did you mean 'temperature'"),
+        ("Dream-v0", {"zzz": 1.0}, "unknown argument 'zzz' of a dream; it takes autoreset_mode, cut_off,"),
+        ("Real-v0", {"obss": "latent"}, "unknown argument 'obss' of a real environment; did you mean 'obs'"),
+    ],
+)
+def test_a_misspelt_keyword_gets_the_nearest(model: str, name: str, keywords: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        gym.make(name, model=model, **keywords)
+    if name == "Dream-v0":
+        with pytest.raises(ValueError, match=message):
+            gym.make_vec(name, num_envs=2, model=model, **keywords)
 
 
 def test_an_id_with_its_module_needs_no_import(model: str) -> None:

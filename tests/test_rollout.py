@@ -80,6 +80,15 @@ def test_the_same_seeds_give_the_same_episode() -> None:
     assert len({len(play(seed, 2)) for seed in range(8)}) > 1
 
 
+def test_other_environment_seeds_bring_other_random_actions() -> None:
+    def first_act(seed: int | list[int | None] | None) -> float:
+        envs = one_row()
+        return float(next(rollout(envs, RandomPolicy(envs.single_action_space), seed=seed)).act[0, 0])
+
+    assert len({first_act([seed]) for seed in range(8)}) == 8
+    assert first_act(3) == first_act([3]) and first_act(None) != first_act(None)
+
+
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
 def test_envs_that_reset_by_themselves_are_rejected(mode: AutoresetMode) -> None:
     envs = SyncVectorEnv([lambda: Echo(5)], autoreset_mode=mode)

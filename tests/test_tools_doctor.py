@@ -47,6 +47,15 @@ def test_a_package_that_lacks_or_is_too_old_is_wrong_and_the_hint_installs_it(in
     assert checks["torch"].state == "ok"
 
 
+def test_every_extra_is_listed_once_with_all_that_it_lacks(installed: dict[str, str | None]) -> None:
+    extras = metadata.metadata(doctor.PACKAGE).get_all("Provides-Extra")
+    installed["huggingface-hub"] = None
+    checks = [check for check in doctor.look_at_versions() if check.what.startswith("extra ")]
+    assert [check.what for check in checks] == [f"extra {name}" for name in sorted(extras)]
+    lacking = {check.what for check in checks if "huggingface-hub" in check.found}
+    assert lacking == {"extra hub", "extra dev"}  # Both need it.
+
+
 def test_an_extra_is_only_absent(installed: dict[str, str | None]) -> None:
     installed["huggingface-hub"] = None
     hub = found(doctor.look_at_versions)["extra hub"]

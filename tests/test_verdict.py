@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,35 @@ import pytest
 from rich.console import Console
 from tiny import SPEC, save_tiny
 
+from wm_agents.evaluation.evaluate import Score
 from wm_agents.loops import finish as verdict
 from wm_agents.loops.finish import Candidate, Story, deliver
 from wm_agents.pretrained import load_model, load_policy, load_starts
+from wm_agents.system.time_limit import TimeUp
 from wm_envs.registry import TASKS
 
 RESULT = {
-    "real": {"mean": 5.0, "std": 1.0, "ci95": 0.2, "episodes": 30, "seed": 10**6, "returns": [4.0, 6.0]},
-    "dream": {"mean": 6.0, "std": 1.0, "returns": [5.0, 7.0]},
+    "real": {
+        "env": "CarRacing-v3",
+        "mean": 5.0,
+        "std": 1.0,
+        "ci95": 0.2,
+        "episodes": 30,
+        "seed": 10**6,
+        "returns": [4.0, 6.0],
+    },
+    "dream": {"mean": 6.0, "std": 1.0, "ci95": 0.2, "returns": [5.0, 7.0]},
     "gap": 1.0,
     "protocol": "as usual",
     "versions": {"gymnasium": "1.4"},
 }
+RANDOM = Score([-30.0, -31.0])
 STORY = Story("seeds from 3", "7 updates", "It learned.", 400, 12.3, {"chosen": 2}, {"evaluations": [1]})
+
+
+@pytest.fixture(autouse=True)
+def random_actions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdict, "evaluate_real", lambda *args, **more: RANDOM)
 
 
 class Planner:
@@ -56,6 +73,8 @@ def test_a_run_ends_with_a_model_its_scores_and_its_card(
     result = deliver(tmp_path, candidate, STORY, episodes=30, procs=1, console=console)
     assert asked[0]["episodes"] == 30 and asked[0]["dream_episodes"] == (10 if plans else 30)
     assert looked == ([] if plans else [str(tmp_path / "model")])
+    assert result["random"]["mean"] == -30.5 and "better than random actions" in result["trust"]
+    assert "| random actions | -30.5 ± 0.707 |" in (tmp_path / "model" / "README.md").read_text()
     assert ("no fidelity report" in console.file.getvalue()) == plans  # type: ignore[attr-defined]
     assert (result["real_steps"], result["real_frames"], result["train_wall_s"]) == (400, 1600, 12)
     assert json.loads((tmp_path / "summary.json").read_text()) == {**result, "evaluations": [1]}
@@ -69,7 +88,7 @@ def test_a_run_ends_with_a_model_its_scores_and_its_card(
 
 def test_a_controller_that_exploits_its_dream_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, artifact = load_model(save_tiny(tmp_path / "tiny"))
-    dream = {"mean": 90.0, "std": 1.0, "returns": [89.0, 91.0]}
+    dream = {"mean": 90.0, "std": 1.0, "ci95": 12.7, "returns": [89.0, 91.0]}
     monkeypatch.setattr(verdict, "evaluate", lambda model, **more: {**RESULT, "dream": dream})
     monkeypatch.setattr(verdict, "fidelity_report", lambda *args, **more: None)
     candidate = Candidate(model, load_policy(model, artifact), SPEC, load_starts(artifact), 0.4)
@@ -97,3 +116,55 @@ def test_the_card_of_a_game_has_both_protocols(tmp_path: Path, monkeypatch: pyte
     card = (tmp_path / "model" / "README.md").read_text()
     assert "| protocol | ALE v5 with sticky actions 0.25 |" in card
     assert "| real score without sticky actions | 7.5 ± 2.0, 30 episodes |" in card
+
+
+def finish_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: Callable[..., Any], minutes: float
+) -> tuple[dict[str, Any], str]:
+    """Deliver a run whose fidelity report is `report`; return the summary and all that was printed."""
+    model, artifact = load_model(save_tiny(tmp_path / "tiny"))
+    monkeypatch.setattr(verdict, "evaluate", lambda model, **more: dict(RESULT))
+    monkeypatch.setattr(verdict, "fidelity_report", report)
+    candidate = Candidate(model, load_policy(model, artifact), SPEC, load_starts(artifact), 0.4)
+    out = io.StringIO()
+    console = Console(file=out, width=1000)
+    deliver(tmp_path, candidate, STORY, episodes=2, procs=1, console=console, report_minutes=minutes)
+    return json.loads((tmp_path / "summary.json").read_text()), out.getvalue()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError("no plot"), TimeUp("not finished after 1 minutes")])
+def test_a_report_that_ends_early_ends_after_the_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    written: list[bool] = []
+
+    def stop(*args: Any, **more: Any) -> None:
+        written.append((tmp_path / "summary.json").exists() and (tmp_path / "model" / "README.md").exists())
+        raise error
+
+    summary, text = finish_with(tmp_path, monkeypatch, stop, 1.0)
+    assert written == [True] and summary["real"]["mean"] == 5.0
+    assert "the fidelity report was " in text and "the dream and its policy are in" in text
+
+
+def test_a_report_is_ended_by_its_time_limit_or_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def endless(*args: Any, **more: Any) -> None:
+        asked.append(1)
+        while True:
+            pass
+
+    _, text = finish_with(tmp_path / "limited", monkeypatch, endless, 0.001)
+    assert asked == [1] and "not finished after 0.001 minutes" in text and "raise report_minutes" in text
+    _, text = finish_with(tmp_path / "without", monkeypatch, endless, 0.0)
+    assert asked == [1] and "fidelity" not in text
+
+
+def test_the_result_is_one_table_and_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, text = finish_with(tmp_path, monkeypatch, lambda *args, **more: None, 0.0)
+    rows = [line.split() for line in text.splitlines()]
+    assert ["random", "actions,", "real", "-30.5", "±", "6.4", "2", "episodes"] in rows
+    assert ["policy,", "real", "5.0", "±", "0.2", "2", "episodes"] in rows
+    assert ["gap", "(dream", "-", "real)", "+1.0"] in rows and ["real", "steps", "400"] in rows
+    assert "The policy is better than random actions. The dream can be trusted for this policy" in text

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from functools import lru_cache
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,11 +22,13 @@ from policies.linear import LinearPolicy
 from policies.mlp import MLPPolicy
 from policies.mppi import MPPIPolicy
 from wm_agents.checkpoint import Artifact, ArtifactError, halved, load_artifact, save_artifact
+from wm_agents.errors import did_you_mean
 from wm_agents.models.model import Model
 from wm_agents.models.saved import load_model as load_model
 from wm_agents.models.saved import model_facts, model_path
 from wm_agents.system.run_folder import versions
 from wm_envs.dream import DreamConfig, DreamEnv, DreamVectorEnv
+from wm_envs.env_id import only_here
 from wm_envs.real import LatentObservation, make_real, probe
 from wm_envs.registry import TASKS, RealSpec
 from wm_envs.trust import check_trusted
@@ -61,7 +65,7 @@ def real_spec(artifact: Artifact) -> RealSpec:
         spec = RealSpec.from_dict(artifact.config["real"])
     except (TypeError, AttributeError, ValueError) as error:
         raise ArtifactError(f"{place}: real must describe an environment: {error}") from error
-    check_trusted(str(spec.id), place)
+    check_trusted(str(spec.id), place, spec.wrapper)
     return spec
 
 
@@ -104,7 +108,16 @@ def save_model(
         cut_off: a dream terminates when the model's `cont` falls below this value.
         rounds: dream return and real return of each training round, for the fidelity report.
         half: store weights and initial latents in half precision, where it is precise enough.
+
+    Warns:
+        UserWarning: other processes, such as `wm evaluate`, will not find the environment by its id.
     """
+    if only_here(spec.id):
+        warnings.warn(
+            f"{spec.id} is registered in this process only, so commands will not find the environment of {path}; "
+            f"register it in a module and save RealSpec('module:{spec.id}')",
+            stacklevel=2,
+        )
     config = {
         **model_facts(model),
         "real": spec.to_dict(),
@@ -223,10 +236,36 @@ def frame_policy(
     return LatentPolicy(net, LinearPolicy(net.act_space, weights, squash))
 
 
+_DREAM_ARGUMENTS = sorted(
+    {
+        *signature(DreamVectorEnv).parameters,
+        *(f.name for f in fields(DreamConfig)),
+        "device",
+        "backend",
+        "max_episode_steps",
+    }
+    - {"dream", "starts", "changes"}
+)
+"""The keywords of `gym.make("Dream-...")`."""
+
+
+def _check_arguments(kwargs: Mapping[str, Any], known: Sequence[str], what: str) -> None:
+    """Check the names of keywords.
+
+    Raises:
+        ValueError: one of them is unknown; the message has the nearest known one, or all.
+    """
+    for name in kwargs:
+        if name not in known:
+            hint = did_you_mean(name, known) or f"; it takes {', '.join(known)}"
+            raise ValueError(f"unknown argument {name!r} of {what}{hint}")
+
+
 def _dream_arguments(model: str | None, device: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     backend = kwargs.pop("backend", "torch")
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    _check_arguments(kwargs, _DREAM_ARGUMENTS, "a dream")
     loaded, artifact = load_model(_given(model, "Dream-v0"), device)
     check_dream(artifact)
     net = loaded if backend == "torch" else _in_onnx(loaded, artifact, kwargs)
@@ -297,12 +336,15 @@ def make_dream_vec_env(
 make_dream_env.metadata = DreamEnv.metadata  # type: ignore[attr-defined]
 
 
-def make_real_env(model: str | None = None, obs: str = "pixels", render_mode: str | None = None) -> gym.Env[Any, Any]:
+def make_real_env(
+    model: str | None = None, obs: str = "pixels", render_mode: str | None = None, **others: Any
+) -> gym.Env[Any, Any]:
     """`gym.make("Real-...")`: the real environment with the spaces of its dream.
 
     Args:
         obs: "pixels" (or the native vector), or "latent": the feat of the model.
     """
+    _check_arguments(others, ("model", "obs", "render_mode"), "a real environment")
     if obs not in ("pixels", "latent"):
         raise ValueError(f"obs must be 'pixels' or 'latent', got {obs!r}")
     model = _given(model, "Real-v0")

@@ -16,7 +16,10 @@ def act_dim(space: gym.Space[Any]) -> int:
     """Width of the encoded vector of one action."""
     if isinstance(space, spaces.Box):
         if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-            raise ValueError(f"Box actions need finite bounds, got {space}; wrap the env in RescaleAction")
+            raise ValueError(
+                f"Box actions need finite bounds, got {space}; set them with a wrapper: "
+                f"gymnasium.wrappers.TransformAction(env, lambda act: act, Box(-1, 1, {space.shape}))"
+            )
         return int(np.prod(space.shape))
     if isinstance(space, spaces.Discrete):
         return int(space.n)

@@ -17,8 +17,8 @@ Points = NDArray[np.float64]
 Color = tuple[int, int, int]
 
 WHITE, BLACK, YELLOW, GRAY = (255, 255, 255), (0, 0, 0), (204, 204, 0), (128, 128, 128)
-BARS, SIDE = 64, 400
-"""Bars per line of a chart, and the side lengths of the chart in pixels."""
+BARS, SIDE, LABEL_WIDTH = 64, 400, 18
+"""Bars per line of a chart, the side lengths of the chart in pixels, and the least width of a bar with a label."""
 
 
 def draw(env_id: str | None, space: gym.Space[Any], obs: NDArray[Any]) -> Frame:
@@ -203,7 +203,7 @@ def _to_unit(space: gym.Space[Any], rows: Points) -> Points:
 
 def _bars(unit: Points) -> Frame:
     """A bar chart of (D,) values in [-1, 1], around the centre of each line, with as many lines as
-    necessary."""
+    necessary. Wide bars have the index of their value below them."""
     lines = -(-len(unit) // BARS)
     per_line = -(-len(unit) // lines)
     values = np.pad(unit, (0, lines * per_line - len(unit))).reshape(lines, per_line)
@@ -214,4 +214,14 @@ def _bars(unit: Points) -> Frame:
     frame = np.full((SIDE, SIDE, 3), WHITE, np.uint8)
     frame[(abs(height) < 2 * lines / SIDE)[:, 0]] = GRAY
     frame[lit] = np.where((value > 0)[..., None], (80, 80, 200), (204, 77, 77))[lit]
+    if SIDE / per_line >= LABEL_WIDTH:
+        _label(frame, len(unit), lines, per_line)
     return frame
+
+
+def _label(frame: Frame, num: int, lines: int, per_line: int) -> None:
+    """Write the index of its value below every bar."""
+    for i in range(num):
+        line, column = divmod(i, per_line)
+        at = round((column + 0.1) * SIDE / per_line), (line + 1) * SIDE // lines - 4
+        cv2.putText(frame, str(i), at, cv2.FONT_HERSHEY_SIMPLEX, 0.35, BLACK, 1, cv2.LINE_AA)

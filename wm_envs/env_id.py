@@ -6,6 +6,7 @@ import re
 from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from typing import Any
 
@@ -57,11 +58,17 @@ class UnknownEnv(_Told, gym.error.UnregisteredEnv, ValueError):
     """No installed environment has this id. The message names the nearest ids and the packages to install."""
 
     def __init__(self, env_id: str) -> None:
-        rows = [f"{name} ({found})" if (found := _provider(name)) else name for name in _nearest(env_id)]
-        text = f"no environment {env_id!r} is installed; the nearest are {', '.join(rows)}"
-        package, module = _brings(env_id)
-        if package and find_spec(module) is None:
-            text += f"; {env_id} is provided by {package}: {_pip(package)}, then use the id {module}:{env_id}"
+        module, _, plain = env_id.rpartition(":")
+        if module and (own := _ids_of(module)):
+            near = get_close_matches(plain, own, n=NEAREST, cutoff=0.0)
+            super().__init__(f"the module {module} registers no environment {plain!r}; the nearest are {_listed(near)}")
+            return
+        text = f"no environment {env_id!r} is installed; the nearest are {_listed(_nearest(env_id))}"
+        package, brought_by = _brings(env_id)
+        if package and find_spec(brought_by) is None:
+            text += f"; {env_id} is provided by {package}: {_pip(package)}, then use the id {brought_by}:{env_id}"
+        elif not module:
+            text += f"; for an id that a module registers write module:{env_id}"
         super().__init__(text)
 
 
@@ -76,6 +83,32 @@ class LackingEnv(_Told, gym.error.DependencyNotInstalled, ImportError, ValueErro
         if module and find_spec(module.split(".")[0]) is None:
             reason = f"the module {module} is not installed"
         super().__init__(f"cannot create {env_id}: {reason}" + (f"; {_pip(package)}" if package else ""))
+
+
+def _ids_of(module: str) -> list[str]:
+    """The registered ids whose environments are defined in `module` or in its package."""
+    package = module.partition(".")[0]
+    return [name for name, spec in gym.registry.items() if _home(spec.entry_point).partition(".")[0] == package]
+
+
+def only_here(env_id: str) -> bool:
+    """Whether only this process knows the id: a script has registered it, or a module that the id does not name."""
+    if env_id not in gym.registry:  # With its module, or unknown.
+        return False
+    home = _home(gym.registry[env_id].entry_point).partition(".")[0]
+    return home not in packages_distributions()
+
+
+def _home(entry_point: Any) -> str:
+    """The module of an entry point, which is a text `module:name` or a callable."""
+    if isinstance(entry_point, str):
+        return entry_point.partition(":")[0]
+    return str(getattr(entry_point, "__module__", ""))
+
+
+def _listed(ids: list[str]) -> str:
+    """The ids as text, each with the pip requirement that provides it."""
+    return ", ".join(f"{name} ({found})" if (found := _provider(name)) else name for name in ids)
 
 
 def _nearest(env_id: str, num: int = NEAREST) -> list[str]:

@@ -7,6 +7,7 @@ import os
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import replace
+from importlib import import_module
 from inspect import signature
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 MAX_VECTOR = 2000
 """No model here supports longer vectors; they are usually images."""
 ALE_FPS = 60
+NO_LIMIT = 1000
+"""Episode limit in agent steps for environments without one."""
 USUAL_FPS = 30.0
 
 
@@ -85,12 +88,19 @@ def make_real(spec: RealSpec, render_mode: str | None = None) -> gym.Env[Any, An
 
 
 def spec_for(env: str | RealSpec) -> RealSpec:
-    """An environment, by its id or with its arguments, with the default preprocessing: images are resized to 64
-    pixels, other observations stay as they are."""
+    """An environment, by its id or with its arguments and wrapper, with the default preprocessing: images are resized
+    to 64 pixels, other observations stay as they are."""
     if isinstance(env, str):
         env = RealSpec(env)
     with closing(_make(env, None)) as native:
         return replace(env, size=64 if is_resizable(native.observation_space) else None)
+
+
+def limited(spec: RealSpec) -> RealSpec:
+    """`spec` with an episode limit of 1,000 steps, which training needs, if the environment has none."""
+    if probe(spec).limit is not None:
+        return spec
+    return replace(spec, max_episode_steps=NO_LIMIT)
 
 
 def probe(spec: RealSpec) -> EnvFacts:
@@ -202,6 +212,8 @@ def _make(spec: RealSpec, render_mode: str | None) -> gym.Env[Any, Any]:
             f"cannot create {spec.id} with the arguments {spec.kwargs}: {reason}; give its arguments with "
             "--spec.kwargs '{\"name\": 5}', --env-kwargs of `wm init`, or env_kwargs of [data] in a wm.toml"
         ) from error
+    if spec.wrapper is not None:
+        env = _wrapped(env, spec.wrapper)
     fps = _fps(env)
     made = env.unwrapped.spec  # Wrappers would cache theirs, before `gym.make` sets the final one.
     if made is not None and str(made.entry_point).startswith("ale_py"):
@@ -216,6 +228,25 @@ def _fps(env: gym.Env[Any, Any]) -> float:
     if isinstance(fps, int | float | np.number) and 0 < fps < math.inf:
         return float(fps)
     return USUAL_FPS
+
+
+def _wrapped(env: gym.Env[Any, Any], wrapper: str) -> gym.Env[Any, Any]:
+    """`env` in the wrapper `module:function`.
+
+    Raises:
+        ValueError: there is no such function, or it does not return an environment.
+    """
+    module, _, name = wrapper.partition(":")
+    try:
+        wrap = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        env.close()
+        raise ValueError(f"wrapper {wrapper}: {error}; give module:function, as in my_wrappers:only_image") from error
+    wrapped = wrap(env)
+    if not isinstance(wrapped, gym.Env):
+        env.close()
+        raise ValueError(f"wrapper {wrapper} must return a gymnasium.Env, got {type(wrapped).__name__}; return the env")
+    return wrapped
 
 
 def _mean_skip(skip: int | tuple[int, int]) -> float:

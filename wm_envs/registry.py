@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from gymnasium.envs.registration import register, registry
 
-from wm_envs.fields import at_least, check_fields
+from wm_envs.fields import at_least, check_fields, fail
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,18 @@ class RealSpec:
     stack: bool = False
     """The last three images, in grey, are the channels of one observation, oldest first, so that motion is
     visible."""
+    wrapper: str | None = None
+    """`module:function`: it takes the environment as `gym.make` creates it, and returns it wrapped. A wrapper class
+    works too."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.wrapper is not None and not re.fullmatch(r"[\w.]+:\w+", self.wrapper):
+            fail(self, "wrapper", "module:function")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values. Newer fields are omitted at their default, so that older files compare equal."""
-        later = ("crop", "max_frames", "actions", "lives_end", "stack")
+        later = ("crop", "max_frames", "actions", "lives_end", "stack", "wrapper")
         return {name: value for name, value in asdict(self).items() if value or name not in later}
 
     @classmethod

@@ -1,4 +1,5 @@
-"""Which modules a foreign file may import: an environment id `module:Id-v0` in a saved model runs the module."""
+"""Which modules a foreign file may import: an environment id `module:Id-v0` or a wrapper `module:function` in a saved
+model runs the module."""
 
 from __future__ import annotations
 
@@ -19,27 +20,35 @@ def trust(*modules: str) -> None:
     _trusted.update(modules)
 
 
-def check_trusted(env_id: str, source: object) -> None:
-    """Check that the environment id in a file may be used, before anything is imported.
+def check_trusted(env_id: str, source: object, wrapper: str | None = None) -> None:
+    """Check that the environment and the wrapper in a file may be used, before anything is imported.
 
     A module may be imported if it is already imported, belongs to an installed package, or is trusted by name. Modules
-    in the working directory are not trusted.
+    in the working directory are not trusted. Python's own modules are not trusted as wrappers.
 
     Args:
         source: the file, for the message.
 
     Raises:
-        UntrustedModule: the module is not trusted.
+        UntrustedModule: a module is not trusted.
         ValueError: the id is that of a dream.
     """
     module, _, name = env_id.rpartition(":")
     if OURS.match(name):
         raise ValueError(f"the real environment in {source} is itself a dream ({env_id!r}); the file is invalid")
-    if not module or module in sys.modules or _trusted & {module, module.partition(".")[0]}:
+    if module:
+        _check_module(module, f"{source} names the environment {env_id}")
+    if wrapper is not None:
+        _check_module(str(wrapper).partition(":")[0], f"{source} names the wrapper {wrapper}", of_python=False)
+
+
+def _check_module(module: str, found: str, of_python: bool = True) -> None:
+    top = module.partition(".")[0]
+    if _trusted & {module, top} or top in packages_distributions():
         return
-    if module.partition(".")[0] in packages_distributions():
+    if module in sys.modules and (of_python or top not in sys.stdlib_module_names):
         return
     raise UntrustedModule(
-        f"{source} names the environment {env_id}, whose module {module} would be run, but belongs to no installed "
-        f"package; if you trust it, give --trust-module {module}, or call wm_envs.trust.trust({module!r})"
+        f"{found}, whose module {module} would be run, but belongs to no installed package; if you trust it, give "
+        f"--trust-module {module}, or call wm_envs.trust.trust({module!r})"
     )

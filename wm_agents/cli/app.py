@@ -17,7 +17,9 @@ from io import TextIOWrapper
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from wm_agents.cli.brief import BRIEFS
 from wm_agents.errors import EXIT_ERROR, EXIT_STOPPED, describe, did_you_mean
+from wm_agents.system.pulse import Pulse
 
 if TYPE_CHECKING:
     from wm_agents.cli.flags import Parser
@@ -184,15 +186,20 @@ def _run(name: str, flags: list[str]) -> int:
     command = COMMANDS[name]
     debug = "--debug" in flags
     flags = _trusting([flag for flag in flags if flag != "--debug"])
+    if name in BRIEFS and {"-h", "--help"} & set(flags):
+        print(BRIEFS[name].text(f"wm {name}"))
+        return 0
+    flags = ["--help" if flag.replace("_", "-") == "--help-all" else flag for flag in flags]
     # SIGTERM cleans up and ends as Ctrl-C does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         try:
-            target, parser, flags = parser_of(name, flags)
-            arguments = parser.arguments(flags)
+            with _alive(name):  # Imports and environments may take a while.
+                target, parser, flags = parser_of(name, flags)
+                arguments = parser.arguments(flags)
         except SystemExit as stop:
             return command.usage if stop.code else 0
-        with _output(arguments):
+        with _alive(name), _output(arguments):
             status: int | None = target(**arguments)
         sys.stdout.flush()
         return status or 0
@@ -212,6 +219,11 @@ def _run(name: str, flags: list[str]) -> int:
         return command.error
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _alive(name: str) -> AbstractContextManager[object]:
+    """Prints a line when a command was silent for five seconds; a server in the browser may be silent."""
+    return nullcontext() if COMMANDS[name].topic == "browser" else Pulse(f"wm {name}", sys.stderr)
 
 
 def _output(arguments: dict[str, Any]) -> AbstractContextManager[None]:

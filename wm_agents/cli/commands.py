@@ -35,7 +35,7 @@ from wm_agents.models.families import FAMILIES, names
 from wm_agents.pretrained import load_dream, real_spec
 from wm_agents.project.schema import VisualizationSection
 from wm_agents.video import record
-from wm_envs.real import spec_for
+from wm_envs.real import limited, probe, spec_for
 from wm_envs.registry import TASKS, RealSpec
 
 console = Console(stderr=True)
@@ -132,7 +132,8 @@ def evolve(
         out: directory of the new model; `<out>.run` contains the state for resuming.
         where: train in the dream or in the real environment.
         cma: settings of CMA-ES.
-        horizon: steps of a dream; default: the model's limit, or 150 if it has none. Not for real episodes.
+        horizon: steps of a dream, at most the limit of the environment, which is the default (150 without a limit).
+            Not for real episodes.
         temperature: randomness of the dream; default: the model's own.
         stall: truncate a dream after N steps without a positive reward (8 for the shipped CarRacing dream).
         squash: how outputs are mapped to the action bounds: tanh, sigmoid or clip for each dimension, as in
@@ -143,14 +144,15 @@ def evolve(
         ray: a Ray cluster whose cores are the workers: auto, HOST:PORT or local; see docs/scaling.md.
     """
     saved = load_dream(model)
-    own, given = saved.bounded, {"horizon": horizon, "temperature": temperature, "stall": stall}
+    own, given = saved.bounded, {"temperature": temperature, "stall": stall}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    wanted, limit = horizon or own.horizon or 150, probe(saved.spec).limit
     evolve_artifact(
         model,
         Path(out),
         cma if seed is None else replace(cma, seed=seed),
         where=where,
-        dream=replace(own, **{"horizon": own.horizon or 150, **changes}),
+        dream=replace(own, **changes, horizon=min(wanted, limit or wanted)),
         squash=squash or usual_squash(saved.artifact),
         procs=0 if (where, procs, ray) == ("dream", None, None) else workers_of(procs, ray),
         console=console,
@@ -347,6 +349,7 @@ class ImproveParser(Parser):
     def __init__(self, args: list[str], prog: str) -> None:
         super().__init__(prog=prog, description=about(improve))
         self.task, self.env, self.family = (value_of(flag, args) for flag in ("--task", "--env", "--family"))
+        self.also = {"spec.wrapper": "--wrapper"}
         families = ("auto", *FAMILIES)
         if self.family is not None and self.family not in families:
             hint = did_you_mean(self.family, families)
@@ -383,9 +386,13 @@ class ImproveParser(Parser):
             return None
         spec = known.spec if known is not None else self._spec(args, RealSpec(str(self.env)))
         if self.kind is ImproveConfig:
-            return known or recipe_for(RealSpec(spec.id, spec.kwargs))
-        family = str(self.family)
-        native = spec if known is not None else spec_for(RealSpec(spec.id, spec.kwargs))
+            recipe = known or recipe_for(RealSpec(spec.id, spec.kwargs, wrapper=spec.wrapper))
+            self._note_limit(spec, recipe.spec)
+            return recipe
+        family, native = str(self.family), spec
+        if known is None:
+            native = limited(spec_for(RealSpec(spec.id, spec.kwargs, wrapper=spec.wrapper)))
+            self._note_limit(spec, native)
         return online_recipe(family, spec.id, seen_by(family, self._spec(args, native)))
 
     def _spec(self, args: list[str], usual: RealSpec) -> RealSpec:
@@ -396,3 +403,13 @@ class ImproveParser(Parser):
         silent = [arg for arg in args if arg not in ("-h", "--help") and not arg.startswith(("--print_", "--print-"))]
         spec: RealSpec = self.instantiate(self.parse_args(silent)).spec
         return spec
+
+    def _note_limit(self, given: RealSpec, used: RealSpec) -> None:
+        """Print that an episode limit was set, because the environment has none."""
+        if self.task is None and given.max_episode_steps is None and used.max_episode_steps is not None:
+            console.print(
+                f"{used.id} has no episode limit, so {used.max_episode_steps:,} steps are used; set another one with "
+                "--spec.max_episode_steps N",
+                soft_wrap=True,
+                highlight=False,
+            )

@@ -82,21 +82,14 @@ def look_at_versions() -> Iterator[Check]:
         yield Check("Python", "ok", here, "")
     else:
         yield Check("Python", "wrong", here, f"use {'.'.join(map(str, OLDEST))} or newer")
-    lacking: dict[str, list[Requirement]] = {}
-    for text in metadata.requires(PACKAGE) or []:
-        wanted = Requirement(text)
-        extra = next((e for e in metadata.metadata(PACKAGE).get_all("Provides-Extra", []) if _is_for(wanted, e)), None)
-        found = _version(wanted.name)
-        if extra is None:
-            yield _required(wanted, found)
-        elif found is None or not wanted.specifier.contains(found, prereleases=True):
-            lacking.setdefault(extra, []).append(wanted)
-        else:
-            lacking.setdefault(extra, [])
-    for extra, wanteds in sorted(lacking.items()):
-        hint = f"pip install '{PACKAGE}[{extra}]'" if wanteds else ""
-        found = f"missing {', '.join(wanted.name for wanted in wanteds)}" if wanteds else "installed"
-        yield Check(f"extra {extra}", "absent" if wanteds else "ok", found, hint)
+    wanted = [Requirement(text) for text in metadata.requires(PACKAGE) or []]
+    extras = metadata.metadata(PACKAGE).get_all("Provides-Extra", [])
+    yield from (_required(part, _version(part.name)) for part in wanted if not any(_is_for(part, e) for e in extras))
+    for extra in sorted(extras):
+        missing = [part.name for part in wanted if _is_for(part, extra) and not _is_met(part)]
+        hint = f"pip install '{PACKAGE}[{extra}]'" if missing else ""
+        found = f"missing {', '.join(missing)}" if missing else "installed"
+        yield Check(f"extra {extra}", "absent" if missing else "ok", found, hint)
     for one, other in CLASHES:
         if _version(one) and _version(other):
             hint = f"pip uninstall -y {one} {other} && pip install {other}"
@@ -106,6 +99,11 @@ def look_at_versions() -> Iterator[Check]:
 def _is_for(wanted: Requirement, extra: str) -> bool:
     marker = wanted.marker
     return marker is not None and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""})
+
+
+def _is_met(wanted: Requirement) -> bool:
+    found = _version(wanted.name)
+    return found is not None and wanted.specifier.contains(found, prereleases=True)
 
 
 def _required(wanted: Requirement, found: str | None) -> Check:

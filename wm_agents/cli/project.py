@@ -16,6 +16,7 @@ from wm_agents.cli.web import dashboard_of
 from wm_agents.project.schema import VerifySection
 from wm_agents.project.settings import load_project
 from wm_agents.system.files import PROJECT_FILE
+from wm_agents.system.pulse import asking
 
 if TYPE_CHECKING:
     from wm_agents.project.schema import Project
@@ -30,6 +31,7 @@ def init(
     env: str | None = None,
     model: str | None = None,
     env_kwargs: dict[str, Any] | None = None,
+    wrapper: str | None = None,
     yes: bool = False,
     force: bool = False,
 ) -> int:
@@ -42,6 +44,7 @@ def init(
         env: any Gymnasium id, or module:Id-v0.
         model: a preset (family:size), such as ensemble:default, vmc:small, dreamerv3:ci or tdmpc2:1m.
         env_kwargs: arguments of the environment, as in `'{"size": 5}'`.
+        wrapper: module:function that wraps the environment; see docs/wrap.md.
         yes: do not ask, and use the defaults.
         force: write into a folder that is not empty; other files in it are kept.
     """
@@ -56,7 +59,7 @@ def init(
         model = ask("model", ASKED["model"])
         model = None if model == ASKED["model"] else model
     say = partial(Console(stderr=True, highlight=False, markup=False).print, soft_wrap=True)
-    names = write_project(Path(path), env, model, kwargs=env_kwargs, force=force, say=say)
+    names = write_project(Path(path), env, model, kwargs=env_kwargs, wrapper=wrapper, force=force, say=say)
     say(f"{path}: {', '.join(names)}")
     say(f"next: cd {path} && wm train")
     return 0
@@ -65,16 +68,19 @@ def init(
 def ask(what: str, usual: str) -> str:
     """Return what the user types on the terminal, or the default `usual`."""
     print(f"{what} [{usual}]: ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip() or usual
+    with asking():
+        return sys.stdin.readline().strip() or usual
 
 
-def train(settings: dict[str, Any], config: str, allow_degraded: bool) -> None:
+def train(
+    settings: dict[str, Any], config: str, allow_degraded: bool, budget: str | None = None, quick: bool = False
+) -> None:
     """Train the model of the project in `config`; `settings`, by dotted name, override those of the file."""
     from wm_agents.project.run import train as train_project
 
     project = load_project(config, settings)
     with dashboard_of(project.out, project.visualization):
-        train_project(project, allow_degraded=allow_degraded)
+        train_project(project, allow_degraded=allow_degraded, budget=budget, quick=quick)
 
 
 def verify(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wm_agents.cli.flags import Parser, value_of
+from wm_agents.loops.recipes import ImproveConfig
 from wm_agents.models.families import config_class, resolve
 from wm_agents.project.schema import SECTIONS
 from wm_agents.system.files import PROJECT_FILE, read_toml
@@ -56,6 +57,9 @@ class TrainParser(Parser):
         self.add_argument("--model", default=argparse.SUPPRESS, help="a preset (family:size)")
         self.add_argument("--environment", default=argparse.SUPPRESS, help="a Gymnasium id, or module:Id-v0")
         self.add_argument("--allow_degraded", type=bool, default=False, help=ALLOW_DEGRADED)
+        docs = field_docs(ImproveConfig)
+        self.add_argument("--budget", type=str, default=argparse.SUPPRESS, help=docs["budget"])
+        self.add_argument("--quick", type=bool, default=False, help=docs["quick"])
         for key in keys_of(_family(args)):
             about = key.about.replace("%", "%%")
             self.add_argument(f"--{key.name}", type=key.hint, default=argparse.SUPPRESS, help=about, metavar="VALUE")
@@ -65,7 +69,8 @@ class TrainParser(Parser):
         """Return the settings given by flags, by dotted name, and the other arguments of `train`."""
         values = self.parse_args(args, defaults=False).as_dict()
         config, allowed = values.get("config", PROJECT_FILE), values.get("allow_degraded", False)
-        return {"settings": said(values), "config": config, "allow_degraded": allowed}
+        time = {"budget": values.get("budget"), "quick": values.get("quick", False)}
+        return {"settings": said(values), "config": config, "allow_degraded": allowed, **time}
 
 
 def said(values: dict[str, Any]) -> dict[str, Any]:

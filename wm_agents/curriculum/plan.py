@@ -12,6 +12,7 @@ from wm_agents.curriculum.promotion import Plateau
 from wm_agents.curriculum.tasks import Entry
 from wm_agents.loops.recipes import RECIPES, ImproveConfig, recipe_for, seeded
 from wm_agents.training.config import TrainingConfig
+from wm_envs.registry import RealSpec
 
 MOST_ROUNDS = 40
 """Maximum number of rounds; more would need seeds reserved for evaluation."""
@@ -63,7 +64,7 @@ def plan(entry: Entry, cfg: CurriculumConfig) -> Course:
 
 def _recipe(entry: Entry) -> ImproveConfig:
     """The recipe of a known task, or default settings for its environment."""
-    base = recipe_for(entry.env_id) if entry.task is None else RECIPES[entry.task]
+    base = recipe_for(RealSpec(entry.env_id, wrapper=entry.wrapper)) if entry.task is None else RECIPES[entry.task]
     steps = entry.max_episode_steps or base.spec.max_episode_steps
     return replace(base, spec=replace(base.spec, max_episode_steps=steps))
 

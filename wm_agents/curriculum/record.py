@@ -67,7 +67,9 @@ class Record:
     best_model: str | None = None
     """The generation of the best evaluation."""
     looked_steps: int = 0
-    """Agent steps of all evaluations."""
+    """Agent steps of all evaluations and of episodes that were shown."""
+    evaluated_steps: int = 0
+    """Agent steps of evaluations alone, also of those that were killed and repeated."""
     films: dict[str, int] = field(default_factory=dict)
     """Agent steps of each video, by generation."""
     looked: dict[str, float] = field(default_factory=dict)

@@ -82,6 +82,7 @@ class Curriculum:
         if record.warm_start is None:
             record.warm_start = self._warm_start(course)
             self.save()
+        self.stage.begin(places.logs, record.evaluated_steps)
         task = TaskRun(course, record, places, self.hands, self.save, self.publish, self.elapsed_s, self.console)
         task.train()
         self.stage.leave()

@@ -59,7 +59,7 @@ class Played(NamedTuple):
 
     returns: list[float]
     steps: int
-    """Total agent steps of all episodes."""
+    """Total agent steps of all episodes, and of earlier ones that were killed before they were recorded."""
 
 
 class Hands(NamedTuple):
@@ -205,6 +205,7 @@ class TaskRun:
         if best != record.best:
             record.best_model = model.name
         record.looked_steps += played.steps
+        record.evaluated_steps += played.steps
         record.standing.add(check.generation, mean)
         record.evaluations.append(
             Evaluation(

@@ -52,6 +52,8 @@ class Entry:
     """Maximum generations of this task, if different from those of the run."""
     max_episode_steps: int | None = None
     """Episode limit in agent steps, if the environment has none or a higher one."""
+    wrapper: str | None = None
+    """`module:function` that wraps the environment."""
 
     @property
     def name(self) -> str:
@@ -79,6 +81,7 @@ def read_curriculum(name: str) -> list[Entry]:
         quick_threshold = 195.0   # default: threshold
         max_generations = 100     # default: those of the run
         max_episode_steps = 200   # default: the limit of the environment
+        wrapper = "my_wrappers:only_image"   # only with env; default: none
 
     Raises:
         ValueError: unknown curriculum, or an invalid file.
@@ -110,6 +113,7 @@ FIELDS = {
     "quick_threshold": float,
     "max_generations": int,
     "max_episode_steps": int,
+    "wrapper": str,
 }
 
 
@@ -130,11 +134,14 @@ def _read_entry(where: str, table: dict[str, Any]) -> Entry:
         usual = THRESHOLDS[name]
     full, quick = float(usual.full), float(table.get("quick_threshold", usual.quick))
     limits = {limit: table.get(limit) for limit in ("max_generations", "max_episode_steps")}
+    wrapper = table.get("wrapper")
     if name is not None:
+        if wrapper is not None:
+            raise ValueError(f"{where}: a known task takes no wrapper; give its environment as env")
         return Entry(TASKS[name].real.id, _Threshold(full, quick), name, **limits)
     assert env_id is not None
-    task = next((task.name for task in TASKS.values() if task.real.id == env_id), None)
-    return Entry(env_id, _Threshold(full, quick), task, **limits)
+    task = next((task.name for task in TASKS.values() if task.real.id == env_id and wrapper is None), None)
+    return Entry(env_id, _Threshold(full, quick), task, wrapper=wrapper, **limits)
 
 
 def _check_names(where: object, what: str, values: Iterable[str], names: list[str]) -> None:

@@ -10,13 +10,16 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 
 from wm_agents.data.dataset import Dataset, write_manifest
 from wm_agents.data.episode import UNKNOWN_SEED, Episode
@@ -66,7 +69,7 @@ def export_minari(
     minari = _minari()
     data = Dataset(root)
     if data.spec and (observation_space is None or action_space is None):
-        check_trusted(str(data.spec.get("id")), data.root)
+        check_trusted(str(data.spec.get("id")), data.root, data.spec.get("wrapper"))
         observation_space, action_space = probe(RealSpec.from_dict(data.spec)).spaces
     if observation_space is None or action_space is None:
         raise ValueError(f"the shards in {root} do not name an environment; pass observation_space and action_space")
@@ -76,12 +79,13 @@ def export_minari(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # It warns about missing optional fields.
-            # Without `env`, because an EnvSpec cannot describe an action repeat; wm_spec below can.
+            # An EnvSpec cannot describe an action repeat; wm_spec below can.
             theirs = minari.create_dataset_from_buffers(
                 dataset_id,
                 _buffers(minari, data, infos),
                 observation_space=observation_space,
                 action_space=action_space,
+                env=_env_spec(data.spec),
                 jpeg_encoding=False,
                 **metadata,
             )
@@ -93,6 +97,23 @@ def export_minari(
     theirs.storage.update_episode_metadata(infos)
     theirs.storage.update_metadata({SPEC_KEY: json.dumps(data.spec)})
     return theirs
+
+
+def _env_spec(values: Mapping[str, Any]) -> EnvSpec | None:
+    """The environment as `gym.make` creates it, without our preprocessing; None if its id is not registered, or its
+    arguments cannot be stored as JSON."""
+    env_id = str(values.get("id", "")).rpartition(":")[2]
+    if env_id not in gym.registry:
+        return None
+    spec = deepcopy(gym.registry[env_id])
+    spec.kwargs.update(values["kwargs"])
+    if values["action_repeat"] == 1:
+        spec.max_episode_steps = values["max_episode_steps"] or spec.max_episode_steps
+    try:
+        spec.to_json()
+    except (TypeError, ValueError):
+        return None
+    return spec
 
 
 def _minari() -> ModuleType:

@@ -76,7 +76,7 @@ def _action_space(spec: dict[str, Any], env_id: str | None, root: Path) -> gym.S
         return spaces_of(env_id)[1]
     if not spec:
         raise ValueError(f"the shards in {root} do not name their environment; give it with --env ID")
-    check_trusted(str(spec.get("id")), root)
+    check_trusted(str(spec.get("id")), root, spec.get("wrapper"))
     return probe(RealSpec.from_dict(spec)).act_space
 
 

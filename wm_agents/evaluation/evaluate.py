@@ -105,7 +105,7 @@ def evaluate_dream(
     if dream.horizon is None:
         raise ValueError("horizon must be a number of steps, got None; a dream without a horizon may never end")
     envs = DreamVectorEnv(model, starts, episodes, dream, obs="latent", autoreset_mode=AutoresetMode.DISABLED)
-    return Score([round(float(r), 3) for r in returns(rollout(envs, policy, seed=seed))])
+    return Score([round(float(r), 3) for r in returns(rollout(envs, policy, seed=seed, policy_seed=0))])
 
 
 def dream_facts(cfg: DreamConfig) -> dict[str, Any]:

@@ -9,17 +9,21 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from policies.policy import RandomPolicy
 from policies.pool import Procs
+from policies.rollout import EVAL_SEED
 from wm_agents.checkpoint import model_card
-from wm_agents.evaluation.evaluate import Score, evaluate
+from wm_agents.evaluation.evaluate import Score, evaluate, evaluate_real
 from wm_agents.evaluation.exploit import exploit_warning
 from wm_agents.evaluation.fidelity.report import fidelity_report
+from wm_agents.evaluation.outcome import outcome_table, trust
 from wm_agents.models.model import Model
 from wm_agents.pretrained import Controller, save_model
 from wm_agents.system.extras import extra
 from wm_agents.system.files import write_json
 from wm_agents.system.hardware import describe
 from wm_agents.system.run_folder import provenance
+from wm_agents.system.time_limit import time_limit
 from wm_envs.real import probe
 from wm_envs.registry import RealSpec, has_sticky_actions
 from wm_envs.world_model import Latent
@@ -30,6 +34,12 @@ SHIPPED_STARTS = 512
 
 PLANNED = 10
 """Dream episodes for the score of a planning policy, which plans for all rows in each step."""
+
+
+RANDOM_EPISODES = 20
+"""Held-out episodes of random actions."""
+REPORT_MINUTES = 2.0
+"""Default time limit of the fidelity report."""
 
 
 class Candidate(NamedTuple):
@@ -62,11 +72,21 @@ class Story(NamedTuple):
 
 
 def deliver(
-    run: Path, candidate: Candidate, story: Story, *, episodes: int, procs: Procs, console: Console
+    run: Path,
+    candidate: Candidate,
+    story: Story,
+    *,
+    episodes: int,
+    procs: Procs,
+    console: Console,
+    report_minutes: float = REPORT_MINUTES,
 ) -> dict[str, Any]:
-    """Write `model/` (half precision, with a card), `fidelity/` and `summary.json` into the run folder.
+    """Write `model/` (half precision, with a card) and `summary.json` into the run folder, then `fidelity/`.
 
     A planning policy is scored on fewer dreams and gets no `fidelity/`.
+
+    Args:
+        report_minutes: maximum time of the fidelity report, which is the last step; 0: no report.
 
     Returns:
         Scores, gap, real steps and wall time.
@@ -85,26 +105,7 @@ def deliver(
         half=True,
     )
     save(card="")
-    plans = candidate.policy.about()["kind"] == "mppi"
-    dreamed = episodes
-    if plans:
-        dreamed = min(PLANNED, episodes)
-    console.print(f"held-out score: {episodes} real episodes on seeds unused so far")
-    both = has_sticky_actions(spec)
-    result = evaluate(
-        str(final), episodes=episodes, dream_episodes=dreamed, procs=procs, both_protocols=both, console=console
-    )
-    if plans:  # It would take tens of thousands of plans.
-        console.print(f"no fidelity report: with a planning policy it takes hours; run `wm fidelity {final}`")
-    else:
-        console.print(
-            f"quick fidelity report (one real episode per policy); run `wm fidelity {final}` for the full one",
-            soft_wrap=True,
-        )
-        with extra("the fidelity report", console):
-            fidelity_report(str(final), run / "fidelity", procs=procs, quick=True, console=console)
-    if warning := exploit_warning(Score(result["dream"]["returns"]), Score(result["real"]["returns"])):
-        result["warning"] = warning
+    result = _score(final, candidate, episodes, procs, console)
     result |= {
         "real_steps": story.real_steps,
         "real_frames": story.real_steps * spec.action_repeat,
@@ -114,16 +115,57 @@ def deliver(
     }
     save(card=_card(spec, result, story))
     write_json(run / "summary.json", {**result, **story.summary})
-    real, dream = result["real"], result["dream"]
-    if "warning" in result:
-        console.print(result["warning"], soft_wrap=True, highlight=False)
-    console.print(f"protocol: {result['protocol']}", highlight=False, soft_wrap=True, markup=False)
-    console.print(
-        f"real {real['mean']:.1f} ± {real['std']:.1f} over {real['episodes']} held-out episodes, "
-        f"dream {dream['mean']:.1f}; the dream and its policy are in {final}",
-        soft_wrap=True,
-    )
+    if candidate.policy.about()["kind"] == "mppi":  # It would take tens of thousands of plans.
+        console.print(f"no fidelity report: with a planning policy it takes hours; run `wm fidelity {final}`")
+    elif report_minutes:
+        _report(final, run / "fidelity", report_minutes, procs, console)
+    _show(result, final, console)
     return result
+
+
+def _score(final: Path, candidate: Candidate, episodes: int, procs: Procs, console: Console) -> dict[str, Any]:
+    """The scores of the saved model and of random actions, on held-out seeds; whether to trust the dream."""
+    spec, plans = candidate.spec, candidate.policy.about()["kind"] == "mppi"
+    console.print(f"held-out score: {episodes} real episodes on seeds unused so far")
+    result = evaluate(
+        str(final),
+        episodes=episodes,
+        dream_episodes=min(PLANNED, episodes) if plans else episodes,
+        procs=procs,
+        both_protocols=has_sticky_actions(spec),
+        console=console,
+    )
+    seeds = range(EVAL_SEED, EVAL_SEED + min(episodes, RANDOM_EPISODES))
+    random = evaluate_real(spec, partial(RandomPolicy, probe(spec).act_space), seeds, procs, console)
+    real, dream = Score(result["real"]["returns"]), Score(result["dream"]["returns"])
+    result |= {"random": random.to_dict(), "trust": trust(real, dream, random)}
+    if warning := exploit_warning(dream, real):
+        result["warning"] = warning
+    return result
+
+
+def _report(model: Path, out: Path, minutes: float, procs: Procs, console: Console) -> None:
+    """Write the quick fidelity report. An error, an interruption or the time limit ends it, but not the run."""
+    full = f"run `wm fidelity {model}` for the full one"
+    console.print(
+        f"quick fidelity report, at most {minutes:g} minutes (one real episode per policy); {full}", soft_wrap=True
+    )
+    try:
+        with extra("the fidelity report", console), time_limit(60 * minutes, "raise report_minutes"):
+            fidelity_report(str(model), out, procs=procs, quick=True, console=console)
+    except KeyboardInterrupt:
+        console.print("  the fidelity report was interrupted; the run is complete without it")
+
+
+def _show(result: dict[str, Any], final: Path, console: Console) -> None:
+    """Print the result of the run."""
+    say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
+    if "warning" in result:
+        say(result["warning"])
+    say(f"protocol: {result['protocol']}")
+    say(outcome_table(result))
+    say(result["trust"])
+    say(f"the dream and its policy are in {final}")
 
 
 def _other_protocol(result: dict[str, Any]) -> dict[str, str]:
@@ -144,6 +186,8 @@ def _card(spec: RealSpec, result: dict[str, Any], story: Story) -> str:
         **_other_protocol(result),
         **({"warning": result["warning"]} if "warning" in result else {}),
         "dream score": f"{dream['mean']} ± {dream['std']}, gap {result['gap']}",
+        "random actions": f"{result['random']['mean']} ± {result['random']['std']}",
+        "trust": result["trust"],
         "data": f"{result['real_steps']} agent steps, {result['real_frames']} frames, {story.data}",
         "training": f"{result['train_wall_s']} s of wall time, {story.training}",
         "command": provenance()["command"],

@@ -33,6 +33,7 @@ from wm_agents.data.replay import ReplayBuffer
 from wm_agents.data.vector_stream import Stream
 from wm_agents.errors import ConfigurationError
 from wm_agents.evaluation.starts import find_cut_off, make_starts
+from wm_agents.loops.budget import SLACK, Plan, plan_of
 from wm_agents.loops.driver import Actor, make_learner, play
 from wm_agents.loops.finish import Candidate, Story, deliver
 from wm_agents.loops.online_config import OnlineConfig
@@ -102,6 +103,7 @@ class Online:
         self.limit = facts.limit or 0
         self.now = _Standing(next_seed=cfg.first_env_seed)
         self.count = StepCount(run.path / STEPS, start=run.state.get("real_steps", 0))
+        self.plan = Plan(**run.state["plan"]) if "plan" in run.state else None
         self.fresh: list[Episode] = []
         """Episodes that are not yet on disk."""
         self.explorers: list[Policy] = []
@@ -160,7 +162,7 @@ class Online:
         with Stream(cfg.spec, cfg.num_envs, self._seeds(), self.count) as stream:
             actor = Actor(self.learner, self.model, explore=True, seed=self.now.next_seed)
             seen: list[list[Latent]] = [[] for _ in range(cfg.num_envs)]
-            while self.now.real_steps + self._reserve() <= cfg.real_steps:
+            while self.now.real_steps + self._reserve() <= cfg.real_steps and not self._is_late():
                 live.show(stream.obs[0])
                 ended = stream.step(self._act(actor, stream))
                 for row, latents in enumerate(seen):
@@ -185,6 +187,13 @@ class Online:
     def _reserve(self) -> int:
         """Steps reserved in the budget: the next one in all rows, and those of the last evaluation."""
         return self.cfg.num_envs + self.cfg.eval_episodes * self.limit
+
+    def _is_late(self) -> bool:
+        """Whether the budget of time is used up, apart from the end of the run."""
+        plan, done = self.plan, self.now.real_steps / self.cfg.real_steps
+        if plan is None or self.trainer.update == 0 or self.now.wall_s < plan.round_s:
+            return False
+        return plan.trial_s + self.now.wall_s + plan.left_s([self.now.wall_s / done], 0) > plan.budget_s * SLACK
 
     def _seeds(self) -> Iterator[int]:
         while True:
@@ -270,7 +279,7 @@ class Online:
             self.log.write(self.now.real_steps, {**values, **memory_gb()})
         self.run.update(real_steps=self.now.real_steps)
 
-    def _show(self, every_s: float = 15.0) -> None:
+    def _show(self, every_s: float = 5.0) -> None:
         """Print a progress line periodically."""
         at, done, total = time.perf_counter(), self.now.real_steps, self.cfg.real_steps
         if at - self._shown < every_s:
@@ -332,10 +341,16 @@ class Online:
             real_steps=self.now.real_steps,
             train_wall_s=self.now.wall_s,
             result={"family": cfg.family, "size": cfg.size, "updates": self.trainer.update},
-            summary={"evaluations": self.now.evaluations},
+            summary={"evaluations": self.now.evaluations, **plan_of(self.run)},
         )
         return deliver(
-            self.run.path, candidate, story, episodes=cfg.final_episodes, procs=cfg.workers, console=self.console
+            self.run.path,
+            candidate,
+            story,
+            episodes=cfg.final_episodes,
+            procs=cfg.workers,
+            console=self.console,
+            report_minutes=cfg.report_minutes,
         )
 
 
@@ -364,9 +379,22 @@ def online(cfg: OnlineConfig, console: Console | None = None) -> dict[str, Any]:
     settings = cfg.to_dict()
     seeds = {"run": cfg.seed, "collect": cfg.first_env_seed, "judge": JUDGE_SEED}
     with start_run(cfg.out, settings, seeds, may_change=set(settings) - FIXED) as run:
-        training = Online(cfg, run, console if rank() == 0 else Console(quiet=True))
+        training = start(cfg, run, console if rank() == 0 else Console(quiet=True))
         training.loop()
         return training.finish() if training.trainer.leads else {}
+
+
+def start(cfg: OnlineConfig, run: RunFolder, console: Console) -> Online:
+    """The loop in an open run folder, with the settings that fit in the budget of `cfg`."""
+    from wm_agents.loops.budget_online import planned  # Its trial uses this loop.
+
+    count = StepCount(run.path / STEPS, start=run.state.get("real_steps", 0))
+    return Online(planned(cfg, run, count, console), run, console)
+
+
+def least_steps(cfg: OnlineConfig) -> int:
+    """The smallest budget of real steps: the prefill, an episode in each row, and two evaluations."""
+    return cfg.prefill + (probe(cfg.spec).limit or 0) * (cfg.num_envs + 2 * cfg.eval_episodes)
 
 
 def check_budget(cfg: OnlineConfig) -> None:
@@ -378,7 +406,7 @@ def check_budget(cfg: OnlineConfig) -> None:
     limit = probe(cfg.spec).limit
     if limit is None:
         raise ConfigurationError(f"{cfg.spec.id} has no episode limit; set one with --spec.max_episode_steps N")
-    least = cfg.prefill + limit * (cfg.num_envs + 2 * cfg.eval_episodes)
+    least = least_steps(cfg)
     if cfg.real_steps < least:
         raise ConfigurationError(
             f"real_steps must be at least {least:,} with prefill {cfg.prefill:,}, num_envs {cfg.num_envs} and "

@@ -9,11 +9,12 @@ from typing import Any, Literal
 from policies.pool import Procs
 from policies.ray_pool import workers_of
 from wm_agents.errors import ConfigurationError
+from wm_agents.loops.budget import time_of
 from wm_agents.loops.seeds import JUDGE_SEED, first_env_seed
 from wm_agents.models.families import FAMILIES, config_class, names
 from wm_agents.training.config import TrainingConfig
 from wm_envs.fields import above, at_least, check_fields, fail
-from wm_envs.real import probe, spec_for
+from wm_envs.real import limited, probe, spec_for
 from wm_envs.registry import RealSpec
 
 
@@ -72,6 +73,13 @@ class OnlineConfig:
     """Updates between rows of metrics."""
     final_episodes: int = field(default=100, metadata=at_least(1))
     """Held-out episodes for the final score."""
+    report_minutes: float = field(default=2.0, metadata=at_least(0))
+    """Time limit of the fidelity report at the end, in minutes; 0: no report."""
+    budget: str | None = None
+    """Time for the whole run, such as 90s, 10min or 1.5h. A trial measures the speeds of this machine; then steps,
+    updates, rounds and episodes are scaled together."""
+    quick: bool = False
+    """A first result in about three minutes, or in the shortest time that a run takes on this machine."""
     starts: int = field(default=512, metadata=at_least(1))
     """Initial latents of each kind (`begin`, `anywhere`)."""
     seed: int = field(default=1, metadata=at_least(0))
@@ -88,6 +96,7 @@ class OnlineConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        time_of(self.budget, self.quick)  # Raises an error for an invalid time.
         if self.family not in names("online"):
             fail(self, "family", f"one of {', '.join(names('online'))}")
         first, end = self.first_env_seed, self.first_env_seed + self.real_steps
@@ -141,9 +150,13 @@ class OnlineConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON values without those of the machine and of the report."""
         values = asdict(self) | {"spec": self.spec.to_dict()}
-        for machine_only in ("out", "procs", "ray", "max_gb", "live_fps"):
-            values.pop(machine_only)
+        for name in ("out", "procs", "ray", "max_gb", "live_fps", "report_minutes"):
+            values.pop(name)
+        for name in ("budget", "quick"):
+            if not values[name]:
+                values.pop(name)
         return values
 
 
@@ -165,7 +178,7 @@ def online_recipe(family: str, env_id: str, spec: RealSpec | None = None) -> Onl
     if family not in names("online"):
         raise ConfigurationError(f"family must be one of {', '.join(names('online'))}, got {family!r}")
     if spec is None:
-        spec = seen_by(family, spec_for(env_id))
+        spec = seen_by(family, limited(spec_for(env_id)))
     pixels = spec.size is not None
     values = online_defaults(family, pixels)
     limit = probe(spec).limit

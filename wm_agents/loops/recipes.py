@@ -13,6 +13,7 @@ from policies.ray_pool import workers_of
 from policies.sb3 import check_actions
 from wm_agents.control.ppo import PPOConfig
 from wm_agents.errors import ConfigurationError
+from wm_agents.loops.budget import time_of
 from wm_agents.loops.seeds import JUDGE_SEED, SEEDS_A_ROUND, first_env_seed
 from wm_agents.models.config import WorldModelConfig
 from wm_agents.models.ensemble import EnsembleConfig
@@ -23,7 +24,7 @@ from wm_agents.training.config import TrainingConfig
 from wm_envs.dream import DreamConfig
 from wm_envs.fields import above, at_least, check_fields, fail, share
 from wm_envs.frames import is_image
-from wm_envs.real import probe, spec_for
+from wm_envs.real import limited, probe, spec_for
 from wm_envs.registry import TASKS, RealSpec
 
 FIT = TrainingConfig(
@@ -103,7 +104,7 @@ class ImproveConfig:
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """Settings of PPO."""
     horizon: int = field(default=150, metadata=at_least(1))
-    """Maximum steps of the dreams in which the controller is trained."""
+    """Maximum steps of the dreams in which the controller is trained; never more than the limit of the environment."""
     temperature: float = field(default=1.0, metadata=at_least(0))
     """Randomness of the dreams in which the controller is trained; 1 is that of the model, 0 the most likely future."""
     pessimism: float = field(default=0.0, metadata=at_least(0))
@@ -118,6 +119,13 @@ class ImproveConfig:
     """Rounds between evaluations; the last round is always evaluated."""
     final_episodes: int = field(default=100, metadata=at_least(1))
     """Held-out real episodes for the final score."""
+    report_minutes: float = field(default=2.0, metadata=at_least(0))
+    """Time limit of the fidelity report at the end, in minutes; 0: no report."""
+    budget: str | None = None
+    """Time for the whole run, such as 90s, 10min or 1.5h. A trial measures the speeds of this machine; then steps,
+    updates, rounds and episodes are scaled together."""
+    quick: bool = False
+    """A first result in about three minutes, or in the shortest time that a run takes on this machine."""
     check_every: int | None = field(default=None, metadata=at_least(1))
     """In a curriculum: generations of CMA-ES, or iterations of PPO, between checks of the controller."""
     starts: int = field(default=512, metadata=at_least(1))
@@ -141,6 +149,7 @@ class ImproveConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        time_of(self.budget, self.quick)  # Raises an error for an invalid time.
         if self.family not in ("auto", *names("rounds")):
             fail(self, "family", f"one of auto, {', '.join(names('rounds'))}")
         if not self.noise:
@@ -183,21 +192,24 @@ class ImproveConfig:
         return cfg.fitting(obs_space)
 
     def dream(self, saved: DreamConfig) -> DreamConfig:
-        """How the controller is trained: in the dreams of a saved model, with the settings of the run."""
+        """How the controller is trained: in the dreams of a saved model, with the settings of the run.
+
+        Dreams are never longer than an episode of the real environment, which is the horizon of the saved model.
+        """
         return replace(
             saved,
             temperature=self.temperature,
-            horizon=self.horizon,
+            horizon=min(self.horizon, saved.horizon or self.horizon),
             stall=self.dream_stall if self.controller == "linear" else None,
             pessimism=self.pessimism,
             max_disagreement=self.max_disagreement,
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values without those of the machine. `size` and `overrides` are omitted at their defaults."""
+        """JSON values without those of the machine and the report; `size` and `overrides` only if they are set."""
         values = asdict(self) | {"spec": self.spec.to_dict()}
-        later = [name for name in ("size", "overrides") if not values[name]]
-        for name in ("out", "procs", "ray", "rounds", "max_gb", "live_fps", *later):
+        later = [name for name in ("size", "overrides", "budget", "quick") if not values[name]]
+        for name in ("out", "procs", "ray", "rounds", "max_gb", "live_fps", "report_minutes", *later):
             values.pop(name)
         return values
 
@@ -356,10 +368,15 @@ PROJECT_RECIPES = {**RECIPES, "Pong": PONG_IN_PICTURES}
 def recipe_for(env: str | RealSpec) -> ImproveConfig:
     """Default settings for any environment: an installed id, `module:Id-v0`, or an id with its arguments.
 
+    An environment without an episode limit gets one: see `limited`.
+
+    Args:
+        wrapper: see `RealSpec.wrapper`.
+
     Raises:
         ValueError: the environment is not supported; the message names the reason.
     """
-    spec = spec_for(env)
+    spec = limited(spec_for(env))
     controller = _controller_for(probe(spec).act_space)
     first, more = (10_000, 8_000) if spec.size is None else (20_000, 20_000)
     recipe = ImproveConfig(

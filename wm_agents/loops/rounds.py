@@ -34,6 +34,7 @@ from wm_agents.data.live import LIVE, LiveView
 from wm_agents.evaluation.evaluate import evaluate_dream, evaluate_real
 from wm_agents.evaluation.exploit import exploit_warning
 from wm_agents.factory import Model
+from wm_agents.loops.budget import Plan, duration, plan_of
 from wm_agents.loops.finish import Candidate, Story, deliver
 from wm_agents.loops.fit import RoundData, fit, new_model
 from wm_agents.loops.recipes import ImproveConfig
@@ -95,14 +96,18 @@ class Improvement:
         self.stage: str = run.state.get("stage", STAGES[0])
         self.stopped: bool = run.state.get("stopped", False)
         self.count = StepCount(run.path / STEPS, start=self._real_steps())
+        self.plan = Plan(**run.state["plan"]) if "plan" in run.state else None
         self.began = time.perf_counter()
 
     def loop(self) -> None:
         """Run the remaining stages, and record the end of each."""
         self.run.update(limits={"rounds": self.cfg.rounds, "data_gb": self.cfg.max_gb})
         while self.round < self.cfg.rounds and not self.stopped:
+            if not self._has_time():
+                self.console.print(f"the budget allows {self.round} rounds; the run ends")
+                return
             self.began = time.perf_counter()
-            self.console.print(f"round {self.round}: {self.stage}")
+            self.console.print(f"round {self.round} of {self.cfg.rounds}: {self.stage}{self._time_left()}")
             facts = getattr(self, self.stage)()
             facts["wall_s"] = time.perf_counter() - self.began
             if taken := self.count.value - self._real_steps():
@@ -117,7 +122,8 @@ class Improvement:
         if self.round:
             last = str(self._dir(self.round - 1) / "model")
             steps = cfg.round_steps
-            driver = partial(explore_with, last, cfg.noise, cfg.leave, cfg.horizon, draw_actions=cfg.draw_actions)
+            leave_by = min(cfg.horizon, probe(cfg.spec).limit or cfg.horizon)
+            driver = partial(explore_with, last, cfg.noise, cfg.leave, leave_by, draw_actions=cfg.draw_actions)
         summary = collect(
             CollectConfig(
                 cfg.spec,
@@ -156,7 +162,7 @@ class Improvement:
     def control(self) -> dict[str, float]:
         """Train the controller in the dream, from that of the last round."""
         cfg, saved = self.cfg, load_dream(self._dir() / "model")
-        model, starts, dream = saved.model, saved.starts, cfg.dream(saved.dream)
+        model, starts, dream = saved.model, saved.starts, cfg.dream(saved.bounded)
         save = partial(self._save, model, starts, saved.dream.cut_off)
         policy: Controller
         if cfg.controller == "ppo":
@@ -276,6 +282,7 @@ class Improvement:
             episodes=self.cfg.final_episodes,
             procs=self.cfg.workers,
             console=self.console,
+            report_minutes=self.cfg.report_minutes,
         )
 
     def _story(self, best: int, history: dict[str, Any]) -> Story:
@@ -291,7 +298,7 @@ class Improvement:
             real_steps=self._real_steps(),
             train_wall_s=sum(stage["wall_s"] for stage in stages),
             result={"round": best},
-            summary={"rounds": history},
+            summary={"rounds": history, **plan_of(self.run)},
         )
 
     def _note(self, facts: dict[str, float]) -> None:
@@ -342,6 +349,26 @@ class Improvement:
         rounds = [stages for index, stages in history.items() if last is None or int(index) <= last]
         return sum(int(stage.get("steps", 0)) for stages in rounds for stage in stages.values())
 
+    def _round_times(self) -> list[float]:
+        """Seconds of each finished round."""
+        history = self.run.state.get("history", {})
+        return [sum(stage["wall_s"] for stage in history[str(index)].values()) for index in range(self.round)]
+
+    def _has_time(self) -> bool:
+        """Whether the next round fits in the budget; a round that has begun is finished."""
+        if self.plan is None or self.stage != STAGES[0] or self.round == 0:
+            return True
+        return self.plan.has_time(self._round_times())
+
+    def _time_left(self) -> str:
+        """The expected rest of the time as text, at the start of a round; empty if nothing is known of it."""
+        done_s, to_go = self._round_times(), self.cfg.rounds - self.round
+        if self.stage != STAGES[0] or (self.plan is None and not done_s):
+            return ""
+        if self.plan is not None:
+            return f", about {duration(self.plan.left_s(done_s, to_go))} left"
+        return f", about {duration(to_go * sum(done_s) / len(done_s))} left, and the score"
+
     def _dir(self, index: int | None = None) -> Path:
         if index is None:
             index = self.round
@@ -384,9 +411,24 @@ def improve(
     settings = cfg.to_dict()
     seeds = {"run": cfg.seed, "collect": cfg.first_env_seed, "judge": JUDGE_SEED}
     with start_run(cfg.out, settings, seeds, may_change=set(settings) - FIXED) as run:
-        improvement = Improvement(cfg, run, console, on_check, looks)
+        improvement = start(cfg, run, console, on_check, looks)
         improvement.loop()
         return improvement.finish()
+
+
+def start(
+    cfg: ImproveConfig,
+    run: RunFolder,
+    console: Console,
+    on_check: OnCheck | None = None,
+    looks: Callable[[], Rounds] | None = None,
+) -> Improvement:
+    """The loop in an open run folder, with the settings that fit in the budget of `cfg`."""
+    from wm_agents.loops.budget_rounds import planned  # Its trial is a round of this loop.
+
+    count = StepCount(run.path / STEPS)
+    cfg = planned(cfg, run, count, console)
+    return Improvement(cfg, run, console, on_check, looks)
 
 
 def check_training(cfg: ImproveConfig) -> None:

@@ -143,7 +143,7 @@ class _Transfer(NamedTuple):
             bar.update(now.number, f"dream return {now.mean:.1f}")
 
         saved = saved_dream(self.model, self.artifact)
-        dream = cfg.dream(saved.dream)
+        dream = cfg.dream(saved.bounded)
         if cfg.controller == "ppo":
             state = folder / "ppo.safetensors"
             return ppo_in_dream(

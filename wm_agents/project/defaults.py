@@ -15,7 +15,7 @@ from wm_agents.models.families import FAMILIES, Family, build, config_class, res
 from wm_agents.spaces import action_type_of
 from wm_agents.training.config import TrainingConfig
 from wm_envs.action import act_dim
-from wm_envs.real import probe
+from wm_envs.real import limited, probe
 from wm_envs.registry import RealSpec
 
 FOR_VECTORS, FOR_PIXELS = "ensemble:default", "vmc:small"
@@ -28,18 +28,21 @@ QUICK: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     }
 }
 """Shorter than the recipe, for a first result in minutes (see docs/project.md)."""
-NO_LIMIT = 1000
-"""Episode limit for environments without one."""
 Values = dict[str, Any]
 
 
-def usual(environment: str, model: str | None, name: str, kwargs: Values | None = None) -> Values:
+def usual(
+    environment: str, model: str | None, name: str, kwargs: Values | None = None, wrapper: str | None = None
+) -> Values:
     """The values of a new wm.toml; `kwargs` are arguments of the environment.
+
+    Args:
+        wrapper: see `RealSpec.wrapper`.
 
     Raises:
         ValueError: the environment is not supported, or not by this family.
     """
-    recipe = recipe_of(environment, kwargs)
+    recipe = recipe_of(environment, kwargs, wrapper)
     model = model or (FOR_VECTORS if recipe.spec.size is None else FOR_PIXELS)
     family, size = resolve(model) or (None, None)
     if family is None:
@@ -49,7 +52,7 @@ def usual(environment: str, model: str | None, name: str, kwargs: Values | None 
     row = FAMILIES[family]
     online = row.learns == "online"
     spec = seen_by(family, recipe.spec) if online else recipe.spec
-    recipe = replace(recipe, spec=_limited(spec))
+    recipe = replace(recipe, spec=limited(spec))
     obs_space, act_space = probe(recipe.spec).spaces
     seen = {
         "obs_shape": list(obs_space.shape or ()),
@@ -77,20 +80,13 @@ def usual(environment: str, model: str | None, name: str, kwargs: Values | None 
     return values
 
 
-def _limited(spec: RealSpec) -> RealSpec:
-    """`spec` with an episode limit, which training needs, if the environment has none."""
-    if probe(spec).limit is not None:
-        return spec
-    return replace(spec, max_episode_steps=NO_LIMIT)
-
-
-def recipe_of(environment: str, kwargs: Values | None = None) -> ImproveConfig:
+def recipe_of(environment: str, kwargs: Values | None = None, wrapper: str | None = None) -> ImproveConfig:
     """The recipe of a known environment, or default settings; `kwargs` are arguments of the environment."""
     kwargs = kwargs or {}
     for known in PROJECT_RECIPES.values():
-        if known.spec.id == environment:
+        if known.spec.id == environment and wrapper is None:
             return replace(known, spec=replace(known.spec, kwargs={**known.spec.kwargs, **kwargs}))
-    return recipe_for(RealSpec(environment, kwargs))
+    return recipe_for(RealSpec(environment, kwargs, wrapper=wrapper))
 
 
 def _own(cfg: WorldModelConfig) -> Values:

@@ -17,9 +17,9 @@ from wm_agents.project.manifest import strict
 from wm_agents.project.schema import Project
 from wm_agents.system.run_folder import RunFolder
 
-UNREAD = ("project_name", "inference.", "verify.")
+UNREAD = ("project_name", "inference.", "verify.", "visualization.report_minutes")
 """Settings that training does not use; changes of them do not extend a finished run."""
-LATER = ("data.stack",)
+LATER = ("data.stack", "data.wrapper")
 """Newer keys; runs of older versions behave as if these were off."""
 LEARNED_BY = ("data.num_steps", "online_collection.rounds", "controller.", "training.")
 """Changeable settings that affect training."""

@@ -89,7 +89,15 @@ def train_offline(project: Project, spaces: Spaces, console: Console) -> dict[st
         result={"updates": learned.result.updates, "val": learned.result.best_val},
         summary={},
     )
-    return deliver(project.out, candidate, story, episodes=FINAL_EPISODES, procs=2, console=console)
+    return deliver(
+        project.out,
+        candidate,
+        story,
+        episodes=FINAL_EPISODES,
+        procs=2,
+        console=console,
+        report_minutes=project.visualization.report_minutes,
+    )
 
 
 def train_on_noise(

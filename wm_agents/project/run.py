@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -20,10 +21,11 @@ from rich.console import Console
 from wm_agents.data.dataset import Dataset
 from wm_agents.degraded import NO_ENV, RANDOM_DATA, mark_degraded
 from wm_agents.errors import ConfigurationError
-from wm_agents.loops.online import Online, check_budget
+from wm_agents.loops.online import check_budget
+from wm_agents.loops.online import start as start_online
 from wm_agents.loops.online_config import OnlineConfig
 from wm_agents.loops.recipes import ImproveConfig
-from wm_agents.loops.rounds import STAGES, Improvement, check_training
+from wm_agents.loops.rounds import STAGES, check_training, start
 from wm_agents.loops.seeds import JUDGE_SEED
 from wm_agents.pretrained import load_dream
 from wm_agents.project.curves import draw_curves
@@ -73,11 +75,19 @@ class _Ground(NamedTuple):
     degraded: list[str]
 
 
-def train(project: Project, *, allow_degraded: bool = False, console: Console | None = None) -> dict[str, Any]:
+def train(
+    project: Project,
+    *,
+    allow_degraded: bool = False,
+    budget: str | None = None,
+    quick: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
     """Train or resume the model of a project, and return the content of run_manifest.json.
 
     Args:
         allow_degraded: train on random data if the settings or a missing environment require it.
+        budget, quick: the time of the run: see `ImproveConfig`.
 
     Raises:
         ConfigurationError: the settings contradict the environment, each other, or the existing run.
@@ -95,9 +105,10 @@ def train(project: Project, *, allow_degraded: bool = False, console: Console | 
     if not (project.is_online and project.online_collection.enabled):
         check_one_process("wm train without online collection")
     # Report contradictions before any work is done.
-    model, plan = model_of(project, spaces), _make_plan(project, ground, spaces)
+    model, plan = model_of(project, spaces), _in_time(_make_plan(project, ground, spaces), budget, quick)
     # All settings of the model, because a newly added key is also a change.
     settings = flatten({**project.to_dict(), "architecture": model.cfg.to_dict()})
+    settings |= {name: value for name, value in (("training.budget", budget), ("training.quick", quick)) if value}
     seeds = {"run": seed_of(project), "collect": env_seed_of(project), "judge": JUDGE_SEED}
     if rank() > 0 and isinstance(plan, OnlineConfig):  # Under torchrun, the first process writes.
         with RunFolder(project.out) as follower:
@@ -171,6 +182,22 @@ def _make_plan(project: Project, ground: _Ground, spaces: Spaces) -> Plan:
     return cfg
 
 
+def _in_time(plan: Plan, budget: str | None, quick: bool) -> Plan:
+    """`plan` with a budget of time.
+
+    Raises:
+        ConfigurationError: the plan trains on data that do not depend on the time.
+    """
+    if not isinstance(plan, TrainingConfig):
+        return replace(plan, budget=budget, quick=quick)
+    if budget is not None or quick:
+        raise ConfigurationError(
+            "budget and quick need a run that collects while it trains; set enabled = true in [online_collection], or "
+            "lower training.total_steps and data.num_steps instead"
+        )
+    return plan
+
+
 def _learn(
     project: Project, plan: Plan, ground: _Ground, spaces: Spaces, folder: RunFolder, console: Console
 ) -> dict[str, Any]:
@@ -178,7 +205,7 @@ def _learn(
         return train_on_noise(project, spaces, ground.spec, ground.degraded, console)
     if isinstance(plan, TrainingConfig):
         return train_offline(project, spaces, console)
-    training = Online(plan, folder, console) if isinstance(plan, OnlineConfig) else Improvement(plan, folder, console)
+    training = start_online(plan, folder, console) if isinstance(plan, OnlineConfig) else start(plan, folder, console)
     training.loop()
     return training.finish()
 

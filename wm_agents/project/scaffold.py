@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from wm_agents.errors import ConfigurationError
 from wm_agents.project.defaults import recipe_of, usual
 from wm_agents.project.settings import Review
 from wm_agents.project.template import files, toml_text
+from wm_envs.real import probe
 
 
 def write_project(
@@ -21,6 +23,7 @@ def write_project(
     model: str | None = None,
     *,
     kwargs: dict[str, Any] | None = None,
+    wrapper: str | None = None,
     force: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[str]:
@@ -29,6 +32,7 @@ def write_project(
     Args:
         model: a preset, family:size; default: one that fits the observations.
         kwargs: arguments of the environment.
+        wrapper: see `RealSpec.wrapper`.
         force: write into a folder that is not empty: files of a project are replaced, other files stay.
         say: called with notes about settings that the user may want to change.
 
@@ -40,7 +44,7 @@ def write_project(
     """
     if not force and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} is not an empty folder; give another folder, or use --force")
-    values = usual(environment, model, path.resolve().name, kwargs)
+    values = usual(environment, model, path.resolve().name, kwargs, wrapper)
     if problems := Review(values).problems:  # Errors in the chosen model.
         raise ConfigurationError("; ".join(f"{problem.key} {problem.text}" for problem in problems))
     notes = _notes_of(values)
@@ -54,8 +58,10 @@ def write_project(
 
 def _notes_of(values: Mapping[str, Any]) -> dict[str, str]:
     """Notes about automatic settings, by dotted name."""
-    cut, kwargs = values["data"].get("max_episode_steps"), values["data"].get("env_kwargs")
-    if cut is None or cut == recipe_of(values["environment"], kwargs).spec.max_episode_steps:
+    data = values["data"]
+    recipe = recipe_of(values["environment"], data.get("env_kwargs"), data.get("wrapper"))
+    own_limit = probe(replace(recipe.spec, max_episode_steps=None)).limit
+    if "max_episode_steps" not in data or own_limit is not None:
         return {}
     return {"data.max_episode_steps": f"{values['environment']} has no episode limit, so this sets one."}
 

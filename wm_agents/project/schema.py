@@ -47,6 +47,8 @@ class DataSection:
     """A lost life terminates the training episode."""
     stack: bool = False
     """Stack the last three images, in grey, as channels."""
+    wrapper: str | None = None
+    """`module:function` that wraps the environment."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ class GameplaySection:
 
 @dataclass(frozen=True)
 class VisualizationSection:
-    """Learning curves: as an image, and on the dashboard. TensorBoard files are always written."""
+    """Learning curves, as an image and on the dashboard, and the fidelity report. TensorBoard files are always
+    written."""
 
     enabled: bool = True
     """Whether to plot learning curves in curves.png after training."""
@@ -111,6 +114,8 @@ class VisualizationSection:
     """Milliseconds between two updates of the dashboard."""
     open_browser: bool = False
     """Whether to open the dashboard in the default browser."""
+    report_minutes: float = field(default=2.0, metadata=at_least(0))
+    """Time limit of the fidelity report, in minutes; 0: no report."""
 
 
 @dataclass(frozen=True)

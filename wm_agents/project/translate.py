@@ -42,6 +42,7 @@ def spec_of(project: Project) -> RealSpec:
         actions=data.actions,
         lives_end=data.lives_end,
         stack=data.stack,
+        wrapper=data.wrapper,
     )
 
 
@@ -130,6 +131,7 @@ def rounds_of(project: Project, spaces: Spaces) -> ImproveConfig:
         controller=said.kind,
         horizon=horizon,
         final_episodes=FINAL_EPISODES,
+        report_minutes=project.visualization.report_minutes,
         judge_episodes=base.judge_episodes if rounds > 1 else 0,
         env_seed=env_seed_of(project),
         live_fps=live_fps_of(project),
@@ -172,6 +174,7 @@ def online_of(project: Project) -> OnlineConfig:
         prefill=online.warmup_transitions,
         capacity=data.buffer_capacity,
         final_episodes=FINAL_EPISODES,
+        report_minutes=project.visualization.report_minutes,
         env_seed=env_seed_of(project),
         live_fps=live_fps_of(project),
         **said,
@@ -226,5 +229,9 @@ def live_fps_of(project: Project) -> float:
 
 def _recipe(project: Project) -> ImproveConfig:
     """The recipe of a known environment, or default settings."""
-    known = (recipe for recipe in PROJECT_RECIPES.values() if recipe.spec.id == project.environment)
-    return next(known, None) or recipe_for(RealSpec(project.environment, dict(project.data.env_kwargs)))
+    if project.data.wrapper is None:
+        for known in PROJECT_RECIPES.values():
+            if known.spec.id == project.environment:
+                return known
+    data = project.data
+    return recipe_for(RealSpec(project.environment, dict(data.env_kwargs), wrapper=data.wrapper))

@@ -22,7 +22,7 @@ from rich.progress import (
 class Bar:
     """Shows how many of `total` items are done, and a text. Use it in a `with` statement. Silent without a console."""
 
-    def __init__(self, title: str, total: int, console: Console | None, line_every_s: float = 10.0) -> None:
+    def __init__(self, title: str, total: int, console: Console | None, line_every_s: float = 5.0) -> None:
         self.title, self.total, self.console, self.line_every_s = title, total, console, line_every_s
         self._bar = _progress(console, MofNCompleteColumn())
         self._task = self._bar.add_task(title, total=total, text="")

@@ -157,7 +157,7 @@ class ProgressCallback(Callback):
     """A progress bar on stderr with updates per second and remaining time; periodic lines without a
     terminal."""
 
-    def __init__(self, title: str = "train", console: Console | None = None, line_every_s: float = 15.0) -> None:
+    def __init__(self, title: str = "train", console: Console | None = None, line_every_s: float = 5.0) -> None:
         self.title, self.line_every_s = title, line_every_s
         self.console = console or Console(file=sys.stderr)
         self._bar: Progress | None = None

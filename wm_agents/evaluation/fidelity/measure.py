@@ -56,6 +56,8 @@ class FidelityConfig:
     max_gb: float = 1.0
     """Maximum memory of frames; episodes beyond that contribute only their returns."""
     seed: int = EVAL_SEED
+    longest_episode: int | None = field(default=None, metadata=at_least(1))
+    """Truncate real episodes after N steps; None: only the environment's own limit."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -63,7 +65,7 @@ class FidelityConfig:
             fail(self, "seed", f"at least {EVAL_SEED:,}, because lower seeds are for training")
 
 
-QUICK = FidelityConfig(episodes=1, policies=8, dream_episodes=64, windows=256)
+QUICK = FidelityConfig(episodes=1, longest_episode=1000, policies=8, dream_episodes=64, windows=256, longest_dream=1000)
 
 
 class Fidelity(NamedTuple):

@@ -26,6 +26,8 @@ from wm_agents.pretrained import cached_model, load_dream
 from wm_agents.system.files import write_json, write_text
 from wm_agents.system.hardware import describe
 from wm_agents.system.run_folder import versions
+from wm_envs.real import probe
+from wm_envs.registry import RealSpec
 
 PAGE, DATA = "fidelity.html", "fidelity.json"
 
@@ -49,7 +51,7 @@ def fidelity_report(
     Args:
         model: a model directory, or the name of a shipped model or dream.
         episodes: real episodes per policy; default: 8, or 1 with `quick`.
-        quick: eight policies and fewer dreams.
+        quick: eight policies, fewer dreams, and at most 1,000 steps per episode.
         train_temperatures: also train controllers at these temperatures for `generations`, and score them in
             the real environment.
         run: the run folder of the model; default: the folder that contains it, else the rounds in its
@@ -76,7 +78,7 @@ def fidelity_report(
     history = history or told_history(artifact.path)
     found = measure(
         subject_of(saved),
-        lambda jobs: record(spec, partial(drive, model), jobs, procs),
+        lambda jobs: record(_shortened(spec, cfg.longest_episode), partial(drive, model), jobs, procs),
         cfg,
         history=history,
         console=console,
@@ -94,6 +96,12 @@ def fidelity_report(
     if console is not None:
         console.print(_summary(sections(found)))
     return result
+
+
+def _shortened(spec: RealSpec, steps: int | None) -> RealSpec:
+    """`spec` with episodes of at most `steps` steps."""
+    limits = [limit for limit in (steps, probe(spec).limit) if limit is not None]
+    return replace(spec, max_episode_steps=min(limits)) if limits else spec
 
 
 def _write_report(found: Fidelity, out: Path, facts: dict[str, Any]) -> dict[str, Any]:
