@@ -367,7 +367,7 @@ def test_tdmpc2_sees_images_in_threes_unless_reported_otherwise(
     memory = ("--spec.kwargs", '{"obs_type": "ram"}', "--spec.size", "null")
     assert wm(*boxing, *memory) == 0
     assert called["args"][0].spec == RealSpec("ALE/Boxing-v5", {"obs_type": "ram"})
-    assert wm(*boxing, "--help") == 0
+    assert wm(*boxing, "--help-all") == 0
     assert "default: True" in capsys.readouterr().out.split("--spec.stack")[-1][:300]
 
 
