@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import nullcontext
 
 import pytest
 
@@ -39,3 +40,9 @@ def native_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """What asks for bfloat16 gets it, be it emulated here: all but LSTMs then run on any CPU."""
     monkeypatch.setattr(precision, "bf16_speedup", lambda kind, device="cpu", training=False: 2.0)
     monkeypatch.setattr(precision, "_speedup", lambda run: 2.0)
+
+
+@pytest.fixture(autouse=True)
+def no_lines_after_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands print no line when they are slow, because tests do not read the clock."""
+    monkeypatch.setattr("wm_agents.cli.app._alive", lambda name: nullcontext())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 
+from wm_agents.cli.app import _alive
 from wm_agents.system import pulse
 from wm_agents.system.pulse import Pulse, asking
 
@@ -38,3 +39,8 @@ def test_stderr_is_restored() -> None:
     with Pulse("wm x", before) as watched:
         assert sys.stderr is watched and watched.isatty() == before.isatty()
     assert sys.stderr is before and pulse.SILENCE_S == 5
+
+
+def test_every_command_but_servers_is_watched() -> None:
+    assert isinstance(_alive("improve"), Pulse) and isinstance(_alive("init"), Pulse)
+    assert not isinstance(_alive("play"), Pulse)
