@@ -78,7 +78,7 @@ def readers(command: str) -> Iterator[tuple[str, str]]:
     elif name == "train":
         roots = {"training": TrainingConfig, **{part: SECTIONS[part] for part in READ}, "": Project}
         roots["architecture"] = DreamerV3Config
-        body = {"allow_degraded", "config"}
+        body = {"allow_degraded", "config"} | names_in(functions_of(name)[command])
     else:
         function = functions_of(name)[command]
         roots = {key: hint for key, hint in get_type_hints(function).items() if inspect.isclass(hint)}
