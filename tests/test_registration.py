@@ -54,7 +54,7 @@ def fresh(code: str) -> str:
     ("name", "keywords", "message"),
     [
         ("Dream-v0", {"temprature": 1.0}, "unknown argument 'temprature' of a dream; did you mean 'temperature'"),
-        ("Dream-v0", {"zzz": 1.0}, "unknown argument 'zzz' of a dream; it takes autoreset_mode, cut_off,"),
+        ("Dream-v0", {"zzz": 1.0}, "unknown argument 'zzz' of a dream; it takes autoreset_mode, "),
         ("Real-v0", {"obss": "latent"}, "unknown argument 'obss' of a real environment; did you mean 'obs'"),
     ],
 )
