@@ -18,6 +18,7 @@ from wm_agents.loops.finish import PLANNED, RANDOM_EPISODES
 from wm_agents.loops.online import Online, least_steps
 from wm_agents.loops.online_config import OnlineConfig
 from wm_agents.system.hardware import num_cores
+from wm_agents.system.processes import check_one_process
 from wm_agents.system.run_folder import RunFolder
 from wm_envs.real import probe
 
@@ -145,6 +146,7 @@ def planned(cfg: OnlineConfig, run: RunFolder, count: StepCount, console: Consol
     seconds = time_of(cfg.budget, cfg.quick)
     if seconds is None:
         return cfg
+    check_one_process("a budget of time")
     cfg = replace(cfg, report_minutes=min(cfg.report_minutes, REPORT_SHARE * seconds / 60))
     if run.state.get("plan", {}).get("budget_s") == seconds:
         return scale(cfg, run.state["plan"]["factor"])

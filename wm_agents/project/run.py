@@ -21,7 +21,7 @@ from rich.console import Console
 from wm_agents.data.dataset import Dataset
 from wm_agents.degraded import NO_ENV, RANDOM_DATA, mark_degraded
 from wm_agents.errors import ConfigurationError
-from wm_agents.loops.online import check_budget
+from wm_agents.loops.online import Online, check_budget
 from wm_agents.loops.online import start as start_online
 from wm_agents.loops.online_config import OnlineConfig
 from wm_agents.loops.recipes import ImproveConfig
