@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from policies.pool import Procs
 from wm_agents.errors import ConfigurationError
+from wm_agents.system.hardware import num_cores
 from wm_agents.system.run_folder import RunFolder
 
 C = TypeVar("C")
@@ -100,6 +102,12 @@ def fit_to(
         fits = forecast(scale(middle)).total <= left_s
         low, high = (middle, high) if fits else (low, middle)
     return low
+
+
+def workers_here(procs: Procs) -> int:
+    """Processes that play real episodes at the same time; a cluster counts as the cores of this machine."""
+    wanted = procs if isinstance(procs, int) else num_cores()
+    return max(min(wanted, num_cores()), 1)
 
 
 def scaled(value: int, factor: float, least: int) -> int:

@@ -13,11 +13,10 @@ from statistics import median
 from rich.console import Console
 
 from policies.step_count import StepCount
-from wm_agents.loops.budget import WORKERS_S, Forecast, Plan, fit_to, scaled, time_of
+from wm_agents.loops.budget import WORKERS_S, Forecast, Plan, fit_to, scaled, time_of, workers_here
 from wm_agents.loops.finish import PLANNED, RANDOM_EPISODES
 from wm_agents.loops.online import Online, least_steps
 from wm_agents.loops.online_config import OnlineConfig
-from wm_agents.system.hardware import num_cores
 from wm_agents.system.processes import check_one_process
 from wm_agents.system.run_folder import RunFolder
 from wm_envs.real import probe
@@ -108,7 +107,7 @@ def _time(online: Online) -> tuple[float, float, float]:
 
 def forecast(cfg: OnlineConfig, speeds: Speeds) -> Forecast:
     """The expected time of a run."""
-    workers = max(min(cfg.procs, num_cores()), 1)
+    workers = workers_here(cfg.workers)
     steps = cfg.real_steps / cfg.num_envs
     one_s = speeds.act_s / cfg.num_envs if cfg.num_envs > 1 and not speeds.plans else speeds.act_s
     episodes = cfg.final_episodes + min(cfg.final_episodes, RANDOM_EPISODES)

@@ -18,14 +18,13 @@ from policies.step_count import StepCount
 from wm_agents.control.ppo import Iteration
 from wm_agents.data.dataset import Dataset
 from wm_agents.evaluation.evaluate import evaluate_real
-from wm_agents.loops.budget import WORKERS_S, Forecast, Plan, fit_to, scaled, time_of
+from wm_agents.loops.budget import WORKERS_S, Forecast, Plan, fit_to, scaled, time_of, workers_here
 from wm_agents.loops.finish import RANDOM_EPISODES
 from wm_agents.loops.fit import FIRST_FIT
 from wm_agents.loops.recipes import ImproveConfig
 from wm_agents.loops.rounds import FILMED, STAGES, Improvement
 from wm_agents.loops.seeds import JUDGE_SEED
 from wm_agents.pretrained import frame_policy
-from wm_agents.system.hardware import num_cores
 from wm_agents.system.run_folder import RunFolder
 from wm_agents.training.callbacks import Callback
 from wm_agents.training.config import TrainingConfig
@@ -150,13 +149,14 @@ def tiny(cfg: ImproveConfig, out: str, limit: int) -> ImproveConfig:
         check_every=None,
         live_fps=0.0,
         procs=0,
+        ray=None,
     )
 
 
 def forecast(cfg: ImproveConfig, speeds: Speeds) -> Forecast:
     """The expected time of a run."""
-    workers = max(min(cfg.procs, num_cores()), 1)
-    start_s = WORKERS_S if cfg.procs else 0.0
+    workers = workers_here(cfg.workers)
+    start_s = WORKERS_S if cfg.workers else 0.0
     episode_s = speeds.episode * speeds.act_s / workers
     judged = -(-cfg.rounds // cfg.judge_every) if cfg.judge_episodes else 0
     later = (cfg.rounds - 1) * cfg.round_steps
