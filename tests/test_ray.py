@@ -225,7 +225,6 @@ except (ImportError, ValueError, RuntimeError) as error:
 @pytest.mark.parametrize(
     "address, env, text",
     [
-        ("auto", {}, "RuntimeError: no Ray cluster at auto: start one with `ray start --head`"),
         ("127.0.0.1:9", {}, "RuntimeError: no Ray cluster at 127.0.0.1:9 ([Errno 111] Connection refused): start"),
         ("somewhere", {}, "ValueError: ray must be auto, local or HOST:PORT, got 'somewhere'"),
         ("ray://head:10001", {}, "ValueError: ray must be auto, local or HOST:PORT, got 'ray://head:10001'"),
@@ -237,15 +236,24 @@ def test_a_cluster_that_cannot_be_used_is_one_line(address: str, env: dict[str, 
     import subprocess
 
     known = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    temp = {"RAY_TMPDIR": "/tmp/no-ray-here"}  # Else `auto` finds the cluster of this module.
     done = subprocess.run(
         [sys.executable, "-c", NOT_CONNECTED, address],
-        env=known | temp | env,
+        env=known | env,
         capture_output=True,
         text=True,
         timeout=90,
     )
     assert done.stdout.startswith(text) and done.stdout.count("\n") == 1, done.stdout + done.stderr
+
+
+def test_a_machine_without_a_cluster_is_told_how_to_start_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**settings: Any) -> None:
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(RuntimeError, match="no Ray cluster at auto: start one with `ray start --head` and `ray start"):
+        make_pool(None, RayCluster("auto"))
 
 
 def test_processes_or_a_cluster() -> None:
