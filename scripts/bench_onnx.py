@@ -1,7 +1,7 @@
 """A dreamed step, decoding, and dreams of `gym.make` with `backend="onnx"`, by PyTorch and ONNX Runtime on one thread.
 
 python scripts/bench_onnx.py                                             two dreams, 1 and 64 rows
-python scripts/bench_onnx.py --models Dream-Pong-v0 --rows 1 8 --repeats 9
+python scripts/bench_onnx.py --models Dream-Breakout-v0 --rows 1 8 --repeats 9
 
 Both are timed alternately, and the shortest time counts. Needs the extra `export`.
 """

@@ -1,7 +1,7 @@
 """Copies a trained model to the store of the package, for `gym.make("Dream-<task>-v0")`.
 
     python scripts/ship.py runs/breakout/model vmc-breakout-small
-    python scripts/ship.py wm_agents/store/vmc-pong-small vmc-pong-small --transfer runs/transfer/Dream-Pong-v0
+    python scripts/ship.py wm_agents/store/objects-pong objects-pong --transfer runs/transfer/Dream-Pong-v0
 
 A shipped model has at most 4 MB, so only some of its initial latents are kept.
 """

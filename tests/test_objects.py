@@ -176,7 +176,7 @@ def test_a_dream_is_the_court_pixel_for_pixel_through_its_bounces(learned: tuple
 
 def test_a_game_ends_at_the_point_that_ended_those_it_was_learned_from(learned: tuple[Objects, _SlotSet]) -> None:
     model, data = learned
-    assert model.limit.tolist() == [3, np.inf]
+    assert model.limit.tolist() == [3, 3], "no game was won, so the limit of losses holds for wins"
     assert not data.term.any(), "the limit explains every end"
     starts = make_starts(data, model.cfg.history, 64, np.random.default_rng(0), np.arange(GAMES))
     envs = DreamVectorEnv(model, starts, 16, horizon=3000, autoreset_mode=AutoresetMode.DISABLED)
@@ -203,6 +203,17 @@ def test_ends_at_different_counts_are_no_limit(learned: tuple[Objects, _SlotSet]
         some[changed] = 1
         kept = fit_limits(model, data._replace(term=some, score=score))
         assert model.limit.isinf().all() and torch.equal(kept.term, some)
+
+
+def test_a_limit_of_losses_does_not_hold_for_wins_that_went_further(learned: tuple[Objects, _SlotSet]) -> None:
+    model, data = court(), learned[1]
+    last = data.leaving[np.append(np.diff(data.episode[data.leaving]) > 0, True)]
+    term, score = torch.zeros(len(data.term)), data.score.clone()
+    term[last] = 1
+    for most, limit in ((2, 3), (3, np.inf)):
+        score[:, 1] = most
+        fit_limits(model, data._replace(term=term, score=score))
+        assert model.limit.tolist() == [3, limit]
 
 
 def test_row_i_seeded_s_is_the_single_dream_seeded_s_plus_i(learned: tuple[Objects, _SlotSet]) -> None:

@@ -319,7 +319,7 @@ def test_pong_is_the_plain_game_cropped_with_three_actions() -> None:
     """Repeating the action outside gives the rewards, ends and sticky actions of the frame skip inside."""
     spec = TASKS["Pong"].real
     real, plain = make_real(spec), gym.make("ALE/Pong-v5", obs_type="grayscale", disable_env_checker=True)
-    assert real.observation_space.shape == (64, 64, 1) and real.action_space == gym.spaces.Discrete(3)
+    assert real.observation_space.shape == (160, 160, 1) and real.action_space == gym.spaces.Discrete(3)
     assert real.metadata["render_fps"] == 15
     real.reset(seed=7), plain.reset(seed=7)
     rng, rewards = np.random.default_rng(0), []

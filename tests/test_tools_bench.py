@@ -66,7 +66,7 @@ def test_dreams_of_pixels_have_doors_for_latents_and_for_pixels(tmp_path: Path) 
     assert shown == both | {("DreamVecEnv", 64, "latent"), ("DreamVecEnv", 1024, "latent")}
 
 
-@pytest.mark.parametrize("model", ["Dream-Pong-v0", "vmc-pong-small"])
+@pytest.mark.parametrize("model", ["Dream-Pong-v0", "objects-pong"])
 def test_shipped_dreams_stand_beside_their_real_environment_by_their_ids(model: str) -> None:
     assert {door.id for door in bench.dream_doors(model)} == {"Dream-Pong-v0"}
     alone, processes, plain = bench.real_doors(model, 3)

@@ -17,7 +17,7 @@ from policies.cmaes import CMAConfig
 from wm_agents.cli import app as cli
 from wm_agents.control.ppo import PPOConfig
 from wm_agents.loops import transfer as transferring
-from wm_agents.loops.recipes import RECIPES
+from wm_agents.loops.recipes import PROJECT_RECIPES, RECIPES
 from wm_agents.loops.transfer import MOST_DREAMED, _controller_settings, _summary_of, lines_of, transfer
 from wm_agents.pretrained import load_model, load_policy
 from wm_agents.system.progress import Bar
@@ -152,7 +152,7 @@ def test_the_usual_number_of_iterations_is_bounded(task: str, expected: int) -> 
 
 
 def test_a_model_that_sees_a_task_in_another_way_takes_the_settings_of_its_kind() -> None:
-    """The recipe of Pong trains an object model on whole pixels, the shipped dream is of 64 x 64 ones."""
-    assert _controller_settings(TASKS["Pong"].real, "recipe", None).ppo.net == (256, 256)
-    assert _controller_settings(RECIPES["Pong"].spec, "recipe", None).ppo.net == (192, 192)
+    """The recipe of Pong trains an object model on whole pixels; that of projects trains V-M-C on 64 x 64 ones."""
+    assert _controller_settings(PROJECT_RECIPES["Pong"].spec, "recipe", None).ppo.net == (256, 256)
+    assert _controller_settings(TASKS["Pong"].real, "recipe", None).ppo.net == (192, 192)
     assert _controller_settings(RealSpec("Pendulum-v1"), "linear", None).controller == "linear"

@@ -90,8 +90,8 @@ _STICKY = "repeat_action_probability"
 _WITH_STICKY = "with sticky actions 0.25"
 _ALE = {"frameskip": 1, "obs_type": "grayscale"}
 _ALE_PROTOCOL = (
-    f"ALE v5 {_WITH_STICKY}, 4 frames a step, maximum over two frames, 108,000 frames at most; no no-op "
-    "starts, whole games; grey, cropped to the field, 64x64 instead of 84x84"
+    f"ALE v5 {_WITH_STICKY}, 4 frames a step, 108,000 frames at most; no no-op starts, whole games; grey, "
+    "cropped to the field, not 84x84 but"
 )
 
 TASKS = {
@@ -109,16 +109,15 @@ TASKS = {
             RealSpec(
                 "ALE/Pong-v5",
                 _ALE,
-                size=64,
+                size=160,  # Native pixels and single frames, because objects are found by their exact colours.
                 action_repeat=4,
                 max_episode_steps=27_000,
                 crop=(34, 194, 0, 160),
-                max_frames=True,
                 actions=(0, 2, 3),
             ),
             threshold=18.0,
-            model="vmc-pong-small",
-            protocol=f"{_ALE_PROTOCOL}; 3 of the 6 actions (the others add FIRE)",
+            model="objects-pong",
+            protocol=f"{_ALE_PROTOCOL} 160x160; 3 of the 6 actions (the others add FIRE)",
         ),
         Task(
             "LunarLander",
@@ -142,7 +141,7 @@ TASKS = {
             ),
             threshold=50.0,
             model="vmc-breakout-small",
-            protocol=f"{_ALE_PROTOCOL}; FIRE instead of NOOP, which may wait forever",
+            protocol=f"{_ALE_PROTOCOL} 64x64, maximum over two frames; FIRE instead of NOOP, which may wait forever",
         ),
         Task(
             "CartPole",

@@ -228,7 +228,7 @@ def seeded(cfg: ImproveConfig, seed: int) -> ImproveConfig:
 SMALL_THINGS = VMCConfig(motion_weight=31.0, kl_weight=0.005, rew_head="classes")
 
 PONG_IN_PICTURES = ImproveConfig(
-    TASKS["Pong"].real,
+    replace(TASKS["Pong"].real, size=64, max_frames=True),
     out="runs/pong",
     rounds=8,
     random_steps=60_000,
@@ -265,10 +265,9 @@ RECIPES = {
         starts=4096,
     ),
     "Pong": ImproveConfig(
-        # Native pixels and single frames, because objects are found by their exact colours.
-        replace(TASKS["Pong"].real, size=160, max_frames=False),
+        TASKS["Pong"].real,
         out="runs/pong",
-        rounds=40,
+        rounds=90,
         random_steps=10_000,
         round_steps=2_000,
         round_seeds=4_000,
@@ -299,7 +298,7 @@ RECIPES = {
         ),
         horizon=64,
         judge_episodes=2,
-        judge_every=20,  # A game between equally strong players takes 15,000 steps.
+        judge_every=90,  # A game between equally strong players takes 15,000 steps.
         starts=4096,
         start_rounds=2,
         procs=0,

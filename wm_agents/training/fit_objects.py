@@ -128,12 +128,17 @@ def fit_eye(model: Objects, dataset: Dataset, rng: np.random.Generator) -> None:
 
 
 def fit_limits(model: Objects, data: _SlotSet) -> _SlotSet:
-    """Set the reward limits at which episodes end, and return the data without the terminations that they explain."""
+    """Set the reward limits at which episodes end, and return the data without the terminations that they explain.
+
+    A limit of one sign is taken for the other, too, if no episode has come so far: most games are symmetric, and
+    without a limit a dream could not be won.
+    """
     counts = torch.stack([data.rew < 0, data.rew > 0], 1).float()
     after, steps = data.score + counts, torch.from_numpy(data.leaving)
     ends = data.term[steps] > 0
-    limits = [_limit(after[steps, side], counts[steps, side] > 0, ends) for side in (0, 1)]
-    model.limit.copy_(torch.tensor(limits))
+    limits = torch.tensor([_limit(after[steps, side], counts[steps, side] > 0, ends) for side in (0, 1)])
+    unseen = limits.isinf() & (after[steps].amax(0) < limits.min())
+    model.limit.copy_(torch.where(unseen, limits.min(), limits))
     told = ((after >= model.limit) & (counts > 0)).any(1)
     return data._replace(term=data.term * ~told)
 

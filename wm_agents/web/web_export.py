@@ -11,13 +11,14 @@ from safetensors.torch import save_file
 
 from wm_agents.checkpoint import Artifact
 from wm_agents.models.model import Model
+from wm_agents.models.objects import Objects
 from wm_agents.pretrained import check_dream, dream_of, load_model, load_policy
 from wm_agents.web.export_folder import MARK, export_folder
 from wm_agents.web.playable import load_playable
 
 STATIC = Path(__file__).parent / "static"
 SHARED = ("style.css", "icon.svg", "controls.js", "charts.js", "drawings.js", "page.js")
-OWN = ("index.html", "player.js", "dream.js", "noise.js")
+OWN = ("index.html", "player.js", "dream.js", "objects.js", "maths.js", "noise.js")
 POLICIES = ("linear", "mlp")
 """Kinds of policies that the page can run."""
 UNUSED = ("vision.encoder.",)
@@ -59,16 +60,18 @@ def _check_runs_in_browser(model: Model) -> None:
     """
     cfg: Any = model.cfg
     lacking = None
-    if model.family not in ("vmc", "ensemble"):
+    if model.family not in ("vmc", "ensemble", "objects"):
         lacking = f"family {model.family}"
     elif model.family == "vmc" and (cfg.vision == "identity" or cfg.mixture != "joint"):
         lacking = f"vision={cfg.vision!r}, mixture={cfg.mixture!r}"
+    elif isinstance(model, Objects) and model.channels_first:
+        lacking = f"images {model.obs_space.shape} with channels first"
     elif type(model.act_space).__name__ not in ("Discrete", "Box"):
         lacking = f"actions {model.act_space}"
     if lacking is not None:
         raise ValueError(
-            f"the browser has no implementation of {lacking}; it runs ensembles, and V-M-C of images with "
-            "mixture='joint', with Discrete or Box actions. `wm play` shows every model"
+            f"the browser has no implementation of {lacking}; it runs ensembles, object models, and V-M-C of images "
+            "with mixture='joint', with Discrete or Box actions. `wm play` shows every model"
         )
 
 

@@ -1,8 +1,7 @@
-// Dreams in plain JavaScript: the models V-M-C and ensemble, their controllers, and the environment made of them.
+// Dreams in plain JavaScript: the models V-M-C and ensemble, the controllers, and the environment made of them.
+import { clip, join, linear, sigmoid } from "./maths.js";
 import { Noise, PCG64, uniform } from "./noise.js";
-
-const sigmoid = (x) => 1 / (1 + Math.exp(-x));
-const clip = (x, low, high) => Math.min(high, Math.max(low, x));
+import { Objects } from "./objects.js";
 
 let halves = null; // float16 to float32.
 function half(bits) {
@@ -27,28 +26,11 @@ export function readTensors(buffer) {
     const bytes = buffer.slice(8 + length + from, 8 + length + to);
     if (dtype === "F16") tensors[name] = { shape, data: Float32Array.from(new Uint16Array(bytes), half) };
     else if (dtype === "F32") tensors[name] = { shape, data: new Float32Array(bytes) };
-    else throw new Error(`${name} has the type ${dtype}; F16 and F32 are supported`);
+    else if (dtype === "U8" || dtype === "BOOL") tensors[name] = { shape, data: new Uint8Array(bytes) };
+    else throw new Error(`${name} has the type ${dtype}; F16, F32, U8 and BOOL are supported`);
   }
   return { tensors, about };
 }
-
-// out = weight (out, in) @ x + bias; rows from..to of the weight.
-function linear({ data }, bias, x, from = 0, to = bias.data.length) {
-  const width = x.length, out = new Float32Array(to - from);
-  for (let row = from; row < to; row++) {
-    let sum = bias.data[row];
-    for (let i = 0, at = row * width; i < width; i++, at++) sum += data[at] * x[i];
-    out[row - from] = sum;
-  }
-  return out;
-}
-
-const join = (...parts) => {
-  const out = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
-  let at = 0;
-  for (const part of parts) { out.set(part, at); at += part.length; }
-  return out;
-};
 
 // V-M-C: latent {z, h, c}; see wm_agents/models/vmc.py.
 class VMC {
@@ -205,7 +187,7 @@ class Ensemble {
   }
 }
 
-const MODELS = { vmc: VMC, ensemble: Ensemble };
+const MODELS = { vmc: VMC, ensemble: Ensemble, objects: Objects };
 
 // Actions (numbers in the environment's own units) as the model takes them: see wm_envs/action.py.
 export function encode(controls, act) {
