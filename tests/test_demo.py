@@ -28,7 +28,7 @@ from wm_envs.dream import DreamConfig
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A model that has learned nothing in place of the shipped one, and a recipe of seconds."""
     model = save_tiny(tmp_path / "model")
-    recipe = replace(demo.RECIPES["CarRacing"], horizon=7)
+    recipe = replace(demo.RECIPES["CarRacing"], horizon=5)
     monkeypatch.setattr(demo, "DREAM", model)
     monkeypatch.setattr(demo, "CMA", CMAConfig(population=4, rollouts=3, components=2, seed=5))
     monkeypatch.setattr(demo, "RECIPES", {"CarRacing": recipe})
@@ -46,7 +46,7 @@ def test_the_demo_leaves_a_video_and_its_figures(
     evolved = []
 
     def keep(*args: Any, **kwargs: Any) -> Evolved:
-        assert (args[3].horizon, kwargs["squash"]) == (7, ("tanh", "sigmoid", "clip"))
+        assert (args[3].horizon, kwargs["squash"]) == (5, ("tanh", "sigmoid", "clip"))
         assert kwargs.get("x0") is None and args[2].components == 2
         evolved.append(evolve_in_dream(*args, **kwargs))
         return evolved[0]
@@ -60,7 +60,7 @@ def test_the_demo_leaves_a_video_and_its_figures(
 
     policy = evolved[0].policy
     assert summary["controller"] == "linear, 39 parameters, trained from scratch only in dreams"
-    assert 2 * 4 * 3 < summary["dream_steps"] == evolved[0].steps <= 2 * 4 * 3 * 7
+    assert 2 * 4 * 3 < summary["dream_steps"] == evolved[0].steps <= 2 * 4 * 3 * 5
     real, dream, floor = summary["real"], summary["dream"], summary["random"]
     seeds = [1_000_000, 1_000_001]
     again = evaluate_real(SPEC, lambda: frame_policy(small, policy.weights, policy.squash), seeds)

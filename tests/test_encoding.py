@@ -25,7 +25,7 @@ def is_text(call: ast.Call) -> bool:
             return True
         case ast.Name("open"):
             mode = call.args[1:2]
-        case ast.Attribute(value=ast.Name("os" | "archive"), attr="open"):
+        case ast.Attribute(value=ast.Name("os" | "archive" | "webbrowser"), attr="open"):
             return False
         case ast.Attribute(attr="open"):
             mode = call.args[:1]

@@ -276,7 +276,7 @@ def test_the_reported_loss_of_termination_has_no_weight() -> None:
     model = Ensemble(replace(SMALL, term_weight=5.0), space(1), ACT)
     obs, act, term = torch.randn(1, 8, 1), torch.zeros(1, 8, 1), torch.tensor([[1.0] + [0.0] * 7])
     steps = Moves(obs, act, torch.zeros(1, 8), term, obs)
-    chance = model.foresee(torch.cat([model.scale.normal(obs), act], -1)).end.sigmoid()
+    chance = model.predict(torch.cat([model.scale.normal(obs), act], -1)).end.sigmoid()
     plain = -torch.where(term > 0, chance, 1 - chance).log()
     weighted = (plain * torch.where(term > 0, 5.0, 1.0)).mean()
     even = Ensemble(replace(SMALL, term_weight=1.0), space(1), ACT)

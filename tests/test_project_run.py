@@ -131,8 +131,7 @@ def test_a_training_leaves_a_dream_that_gymnasium_opens(done: tuple[Project, dic
         f"next: wm verify --target {asked.out / 'model'}",
         f"      wm evaluate {asked.out / 'model'}",
     ]
-    (told,) = (line for line in said.splitlines() if line.startswith("real ") and ", dream " in line)  # Once.
-    assert told in said.splitlines()[-4:]
+    assert sum(line.startswith("policy, real ") for line in said.splitlines()) == 1
 
 
 def test_the_manifest_describes_what_was_run_on_what(done: tuple[Project, dict[str, Any], str]) -> None:
@@ -208,7 +207,7 @@ def test_a_key_that_came_later_leaves_what_is_finished_finished() -> None:
 def test_a_finished_run_continues_with_what_it_says(tmp_path: Path) -> None:
     first, _ = trained(project(tmp_path))
     again, said = trained(project(tmp_path, online_collection__rounds=3, training__total_steps=13))
-    assert "round 2: collect" in said and "round 1: " not in said
+    assert "round 2 of 3: collect" in said and "round 1 of" not in said
     assert again["data"]["steps"] > first["data"]["steps"] and again["config"]["training"]["total_steps"] == 13
     for name, more in (("ensemble", "use another training.output_dir"), ("tdmpc2", "raise training.total_steps")):
         text = TINY.replace("ensemble", name).split("[controller]")[0].replace("enabled = true", "enabled = false")
@@ -591,8 +590,8 @@ def test_the_command_reads_the_file_and_its_flags(tmp_path: Path, monkeypatch: p
         wm("train", "--allow-degraded", "--training.total_steps", "5", "--architecture.hidden=7", "--config", ".") == 0
     )
     (plain, first), (changed, second) = seen
-    assert plain == load_project(tmp_path) and first == {"allow_degraded": False}
-    assert second == {"allow_degraded": True}
+    assert plain == load_project(tmp_path) and first == {"allow_degraded": False, "budget": None, "quick": False}
+    assert second == {**first, "allow_degraded": True}
     assert changed.training["total_steps"] == 5 and changed.architecture == {"hidden": 7}
 
 

@@ -64,12 +64,15 @@ class Stingy(Toy):
 class Promising(Toy):
     """Pays what is right at first, and more and more the longer it dreams: encoding a frame brings it back to earth."""
 
+    def initial(self, num):
+        return {**super().initial(num), "age": torch.zeros(num, 1)}
+
     def encode(self, obs, latent=None, act=None, first=None):
         return {**super().encode(obs, latent, act, first), "age": torch.zeros(len(obs), 1)}
 
     def step(self, latent, act, **kwargs):
         out = super().step(latent, act, **kwargs)
-        age = latent.get("age", torch.zeros(len(act), 1))
+        age = latent["age"]
         return out._replace(rew=out.rew + age[:, 0], latent={**out.latent, "age": age + 1})
 
 

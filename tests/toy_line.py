@@ -98,7 +98,7 @@ def constant(move: float) -> LinearPolicy:
 
 def subject(model: Toy, policy: LinearPolicy | None = None) -> Subject:
     """The model with dreams from x = 0 and a policy that moves by 0.45: 9 steps to the end."""
-    starts = {bank: {"x": torch.zeros(8, 2)} for bank in ("begin", "anywhere")}
+    starts = {bank: model.initial(8) for bank in ("begin", "anywhere")}
     return Subject(model, starts, policy or constant(0.45), DreamConfig(horizon=20))
 
 
