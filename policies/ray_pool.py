@@ -22,10 +22,11 @@ from concurrent.futures import Future, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from policies.pool import TIMEOUT, Check, Procs, WorkerDied, portable, step_limit, use_one_core
-from policies.step_count import StepCount, count_away, steps_away
+from policies.pool import TIMEOUT, Check, Procs, WorkerDied, step_limit
+from policies.ray_worker import Actor, Place, look_around, reason
+from policies.step_count import StepCount
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -151,93 +152,6 @@ def _runtime_env(cluster: RayCluster) -> Mapping[str, Any]:
     return found
 
 
-class _Halt:
-    """The halt of a worker, which knows when its task last looked at it."""
-
-    def __init__(self) -> None:
-        self._set = threading.Event()
-        self.looked: float | None = None
-        """None between tasks."""
-
-    def is_set(self) -> bool:
-        self.looked = time.monotonic()
-        return self._set.is_set()
-
-    def set(self) -> None:
-        self._set.set()
-
-    @property
-    def idle_s(self) -> float:
-        """Seconds since the running task last looked."""
-        looked = self.looked
-        return 0.0 if looked is None else time.monotonic() - looked
-
-
-class _Outcome(NamedTuple):
-    """What a task returned or raised, and the real steps it counted."""
-
-    result: Any
-    error: Exception | None
-    steps: Mapping[Path, int]
-
-
-class _Actor:
-    """A worker; the group `control` answers while a task runs."""
-
-    def __init__(self, stage: bytes, place: _Place) -> None:
-        self.shared, self.check = _settle(stage, place)
-        count_away()
-        self.halt = _Halt()
-
-    def ready(self) -> tuple[str, int]:
-        """Check this machine; return its name and the process."""
-        if self.check is not None:
-            self.check(self.shared)
-        return socket.gethostname(), os.getpid()
-
-    def run(self, function: Callable[..., Any], args: Sequence[Any]) -> _Outcome:
-        """Run one task."""
-        self.halt.is_set()
-        try:
-            return _Outcome(function(self.shared, self.halt, *args), None, steps_away())
-        except BaseException as error:
-            return _Outcome(None, portable(error), steps_away())
-        finally:
-            self.halt.looked = None
-
-    def idle_s(self) -> float:
-        return self.halt.idle_s
-
-    def stop(self) -> None:
-        self.halt.set()
-
-
-class _Place(NamedTuple):
-    """Where the calling process works and imports from."""
-
-    folder: str
-    path: list[str]
-
-
-def _settle(stage: bytes, place: _Place) -> tuple[Any, Check | None]:
-    """Work as the calling process does, as far as this machine has its folders; return what tasks share."""
-    from ray import cloudpickle
-
-    use_one_core()
-    if os.path.isdir(place.folder):
-        os.chdir(place.folder)
-    sys.path += [folder for folder in place.path if folder not in sys.path]
-    settled: tuple[Any, Check | None] = cloudpickle.loads(stage)
-    return settled
-
-
-def _look_around(stage: bytes, place: _Place) -> None:
-    """Check a machine."""
-    shared, check = _settle(stage, place)
-    if check is not None:
-        check(shared)
-
-
 class _Task:
     """A task, until its future is done."""
 
@@ -266,7 +180,7 @@ class RayPool:
         import ray
 
         self._ray: Any = ray
-        self._cluster, self._place = cluster, _Place(os.getcwd(), [*sys.path])
+        self._cluster, self._place = cluster, Place(os.getcwd(), [*sys.path])
         self._head = ray.get_runtime_context().gcs_address
         self._limit = step_limit()
         self._target = self._count_cores()
@@ -274,7 +188,7 @@ class RayPool:
         self._look_at_machines()
         groups = {"control": 1}
         method = ray.method(concurrency_group="control")
-        kind = type("Worker", (_Actor,), {"idle_s": method(_Actor.idle_s), "stop": method(_Actor.stop)})
+        kind = type("Worker", (Actor,), {"idle_s": method(Actor.idle_s), "stop": method(Actor.stop)})
         remote: Any = ray.remote  # Its types lack this keyword.
         self._kind = remote(num_cpus=cluster.cores, max_restarts=0, concurrency_groups=groups)(kind)
         self._lock = threading.RLock()
@@ -364,7 +278,7 @@ class RayPool:
             self._serve()
         except Exception as error:
             log.debug("Ray failed", exc_info=error)
-            self._give_up(f"the Ray cluster at {self._head} failed: {_reason(error)}")
+            self._give_up(f"the Ray cluster at {self._head} failed: {reason(error)}")
 
     def _serve(self) -> None:
         """Give tasks to workers and take their results, until the pool is closed."""
@@ -412,7 +326,7 @@ class RayPool:
         """Check every machine before work begins."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        look = self._ray.remote(num_cpus=0, max_retries=0)(_look_around)
+        look = self._ray.remote(num_cpus=0, max_retries=0)(look_around)
         asked = {}
         for node in self._ray.nodes():
             if node["Alive"] and node["Resources"].get("CPU"):
@@ -423,9 +337,9 @@ class RayPool:
             try:
                 self._ray.get(ref)
             except self._ray.exceptions.RayTaskError as error:
-                raise RuntimeError(f"node {name} of the Ray cluster cannot take part: {_reason(error)}") from error
+                raise RuntimeError(f"node {name} of the Ray cluster cannot take part: {reason(error)}") from error
             except self._ray.exceptions.RayError as error:  # The node has just left the cluster.
-                log.warning("node %s of the Ray cluster does not answer: %s", name, _reason(error))
+                log.warning("node %s of the Ray cluster does not answer: %s", name, reason(error))
 
     def _grow(self) -> None:
         """Start the workers that are missing."""
@@ -447,9 +361,9 @@ class RayPool:
         except self._ray.exceptions.RayTaskError as error:
             if task is None:  # The machine has joined later.
                 self._refused += 1
-                self._drop(worker, f"cannot take part: {_reason(error)}")
+                self._drop(worker, f"cannot take part: {reason(error)}")
             else:
-                task.future.set_exception(RuntimeError(_reason(error)))
+                task.future.set_exception(RuntimeError(reason(error)))
             return
         except self._ray.exceptions.RayError as error:
             self._drop(worker, "died (killed, crashed, out of memory, or its machine is gone)")
@@ -528,12 +442,3 @@ class RayPool:
             self._queue.clear()
             for task in tasks:
                 task.future.set_exception(WorkerDied([task.args], why))
-
-
-def _reason(error: Exception) -> str:
-    """The last line of an error of Ray, which contains the traceback."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, Exception) and str(cause):
-        kind = "" if isinstance(cause, ValueError | RuntimeError) else f"{type(cause).__name__}: "
-        return kind + " ".join(str(cause).split())
-    return str(error).strip().splitlines()[-1]
