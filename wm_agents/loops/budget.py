@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from rich.console import Console
 
 from policies.pool import Procs
 from wm_agents.errors import ConfigurationError
 from wm_agents.system.hardware import num_cores
 from wm_agents.system.run_folder import RunFolder
-
-C = TypeVar("C")
 
 UNITS = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600}
 QUICK_S = 180.0
@@ -23,6 +25,26 @@ SLACK = 1.05
 """A round begins if it is expected to end before this multiple of the budget."""
 WORKERS_S = 4.0
 """Seconds in which worker processes start."""
+REPORT_SHARE = 0.1
+"""Largest share of the budget for the fidelity report."""
+
+
+class Budgeted(Protocol):
+    """Settings of a run that may have a budget of time."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def budget(self) -> str | None: ...
+
+    @property
+    def quick(self) -> bool: ...
+
+    @property
+    def report_minutes(self) -> float: ...
+
+
+C = TypeVar("C", bound=Budgeted)
 
 
 def seconds_of(text: str) -> float:
@@ -137,6 +159,47 @@ class Plan:
     def has_time(self, done_s: list[float]) -> bool:
         """Whether another round, and the end of the run, fit in the budget."""
         return self.trial_s + sum(done_s) + self.left_s(done_s, 1) <= self.budget_s * SLACK
+
+
+def plan_run(
+    cfg: C,
+    run: RunFolder,
+    console: Console,
+    *,
+    measure: Callable[[C], Callable[[C], Forecast]],
+    scale: Callable[[C, float], C],
+    rounds: Callable[[C], int],
+    describe: Callable[[C], str],
+) -> C:
+    """The settings that fit in the budget of `cfg`; `cfg` itself without a budget. A resumed run keeps its plan.
+
+    Args:
+        measure: runs a short trial with the given settings, and returns the forecast for any others.
+        scale: multiplies all amounts of work by a factor.
+        rounds: the number of rounds; 1 for a run without rounds.
+        describe: the amounts of work as text.
+
+    Raises:
+        ConfigurationError: the budget is too short for any run.
+    """
+    seconds = time_of(cfg.budget, cfg.quick)
+    if seconds is None:
+        return cfg
+    cfg = replace(cfg, report_minutes=min(cfg.report_minutes, REPORT_SHARE * seconds / 60))
+    if run.state.get("plan", {}).get("budget_s") == seconds:
+        return scale(cfg, run.state["plan"]["factor"])
+    console.print("measuring the speeds of this machine in a short trial")
+    began = time.perf_counter()
+    forecast = measure(cfg)
+    trial_s = time.perf_counter() - began
+    factor = fit_to(seconds, trial_s, partial(scale, cfg), forecast, at_least=cfg.quick)
+    settings = scale(cfg, factor)
+    expected = forecast(settings)
+    end_s = expected.parts["end"]
+    plan = Plan(seconds, factor, trial_s, (expected.total - end_s) / rounds(settings), end_s)
+    run.update(plan=asdict(plan))
+    console.print(f"plan: {describe(settings)}; forecast: {expected}", highlight=False, soft_wrap=True)
+    return settings
 
 
 def plan_of(run: RunFolder) -> dict[str, Any]:

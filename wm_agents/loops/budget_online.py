@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -13,7 +14,7 @@ from statistics import median
 from rich.console import Console
 
 from policies.step_count import StepCount
-from wm_agents.loops.budget import WORKERS_S, Forecast, Plan, fit_to, scaled, time_of, workers_here
+from wm_agents.loops.budget import WORKERS_S, Forecast, plan_run, scaled, time_of, workers_here
 from wm_agents.loops.finish import PLANNED, RANDOM_EPISODES
 from wm_agents.loops.online import Online, least_steps
 from wm_agents.loops.online_config import OnlineConfig
@@ -23,8 +24,6 @@ from wm_envs.real import probe
 
 TRIAL_UPDATES, TRIAL_STEPS = 8, 16
 """Updates, and steps with the policy, of the trial."""
-REPORT_SHARE = 0.1
-"""Largest share of the budget for the fidelity report."""
 MANY_ROWS = 3.0
 """Time of a step of all dreams of the final score, relative to that of a single row."""
 
@@ -142,26 +141,18 @@ def planned(cfg: OnlineConfig, run: RunFolder, count: StepCount, console: Consol
     Raises:
         ConfigurationError: the budget is too short for any run.
     """
-    seconds = time_of(cfg.budget, cfg.quick)
-    if seconds is None:
-        return cfg
-    check_one_process("a budget of time")
-    cfg = replace(cfg, report_minutes=min(cfg.report_minutes, REPORT_SHARE * seconds / 60))
-    if run.state.get("plan", {}).get("budget_s") == seconds:
-        return scale(cfg, run.state["plan"]["factor"])
-    console.print("measuring the speeds of this machine in a short trial")
-    began = time.perf_counter()
-    speeds = measure(cfg, run, count)
-    trial_s = time.perf_counter() - began
-    factor = fit_to(seconds, trial_s, partial(scale, cfg), lambda some: forecast(some, speeds), at_least=cfg.quick)
-    settings = scale(cfg, factor)
-    expected = forecast(settings, speeds)
-    end_s = expected.parts["end"]
-    run.update(plan=asdict(Plan(seconds, factor, trial_s, expected.total - end_s, end_s)))
-    console.print(
-        f"plan: {settings.real_steps:,} real steps, {settings.training().total_steps:,} updates, scored on "
-        f"{settings.final_episodes} episodes; forecast: {expected}",
-        highlight=False,
-        soft_wrap=True,
+    if time_of(cfg.budget, cfg.quick) is not None:
+        check_one_process("a budget of time")
+
+    def forecasts(usual: OnlineConfig) -> Callable[[OnlineConfig], Forecast]:
+        return partial(forecast, speeds=measure(usual, run, count))
+
+    return plan_run(cfg, run, console, measure=forecasts, scale=scale, rounds=lambda _: 1, describe=describe_plan)
+
+
+def describe_plan(cfg: OnlineConfig) -> str:
+    """The amounts of work as text."""
+    return (
+        f"{cfg.real_steps:,} real steps, {cfg.training().total_steps:,} updates, scored on "
+        f"{cfg.final_episodes} episodes"
     )
-    return settings

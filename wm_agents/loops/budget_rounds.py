@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -18,7 +19,7 @@ from policies.step_count import StepCount
 from wm_agents.control.ppo import Iteration
 from wm_agents.data.dataset import Dataset
 from wm_agents.evaluation.evaluate import evaluate_real
-from wm_agents.loops.budget import WORKERS_S, Forecast, Plan, fit_to, scaled, time_of, workers_here
+from wm_agents.loops.budget import WORKERS_S, Forecast, plan_run, scaled, workers_here
 from wm_agents.loops.finish import RANDOM_EPISODES
 from wm_agents.loops.fit import FIRST_FIT
 from wm_agents.loops.recipes import ImproveConfig
@@ -34,8 +35,6 @@ from wm_envs.real import probe
 
 TRIAL_STEPS, TRIAL_EPISODE, TRIAL_UPDATES = 600, 150, 24
 """Real steps of the trial, its longest episode, and its updates of each part of the model."""
-REPORT_SHARE = 0.1
-"""Largest share of the budget for the fidelity report."""
 
 
 @dataclass(frozen=True)
@@ -219,24 +218,13 @@ def planned(cfg: ImproveConfig, run: RunFolder, count: StepCount, console: Conso
     Raises:
         ConfigurationError: the budget is too short for any run.
     """
-    seconds = time_of(cfg.budget, cfg.quick)
-    if seconds is None:
-        return cfg
-    cfg = replace(cfg, report_minutes=min(cfg.report_minutes, REPORT_SHARE * seconds / 60))
-    if run.state.get("plan", {}).get("budget_s") == seconds:
-        return scale(cfg, run.state["plan"]["factor"])
-    console.print("measuring the speeds of this machine in a trial of one round")
-    began = time.perf_counter()
-    speeds = measure(cfg, run, count)
-    trial_s = time.perf_counter() - began
-    factor = fit_to(seconds, trial_s, partial(scale, cfg), lambda some: forecast(some, speeds), at_least=cfg.quick)
-    settings = scale(cfg, factor)
-    expected = forecast(settings, speeds)
-    end_s = expected.parts["end"]
-    plan = Plan(seconds, factor, trial_s, (expected.total - end_s) / settings.rounds, end_s)
-    run.update(plan=asdict(plan))
-    console.print(f"plan: {describe_plan(settings)}; forecast: {expected}", highlight=False, soft_wrap=True)
-    return settings
+
+    def forecasts(usual: ImproveConfig) -> Callable[[ImproveConfig], Forecast]:
+        return partial(forecast, speeds=measure(usual, run, count))
+
+    return plan_run(
+        cfg, run, console, measure=forecasts, scale=scale, rounds=lambda some: some.rounds, describe=describe_plan
+    )
 
 
 def describe_plan(cfg: ImproveConfig) -> str:
