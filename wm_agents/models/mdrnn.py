@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,8 @@ Mixture = Literal["joint", "per_dim"]
 class _MDRNNBase(nn.Module):
     """The common part of the sequence model and the cell: one linear head from the memory to a Gaussian mixture,
     reward and termination."""
+
+    Recurrent: ClassVar[type[nn.LSTM | nn.LSTMCell]] = nn.LSTM
 
     def __init__(
         self,
@@ -41,6 +43,7 @@ class _MDRNNBase(nn.Module):
             self.choices = 1
         self.num_mixture = (2 * latents + self.choices) * gaussians
         self.gmm_linear = nn.Linear(hiddens, self.num_mixture + rewards + 1)
+        self.rnn = self.Recurrent(latents + actions, hiddens)
 
     def forward(self, *inputs: Any) -> Any:
         raise NotImplementedError("use MDRNN for sequences or MDRNNCell for single steps")
@@ -105,17 +108,7 @@ class _MDRNNBase(nn.Module):
 class MDRNN(_MDRNNBase):
     """M over sequences, time-first: p(z[t+1], rew[t], term[t] | z[:t+1], act[:t+1])."""
 
-    def __init__(
-        self,
-        latents: int,
-        actions: int,
-        hiddens: int,
-        gaussians: int,
-        mixture: Mixture = "joint",
-        rewards: int = 1,
-    ) -> None:
-        super().__init__(latents, actions, hiddens, gaussians, mixture, rewards)
-        self.rnn = nn.LSTM(latents + actions, hiddens)
+    rnn: nn.LSTM
 
     def forward(self, actions: Tensor, latents: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Map actions (T, B, A) and latents (T, B, Z) to mus, sigmas (T, B, K, Z), logpi (T, B, K), rs and ds (T,
@@ -139,17 +132,8 @@ class MDRNN(_MDRNNBase):
 class MDRNNCell(_MDRNNBase):
     """M for single steps; `load_mdrnn` copies the weights of a trained sequence model."""
 
-    def __init__(
-        self,
-        latents: int,
-        actions: int,
-        hiddens: int,
-        gaussians: int,
-        mixture: Mixture = "joint",
-        rewards: int = 1,
-    ) -> None:
-        super().__init__(latents, actions, hiddens, gaussians, mixture, rewards)
-        self.rnn = nn.LSTMCell(latents + actions, hiddens)
+    Recurrent = nn.LSTMCell
+    rnn: nn.LSTMCell
 
     def forward(
         self, action: Tensor, latent: Tensor, hidden: tuple[Tensor, Tensor]
