@@ -34,6 +34,7 @@ from wm_agents.evaluation.fidelity.history import read_history, told_history
 from wm_agents.loops import finish as verdict
 from wm_agents.loops import fit as learning
 from wm_agents.loops import rounds as improving
+from wm_agents.loops.preflight import check_training
 from wm_agents.loops.recipes import ImproveConfig, recipe_for
 from wm_agents.loops.rounds import Improvement, improve
 from wm_agents.models.ensemble import EnsembleConfig
@@ -481,11 +482,11 @@ def test_actions_that_ppo_cannot_choose_are_rejected_before_any_work(
     with pytest.raises(ValueError, match=r"odd_env:Odd-v0: SB3 .*, got (.|\n)*, or use the linear controller"):
         improve(cfg)
     assert not (tmp_path / "run").exists()
-    improving.check_training(replace(cfg, controller="linear"))
+    check_training(replace(cfg, controller="linear"))
     monkeypatch.setitem(ACT, "discrete", space)
     assert recipe_for("odd_env:Odd-v0").controller == "linear"
     if isinstance(space, Discrete):
-        improving.check_training(replace(cfg, spec=replace(spec, actions=(1, 2, 3, 4))))
+        check_training(replace(cfg, spec=replace(spec, actions=(1, 2, 3, 4))))
 
 
 def test_a_warm_start_takes_what_v_learned_and_not_what_stood_still(tmp_path: Path) -> None:

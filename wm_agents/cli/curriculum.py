@@ -15,8 +15,7 @@ from wm_agents.curriculum.plan import Course, plan
 from wm_agents.curriculum.preflight import look_around
 from wm_agents.curriculum.run import Curriculum
 from wm_agents.curriculum.tasks import installed, read_curriculum
-from wm_agents.loops.preflight import check_device, display_error
-from wm_agents.loops.rounds import check_training
+from wm_agents.loops.preflight import check_device, check_training, display_error
 from wm_agents.project.schema import VisualizationSection
 from wm_agents.system.run_folder import RunFolder
 

@@ -1,4 +1,4 @@
-"""Checks before a long run: environments, videos, disk, memory, device."""
+"""Checks before a long run: settings, environments, videos, disk, memory, device."""
 
 from __future__ import annotations
 
@@ -11,21 +11,57 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
+import gymnasium as gym
 import numpy as np
 import torch
 from rich.console import Console
 
+from policies.sb3 import check_actions
+from wm_agents.loops.fit import new_model
 from wm_agents.loops.recipes import ImproveConfig
 from wm_agents.system.hardware import find_device
+from wm_agents.system.processes import check_one_process
 from wm_agents.video import Frame, write_video
 from wm_envs.frames import is_image
 from wm_envs.real import check_spec, make_real, probe
 from wm_envs.registry import RealSpec
 from wm_envs.window import check_display
+from wm_envs.world_model import can_disagree
 
 GB = 1e9
 LOOK_STEPS = 50
 """Random steps before a frame is checked, because some environments start with black frames."""
+
+
+def check_training(cfg: ImproveConfig) -> None:
+    """Check the settings before any work is done."""
+    check_one_process("a family that learns in rounds")
+    facts = probe(cfg.spec)
+    model = new_model(cfg, *facts.spaces)
+    if cfg.controller == "ppo":
+        try:
+            check_actions(facts.act_space)
+        except ValueError as error:
+            raise ValueError(
+                f"{cfg.spec.id}: {error}, or use the linear controller (CMA-ES), which supports every action space: "
+                '`wm improve --controller linear`, or kind = "linear" in [controller] of a wm.toml'
+            ) from error
+    if cfg.draw_actions and not (cfg.controller == "ppo" and isinstance(facts.act_space, gym.spaces.Discrete)):
+        raise ValueError(
+            f"draw_actions needs controller='ppo' and Discrete actions, got {cfg.controller!r} and {facts.act_space}; "
+            "remove it"
+        )
+    if facts.limit is None:
+        raise ValueError(
+            f"{cfg.spec.id} has no episode limit; set one with --spec.max_episode_steps N, or max_episode_steps of "
+            "the task in the file of a curriculum"
+        )
+    doubting = cfg.pessimism > 0 or cfg.max_disagreement is not None
+    if doubting and not can_disagree(model):
+        raise ValueError(
+            f"pessimism and max_disagreement need an ensemble of at least 2 members, got {model.family} "
+            f"with {getattr(model, 'members', 1)}; set family and ensemble.members"
+        )
 
 
 class Finding(NamedTuple):

@@ -24,7 +24,6 @@ from policies.latent import LatentPolicy
 from policies.linear import LinearPolicy
 from policies.mlp import DrawnPolicy
 from policies.policy import NoisyPolicy, Policy, explorer
-from policies.sb3 import check_actions
 from policies.step_count import StepCount
 from wm_agents.control.evolve import controller_at, evolve_in_dream
 from wm_agents.control.ppo import Iteration, ppo_in_dream
@@ -37,6 +36,7 @@ from wm_agents.factory import Model
 from wm_agents.loops.budget import Plan, duration, plan_of
 from wm_agents.loops.finish import Candidate, Story, deliver
 from wm_agents.loops.fit import RoundData, fit, new_model
+from wm_agents.loops.preflight import check_training
 from wm_agents.loops.recipes import ImproveConfig
 from wm_agents.loops.seeds import JUDGE_SEED, kept_env_seed
 from wm_agents.models.saved import load_model
@@ -44,12 +44,11 @@ from wm_agents.pretrained import Controller, cached_model, frame_policy, load_dr
 from wm_agents.strips import STRIPS
 from wm_agents.system.extras import extra
 from wm_agents.system.hardware import memory_gb
-from wm_agents.system.processes import check_one_process
 from wm_agents.system.run_folder import STEPS, RunFolder, start_run
 from wm_agents.training.callbacks import Callback, LoggingCallback, ProgressCallback
 from wm_agents.video import record
 from wm_envs.real import probe
-from wm_envs.world_model import Latent, can_disagree
+from wm_envs.world_model import Latent
 
 STAGES = ("collect", "learn", "control", "judge")
 FILMED = 1000
@@ -427,39 +426,7 @@ def start(
     from wm_agents.loops.budget_rounds import planned  # Its trial is a round of this loop.
 
     count = StepCount(run.path / STEPS)
-    cfg = planned(cfg, run, count, console)
-    return Improvement(cfg, run, console, on_check, looks)
-
-
-def check_training(cfg: ImproveConfig) -> None:
-    """Check the settings before any work is done."""
-    check_one_process("a family that learns in rounds")
-    facts = probe(cfg.spec)
-    model = new_model(cfg, *facts.spaces)
-    if cfg.controller == "ppo":
-        try:
-            check_actions(facts.act_space)
-        except ValueError as error:
-            raise ValueError(
-                f"{cfg.spec.id}: {error}, or use the linear controller (CMA-ES), which supports every action space: "
-                '`wm improve --controller linear`, or kind = "linear" in [controller] of a wm.toml'
-            ) from error
-    if cfg.draw_actions and not (cfg.controller == "ppo" and isinstance(facts.act_space, gym.spaces.Discrete)):
-        raise ValueError(
-            f"draw_actions needs controller='ppo' and Discrete actions, got {cfg.controller!r} and {facts.act_space}; "
-            "remove it"
-        )
-    if facts.limit is None:
-        raise ValueError(
-            f"{cfg.spec.id} has no episode limit; set one with --spec.max_episode_steps N, or max_episode_steps of "
-            "the task in the file of a curriculum"
-        )
-    doubting = cfg.pessimism > 0 or cfg.max_disagreement is not None
-    if doubting and not can_disagree(model):
-        raise ValueError(
-            f"pessimism and max_disagreement need an ensemble of at least 2 members, got {model.family} "
-            f"with {getattr(model, 'members', 1)}; set family and ensemble.members"
-        )
+    return Improvement(planned(cfg, run, count, console), run, console, on_check, looks)
 
 
 def explore_with(

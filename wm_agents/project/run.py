@@ -24,8 +24,9 @@ from wm_agents.errors import ConfigurationError
 from wm_agents.loops.online import Online, check_budget
 from wm_agents.loops.online import start as start_online
 from wm_agents.loops.online_config import OnlineConfig
+from wm_agents.loops.preflight import check_training
 from wm_agents.loops.recipes import ImproveConfig
-from wm_agents.loops.rounds import STAGES, check_training, start
+from wm_agents.loops.rounds import STAGES, start
 from wm_agents.loops.seeds import JUDGE_SEED
 from wm_agents.pretrained import load_dream
 from wm_agents.project.curves import draw_curves
