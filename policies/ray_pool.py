@@ -81,7 +81,9 @@ class RayCluster:
 
 def workers_of(procs: int | None, ray: str | None) -> Procs:
     """The workers that `--procs` and `--ray` describe: processes of this machine, or those of a Ray cluster."""
-    return processes_of(procs, ray) if ray is None else RayCluster(ray, workers=procs or None)
+    if ray is not None:
+        return RayCluster(ray, workers=procs or None)
+    return processes_of(procs, ray)
 
 
 def processes_of(procs: int | None, ray: str | None) -> int:
@@ -143,8 +145,12 @@ def _runtime_env(cluster: RayCluster) -> Mapping[str, Any]:
     if cluster.runtime_env is not None:
         return cluster.runtime_env
     text = os.environ.get(RUNTIME_ENV, "").strip()
+    if not text:
+        return {}
     try:
-        found = json.loads(text if text.startswith("{") else Path(text).read_text(encoding="utf-8")) if text else {}
+        if not text.startswith("{"):
+            text = Path(text).read_text(encoding="utf-8")
+        found = json.loads(text)
     except (OSError, ValueError) as error:
         raise ValueError(f"{RUNTIME_ENV} must be a JSON object or the path of a JSON file: {error}") from error
     if not isinstance(found, dict):

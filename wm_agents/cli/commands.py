@@ -12,6 +12,7 @@ from rich.console import Console
 
 from policies.cmaes import CMAConfig
 from policies.policy import explorer
+from policies.pool import Procs
 from policies.ray_pool import workers_of
 from policies.rollout import EVAL_SEED
 from wm_agents.checkpoint import Artifact
@@ -147,14 +148,19 @@ def evolve(
     own, given = saved.bounded, {"temperature": temperature, "stall": stall}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     wanted, limit = horizon or own.horizon or 150, probe(saved.spec).limit
+    if seed is not None:
+        cma = replace(cma, seed=seed)
+    workers: Procs = 0
+    if (where, procs, ray) != ("dream", None, None):
+        workers = workers_of(procs, ray)
     evolve_artifact(
         model,
         Path(out),
-        cma if seed is None else replace(cma, seed=seed),
+        cma,
         where=where,
         dream=replace(own, **changes, horizon=min(wanted, limit or wanted)),
         squash=squash or usual_squash(saved.artifact),
-        procs=0 if (where, procs, ray) == ("dream", None, None) else workers_of(procs, ray),
+        procs=workers,
         console=console,
     )
     console.print(f"saved {out}; score it with `wm evaluate {out}`")

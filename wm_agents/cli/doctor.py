@@ -87,9 +87,11 @@ def look_at_versions() -> Iterator[Check]:
     yield from (_required(part, _version(part.name)) for part in wanted if not any(_is_for(part, e) for e in extras))
     for extra in sorted(extras):
         missing = [part.name for part in wanted if _is_for(part, extra) and not _is_met(part)]
-        hint = f"pip install '{PACKAGE}[{extra}]'" if missing else ""
-        found = f"missing {', '.join(missing)}" if missing else "installed"
-        yield Check(f"extra {extra}", "absent" if missing else "ok", found, hint)
+        if missing:
+            hint = f"pip install '{PACKAGE}[{extra}]'"
+            yield Check(f"extra {extra}", "absent", f"missing {', '.join(missing)}", hint)
+        else:
+            yield Check(f"extra {extra}", "ok", "installed", "")
     for one, other in CLASHES:
         if _version(one) and _version(other):
             hint = f"pip uninstall -y {one} {other} && pip install {other}"

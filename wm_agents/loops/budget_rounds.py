@@ -30,7 +30,6 @@ from wm_agents.system.run_folder import RunFolder
 from wm_agents.training.callbacks import Callback
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.trainer import Trainer
-from wm_envs.frames import is_image
 from wm_envs.real import probe
 
 TRIAL_STEPS, TRIAL_EPISODE, TRIAL_UPDATES = 600, 150, 24
@@ -229,11 +228,9 @@ def planned(cfg: ImproveConfig, run: RunFolder, count: StepCount, console: Conso
 
 def describe_plan(cfg: ImproveConfig) -> str:
     """The amounts of work as text."""
-    family = cfg.family
-    if family == "auto":
-        family = "vmc" if is_image(probe(cfg.spec).obs_space) else "ensemble"
+    family = cfg.model_config(probe(cfg.spec).obs_space).family
     part = cfg.memory if family == "vmc" else cfg.dynamics
-    unit = "iterations of PPO" if cfg.controller == "ppo" else "generations of CMA-ES"
+    unit = {"ppo": "iterations of PPO", "linear": "generations of CMA-ES"}[cfg.controller]
     return (
         f"{cfg.rounds} rounds of {cfg.round_steps:,} real steps (the first {cfg.random_steps:,}), "
         f"{part.total_steps:,} updates and {cfg.generations} {unit}; scored on {cfg.final_episodes} episodes"

@@ -265,8 +265,9 @@ def markdown_of(result: dict[str, Any]) -> str:
     """The table in Markdown, and the reason of every failure."""
     lines = [f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
     lines += [f"| {' | '.join(row)} |" for row in rows_of(result)]
-    failures = [f"* {row['group']}, seed {row['seed']}: FAILED: {row['failed']}" for row in failed_of(result)]
-    return "\n".join([*lines, *([""] if failures else []), *failures]) + "\n"
+    if failures := failed_of(result):
+        lines += ["", *(f"* {row['group']}, seed {row['seed']}: FAILED: {row['failed']}" for row in failures)]
+    return "\n".join(lines) + "\n"
 
 
 def failed_of(result: dict[str, Any]) -> list[dict[str, Any]]:
