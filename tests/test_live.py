@@ -55,6 +55,7 @@ def test_a_disk_that_takes_nothing_is_ignored(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(Path, "write_bytes", full)
     LiveFrames(LiveView(tmp_path / LIVE, 4), IMAGES, "Some-v0").show(frame(1))
+    assert not (tmp_path / LIVE).exists()
 
 
 def test_collection_shows_its_episodes(tmp_path: Path) -> None:

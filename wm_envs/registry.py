@@ -91,7 +91,7 @@ _WITH_STICKY = "with sticky actions 0.25"
 _ALE = {"frameskip": 1, "obs_type": "grayscale"}
 _ALE_PROTOCOL = (
     f"ALE v5 {_WITH_STICKY}, 4 frames a step, 108,000 frames at most; no no-op starts, whole games; grey, "
-    "cropped to the field, not 84x84 but"
+    "cropped to the field"
 )
 
 TASKS = {
@@ -117,7 +117,7 @@ TASKS = {
             ),
             threshold=18.0,
             model="objects-pong",
-            protocol=f"{_ALE_PROTOCOL} 160x160; 3 of the 6 actions (the others add FIRE)",
+            protocol=f"{_ALE_PROTOCOL}, 160x160 instead of 84x84; 3 of the 6 actions (the others add FIRE)",
         ),
         Task(
             "LunarLander",
@@ -141,7 +141,8 @@ TASKS = {
             ),
             threshold=50.0,
             model="vmc-breakout-small",
-            protocol=f"{_ALE_PROTOCOL} 64x64, maximum over two frames; FIRE instead of NOOP, which may wait forever",
+            protocol=f"{_ALE_PROTOCOL}, 64x64 instead of 84x84, maximum over two frames; FIRE instead of NOOP, which "
+            "may wait forever",
         ),
         Task(
             "CartPole",
