@@ -380,6 +380,9 @@ def test_ppo_continues_in_the_precision_it_began_with(
         cfg = PPOConfig(iterations=iterations, envs=4, steps=4, batch_size=16, net=(4,))
         ppo_in_dream(Toy(), starts, cfg, DreamConfig(horizon=4), state=tmp_path / "ppo")
     assert used == ["bf16", "bf16", "fp32"]
+    speeds |= {"product": FASTER, "trial": FASTER}
+    ppo_in_dream(Toy(), starts, cfg, DreamConfig(horizon=4), state=tmp_path / "next", before=tmp_path / "ppo")
+    assert used[3:] == ["fp32"]
 
 
 def watch_dreams(monkeypatch: pytest.MonkeyPatch, module: Any) -> list[str]:

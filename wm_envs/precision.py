@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from itertools import count
 from typing import Any, Literal
 
 import torch
@@ -30,8 +31,9 @@ GAIN = 1.15
 EMULATED = 0.5
 """Below this speed relative to float32, the device does not support bfloat16 natively."""
 REPEATS = 3
-"""Timed runs in each precision, fewer if they take long."""
-ENOUGH_S = 0.2
+"""Timed runs in each precision, fewer if they take long, more if they are short."""
+SHORT_S, ENOUGH_S = 0.02, 0.2
+"""Least and most CPU time of a trial: the shortest of three runs of 0.1 ms is noise on a busy machine."""
 CLOSE = 0.05
 """Largest relative error of a correct result in bfloat16."""
 
@@ -149,13 +151,14 @@ def faster_in_bf16(
 def _speedup(run: Callable[[bool], object]) -> float:
     """The speed of `run(True)` relative to `run(False)`: the ratio of their shortest times, measured alternately."""
     best, first = [math.inf, math.inf], time.thread_time()
-    for _ in range(REPEATS):
+    for repeat in count(1):
         for bf16 in (False, True):
             # The CPU time of this thread hardly depends on other processes.
             began = time.thread_time()
             run(bf16)
             best[bf16] = min(best[bf16], time.thread_time() - began)
-        if best[False] < EMULATED / 2 * best[True] or time.thread_time() - first > ENOUGH_S:
+        spent = time.thread_time() - first
+        if best[False] < EMULATED / 2 * best[True] or spent > ENOUGH_S or (repeat >= REPEATS and spent > SHORT_S):
             break
     return best[False] / best[True]
 

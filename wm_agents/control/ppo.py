@@ -101,18 +101,13 @@ def ppo_in_dream(
         start: the initial latents of dreams, "begin" or "anywhere".
     """
     resumed = state.exists()
-    precision = "auto"
-    if resumed:
-        precision = read_state_tensors(state)[1].get("precision", "auto")
-    envs = DreamVectorEnv(model, starts, cfg.envs, dream, obs="latent", start=start, precision=precision)  # type: ignore[arg-type]
+    tensors, about = _earlier(state, before)
+    precision: Any = about.get("precision", "auto")  # A trial for every training could choose differently.
+    envs = DreamVectorEnv(model, starts, cfg.envs, dream, obs="latent", start=start, precision=precision)
     learner = _make(cfg, envs, model.feat(starts["anywhere"]).cpu())
-    about: dict[str, str] = {}
-    for file in (state, before):
-        if file is not None and file.exists():
-            tensors, about = read_state_tensors(file)
-            load_weights(learner.policy, tensors)
-            _load_scale(learner, about)
-            break
+    if tensors:
+        load_weights(learner.policy, tensors)
+        _load_scale(learner, about)
     number, mean = (int(about["iterations"]), float(about["mean"])) if resumed else (0, np.nan)
     iteration = Iteration(number, mean, 0.0, to_mlp(learner, model.act_space))
     # A run that was killed before the callback of this iteration calls it now.
@@ -128,6 +123,14 @@ def ppo_in_dream(
         write_state_tensors(state, learner.policy.state_dict(), about)
         stopped = on_iteration is not None and bool(on_iteration(iteration))
     return iteration
+
+
+def _earlier(state: Path, before: Path | None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What to continue from: this training if it was interrupted, else the earlier one; empty if there is none."""
+    for file in (state, before):
+        if file is not None and file.exists():
+            return read_state_tensors(file)
+    return {}, {}
 
 
 def _make(cfg: PPOConfig, envs: DreamVectorEnv, feats: Tensor) -> PPO:
