@@ -6,7 +6,7 @@
 An update is loss, backward pass and optimizer step, with the optimizer of online training. Batches: 64 images for V of
 V-M-C, 64 windows of 64 steps for M, 256 steps for an ensemble, 16 windows of 64 frames 64x64x3 for DreamerV3, 256
 windows of 3 steps of vectors without termination for TD-MPC2. Updates are timed in fp32, and in bf16 if the device
-supports it, with the loss of the same batch in both. TD-MPC2's planning of one row is timed too.
+supports it, with the loss of the same batch in both. TD-MPC2's planning of one row, always in fp32, is timed too.
 
 Each measurement runs in its own process. It reports the median over all updates, the slowest and fastest of `--repeats`
 parts, CPU time, which other processes hardly change, and peak memory. Cases that do not fit into memory are reported as
@@ -246,8 +246,9 @@ def make_contenders(args: argparse.Namespace) -> Iterator[list[Contender]]:
         ways += [(precision, True) for precision, _ in ways] if args.compiled else []
         job, frames = describe_job(name, args.device, args.threads)
         own = (sys.executable, __file__, "--worker")
-        # The planner has no compiled way of its own.
-        mine = [way for way in ways if not (job.plan and way[1])]
+        mine = ways
+        if job.plan:  # The planner computes in float32 and is not compiled.
+            mine = [("fp32", False)]
         yield [Contender(name, "ours", job._replace(precision=p, compiled=c), own, frames) for p, c in mine] + [
             Contender(
                 name, port, job._replace(path=path, precision=p, compiled=c),

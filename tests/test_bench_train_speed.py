@@ -101,6 +101,7 @@ def test_sizes_and_batch_are_passed_to_ports_and_only_to_those_of_the_family(tmp
         "tdmpc2:1m": ["tdmpc2", "tdmpc2"],
         "tdmpc2:1m plan": ["tdmpc2", "tdmpc2"],
     }
+    assert [c.job.precision for c in groups["tdmpc2:1m plan"] if c.by == "ours"] == ["fp32"]
     theirs = groups["dreamerv3:size1m"][-1]
     assert theirs.command[0] == "python9" and theirs.job.path == "/d" and theirs.frames == 1024
     assert (theirs.job.batch, theirs.job.length, theirs.job.obs_shape) == (16, 64, (64, 64, 3))
