@@ -87,15 +87,15 @@ class Slots(nn.Module):
 
     def paint(self, place: Tensor, here: Tensor) -> Tensor:
         """Draw objects at positions (B, K, 2) if `here` (B, K), larger ones first; frames (B, H, W, C) uint8."""
-        frames = self.background.expand(len(place), -1, -1, -1).clone()
-        corner = place.round().long()
-        for k in range(self.num):
-            row = torch.arange(self.height, device=place.device) - corner[:, k, :1]
-            column = torch.arange(self.width, device=place.device) - corner[:, k, 1:]
-            inside = ((row >= 0) & (row < self.height))[:, :, None] & ((column >= 0) & (column < self.width))[:, None]
-            part = self.sprite[k][row.clamp(0, self.height - 1)[:, :, None], column.clamp(0, self.width - 1)[:, None]]
-            shown = part & inside & (here[:, k] > 0.5)[:, None, None]
-            frames = torch.where(shown[..., None], self.colour[k], frames)
+        num, corner = len(place), place.round().long()
+        frames = self.background.expand(num, -1, -1, -1).clone()
+        pixels = frames.view(-1, self.channels)
+        row = torch.arange(num, device=place.device)[:, None] * self.height
+        for k in range(self.count):
+            down, right = torch.nonzero(self.sprite[k], as_tuple=True)
+            y, x = corner[:, k, :1] + down, corner[:, k, 1:] + right  # (B, pixels of the sprite)
+            shown = (y >= 0) & (y < self.height) & (x >= 0) & (x < self.width) & (here[:, k, None] > 0.5)
+            pixels[((row + y) * self.width + x)[shown]] = self.colour[k]
         return frames
 
 
