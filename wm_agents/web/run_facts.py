@@ -11,10 +11,10 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from wm_agents.data.live import LIVE
+from wm_agents.evaluation.evaluate import Score
 from wm_agents.strips import STRIPS
 from wm_agents.web.runs import METRICS, REPORT, SHOWN, Runs, is_text, read_object, updated
 from wm_envs.registry import TASKS
@@ -164,12 +164,12 @@ def _evaluation(look: Any) -> dict[str, float | None] | None:
     generation = _number(_at(look, "generation"))
     if not returns or generation is None:
         return None
-    ci95 = None
+    score, ci95 = Score(returns), None
     if len(returns) > 1:
-        ci95 = 1.96 * stdev(returns) / math.sqrt(len(returns))
+        ci95 = score.ci95
     return {
         "generation": generation,
-        "mean": fmean(returns),
+        "mean": score.mean,
         "ci95": ci95,
         "dream": _number(_at(look, "dream_return")),
     }
