@@ -22,6 +22,7 @@ from wm_agents.loops.online import least_steps
 from wm_agents.loops.online_config import OnlineConfig, online_recipe
 from wm_agents.loops.recipes import ImproveConfig
 from wm_agents.models.ensemble import EnsembleConfig
+from wm_agents.models.vmc import VMCConfig
 from wm_agents.system.run_folder import RunFolder
 from wm_agents.training.config import TrainingConfig
 from wm_envs.registry import RealSpec
@@ -134,6 +135,16 @@ def test_a_trial_measures_every_part_and_its_steps_count(tmp_path: Path) -> None
     assert min(speeds.step_s, speeds.act_s, speeds.generation_s, speeds.update_s["dynamics"]) > 0
     assert 600 <= count.value < 600 + 2 * 60 + 60
     assert not list(tmp_path.glob("trial-*"))
+
+
+@pytest.mark.usefixtures("fast_end")
+def test_a_trial_measures_only_parts_that_are_trained(tmp_path: Path) -> None:
+    memory = TrainingConfig(total_steps=3000, batch_size=16, mixed_precision=False)
+    cfg = replace(CFG, family="vmc", model=VMCConfig(hidden=8, mixtures=2), memory=memory, window=16)
+    with RunFolder(tmp_path) as run:
+        speeds = measure(cfg, run, StepCount(tmp_path / "real_steps"))
+    assert set(speeds.update_s) == {"memory"}  # Vectors have no encoder.
+    assert forecast(cfg, speeds).parts["model"] == pytest.approx(6 * 3000 * speeds.update_s["memory"])
 
 
 def test_a_resumed_run_keeps_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

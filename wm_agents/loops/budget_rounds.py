@@ -45,7 +45,7 @@ class Speeds:
     act_s: float
     """A real step with the controller, in one process."""
     update_s: dict[str, float]
-    """An update of each part of the model."""
+    """An update of each part of the model; a part without updates, such as the encoder of vectors, is missing."""
     generation_s: float
     """A generation of CMA-ES, or an iteration of PPO."""
     episode: int
@@ -95,7 +95,7 @@ class Trial(Improvement):
         return Speeds(
             step_s=collected["wall_s"] / collected["steps"],
             act_s=act_s,
-            update_s={name: watch.update_s for name, watch in self.watches.items()},
+            update_s={name: watch.update_s for name, watch in self.watches.items() if watch.ends},
             generation_s=self.generations[-1],
             episode=0,
         )
