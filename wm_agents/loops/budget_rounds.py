@@ -148,6 +148,8 @@ def tiny(cfg: ImproveConfig, out: str, limit: int) -> ImproveConfig:
         live_fps=0.0,
         procs=0,
         ray=None,
+        budget=None,
+        quick=False,
     )
 
 
