@@ -20,7 +20,7 @@ from wm_agents.loops.budget import Forecast, Plan, duration, fit_to, scaled, sec
 from wm_agents.loops.budget_rounds import Speeds, forecast, measure, planned, scale, updates
 from wm_agents.loops.online import least_steps
 from wm_agents.loops.online_config import OnlineConfig, online_recipe
-from wm_agents.loops.recipes import ImproveConfig
+from wm_agents.loops.recipes import RECIPES, ImproveConfig
 from wm_agents.models.ensemble import EnsembleConfig
 from wm_agents.models.vmc import VMCConfig
 from wm_agents.system.files import read_json
@@ -105,6 +105,11 @@ def test_a_forecast_adds_what_the_parts_take() -> None:
     assert found["end"] == pytest.approx(120 * 60 * 0.002 + 120)
     images = replace(CFG, family="vmc", vision_rounds=3)
     assert updates(images)["vision"] == 4000 + 2 * 2000 and updates(images)["memory"] == 6 * 3000
+    assert updates(CFG)["dynamics"] == 6 * 4000
+    pong = RECIPES["Pong"]
+    assert (
+        updates(pong)["dynamics"] == (pong.rounds + 3) * pong.dynamics.total_steps
+    )  # The first round takes four times.
 
 
 def test_forecasts_grow_with_the_factor() -> None:
