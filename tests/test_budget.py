@@ -20,9 +20,11 @@ from wm_agents.loops.budget import Forecast, Plan, duration, fit_to, scaled, sec
 from wm_agents.loops.budget_rounds import Speeds, forecast, measure, planned, scale, updates
 from wm_agents.loops.online import least_steps
 from wm_agents.loops.online_config import OnlineConfig, online_recipe
-from wm_agents.loops.recipes import ImproveConfig
+from wm_agents.loops.recipes import RECIPES, ImproveConfig
 from wm_agents.models.ensemble import EnsembleConfig
-from wm_agents.system.run_folder import RunFolder
+from wm_agents.models.vmc import VMCConfig
+from wm_agents.system.files import read_json
+from wm_agents.system.run_folder import RunFolder, start_run
 from wm_agents.training.config import TrainingConfig
 from wm_envs.registry import RealSpec
 
@@ -103,6 +105,11 @@ def test_a_forecast_adds_what_the_parts_take() -> None:
     assert found["end"] == pytest.approx(120 * 60 * 0.002 + 120)
     images = replace(CFG, family="vmc", vision_rounds=3)
     assert updates(images)["vision"] == 4000 + 2 * 2000 and updates(images)["memory"] == 6 * 3000
+    assert updates(CFG)["dynamics"] == 6 * 4000
+    pong = RECIPES["Pong"]
+    assert (
+        updates(pong)["dynamics"] == (pong.rounds + 3) * pong.dynamics.total_steps
+    )  # The first round takes four times.
 
 
 def test_forecasts_grow_with_the_factor() -> None:
@@ -136,6 +143,16 @@ def test_a_trial_measures_every_part_and_its_steps_count(tmp_path: Path) -> None
     assert not list(tmp_path.glob("trial-*"))
 
 
+@pytest.mark.usefixtures("fast_end")
+def test_a_trial_measures_only_parts_that_are_trained(tmp_path: Path) -> None:
+    memory = TrainingConfig(total_steps=3000, batch_size=16, mixed_precision=False)
+    cfg = replace(CFG, family="vmc", model=VMCConfig(hidden=8, mixtures=2), memory=memory, window=16)
+    with RunFolder(tmp_path) as run:
+        speeds = measure(cfg, run, StepCount(tmp_path / "real_steps"))
+    assert set(speeds.update_s) == {"memory"}  # Vectors have no encoder.
+    assert forecast(cfg, speeds).parts["model"] == pytest.approx(6 * 3000 * speeds.update_s["memory"])
+
+
 def test_a_resumed_run_keeps_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(budget_rounds, "measure", lambda *args: asked.append(args) or SPEEDS)
@@ -158,7 +175,7 @@ def test_a_run_without_time_for_another_round_ends(tmp_path: Path, monkeypatch: 
     short = TrainingConfig(total_steps=10, batch_size=16, mixed_precision=False, eval_interval=10)
     cfg = replace(
         CFG, rounds=3, random_steps=100, round_steps=60, dynamics=short, ppo=replace(CFG.ppo, iterations=1),
-        judge_episodes=1,
+        judge_episodes=1, budget="1min",
     )  # fmt: skip
     run, console = RunFolder(tmp_path), quiet()
     run.update(plan={"budget_s": 1e-6, "factor": 1.0, "trial_s": 0.0, "round_s": 1.0, "finish_s": 0.0})
@@ -167,6 +184,20 @@ def test_a_run_without_time_for_another_round_ends(tmp_path: Path, monkeypatch: 
     run.close()
     assert loop.round == 1 and list(run.state["history"]) == ["0"]
     assert "the budget allows 1 rounds; the run ends" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("fast_end")
+def test_a_run_that_is_resumed_without_its_budget_has_no_limit(tmp_path: Path) -> None:
+    short = TrainingConfig(total_steps=10, batch_size=16, mixed_precision=False, eval_interval=10)
+    cfg = replace(
+        CFG, out=str(tmp_path), rounds=2, random_steps=100, round_steps=60, dynamics=short,
+        ppo=replace(CFG.ppo, iterations=1), judge_episodes=0, final_episodes=1, report_minutes=0,
+    )  # fmt: skip
+    with start_run(tmp_path, replace(cfg, budget="1min").to_dict(), {"run": 1, "collect": 1, "judge": 900_000}) as run:
+        run.update(plan={"budget_s": 60.0, "factor": 1.0, "trial_s": 59.0, "round_s": 1.0, "finish_s": 60.0})
+    result = rounds.improve(cfg, quiet())
+    assert result["round"] == 1 and len(read_json(tmp_path / "summary.json", "a summary")["rounds"]) == 2
+    assert "plan" not in read_json(tmp_path / "summary.json", "a summary")
 
 
 def online_config() -> OnlineConfig:

@@ -202,6 +202,13 @@ def plan_run(
     return settings
 
 
-def plan_of(run: RunFolder) -> dict[str, Any]:
-    """The plan of a run, for its summary; empty without a budget."""
-    return {"plan": run.state["plan"]} if "plan" in run.state else {}
+def plan_of(cfg: Budgeted, run: RunFolder) -> Plan | None:
+    """The plan of a run; None if `cfg` has no budget, even if an earlier start had one."""
+    if time_of(cfg.budget, cfg.quick) is None:
+        return None
+    return Plan(**run.state["plan"])
+
+
+def summary_of(plan: Plan | None) -> dict[str, Any]:
+    """A plan as an entry of the summary of a run; empty without a plan."""
+    return {} if plan is None else {"plan": asdict(plan)}

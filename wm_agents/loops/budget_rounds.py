@@ -21,10 +21,10 @@ from wm_agents.data.dataset import Dataset
 from wm_agents.evaluation.evaluate import evaluate_real
 from wm_agents.loops.budget import WORKERS_S, Forecast, plan_run, scaled, workers_here
 from wm_agents.loops.finish import RANDOM_EPISODES
-from wm_agents.loops.fit import FIRST_FIT
 from wm_agents.loops.recipes import ImproveConfig
 from wm_agents.loops.rounds import FILMED, STAGES, Improvement
 from wm_agents.loops.seeds import JUDGE_SEED
+from wm_agents.models.families import FAMILIES, Family
 from wm_agents.pretrained import frame_policy
 from wm_agents.system.run_folder import RunFolder
 from wm_agents.training.callbacks import Callback
@@ -45,7 +45,7 @@ class Speeds:
     act_s: float
     """A real step with the controller, in one process."""
     update_s: dict[str, float]
-    """An update of each part of the model."""
+    """An update of each part of the model; a part without updates, such as the encoder of vectors, is missing."""
     generation_s: float
     """A generation of CMA-ES, or an iteration of PPO."""
     episode: int
@@ -95,7 +95,7 @@ class Trial(Improvement):
         return Speeds(
             step_s=collected["wall_s"] / collected["steps"],
             act_s=act_s,
-            update_s={name: watch.update_s for name, watch in self.watches.items()},
+            update_s={name: watch.update_s for name, watch in self.watches.items() if watch.ends},
             generation_s=self.generations[-1],
             episode=0,
         )
@@ -148,6 +148,8 @@ def tiny(cfg: ImproveConfig, out: str, limit: int) -> ImproveConfig:
         live_fps=0.0,
         procs=0,
         ray=None,
+        budget=None,
+        quick=False,
     )
 
 
@@ -178,12 +180,15 @@ def updates(cfg: ImproveConfig) -> dict[str, int]:
     """The updates of each part of the model in all rounds."""
     seen = min(cfg.rounds, cfg.vision_rounds)
     vision = cfg.vision.total_steps * min(seen, 1) + max(cfg.vision.total_steps // 2, 1) * max(seen - 1, 0)
-    first = FIRST_FIT - 1 if cfg.family == "objects" else 0
-    return {
-        "vision": vision,
-        "memory": cfg.rounds * cfg.memory.total_steps,
-        "dynamics": (cfg.rounds + first) * cfg.dynamics.total_steps,
-    }
+    family, training = _trained(cfg)
+    return {"vision": vision, family.training: (cfg.rounds + family.first_fit - 1) * training.total_steps}
+
+
+def _trained(cfg: ImproveConfig) -> tuple[Family, TrainingConfig]:
+    """The family of the model, and the training settings of its dynamics."""
+    family = FAMILIES[cfg.model_config(probe(cfg.spec).obs_space).family]
+    training: TrainingConfig = getattr(cfg, family.training)
+    return family, training
 
 
 def scale(cfg: ImproveConfig, factor: float) -> ImproveConfig:
@@ -228,10 +233,9 @@ def planned(cfg: ImproveConfig, run: RunFolder, count: StepCount, console: Conso
 
 def describe_plan(cfg: ImproveConfig) -> str:
     """The amounts of work as text."""
-    family = cfg.model_config(probe(cfg.spec).obs_space).family
-    part = cfg.memory if family == "vmc" else cfg.dynamics
+    _, training = _trained(cfg)
     unit = {"ppo": "iterations of PPO", "linear": "generations of CMA-ES"}[cfg.controller]
     return (
         f"{cfg.rounds} rounds of {cfg.round_steps:,} real steps (the first {cfg.random_steps:,}), "
-        f"{part.total_steps:,} updates and {cfg.generations} {unit}; scored on {cfg.final_episodes} episodes"
+        f"{training.total_steps:,} updates and {cfg.generations} {unit}; scored on {cfg.final_episodes} episodes"
     )

@@ -32,9 +32,6 @@ from wm_agents.training.fit_vmc import encode_dataset, fit_memory, fit_vision, m
 from wm_agents.training.trainer import Trainer
 from wm_envs.world_model import Latent
 
-FIRST_FIT = 4
-"""The first round of an object model takes this multiple of its updates: it starts from scratch."""
-
 
 class _Fitted(NamedTuple):
     """The initial latents, the termination threshold, and the best validation loss of each part."""
@@ -65,6 +62,14 @@ class RoundData(NamedTuple):
     @property
     def rng(self) -> np.random.Generator:
         return np.random.default_rng([self.cfg.seed, self.round])
+
+    def training(self, model: Model) -> TrainingConfig:
+        """The training settings of the dynamics of `model` in this round."""
+        family = FAMILIES[model.family]
+        settings: TrainingConfig = getattr(self.cfg, family.training)
+        if self.round > 0:
+            return settings
+        return settings.replace(total_steps=settings.total_steps * family.first_fit)
 
 
 def new_model(cfg: ImproveConfig, obs_space: gym.Space[Any], act_space: gym.Space[Any]) -> Model:
@@ -104,7 +109,7 @@ def _held_out_loss(trainer: Trainer, aside: ReplayBuffer) -> float:
 def fit_windows(model: Model, lesson: RoundData) -> _Fitted:
     """Fit a model by its own loss on windows of the episodes; for families without a function of their own."""
     cfg, dataset = lesson.cfg, lesson.dataset
-    training = cfg.dynamics.replace(sequence_length=cfg.window)
+    training = lesson.training(model).replace(sequence_length=cfg.window)
     train, held_out = hold_out(dataset.num_episodes, cfg.seed)
     buffer, aside = (_buffer(model, dataset, part) for part in (train, held_out))
     trainer = Trainer(model, training, lesson.callbacks("dynamics"), run_dir=lesson.run_dir / "dynamics")
@@ -145,7 +150,8 @@ def fit_vmc(model: vmc.VMC, lesson: RoundData) -> _Fitted:
     data = encode_dataset(model, lesson.dataset)
     if lesson.round == 0:
         set_reward_scale(model, data)
-    memory = fit_memory(model, data, cfg.memory, lesson.run_dir / "memory", cfg.window, lesson.callbacks("memory"))
+    training, run_dir = lesson.training(model), lesson.run_dir / "memory"
+    memory = fit_memory(model, data, training, run_dir, cfg.window, lesson.callbacks("memory"))
     val["memory"] = memory.best_val or 0.0
     starts = make_starts(model, data, cfg.starts, lesson.rng, lesson.recent)
     held_out = hold_out(len(data.length), cfg.memory.seed)[1][-CALIBRATED:]
@@ -164,21 +170,20 @@ def fit_members(model: ensemble.Ensemble, lesson: RoundData) -> _Fitted:
     data = members.read_moves(model, lesson.dataset)
     first, callbacks = lesson.round == 0, lesson.callbacks("dynamics")
     run_dir = lesson.run_dir / "dynamics"
-    result = members.fit_ensemble(model, data, cfg.dynamics, run_dir, first=first, callbacks=callbacks)
+    result = members.fit_ensemble(model, data, lesson.training(model), run_dir, first=first, callbacks=callbacks)
     starts = members.make_starts(data, cfg.starts, lesson.rng, lesson.recent)
     return _Fitted(starts, {"dynamics": result.best_val or 0.0})
 
 
 def fit_objects(model: objects.Objects, lesson: RoundData) -> _Fitted:
     """Fit V once on the first data; M continues in each round, so that small rounds take few updates."""
-    cfg, dataset, first = lesson.cfg, lesson.dataset, lesson.round == 0
-    if first:
+    cfg, dataset = lesson.cfg, lesson.dataset
+    if lesson.round == 0:
         things.fit_eye(model, dataset, lesson.rng)
     data = things.read_slots(model, dataset, dataset.root.with_name("slots"))
     data = things.fit_limits(model, data)
-    training = cfg.dynamics.replace(total_steps=cfg.dynamics.total_steps * (FIRST_FIT if first else 1))
     run_dir = lesson.run_dir / "dynamics"
-    result = things.fit_objects(model, data, training, run_dir, lesson.callbacks("dynamics"))
+    result = things.fit_objects(model, data, lesson.training(model), run_dir, lesson.callbacks("dynamics"))
     starts = things.make_starts(data, model.cfg.history, cfg.starts, lesson.rng, lesson.recent)
     return _Fitted(starts, {"dynamics": result.best_val or 0.0})
 

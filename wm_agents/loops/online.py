@@ -33,7 +33,7 @@ from wm_agents.data.replay import ReplayBuffer
 from wm_agents.data.vector_stream import Stream
 from wm_agents.errors import ConfigurationError
 from wm_agents.evaluation.starts import find_cut_off, make_starts
-from wm_agents.loops.budget import SLACK, Plan, plan_of
+from wm_agents.loops.budget import SLACK, plan_of, summary_of
 from wm_agents.loops.driver import Actor, make_learner, play
 from wm_agents.loops.finish import Candidate, Story, deliver
 from wm_agents.loops.online_config import OnlineConfig
@@ -103,7 +103,7 @@ class Online:
         self.limit = facts.limit or 0
         self.now = _Standing(next_seed=cfg.first_env_seed)
         self.count = StepCount(run.path / STEPS, start=run.state.get("real_steps", 0))
-        self.plan = Plan(**run.state["plan"]) if "plan" in run.state else None
+        self.plan = plan_of(cfg, run)
         self.fresh: list[Episode] = []
         """Episodes that are not yet on disk."""
         self.explorers: list[Policy] = []
@@ -341,7 +341,7 @@ class Online:
             real_steps=self.now.real_steps,
             train_wall_s=self.now.wall_s,
             result={"family": cfg.family, "size": cfg.size, "updates": self.trainer.update},
-            summary={"evaluations": self.now.evaluations, **plan_of(self.run)},
+            summary={"evaluations": self.now.evaluations, **summary_of(self.plan)},
         )
         return deliver(
             self.run.path,

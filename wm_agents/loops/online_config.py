@@ -154,9 +154,6 @@ class OnlineConfig:
         values = asdict(self) | {"spec": self.spec.to_dict()}
         for name in ("out", "procs", "ray", "max_gb", "live_fps", "report_minutes"):
             values.pop(name)
-        for name in ("budget", "quick"):
-            if not values[name]:
-                values.pop(name)
         return values
 
 

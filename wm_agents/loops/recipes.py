@@ -208,7 +208,7 @@ class ImproveConfig:
     def to_dict(self) -> dict[str, Any]:
         """JSON values without those of the machine and the report; `size` and `overrides` only if they are set."""
         values = asdict(self) | {"spec": self.spec.to_dict()}
-        later = [name for name in ("size", "overrides", "budget", "quick") if not values[name]]
+        later = [name for name in ("size", "overrides") if not values[name]]
         for name in ("out", "procs", "ray", "rounds", "max_gb", "live_fps", "report_minutes", *later):
             values.pop(name)
         return values
@@ -368,9 +368,6 @@ def recipe_for(env: str | RealSpec) -> ImproveConfig:
     """Default settings for any environment: an installed id, `module:Id-v0`, or an id with its arguments.
 
     An environment without an episode limit gets one: see `limited`.
-
-    Args:
-        wrapper: see `RealSpec.wrapper`.
 
     Raises:
         ValueError: the environment is not supported; the message names the reason.

@@ -33,7 +33,7 @@ from wm_agents.data.live import LIVE, LiveView
 from wm_agents.evaluation.evaluate import evaluate_dream, evaluate_real
 from wm_agents.evaluation.exploit import exploit_warning
 from wm_agents.factory import Model
-from wm_agents.loops.budget import Plan, duration, plan_of
+from wm_agents.loops.budget import duration, plan_of, summary_of
 from wm_agents.loops.finish import Candidate, Story, deliver
 from wm_agents.loops.fit import RoundData, fit, new_model
 from wm_agents.loops.preflight import check_training
@@ -95,7 +95,7 @@ class Improvement:
         self.stage: str = run.state.get("stage", STAGES[0])
         self.stopped: bool = run.state.get("stopped", False)
         self.count = StepCount(run.path / STEPS, start=self._real_steps())
-        self.plan = Plan(**run.state["plan"]) if "plan" in run.state else None
+        self.plan = plan_of(cfg, run)
         self.began = time.perf_counter()
 
     def loop(self) -> None:
@@ -297,7 +297,7 @@ class Improvement:
             real_steps=self._real_steps(),
             train_wall_s=sum(stage["wall_s"] for stage in stages),
             result={"round": best},
-            summary={"rounds": history, **plan_of(self.run)},
+            summary={"rounds": history, **summary_of(self.plan)},
         )
 
     def _note(self, facts: dict[str, float]) -> None:

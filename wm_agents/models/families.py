@@ -42,6 +42,8 @@ class Family(NamedTuple):
     """The field of `ImproveConfig` with the config of its model; "" for `size` and `overrides`"""
     training: str = "dynamics"
     """The field of `ImproveConfig` with its training settings"""
+    first_fit: int = 1
+    """In rounds: the first round takes this multiple of the updates"""
     online: Mapping[str, Any] = MappingProxyType({})
     """Default fields of `OnlineConfig`"""
     online_pixels: Mapping[str, Any] = MappingProxyType({})
@@ -68,6 +70,7 @@ FAMILIES = {
         "wm_agents.models.objects:Objects", "wm_agents.models.objects:ObjectsConfig",
         "objects on a static background, with discrete predictions", (160, 160, 1), 3, ("default", "default"),
         learner="wm_agents.loops.fit:fit_objects", settings="objects",
+        first_fit=4,  # The weights are from scratch in the first round only.
         unused={"training.sequence_length": "`architecture.history` sets its number of frames"},
     ),
     "dreamerv3": Family(

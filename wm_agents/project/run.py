@@ -21,7 +21,7 @@ from rich.console import Console
 from wm_agents.data.dataset import Dataset
 from wm_agents.degraded import NO_ENV, RANDOM_DATA, mark_degraded
 from wm_agents.errors import ConfigurationError
-from wm_agents.loops.online import Online, check_budget
+from wm_agents.loops.online import check_budget
 from wm_agents.loops.online import start as start_online
 from wm_agents.loops.online_config import OnlineConfig
 from wm_agents.loops.preflight import check_training
@@ -113,9 +113,10 @@ def train(
     seeds = {"run": seed_of(project), "collect": env_seed_of(project), "judge": JUDGE_SEED}
     if rank() > 0 and isinstance(plan, OnlineConfig):  # Under torchrun, the first process writes.
         with RunFolder(project.out) as follower:
-            Online(plan, follower, Console(quiet=True)).loop()
+            start_online(plan, follower, Console(quiet=True)).loop()
         return {}
     changeable = {name for name in settings if name.startswith(MAY_CHANGE) and name != "training.seed"}
+    changeable |= {"training.budget", "training.quick"}  # A resumed run may have none.
     with start_run(project.out, settings, seeds, may_change=changeable) as folder:
         before: dict[str, Any] = {}
         if (project.out / NAME).exists():
