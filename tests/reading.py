@@ -1,7 +1,8 @@
 """Where the fields of config dataclasses are read: types are followed through the source, as far as annotations go.
 
 A read is `x.field` in code that runs, where `x` is of the config's type: a parameter or attribute annotated with it,
-what a constructor or an annotated function gives, a field of another config. Where the type cannot be followed, a
+the result of a constructor or an annotated function, a field of another config. A value of a protocol, or of a type
+variable bound to it, may be any config that has the fields of the protocol. Where the type cannot be followed, a
 variable called `cfg` in the config's own module counts as one. Checks of a config's own values are no reads.
 """
 
@@ -39,12 +40,14 @@ class Source:
         self.trees = {name: ast.parse(text) for name, text in texts.items()}
         self.classes: dict[str, Class] = {}
         self.returns: Types = {}
+        self.bounds: Types = {}
         for module, tree in self.trees.items():
             for node in ast.walk(tree):
                 if isinstance(node, ast.ClassDef):
                     self.classes[node.name] = _class(module, node)
                 elif isinstance(node, ast.FunctionDef) and node.returns is not None:
                     self.returns.setdefault(node.name, _name(node.returns))
+            self.bounds |= _bounds(tree)
         for cls in self.classes.values():  # Attributes that __init__ sets from its parameters.
             for function in (n for n in cls.node.body if isinstance(n, ast.FunctionDef)):
                 env = self.scope(function, cls.node.name)
@@ -76,7 +79,11 @@ class Source:
         return found
 
     def _meant(self, kind: str, node: ast.Attribute, module: str) -> Iterator[str]:
-        if kind in self.classes:
+        kind = self.bounds.get(kind, kind)
+        if kind in self.classes and "Protocol" in self.classes[kind].bases:
+            needed = self.classes[kind].attrs.keys() - {"__dataclass_fields__"}
+            yield from (name for name, own in self.configs().items() if needed <= set(own))
+        elif kind in self.classes:
             yield from (name for name in self._line(kind) if self.classes[name].is_config)
         elif ast.unparse(node.value).split(".")[-1] in ("cfg", "c"):
             yield from (name for name, cls in self.classes.items() if cls.is_config and cls.module == module)
@@ -163,6 +170,20 @@ def _class(module: str, node: ast.ClassDef) -> Class:
 def _fields(node: ast.ClassDef) -> list[str]:
     rows = [n for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
     return [n.target.id for n in rows if "ClassVar" not in ast.unparse(n.annotation)]  # type: ignore[union-attr]
+
+
+def _bounds(tree: ast.Module) -> Types:
+    """The bounds of the type variables of a module."""
+    found = {}
+    for node in tree.body:
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.value, ast.Call)
+            and ast.unparse(node.value.func) == "TypeVar"
+        ):
+            bound = [_name(word.value) for word in node.value.keywords if word.arg == "bound"]
+            found |= {ast.unparse(node.targets[0]): name for name in bound}
+    return found
 
 
 def _functions(tree: ast.Module) -> Iterator[tuple[ast.FunctionDef, str]]:

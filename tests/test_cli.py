@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 from gymnasium.envs.registration import register, registry
 from tiny import SQUASH, save_tiny, work_here
@@ -96,10 +97,14 @@ def test_images_are_drawn_to_memory_but_the_doctor_looks_for_a_display(monkeypat
     assert wm("video", "--help") == 0 and os.environ["SDL_VIDEODRIVER"] == "dummy"
 
 
-def test_modules_beside_the_user_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_modules_beside_the_user_are_found(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     (tmp_path / "my_envs.py").write_text("import gymnasium as gym\ngym.register('Mine-v0', 'toy_env:Echo')\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    request.addfinalizer(lambda: gym.registry.pop("Mine-v0"))
+    request.addfinalizer(lambda: sys.modules.pop("my_envs"))
     seen: list[str] = []
     monkeypatch.setattr(
         cli, "parser_of", lambda name, flags: seen.append(type(probe(RealSpec(flags[1])).obs_space).__name__)
