@@ -292,6 +292,7 @@ RECIPES = {
             batch_size=1024,
             epochs=3,
             lr=3e-4,
+            gae_lambda=0.8,
             ent_coef=0.002,
             net=(192, 192),
             activation="silu",

@@ -12,6 +12,7 @@ are part of the latent, and the limits are inferred from the recorded episodes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -96,6 +97,7 @@ class Objects(Model):
         channels, height, width = frame
         self.channels_first = tuple(obs_space.shape or ()) == frame
         self.eye = Slots(cfg.slots, height, width, channels)
+        self.waves = Waves(max(height, width))
         self.limit: Tensor
         # Numbers of negative and of positive rewards at which an episode terminates; infinite if there is no limit.
         self.register_buffer("limit", torch.full((2,), torch.inf))
@@ -103,7 +105,7 @@ class Objects(Model):
         self.register_buffer("later", later, persistent=False)
         self.register_buffer("earlier", earlier, persistent=False)
         self.feat_dim = self.feat(self.initial(1)).shape[1]
-        self.heads = _Heads(cfg, self.feat_dim + self.actions, (height, width))
+        self.heads = _Heads(cfg, self.feat_dim + self.actions, (height, width), self.waves)
         self.rewards = RewardClasses()
 
     def initial(self, num: int) -> Latent:
@@ -170,25 +172,17 @@ class Objects(Model):
         return frames
 
     def feat(self, latent: Latent) -> Tensor:
-        """Positions and movements of the objects, their distances to each other and to the borders, and the actions."""
-        place, here = latent["place"], latent["here"]
+        """Positions and movements of the objects, their distances to each other, as waves; ages and actions."""
+        place, here, age = latent["place"], latent["here"], latent["age"]
         now, seen = place[:, -1], here[:, -1, :, None]
-        centre = now + self.eye.size / 2
-        frame = centre.new_tensor([self.eye.height, self.eye.width])
         both = (here[:, 1:] * here[:, :-1])[..., None]
-        moved = (place[:, 1:] - place[:, :-1]) * both
         pair = seen[:, self.later] * seen[:, self.earlier]  # type: ignore[index]
-        apart = _scaled(centre[:, self.later] - centre[:, self.earlier]) * pair  # type: ignore[index]
-        room = frame - self.eye.size - now
-        age = latent["age"]
+        apart = now[:, self.later] - now[:, self.earlier]  # type: ignore[index]
         parts = [
             here,
-            (2 * centre / frame - 1) * seen,
-            torch.tanh(now / 6) * seen,
-            torch.tanh(room / 6) * seen,
-            moved / 8,
-            torch.tanh(moved / 2),
-            apart,
+            self.waves(now) * seen,
+            self.waves(place[:, 1:] - place[:, :-1]) * both,
+            self.waves(apart) * pair,
             age / LONGEST,
             torch.tanh(age / 4),
             latent["acts"],
@@ -241,6 +235,25 @@ class Objects(Model):
         if self.channels_first:
             return frames.movedim(1, -1)
         return frames
+
+
+class Waves(nn.Module):
+    """Whole pixels as sines and cosines, by which linear layers tell apart distances of one pixel (Tancik et al. 2020).
+
+    The periods are 2, 4, 8, ... pixels, up to one in which any two distances within a frame differ.
+    """
+
+    def __init__(self, pixels: int) -> None:
+        super().__init__()
+        periods = 2.0 ** torch.arange(1, math.ceil(math.log2(2 * pixels)) + 1)
+        self.frequency: Tensor
+        self.register_buffer("frequency", 2 * math.pi / periods, persistent=False)
+        self.size = 2 * len(periods)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(..., N) -> (..., N * size)"""
+        angle = pixels[..., None] * self.frequency
+        return torch.cat([angle.sin(), angle.cos()], -1).flatten(-2)
 
 
 class _Dice(NamedTuple):
@@ -297,18 +310,19 @@ class _Heads(nn.Module):
     and termination.
     """
 
-    def __init__(self, cfg: ObjectsConfig, in_dim: int, frame: tuple[int, int]) -> None:
+    def __init__(self, cfg: ObjectsConfig, in_dim: int, frame: tuple[int, int], waves: Waves) -> None:
         super().__init__()
-        self.slots, self.reach, self.head = cfg.slots, cfg.reach, cfg.head
+        self.slots, self.reach, self.head, self.waves = cfg.slots, cfg.reach, cfg.head, waves
+        given = 2 * waves.size + 1
         moves = 2 * cfg.reach + 1
         self.body = nn.Sequential(
             nn.Linear(in_dim, cfg.hidden), nn.SiLU(), nn.Linear(cfg.hidden, cfg.hidden), nn.SiLU()
         )
         self.shares = nn.Linear(cfg.hidden, (2 * cfg.slots + 1) * cfg.head)
         things = range(cfg.slots)
-        self.row_given = nn.ModuleList(nn.Linear(TOLD * k, cfg.head, bias=False) for k in things[1:])
-        self.column_given = nn.ModuleList(nn.Linear(TOLD * k + 3, cfg.head, bias=False) for k in things)
-        self.end_given = nn.Linear(TOLD * cfg.slots, cfg.head, bias=False)
+        self.row_given = nn.ModuleList(nn.Linear(given * k, cfg.head, bias=False) for k in things[1:])
+        self.column_given = nn.ModuleList(nn.Linear(given * k + waves.size, cfg.head, bias=False) for k in things)
+        self.end_given = nn.Linear(given * cfg.slots, cfg.head, bias=False)
         self.here = nn.ModuleList(nn.Linear(cfg.head, 1) for _ in things)
         self.move_row = nn.ModuleList(nn.Linear(cfg.head, moves) for _ in things)
         self.move_column = nn.ModuleList(nn.Linear(cfg.head, moves) for _ in things)
@@ -324,7 +338,7 @@ class _Heads(nn.Module):
         now, was = latent["place"][:, -1], latent["here"][:, -1]
         place, here = now.clone(), torch.zeros_like(was)
         for k in range(used):
-            given = _told(place[:, :k], here[:, :k], now[:, k])
+            given = self._given(place[:, :k] - now[:, k, None], here[:, :k])
             x = self._row(shares, k, given)
             here[:, k] = dice.flip(self.here[k](x)[:, 0], 3 * k)
             new = torch.nonzero(here[:, k] > was[:, k])[:, 0]
@@ -346,7 +360,7 @@ class _Heads(nn.Module):
         now, was = latent["place"][:, -1], latent["here"][:, -1]
         parts = {name: feat.new_zeros(()) for name in ("here", "move", "new")}
         for k in range(used):
-            given = _told(place[:, :k], here[:, :k], now[:, k])
+            given = self._given(place[:, :k] - now[:, k, None], here[:, :k])
             x = self._row(shares, k, given)
             step = place[:, k] - now[:, k]
             y = self._column(shares, k, given, step[:, 0])
@@ -371,31 +385,19 @@ class _Heads(nn.Module):
         return F.silu(shares[k] + self.row_given[k - 1](given))
 
     def _column(self, shares: tuple[Tensor, ...], k: int, given: Tensor, down: Tensor) -> Tensor:
-        told = _scaled(down[:, None])
-        if k:
-            told = torch.cat([given, told], 1)
-        return F.silu(shares[self.slots + k] + self.column_given[k](told))
+        inputs = torch.cat([given, self.waves(down[:, None])], 1)
+        return F.silu(shares[self.slots + k] + self.column_given[k](inputs))
+
+    def _given(self, offset: Tensor, here: Tensor) -> Tensor:
+        """The inputs of a head: offsets (B, K, 2) of other objects, and `here` (B, K)."""
+        seen = here[..., None]
+        return torch.cat([self.waves(offset) * seen, seen], -1).flatten(1)
 
     def _outcome(self, shares: tuple[Tensor, ...], place: Tensor, here: Tensor, now: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the reward (B, 16) and of termination (B,)."""
-        given = torch.cat([_told(place[:, k : k + 1], here[:, k : k + 1], now[:, k]) for k in range(self.slots)], 1)
+        given = self._given(place - now, here)
         out = self.outcome(F.silu(shares[-1] + self.end_given(given)))
         return out[:, :-1].float(), out[:, -1].float()
-
-
-TOLD = 7
-"""Number of inputs of a head per other object."""
-
-
-def _told(place: Tensor, here: Tensor, origin: Tensor) -> Tensor:
-    """Positions (B, K, 2) of objects relative to `origin` (B, 2) at three scales, and `here` (B, K): (B, 7 K)."""
-    seen = here[..., None]
-    return torch.cat([_scaled(place - origin[:, None]) * seen, seen], -1).flatten(1)
-
-
-def _scaled(pixels: Tensor) -> Tensor:
-    """Distances at three scales, which triple the last axis: fine for close objects, coarse for distant ones."""
-    return torch.cat([pixels / 80, torch.tanh(pixels / 16), torch.tanh(pixels / 4)], -1)
 
 
 def _lost(logits: Tensor, want: Tensor) -> Tensor:
