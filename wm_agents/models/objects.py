@@ -12,7 +12,6 @@ are part of the latent, and the limits are inferred from the recorded episodes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -27,7 +26,7 @@ from wm_agents.models.config import ELSEWHERE, WorldModelConfig
 from wm_agents.models.loss import LossOutput
 from wm_agents.models.model import Model
 from wm_agents.models.rewards import MAX_CLASSES, RewardClasses
-from wm_agents.models.slots import Slots
+from wm_agents.models.slots import Slots, Waves
 from wm_envs.fields import at_least
 from wm_envs.frames import frame_shape
 from wm_envs.noise import Generator, draw_normal
@@ -102,10 +101,13 @@ class Objects(Model):
         # Numbers of negative and of positive rewards at which an episode terminates; infinite if there is no limit.
         self.register_buffer("limit", torch.full((2,), torch.inf))
         later, earlier = torch.tril_indices(cfg.slots, cfg.slots, -1)
+        self.later: Tensor
+        self.earlier: Tensor
         self.register_buffer("later", later, persistent=False)
         self.register_buffer("earlier", earlier, persistent=False)
         self.feat_dim = self.feat(self.initial(1)).shape[1]
-        self.heads = _Heads(cfg, self.feat_dim + self.actions, (height, width), self.waves)
+        in_dim = self.inputs(self.initial(1)).shape[1] + self.actions
+        self.heads = _Heads(cfg, in_dim, (height, width), self.waves)
         self.rewards = RewardClasses()
 
     def initial(self, num: int) -> Latent:
@@ -156,7 +158,9 @@ class Objects(Model):
         if temperature > 0:
             # The CDF of a normal sample is uniform.
             chance = torch.special.ndtr(draw_normal(num, 3 * self.cfg.slots + 2, generator, self.device))
-        drawn = self.heads.draw(self.feat(latent), act, latent, self.eye.count, self._odds, _Dice(chance, temperature))
+        drawn = self.heads.draw(
+            self.inputs(latent), act, latent, self.eye.count, self._odds, _Dice(chance, temperature)
+        )
         after = self.advance(latent, act, drawn.place, drawn.here)
         rew = self.rewards.values[drawn.rew]
         counts = torch.stack([rew < 0, rew > 0], 1).float()
@@ -172,22 +176,52 @@ class Objects(Model):
         return frames
 
     def feat(self, latent: Latent) -> Tensor:
-        """Positions and movements of the objects, their distances to each other, as waves; ages and actions."""
-        place, here, age = latent["place"], latent["here"], latent["age"]
-        now, seen = place[:, -1], here[:, -1, :, None]
-        both = (here[:, 1:] * here[:, :-1])[..., None]
-        pair = seen[:, self.later] * seen[:, self.earlier]  # type: ignore[index]
-        apart = now[:, self.later] - now[:, self.earlier]  # type: ignore[index]
+        """Positions and movements of the objects, their distances to each other and to the borders, and the actions."""
+        here, age, now = latent["here"], latent["age"], latent["place"][:, -1]
+        both, seen, pair = self._visible(here)
+        centre = now + self.eye.size / 2
+        frame = centre.new_tensor([self.eye.height, self.eye.width])
+        moved, room = _moved(latent) * both, frame - self.eye.size - now
         parts = [
             here,
-            self.waves(now) * seen,
-            self.waves(place[:, 1:] - place[:, :-1]) * both,
-            self.waves(apart) * pair,
+            (2 * centre / frame - 1) * seen,
+            torch.tanh(now / 6) * seen,
+            torch.tanh(room / 6) * seen,
+            moved / 8,
+            torch.tanh(moved / 2),
+            _scaled(self._apart(centre)) * pair,
             age / LONGEST,
             torch.tanh(age / 4),
             latent["acts"],
         ]
         return torch.cat([part.flatten(1) for part in parts], 1)
+
+    def inputs(self, latent: Latent) -> Tensor:
+        """The inputs of the dynamics, which have to predict single pixels: as `feat`, but positions, movements and
+        distances as waves.
+        """
+        here, age, now = latent["here"], latent["age"], latent["place"][:, -1]
+        both, seen, pair = self._visible(here)
+        parts = [
+            here,
+            self.waves(now) * seen,
+            self.waves(_moved(latent)) * both,
+            self.waves(self._apart(now)) * pair,
+            age / LONGEST,
+            torch.tanh(age / 4),
+            latent["acts"],
+        ]
+        return torch.cat([part.flatten(1) for part in parts], 1)
+
+    def _visible(self, here: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """1 for objects (B, T-1, K, 1) that are visible before and after a step, objects (B, K, 1) that are visible
+        now, and pairs (B, P, 1) of them."""
+        seen = here[:, -1, :, None]
+        return (here[:, 1:] * here[:, :-1])[..., None], seen, seen[:, self.later] * seen[:, self.earlier]
+
+    def _apart(self, points: Tensor) -> Tensor:
+        """The distances (B, P, 2) of all pairs of points (B, K, 2)."""
+        return points[:, self.later] - points[:, self.earlier]
 
     def loss(self, batch: Batch) -> LossOutput:
         """`transitions_loss` of all steps of the windows, without reward limits and without frames before a window.
@@ -213,7 +247,7 @@ class Objects(Model):
     def transitions_loss(self, transitions: Transitions) -> LossOutput:
         """The sum of the cross-entropies of all predictions of a step, each conditioned on the real previous ones."""
         latent, seen = transitions.latent, (transitions.place, transitions.here)
-        taught = self.heads.teach(self.feat(latent), transitions.act, latent, self.eye.count, *seen)
+        taught = self.heads.teach(self.inputs(latent), transitions.act, latent, self.eye.count, *seen)
         parts = {
             **taught.parts,
             "rew": self.rewards.loss(taught.rew, transitions.rew).mean(),
@@ -235,25 +269,6 @@ class Objects(Model):
         if self.channels_first:
             return frames.movedim(1, -1)
         return frames
-
-
-class Waves(nn.Module):
-    """Whole pixels as sines and cosines, by which linear layers tell apart distances of one pixel (Tancik et al. 2020).
-
-    The periods are 2, 4, 8, ... pixels, up to one in which any two distances within a frame differ.
-    """
-
-    def __init__(self, pixels: int) -> None:
-        super().__init__()
-        periods = 2.0 ** torch.arange(1, math.ceil(math.log2(2 * pixels)) + 1)
-        self.frequency: Tensor
-        self.register_buffer("frequency", 2 * math.pi / periods, persistent=False)
-        self.size = 2 * len(periods)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(..., N) -> (..., N * size)"""
-        angle = pixels[..., None] * self.frequency
-        return torch.cat([angle.sin(), angle.cos()], -1).flatten(-2)
 
 
 class _Dice(NamedTuple):
@@ -398,6 +413,17 @@ class _Heads(nn.Module):
         given = self._given(place - now, here)
         out = self.outcome(F.silu(shares[-1] + self.end_given(given)))
         return out[:, :-1].float(), out[:, -1].float()
+
+
+def _moved(latent: Latent) -> Tensor:
+    """The movements (B, T-1, K, 2) of the objects in the last steps."""
+    place = latent["place"]
+    return place[:, 1:] - place[:, :-1]
+
+
+def _scaled(pixels: Tensor) -> Tensor:
+    """Distances at three scales, which triple the last axis: fine for close objects, coarse for distant ones."""
+    return torch.cat([pixels / 80, torch.tanh(pixels / 16), torch.tanh(pixels / 4)], -1)
 
 
 def _lost(logits: Tensor, want: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ that is partly outside the frame keeps its size, so its corner may be outside. `
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -137,3 +138,22 @@ def _extent(line: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     first, last = line.int().argmax(-1), line.shape[-1] - line.flip(-1).int().argmax(-1)
     any_set = line.any(-1).float()
     return first * any_set, (last - first) * any_set, any_set
+
+
+class Waves(nn.Module):
+    """Whole pixels as sines and cosines, by which linear layers tell apart distances of one pixel (Tancik et al. 2020).
+
+    The periods are 2, 4, 8, ... pixels, up to one in which any two distances within a frame differ.
+    """
+
+    def __init__(self, pixels: int) -> None:
+        super().__init__()
+        periods = 2.0 ** torch.arange(1, math.ceil(math.log2(2 * pixels)) + 1)
+        self.frequency: Tensor
+        self.register_buffer("frequency", 2 * math.pi / periods, persistent=False)
+        self.size = 2 * len(periods)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(..., N) -> (..., N * size)"""
+        angle = pixels[..., None] * self.frequency
+        return torch.cat([angle.sin(), angle.cos()], -1).flatten(-2)

@@ -6,6 +6,9 @@ const LONGEST = 32;
 const silu = (x) => x.map((value) => value * sigmoid(value));
 const sum = (x, y) => x.map((value, i) => value + y[i]);
 
+// Whole pixels as sines and cosines; see `Waves` in objects.py.
+const waves = (pixels, frequency) => pixels.flatMap((x) => [...frequency.map((f) => Math.sin(x * f)), ...frequency.map((f) => Math.cos(x * f))]);
+
 // Distances at three scales, which triple the length.
 const scaled = (pixels) => [...pixels.map((x) => x / 80), ...pixels.map((x) => Math.tanh(x / 16)), ...pixels.map((x) => Math.tanh(x / 4))];
 
@@ -38,6 +41,8 @@ export class Objects {
     Object.assign(this, { slots: cfg.slots, history: cfg.history, reach: cfg.reach, head: cfg.head });
     this.frame = tensors["eye.background"].shape;
     this.size = tensors["eye.size"].data;
+    const periods = Math.ceil(Math.log2(2 * Math.max(this.frame[0], this.frame[1])));
+    this.frequency = Array.from({ length: periods }, (_, i) => Math.PI / 2 ** i);
     this.used = tensors["eye.used"].data.reduce((a, b) => a + b);
   }
 
@@ -52,6 +57,12 @@ export class Objects {
   at({ place, here }, k, back = 0) {
     const i = (this.history - 1 - back) * this.slots + k;
     return { row: place[2 * i], column: place[2 * i + 1], here: here[i] };
+  }
+
+  // The waves of a difference of two objects; zeros if one of them is invisible.
+  between(to, from) {
+    const both = to.here * from.here;
+    return waves([to.row - from.row, to.column - from.column], this.frequency).map((x) => x * both);
   }
 
   feat(latent) {
@@ -85,18 +96,36 @@ export class Objects {
     );
   }
 
+  // The inputs of the dynamics.
+  inputs(latent) {
+    const { slots, history } = this, objects = [...Array(slots).keys()], corner = { row: 0, column: 0, here: 1 };
+    const now = objects.map((k) => this.at(latent, k)), moved = [];
+    for (let back = history - 2; back >= 0; back--) {
+      moved.push(...objects.flatMap((k) => this.between(this.at(latent, k, back), this.at(latent, k, back + 1))));
+    }
+    return join(
+      latent.here,
+      now.flatMap((object) => this.between(object, corner)),
+      moved,
+      objects.flatMap((later) => now.slice(0, later).flatMap((earlier) => this.between(now[later], earlier))),
+      latent.age.map((x) => x / LONGEST),
+      latent.age.map((x) => Math.tanh(x / 4)),
+      latent.acts,
+    );
+  }
+
   // Inputs of a head: the objects `others` relative to the place `origin`.
-  told(others, origin) {
-    return others.flatMap(({ row, column, here }) => [...scaled([row - origin.row, column - origin.column]).map((x) => x * here), here]);
+  offsets(others, origin) {
+    return others.flatMap((other) => [...this.between(other, { ...origin, here: 1 }), other.here]);
   }
 
   step(latent, act, noise, temperature) {
     const { slots, reach } = this, dice = new Dice(noise, temperature);
-    const body = silu(this.layer("body.2", silu(this.layer("body.0", join(this.feat(latent), act)))));
+    const body = silu(this.layer("body.2", silu(this.layer("body.0", join(this.inputs(latent), act)))));
     const all = this.layer("shares", body), shares = (i) => all.subarray(i * this.head, (i + 1) * this.head);
     const was = Array.from({ length: slots }, (_, k) => this.at(latent, k)), drawn = was.map((object) => ({ ...object, here: 0 }));
     for (let k = 0; k < this.used; k++) {
-      const others = this.told(drawn.slice(0, k), was[k]);
+      const others = this.offsets(drawn.slice(0, k), was[k]);
       const move = (axis, x, guess) => {
         const appears = drawn[k].here > was[k].here, head = `${appears ? "new" : "move"}_${axis}.${k}`;
         return dice.pick(this.layer(head, x), guess) - reach - (appears ? was[k][axis] : 0);
@@ -104,7 +133,7 @@ export class Objects {
       const rows = silu(k ? sum(shares(k), this.given(`row_given.${k - 1}`, others)) : shares(k));
       drawn[k].here = Number(dice.flip(this.layer(`here.${k}`, rows)[0], 3 * k));
       const down = move("row", rows, 3 * k + 1);
-      const columns = silu(sum(shares(slots + k), this.given(`column_given.${k}`, [...others, ...scaled([down])])));
+      const columns = silu(sum(shares(slots + k), this.given(`column_given.${k}`, [...others, ...waves([down], this.frequency)])));
       const right = move("column", columns, 3 * k + 2);
       if (drawn[k].here) Object.assign(drawn[k], { row: was[k].row + down, column: was[k].column + right });
     }
@@ -113,8 +142,8 @@ export class Objects {
 
   outcome(latent, act, drawn, was, share, dice) {
     const { slots, t } = this, weights = t["rewards.weights"].data;
-    const told = drawn.flatMap((object, k) => this.told([object], was[k]));
-    const logits = this.layer("outcome", silu(sum(share, this.given("end_given", told))));
+    const inputs = drawn.flatMap((object, k) => this.offsets([object], was[k]));
+    const logits = this.layer("outcome", silu(sum(share, this.given("end_given", inputs))));
     const odds = Array.from(weights, (weight, i) => (weight > 0 ? logits[i] - Math.log(weight) : -Infinity));
     const rew = t["rewards.values"].data[dice.pick(odds, 3 * slots)], logit = logits[logits.length - 1];
     const score = [latent.score[0] + (rew < 0), latent.score[1] + (rew > 0)];
