@@ -13,11 +13,13 @@ from toy_court import BALL, BAT, REACH, SIZE, Court
 from wm_agents.data.dataset import Dataset
 from wm_agents.data.episode import Episode
 from wm_agents.data.shard import write_shard
+from wm_agents.models import objects
 from wm_agents.models.objects import Objects, ObjectsConfig
-from wm_agents.models.slots import Slots
+from wm_agents.models.slots import Slots, Waves
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.fit_objects import _SlotSet, fit_eye, fit_limits, fit_objects, make_starts, read_slots
 from wm_envs.dream import DreamVectorEnv
+from wm_envs.world_model import Step
 
 GAMES = 20
 SMALL = ObjectsConfig(slots=3, hidden=64, head=32, reach=16)
@@ -104,6 +106,16 @@ def test_an_eye_that_was_never_fitted_sees_nothing() -> None:
 
 
 # What is kept of the data
+
+
+def test_any_two_distances_within_a_frame_have_different_waves() -> None:
+    waves = Waves(24)
+    pixels = torch.arange(-24, 25.0)
+    periods = np.array([2, 4, 8, 16, 32, 64])
+    angle = 2 * np.pi * pixels.numpy()[:, None] / periods
+    np.testing.assert_allclose(waves(pixels[:, None]), np.concatenate([np.sin(angle), np.cos(angle)], 1), atol=1e-5)
+    gaps = torch.cdist(waves(pixels[:, None]), waves(pixels[:, None]))
+    assert (gaps + 9 * torch.eye(len(pixels))).min() > 1
 
 
 def test_stored_slots_are_the_latents_that_encoding_in_order_gives(learned: tuple[Objects, _SlotSet]) -> None:
@@ -225,6 +237,30 @@ def test_row_i_seeded_s_is_the_single_dream_seeded_s_plus_i(learned: tuple[Objec
         one = DreamVectorEnv(model, starts, 1, start="anywhere")
         alone = [one.reset(seed=7 + row)[0]] + [one.step(np.full(1, t % 3))[0] for t in range(30)]
         assert np.array_equal(np.stack(alone)[:, 0], np.stack(frames)[:, row])
+
+
+def test_one_row_by_numpy_is_the_plain_step(learned: tuple[Objects, _SlotSet], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounding may turn a sample, but not in these."""
+    model, data = learned
+    frames = np.random.default_rng(0).choice(data.leaving, 200, replace=False)
+    latents = data.latent(frames, model.cfg.history)
+    rows = [{key: leaf[i : i + 1] for key, leaf in latents.items()} for i in range(len(frames))]
+    acts = torch.eye(3)[torch.arange(len(frames)) % 3]
+
+    def steps() -> list[Step]:
+        rng = torch.Generator().manual_seed(0)
+        with torch.inference_mode():
+            return [model.step(row, acts[i : i + 1], generator=rng) for i, row in enumerate(rows)]
+
+    fast = steps()
+    monkeypatch.setattr(objects, "is_dream", lambda leaf: False)
+    plain = steps()
+    for ours, theirs in zip(fast, plain, strict=True):
+        assert ours.latent.keys() == theirs.latent.keys()
+        for key, leaf in theirs.latent.items():
+            torch.testing.assert_close(ours.latent[key], leaf, msg=key)
+        torch.testing.assert_close(ours[1:], theirs[1:])
+    assert any(step.rew != 0 for step in plain) and any(step.latent["age"].min() == 0 for step in plain)
 
 
 def test_vectors_are_rejected() -> None:

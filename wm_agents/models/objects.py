@@ -24,9 +24,11 @@ from torch import Tensor, nn
 from wm_agents.errors import strict
 from wm_agents.models.config import ELSEWHERE, WorldModelConfig
 from wm_agents.models.loss import LossOutput
+from wm_agents.models.mdrnn_kernels import is_dream
 from wm_agents.models.model import Model
+from wm_agents.models.objects_row import ObjectsRow
 from wm_agents.models.rewards import MAX_CLASSES, RewardClasses
-from wm_agents.models.slots import Slots, Waves
+from wm_agents.models.slots import LONGEST, Slots, Waves
 from wm_envs.fields import at_least
 from wm_envs.frames import frame_shape
 from wm_envs.noise import Generator, draw_normal
@@ -34,9 +36,6 @@ from wm_envs.world_model import Latent, Step
 
 if TYPE_CHECKING:
     from wm_agents.data.batch import Batch
-
-LONGEST = 32
-"""Maximum age of an object, in steps since it appeared or disappeared."""
 
 
 @strict(ELSEWHERE)
@@ -158,6 +157,8 @@ class Objects(Model):
         if temperature > 0:
             # The CDF of a normal sample is uniform.
             chance = torch.special.ndtr(draw_normal(num, 3 * self.cfg.slots + 2, generator, self.device))
+            if num == 1 and is_dream(latent["age"]):
+                return ObjectsRow.of(self).step(latent, act, chance, temperature)
         drawn = self.heads.draw(
             self.inputs(latent), act, latent, self.eye.count, self._odds, _Dice(chance, temperature)
         )

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 MIN_SHARE = 0.02
 """Minimum share of the frames in which the colour of an object occurs."""
+LONGEST = 32
+"""Maximum age of an object, in steps since it appeared or disappeared."""
 MAX_COLOURS = 64
 """Maximum number of colours that are considered, those with the most pixels first."""
 

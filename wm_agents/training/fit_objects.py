@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wm_agents.data.dataset import Dataset, hold_out
-from wm_agents.models.objects import LONGEST, Objects, Transitions
+from wm_agents.models.objects import Objects, Transitions
+from wm_agents.models.slots import LONGEST
 from wm_agents.system.state import DamagedState, read_state_tensors, write_state_tensors
 from wm_agents.training.callbacks import Callback
 from wm_agents.training.config import TrainingConfig
