@@ -124,17 +124,21 @@ class Objects(Model):
     ) -> Latent:
         """Update the latent with a frame. The first frame of an episode fills the whole history; `score` is kept."""
         place, here = self.eye.see(self.pixels(obs))
-        opening = {
-            **self.initial(len(obs)),
-            "place": place[:, None].repeat(1, self.cfg.history, 1, 1),
-            "here": here[:, None].repeat(1, self.cfg.history, 1),
-        }
         if latent is None or act is None:
-            return opening
+            return self._opening(place, here)
         after = self.advance(latent, act, place, here)
         if first is None:
             return after
+        opening = self._opening(place, here)
         return {key: torch.where(_like(first, leaf), opening[key], leaf) for key, leaf in after.items()}
+
+    def _opening(self, place: Tensor, here: Tensor) -> Latent:
+        """The latent of the first frame of an episode."""
+        return {
+            **self.initial(len(here)),
+            "place": place[:, None].repeat(1, self.cfg.history, 1, 1),
+            "here": here[:, None].repeat(1, self.cfg.history, 1),
+        }
 
     def advance(self, latent: Latent, act: Tensor, place: Tensor, here: Tensor) -> Latent:
         """The latent after `act` and a frame in which the objects `here` (B, K) are at `place` (B, K, 2); `score` is

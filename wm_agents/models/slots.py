@@ -78,15 +78,25 @@ class Slots(nn.Module):
 
     def see(self, frames: Tensor) -> _Seen:
         """Find the objects in uint8 frames (B, H, W, C)."""
-        codes = _codes(frames)
-        moving = codes != _codes(self.background[None])
-        mask = (codes[:, None] == _codes(self.colour)[None, :, None, None]) & moving[:, None]  # (B, K, H, W)
-        row, tall, here = _extent(_any(mask, 3))
-        column, wide, _ = _extent(_any(mask, 2))
-        here = here * self.used
-        row = torch.where((row == 0) & (tall < self.size[:, 0]), tall - self.size[:, 0], row)
-        column = torch.where((column == 0) & (wide < self.size[:, 1]), wide - self.size[:, 1], column)
-        return _Seen(torch.stack([row, column], -1) * here[..., None], here)
+        moving = (frames != self.background).any(-1)
+        frame, *point = torch.nonzero(moving, as_tuple=True)
+        pixel, k = torch.nonzero(_codes(frames[moving])[:, None] == _codes(self.colour), as_tuple=True)
+        slot = frame[pixel] * self.num + k  # Of each pixel of an object.
+        corner, extent = zip(*(self._span(len(frames), slot, axis[pixel]) for axis in point), strict=True)
+        low, size = torch.stack(corner, -1), torch.stack(extent, -1)
+        here = (size[..., 0] > 0) * self.used
+        # An object that is cut off at the top or left has its corner outside.
+        low = torch.where((low == 0) & (size < self.size), size - self.size, low)
+        return _Seen(low * here[..., None], here)
+
+    def _span(self, num: int, slot: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+        """The first place (B, K) of the pixels of each slot along an axis, and the length up to the last; 0 if there
+        are none."""
+        first = place.new_full((num * self.num,), max(self.height, self.width)).scatter_reduce(0, slot, place, "amin")
+        end = place.new_zeros(num * self.num).scatter_reduce(0, slot, place + 1, "amax")
+        there = end > 0
+        spans = first * there, (end - first) * there
+        return tuple(span.view(num, self.num).float() for span in spans)  # type: ignore[return-value]
 
     def paint(self, place: Tensor, here: Tensor) -> Tensor:
         """Draw objects at positions (B, K, 2) if `here` (B, K), larger ones first; frames (B, H, W, C) uint8."""
