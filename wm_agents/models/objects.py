@@ -410,6 +410,8 @@ class _Heads(nn.Module):
 
     def _given(self, offset: Tensor, here: Tensor) -> Tensor:
         """The inputs of a head: offsets (B, K, 2) of other objects, and `here` (B, K)."""
+        if not here.shape[1]:
+            return here
         seen = here[..., None]
         return torch.cat([self.waves(offset) * seen, seen], -1).flatten(1)
 
