@@ -288,6 +288,17 @@ def test_what_is_wrong_is_said_in_one_line(capsys: pytest.CaptureFixture[str], m
     assert "pip install 'dreams-as-envs[web]'" in capsys.readouterr().err
 
 
+def test_stopping_the_server_is_not_an_interruption(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(self: Any, sockets: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("uvicorn.Server.run", stopped)
+    assert cli.main(["play", "Dream-CartPole-v0", "--port", "0", "--no-real"]) == 0
+    assert "interrupted" not in capsys.readouterr().err
+
+
 def test_the_static_files_are_packaged(monkeypatch: pytest.MonkeyPatch) -> None:
     from setuptools import Distribution
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import webbrowser
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Thread
 from typing import Any
 
@@ -26,7 +26,8 @@ def serve(app: Any, host: str, port: int, token: str, what: str, open_browser: b
         print(f"{what} {url}", flush=True)
         if open_browser:
             webbrowser.open(url)
-        _server(app).run(sockets=[listener])
+        with suppress(KeyboardInterrupt):  # Uvicorn raises it again after it has closed all connections.
+            _server(app).run(sockets=[listener])
 
 
 @contextmanager
