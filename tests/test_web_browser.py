@@ -181,6 +181,26 @@ def test_keys_drive_policies_switch_and_recordings_play(page: Any, car: str) -> 
     page.goto("about:blank")
 
 
+SCALE = """() => {
+  const canvas = document.querySelector("#dream-view");
+  return [canvas.width, canvas.clientWidth * devicePixelRatio];
+}"""
+
+
+def test_images_are_enlarged_by_a_whole_number_and_drawings_fill_the_screen(page: Any, car: str) -> None:
+    page.goto(car)
+    wait_text(page, "#dream-state", "[1-9]\\d* steps on its own")
+    drawn, shown = page.evaluate(SCALE)
+    assert drawn % 64 == 0 and shown <= drawn < shown + 64
+    page.goto("about:blank")
+    with serving("-m", "wm_agents", "play", "Dream-CartPole-v0", "--port", "0", "--no-real") as url:
+        page.goto(url)
+        wait_text(page, "#dream-state", "[1-9]\\d* steps on its own")
+        drawn, shown = page.evaluate(SCALE)
+        assert drawn == round(shown)
+        page.goto("about:blank")
+
+
 def test_the_dashboard_follows_a_running_run(page: Any, tmp_path: Path) -> None:
     file = tmp_path / "one" / "metrics.jsonl"
     file.parent.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import threading
 import time
@@ -16,7 +17,7 @@ pytest.importorskip("uvicorn", reason="the extra `web` is not installed")
 pytest.importorskip("websockets", reason="the extra `web` is not installed")
 
 from test_web_server import GARBAGE, unpack
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import connect
 
 from wm_agents.web.playable import load_playable
@@ -67,6 +68,21 @@ def play_beside_a_flood(goes_on: Callable[[int], bool]) -> tuple[list[float], in
                 over.set()
                 flooder.join()
     return gaps, counts[0]
+
+
+def test_a_message_that_is_not_utf8_is_logged_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    server = Server(load_playable("Dream-CartPole-v0", real=False))
+    urls: list[str] = []
+    log = logging.getLogger("uvicorn.error")
+    with serving(server.app(), "127.0.0.1", 0, "", urls.append), connect(f"ws{urls[0][4:]}play") as ws:
+        log.addHandler(caplog.handler)
+        ws.send(b"\xff", text=True)
+        with pytest.raises(ConnectionClosed):
+            while True:
+                ws.recv(timeout=60)
+    log.removeHandler(caplog.handler)
+    (record,) = caplog.records
+    assert "Invalid UTF-8" in record.getMessage() and record.exc_info is None
 
 
 def test_others_play_on_beside_a_flood() -> None:

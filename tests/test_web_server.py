@@ -22,15 +22,15 @@ from wm_agents.cli import app as cli
 from wm_agents.web import server as serving
 from wm_agents.web.guard import RateLimit, _name_of, make_token
 from wm_agents.web.playable import Playable, load_playable
-from wm_agents.web.server import STATIC, Server
-from wm_agents.web.session import MAX_PENDING, BadMessage, Session, _show
+from wm_agents.web.server import PAUSE_S, STATIC, Server, next_due
+from wm_agents.web.session import MAX_PENDING, BadMessage, Reply, Session, _show
 
 URL, WS = "http://127.0.0.1:8765", "ws://127.0.0.1:8765/play"
 
 
 @pytest.fixture(scope="module")
 def playable() -> Playable:
-    return load_playable("Dream-CartPole-v0")
+    return load_playable("Dream-Acrobot-v0")  # Its episodes outlast every test, on slow machines, too.
 
 
 @pytest.fixture
@@ -67,13 +67,13 @@ def wait_for(ws: Any, kind: str, **wanted: Any) -> tuple[dict[str, Any], list[by
 def test_a_visitor_plays(client: TestClient, playable: Playable) -> None:
     with client.websocket_connect(WS) as ws:
         hello, _ = unpack(ws.receive_bytes())
-        assert hello["stage"]["name"] == "Dream-CartPole-v0" and hello["stage"]["pilots"][0] == "person"
+        assert hello["stage"]["name"] == "Dream-Acrobot-v0" and hello["stage"]["pilots"][0] == "person"
         first, (dream, real, feat) = unpack(ws.receive_bytes())
         assert first["step"] == 0 and np.allclose(np.frombuffer(dream, "<f4"), np.frombuffer(real, "<f4"))
         assert len(feat) == playable.model.feat_dim
         ws.send_text("seen")
-        ws.send_json({"act": 1})
-        wait_for(ws, "step", act=[1.0])
+        ws.send_json({"act": 2})
+        wait_for(ws, "step", act=[2.0])
         ws.send_json({"pilot": "policy (mlp)"})
         assert wait_for(ws, "settings")[0]["pilot"] in ("person", "policy (mlp)")
         ws.send_json({"temperature": 0.5})
@@ -253,9 +253,18 @@ def test_commands_wait_in_limited_number(playable: Playable) -> None:
         session.post('{"pause": true}')
     with pytest.raises(BadMessage, match="commands are waiting"):
         session.post('{"pause": true}')
-    assert len(session.advance()) == MAX_PENDING
+    assert len(session.advance()) == 1  # One at a time, so that other visitors' steps come in between.
     session.post('{"pause": true}')
     session.close()
+
+
+def test_commands_do_not_put_off_the_next_step() -> None:
+    step, settings = Reply({"kind": "step"}), Reply({"kind": "settings"})
+    assert next_due(10.0, 10.25, 0.5, [step]) == 10.5
+    assert next_due(10.0, 12.0, 0.5, [step]) == 12.0  # Late.
+    assert next_due(20.0, 10.0, 0.5, [step]) == 10.5  # After single steps.
+    assert next_due(10.5, 10.25, 0.5, [settings]) == 10.5
+    assert next_due(10.0, 12.0, 0.5, []) == 12.0 + PAUSE_S
 
 
 def test_numbers_that_json_lacks_become_null(playable: Playable) -> None:
@@ -286,6 +295,17 @@ def test_what_is_wrong_is_said_in_one_line(capsys: pytest.CaptureFixture[str], m
     monkeypatch.setitem(__import__("sys").modules, "uvicorn", None)
     assert cli.main(["play", "Dream-CartPole-v0"]) == 1
     assert "pip install 'dreams-as-envs[web]'" in capsys.readouterr().err
+
+
+def test_stopping_the_server_is_not_an_interruption(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(self: Any, sockets: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("uvicorn.Server.run", stopped)
+    assert cli.main(["play", "Dream-CartPole-v0", "--port", "0", "--no-real"]) == 0
+    assert "interrupted" not in capsys.readouterr().err
 
 
 def test_the_static_files_are_packaged(monkeypatch: pytest.MonkeyPatch) -> None:

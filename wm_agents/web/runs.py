@@ -35,7 +35,7 @@ class Runs:
 
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
-            raise FileNotFoundError(f"RUNS_DIR must be a folder with runs, but {root} does not exist")
+            raise FileNotFoundError(f"RUNS_DIR must be a folder with runs, but {root} is not a folder")
         self.root = root.resolve()
 
     def place(self, name: str) -> Path:

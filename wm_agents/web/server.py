@@ -30,6 +30,8 @@ AHEAD = 3
 """Steps that are sent before the client has confirmed the first of them: a slow client gets fewer, not older ones."""
 SEND_S = 20.0
 """A client that takes no message for so long is disconnected."""
+PAUSE_S = 0.1
+"""A game that is paused or over is looked at so often."""
 
 
 class Server:
@@ -71,6 +73,18 @@ class Server:
     async def work(self, task: Callable[[], T]) -> T:
         """Run a task of a game on a worker thread; a cancelled caller waits until it is done."""
         return await to_thread.run_sync(task, limiter=self._workers)
+
+
+def next_due(due: float, now: float, period: float, replies: list[Reply]) -> float:
+    """When the next step is due after `replies`, in seconds like `due` and `now`.
+
+    Commands move nothing, a late step does not make the next ones hurry, and single steps put off nothing.
+    """
+    if any(reply.about["kind"] == "step" for reply in replies):
+        return min(max(due + period, now), now + period)
+    if replies:
+        return due
+    return now + PAUSE_S
 
 
 class _Visit:
@@ -132,8 +146,7 @@ class _Visit:
                 continue
             replies = await self.server.work(self.session.advance)
             await self._send_all(replies)
-            # A late step does not make the next ones hurry.
-            due = max(due + self.session.period, time.monotonic()) if replies else time.monotonic() + 0.1
+            due = next_due(due, time.monotonic(), self.session.period, replies)
         await self._close(1000, f"closed after {self.server.timeout_s:.0f} s without input; reload to play again")
 
     async def _rest(self, seconds: float) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import webbrowser
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Thread
 from typing import Any
 
@@ -26,7 +27,8 @@ def serve(app: Any, host: str, port: int, token: str, what: str, open_browser: b
         print(f"{what} {url}", flush=True)
         if open_browser:
             webbrowser.open(url)
-        _server(app).run(sockets=[listener])
+        with suppress(KeyboardInterrupt):  # Uvicorn raises it again after it has closed all connections.
+            _server(app).run(sockets=[listener])
 
 
 @contextmanager
@@ -83,4 +85,13 @@ def url_of(listener: socket.socket, host: str, token: str) -> str:
 
 def _server(app: Any) -> uvicorn.Server:
     limits: Any = {"ws_max_size": 2 * MAX_MESSAGE, "ws_max_queue": 8, "timeout_graceful_shutdown": 2}
-    return uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="websockets-sansio", **limits))
+    config = uvicorn.Config(app, log_level="warning", ws="websockets-sansio", **limits)
+    logging.getLogger("uvicorn.error").addFilter(_shorten)
+    return uvicorn.Server(config)
+
+
+def _shorten(record: logging.LogRecord) -> bool:
+    """Log one line, without a traceback, for a message that is not UTF-8."""
+    if record.exc_info and isinstance(record.exc_info[1], UnicodeDecodeError):
+        record.exc_info = None
+    return True

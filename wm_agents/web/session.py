@@ -120,16 +120,15 @@ class Session:
         self.last_input = self.clock()
 
     def advance(self) -> list[Reply]:
-        """Apply waiting commands; without any, take the next step unless paused or over."""
-        replies: list[Reply] = []
-        while self._pending:
+        """Apply the oldest waiting command; without one, take the next step unless paused or over."""
+        if self._pending:
             try:
-                replies += self._pending.popleft()()
+                return self._pending.popleft()()
             except ValueError as error:
-                replies.append(Reply({"kind": "error", "text": str(error)}))
-        if not replies and not self.paused:
-            replies += self._take_step()
-        return replies
+                return [Reply({"kind": "error", "text": str(error)})]
+        if self.paused:
+            return []
+        return self._take_step()
 
     def open(self) -> list[Reply]:
         """Start the first episode."""

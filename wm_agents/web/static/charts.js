@@ -58,7 +58,7 @@ export function curves(canvas, lines, options = {}) {
   canvas.redraw = () => curves(canvas, lines, options);
   if (!area) return;
   const { X, Y, x0, x1, pad } = area;
-  ctx.font = "11px system-ui, sans-serif";
+  ctx.font = "12px system-ui, sans-serif";
   ctx.textBaseline = "middle";
   const text = (words, x, y, tone, align) => { ctx.fillStyle = tone; ctx.textAlign = align; ctx.fillText(words, x, y); };
   const stroke = (points, tone, width, dash = []) => {

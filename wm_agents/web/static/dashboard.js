@@ -56,6 +56,7 @@ async function describe() {
   $("status").hidden = false;
   $("status").className = `chip ${running ? "running" : ""}`;
   $("status").textContent = running ? "running" : facts.finished ? "finished" : `no change for ${ago(facts.age_s)}`;
+  $("bare").hidden = facts.parts.length > 0;
   showStages();
   showTasks($("tasks"), facts.tasks);
   showStrips(facts.strips, facts.name);

@@ -110,9 +110,10 @@ export class View {
     const [height, width] = image === "first" ? shape.slice(1) : image ? shape : this.drawing ? [this.drawing[2], this.drawing[1]] : [400, 400];
     this.size = [width, height];
     canvas.style.aspectRatio = `${width} / ${height}`;
-    if (image) [canvas.width, canvas.height] = this.size;
     this.ctx = canvas.getContext("2d");
-    if (image) this.pixels = this.ctx.createImageData(width, height);
+    if (!image) return;
+    this.small = Object.assign(document.createElement("canvas"), { width, height }).getContext("2d");
+    this.pixels = this.small.createImageData(width, height);
   }
 
   // `bytes`: a Uint8Array of pixels, or of float32 numbers.
@@ -131,15 +132,26 @@ export class View {
       }
       out[4 * i + 3] = 255;
     }
-    this.ctx.putImageData(this.pixels, 0, 0);
+    this.small.putImageData(this.pixels, 0, 0);
+    // Enlarged by a whole number, so that all pixels have one size; the browser shrinks the rest of the way.
+    this.fit(Math.ceil(this.ratio()));
+    this.ctx.imageSmoothingEnabled = false;
+    this.ctx.drawImage(this.small.canvas, 0, 0, this.canvas.width, this.canvas.height);
+  }
+
+  // Pixels of the screen for a pixel of the drawing.
+  ratio() { return Math.max(this.canvas.clientWidth, 1) * devicePixelRatio / this.size[0]; }
+
+  fit(ratio) {
+    const [w, h] = this.size.map((side) => Math.round(side * ratio));
+    if (this.canvas.width !== w) [this.canvas.width, this.canvas.height] = [w, h];
   }
 
   drawVector(obs) {
-    const [width, height] = this.size, ratio = Math.max(1, (this.canvas.clientWidth * devicePixelRatio) / width);
-    const [w, h] = [Math.round(width * ratio), Math.round(height * ratio)];
-    if (this.canvas.width !== w) [this.canvas.width, this.canvas.height] = [w, h];
+    const ratio = this.ratio();
+    this.fit(ratio);
     this.ctx.setTransform(ratio, 0, 0, ratio, 0, 0);
-    const pen = new Pen(this.ctx, height), finite = obs.map((x) => (Number.isFinite(x) ? x : 0));
+    const pen = new Pen(this.ctx, this.size[1]), finite = obs.map((x) => (Number.isFinite(x) ? x : 0));
     if (this.drawing) this.drawing[3](pen, finite);
     else bars(pen, toUnit(finite, this.low, this.high));
   }
