@@ -81,6 +81,15 @@ def test_graphs_that_differ_are_rejected_and_leave_nothing(tmp_path: Path, monke
     assert not list(tmp_path.iterdir())
 
 
+def test_families_without_a_form_in_onnx_are_named() -> None:
+    pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+    from wm_agents.models.onnx_graphs import graphs_of
+
+    model = create_world_model("objects:ci", obs_shape=(16, 16, 1), action_dim=2)
+    with pytest.raises(ValueError, match="objects cannot be exported to ONNX: .*--web"):
+        graphs_of(model, {"begin": model.initial(1)})
+
+
 @pytest.mark.parametrize("squash", ["clip", "tanh", "unit"])
 def test_outputs_of_exported_policies_are_encoded_actions(squash: str) -> None:
     pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
