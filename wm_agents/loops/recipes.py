@@ -267,7 +267,7 @@ RECIPES = {
     "Pong": ImproveConfig(
         TASKS["Pong"].real,
         out="runs/pong",
-        rounds=90,
+        rounds=40,
         random_steps=10_000,
         round_steps=2_000,
         round_seeds=4_000,
@@ -291,7 +291,7 @@ RECIPES = {
             steps=32,
             batch_size=1024,
             epochs=3,
-            lr=3e-4,
+            lr=1e-3,
             gae_lambda=0.8,
             ent_coef=0.002,
             net=(192, 192),
@@ -299,7 +299,7 @@ RECIPES = {
         ),
         horizon=64,
         judge_episodes=2,
-        judge_every=90,  # A game between equally strong players takes 15,000 steps.
+        judge_every=40,  # A game between equally strong players takes 15,000 steps.
         starts=4096,
         start_rounds=2,
         procs=0,
