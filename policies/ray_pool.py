@@ -133,7 +133,7 @@ def _connect(cluster: RayCluster) -> None:
             signal.signal(signal.SIGTERM, before)  # Ray replaces it by one that ends the program.
 
 
-def _ignore(*_: Any) -> None:
+def _ignore(worker: Any, threads_stopped: Any) -> None:
     """Read no messages of the cluster: Ray prints the log of a lost node to stdout. The pool reports the loss."""
 
 
