@@ -164,6 +164,17 @@ def test_the_folder_is_small_complete_and_loads_nothing_from_elsewhere(tmp_path:
         assert "https://" not in text and "http://" not in text.replace("http://www.w3.org", "")
 
 
+def test_families_without_an_onnx_form_are_named(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+    from wm_agents.web.onnx_export import export_onnx
+
+    with pytest.raises(ValueError, match="family 'objects' cannot be exported to ONNX, because .* --web"):
+        export_onnx("Dream-Pong-v0", tmp_path / "out")
+    with pytest.raises(ValueError, match="family 'objects' cannot be exported to ONNX"):
+        gym.make("Dream-Pong-v0", backend="onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_the_page_cannot_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no implementation of family dreamerv3; it runs ensembles, object models"):
         export_web(save_fresh(tmp_path / "model", "dreamerv3:ci"), tmp_path / "out")

@@ -34,7 +34,9 @@ from wm_envs.world_model import Latent, Step
 OPSET = 18
 ROWS = 2
 """Rows of the batch that is traced; models treat one row in another way."""
-STATIC = ("dreamerv3", "objects")
+LACKING = ("objects",)
+"""Families without an ONNX form."""
+STATIC = ("dreamerv3",)
 """Families whose code has the number of rows as a constant: their graphs take one row."""
 
 
@@ -47,7 +49,16 @@ class Graph(NamedTuple):
 
 
 def graphs_of(net: Model, starts: dict[str, Latent]) -> dict[str, Graph]:
-    """The graphs `encode`, `step`, `decode` and `feat` of a model; its weights must not require gradients."""
+    """The graphs `encode`, `step`, `decode` and `feat` of a model; its weights must not require gradients.
+
+    Raises:
+        ValueError: the family has no ONNX form.
+    """
+    if net.family in LACKING:
+        raise ValueError(
+            f"models of the family {net.family!r} cannot be exported to ONNX, because their lists of objects have "
+            "operators that ONNX lacks; `wm export --web` writes them as a page, and backend='torch' computes them"
+        )
     rows = 1 if net.family in STATIC else ROWS
     like = {key: leaf[:rows].float() for key, leaf in next(iter(starts.values())).items()}
     keys = list(like)
