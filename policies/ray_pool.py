@@ -18,7 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, as_completed
+from concurrent.futures import Future, InvalidStateError, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,7 @@ HEAD_S = 1.0
 """Time between two looks at the head of the cluster; three failures in a row end the work."""
 MAX_LOST = 4
 """A task is given up after this many lost workers. One that hangs counts twice."""
+DIED = "died (killed, crashed, out of memory, or its machine is gone)"
 STOP_S = 10.0
 """Time for running tasks to end when the pool is closed."""
 
@@ -97,8 +98,10 @@ def _connect(cluster: RayCluster) -> None:
     """Connect this process to the cluster, unless it is connected to Ray already."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Of nodes that this process starts. Ray's default is 15.
     try:
         import ray
+        import ray._private.worker as driver
     except ImportError as error:
         raise ImportError("workers on Ray need the package ray: pip install 'dreams-as-envs[distributed]'") from error
     if ray.is_initialized():
@@ -108,6 +111,7 @@ def _connect(cluster: RayCluster) -> None:
         _knock(host, port, cluster.address)
     elif cluster.address not in ("auto", "local"):
         raise ValueError(f"ray must be auto, local or HOST:PORT, got {cluster.address!r}")
+    driver.listen_error_messages = _ignore
     runtime_env, before = dict(_runtime_env(cluster)), signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
@@ -127,6 +131,10 @@ def _connect(cluster: RayCluster) -> None:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray replaces it by one that ends the program.
+
+
+def _ignore(worker: Any, threads_stopped: Any) -> None:
+    """Read no messages of the cluster: Ray prints the log of a lost node to stdout. The pool reports the loss."""
 
 
 def _knock(host: str, port: str, address: str) -> None:
@@ -166,6 +174,14 @@ class _Task:
         self.future: Future[Any] = Future()
         self.lost = 0
 
+    def end(self, result: Any = None, error: Exception | None = None) -> None:
+        """Set the result or the error, unless the pool was killed meanwhile."""
+        with suppress(InvalidStateError):
+            if error is None:
+                self.future.set_result(result)
+            else:
+                self.future.set_exception(error)
+
 
 class _Worker:
     """What this process knows of a worker: starting (`task` is None), at work, or idle (`ref` is None)."""
@@ -203,7 +219,9 @@ class RayPool:
         self._new = threading.Event()
         self._closing, self._over = False, False
         self._refused = 0
-        """Workers that failed the check of a machine that joined later."""
+        """Workers that could not start and are not replaced."""
+        self._unborn = 0
+        """Workers in a row that died before they were ready."""
         self._failure = ""
         self._grow()
         self._thread = threading.Thread(target=self._serve_all, daemon=True)
@@ -218,7 +236,7 @@ class RayPool:
         task = _Task(function, args)
         with self._lock:
             if self._failure:
-                task.future.set_exception(WorkerDied([args], self._failure))
+                task.end(error=WorkerDied([args], self._failure))
             else:
                 self._queue.append(task)
         self._new.set()
@@ -290,7 +308,7 @@ class RayPool:
         """Give tasks to workers and take their results, until the pool is closed."""
         heard = looked = time.monotonic()
         failures = 0
-        while not self._over:
+        while not self._over and not self._failure:
             now = time.monotonic()
             with self._lock:
                 self._grow()
@@ -308,8 +326,8 @@ class RayPool:
                 heard, failures = now, 0 if self._answers() else failures + 1
                 if failures == 3:
                     return self._give_up(f"the head of the Ray cluster at {self._head} does not answer")
-                if not failures:
-                    self._target = self._count_cores(strict=False)
+                if not failures and (target := self._count_cores(strict=False)) != self._target:
+                    self._target, self._refused = target, 0  # Machines came or went, so all may try again.
             if self._limit and now - looked > min(self._limit / 4, LOOK_S):
                 looked = now
                 self._look()
@@ -365,28 +383,34 @@ class RayPool:
         try:
             got = self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
-            if task is None:  # The machine has joined later.
-                self._refused += 1
-                self._drop(worker, f"cannot take part: {reason(error)}")
+            if task is None:
+                self._refuse(worker, f"cannot take part: {reason(error)}")
             else:
-                task.future.set_exception(RuntimeError(reason(error)))
+                task.end(error=RuntimeError(reason(error)))
             return
         except self._ray.exceptions.RayError as error:
-            self._drop(worker, "died (killed, crashed, out of memory, or its machine is gone)")
             log.debug("%s: %s", worker.name, error)
+            self._unborn += task is None
+            if self._unborn == MAX_LOST:
+                self._unborn = 0
+                self._refuse(worker, DIED)
+            else:
+                self._drop(worker, DIED)
             self._repeat(task, 1, worker)
             return
         if task is None:
             worker.name = "worker {1} on node {0}".format(*got)
+            self._unborn = 0
             return
-        for path, num in got.steps.items():
-            count = StepCount(path)
-            count.add(num)
-            count.close()
-        if got.error is None:
-            task.future.set_result(got.result)
+        try:
+            for path, num in got.steps.items():
+                count = StepCount(path)
+                count.add(num)
+                count.close()
+        except OSError as error:  # The disk of this machine is full, or the folder is gone.
+            task.end(error=error)
         else:
-            task.future.set_exception(got.error)
+            task.end(got.result, got.error)
 
     def _drop(self, worker: _Worker, why: str) -> None:
         """Do without a worker; `_grow` starts another."""
@@ -398,6 +422,13 @@ class RayPool:
         with suppress(Exception):
             self._ray.kill(worker.actor)
 
+    def _refuse(self, worker: _Worker, why: str) -> None:
+        """Do without a worker that could not start, and without another in its place."""
+        self._refused += 1
+        self._drop(worker, why)
+        if not self._workers and self._refused >= self._target:
+            self._give_up(f"no worker can start on the Ray cluster at {self._head}: the last one {why}")
+
     def _repeat(self, task: _Task | None, weight: int, worker: _Worker, why: str = "died") -> None:
         """Queue the task of a lost worker again, before the others, unless that has happened too often."""
         if task is None:
@@ -407,7 +438,7 @@ class RayPool:
             task.future.cancel()
         elif task.lost >= MAX_LOST:
             text = f"{worker.name} {why} like others before it at the same task, so the task was given up"
-            task.future.set_exception(WorkerDied([task.args], text))
+            task.end(error=WorkerDied([task.args], text))
         else:
             with self._lock:
                 self._queue.appendleft(task)
@@ -447,4 +478,4 @@ class RayPool:
             tasks = [worker.task for worker in self._workers if worker.task is not None] + [*self._queue]
             self._queue.clear()
             for task in tasks:
-                task.future.set_exception(WorkerDied([task.args], why))
+                task.end(error=WorkerDied([task.args], why))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from policies.pool import Check, portable, use_one_core
+from policies.pool import portable, use_one_core
 from policies.step_count import count_away, steps_away
 
 
@@ -49,14 +49,14 @@ class Actor:
     """A worker; the group `control` answers while a task runs."""
 
     def __init__(self, stage: bytes, place: Place) -> None:
-        self.shared, self.check = _settle(stage, place)
-        count_away()
+        self.stage, self.place = stage, place
+        self.shared: Any = None
         self.halt = _Halt()
 
     def ready(self) -> tuple[str, int]:
-        """Check this machine; return its name and the process."""
-        if self.check is not None:
-            self.check(self.shared)
+        """Load what tasks share, check this machine, and return its name and the process."""
+        self.shared, self.stage = _settle(self.stage, self.place), b""
+        count_away()
         return socket.gethostname(), os.getpid()
 
     def run(self, function: Callable[..., Any], args: Sequence[Any]) -> Outcome:
@@ -83,23 +83,23 @@ class Place(NamedTuple):
     path: list[str]
 
 
-def _settle(stage: bytes, place: Place) -> tuple[Any, Check | None]:
-    """Work as the calling process does, as far as this machine has its folders; return what tasks share."""
+def _settle(stage: bytes, place: Place) -> Any:
+    """Work as the calling process does, as far as this machine has its folders; return what tasks share, checked."""
     from ray import cloudpickle
 
     use_one_core()
     if os.path.isdir(place.folder):
         os.chdir(place.folder)
     sys.path += [folder for folder in place.path if folder not in sys.path]
-    settled: tuple[Any, Check | None] = cloudpickle.loads(stage)
-    return settled
+    shared, check = cloudpickle.loads(stage)
+    if check is not None:
+        check(shared)
+    return shared
 
 
 def look_around(stage: bytes, place: Place) -> None:
     """Check a machine."""
-    shared, check = _settle(stage, place)
-    if check is not None:
-        check(shared)
+    _settle(stage, place)
 
 
 def reason(error: Exception) -> str:

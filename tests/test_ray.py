@@ -23,7 +23,7 @@ from toy_policy import Always, Frail, Raises, Unhurried
 
 from policies.cmaes import CMAConfig
 from policies.play import EpisodePool, EpisodeResult, EpisodeTask, play
-from policies.pool import Procs, make_pool
+from policies.pool import Procs, WorkerDied, make_pool
 from policies.ray_pool import RayCluster, workers_of
 from policies.step_count import StepCount
 from wm_agents.cli import app as cli
@@ -168,6 +168,36 @@ def divide(shared: None, halt: Any, number: int) -> float:
     return 1 / number
 
 
+class Brittle:
+    """What no worker can load once `folder` contains the file `broken`."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __setstate__(self, state: dict[str, str]) -> None:
+        self.folder = state["folder"]
+        if (Path(self.folder) / "broken").exists():
+            raise ModuleNotFoundError("No module named 'my_env'")
+
+
+def break_and_die(shared: Brittle, halt: Any, number: int) -> None:
+    (Path(shared.folder) / "broken").touch()
+    os._exit(3)
+
+
+def test_workers_that_cannot_start_end_the_work_with_the_reason(cluster: RayCluster, tmp_path: Path) -> None:
+    with (
+        make_pool(Brittle(str(tmp_path)), cluster) as pool,
+        pytest.raises(WorkerDied, match="no worker can start on the Ray cluster at .*No module named 'my_env'"),
+    ):
+        list(pool.run(break_and_die, range(2)))
+
+
+def test_steps_that_cannot_be_counted_are_an_error(cluster: RayCluster, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="gone/steps"):
+        echoes(cluster, num=1, count=StepCount(tmp_path / "gone" / "steps"))
+
+
 def test_what_a_node_lacks_is_named_before_work_begins(cluster: RayCluster, tmp_path: Path) -> None:
     node = rf"node {socket.gethostname()} \([\d.]+\) of the Ray cluster cannot take part: "
     with pytest.raises(RuntimeError, match=node + ".*no_such_env"):
@@ -197,7 +227,7 @@ def test_commands_take_a_cluster(
 
 
 def test_a_node_that_joins_is_used_and_its_loss_changes_nothing(
-    tmp_path: Path, nodes: Cluster, cluster: RayCluster
+    tmp_path: Path, nodes: Cluster, cluster: RayCluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     marks = tmp_path / "pids"
     marks.mkdir()
@@ -210,6 +240,7 @@ def test_a_node_that_joins_is_used_and_its_loss_changes_nothing(
         nodes.remove_node(third, allow_graceful=False)
         found += episodes
     assert sorted(found) == echoes(2, num=60)
+    assert "raylet" not in capsys.readouterr().out  # Ray would print the log of the lost node.
 
 
 NOT_CONNECTED = """

@@ -81,15 +81,6 @@ def test_graphs_that_differ_are_rejected_and_leave_nothing(tmp_path: Path, monke
     assert not list(tmp_path.iterdir())
 
 
-def test_families_without_a_form_in_onnx_are_named() -> None:
-    pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
-    from wm_agents.models.onnx_graphs import graphs_of
-
-    model = create_world_model("objects:ci", obs_shape=(16, 16, 1), action_dim=2)
-    with pytest.raises(ValueError, match="objects cannot be exported to ONNX: .*--web"):
-        graphs_of(model, {"begin": model.initial(1)})
-
-
 @pytest.mark.parametrize("squash", ["clip", "tanh", "unit"])
 def test_outputs_of_exported_policies_are_encoded_actions(squash: str) -> None:
     pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
@@ -171,6 +162,17 @@ def test_the_folder_is_small_complete_and_loads_nothing_from_elsewhere(tmp_path:
         for name in __import__("re").findall(r'(?:from|src=|href=) ?"\.?/?([\w.]+\.\w+)"', text):
             assert (tmp_path / "out" / name).is_file(), f"{file.name} needs {name}"
         assert "https://" not in text and "http://" not in text.replace("http://www.w3.org", "")
+
+
+def test_families_without_an_onnx_form_are_named(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+    from wm_agents.web.onnx_export import export_onnx
+
+    with pytest.raises(ValueError, match="family 'objects' cannot be exported to ONNX, because .* --web"):
+        export_onnx("Dream-Pong-v0", tmp_path / "out")
+    with pytest.raises(ValueError, match="family 'objects' cannot be exported to ONNX"):
+        gym.make("Dream-Pong-v0", backend="onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_the_page_cannot_run_is_named(tmp_path: Path) -> None:

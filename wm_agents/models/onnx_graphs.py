@@ -34,10 +34,10 @@ from wm_envs.world_model import Latent, Step
 OPSET = 18
 ROWS = 2
 """Rows of the batch that is traced; models treat one row in another way."""
+LACKING = ("objects",)
+"""Families without an ONNX form."""
 STATIC = ("dreamerv3",)
 """Families whose code has the number of rows as a constant: their graphs take one row."""
-NOT_EXPORTED = ("objects",)
-"""Families that compute some predictions only in rows that need them, which has no form in ONNX."""
 
 
 class Graph(NamedTuple):
@@ -52,12 +52,12 @@ def graphs_of(net: Model, starts: dict[str, Latent]) -> dict[str, Graph]:
     """The graphs `encode`, `step`, `decode` and `feat` of a model; its weights must not require gradients.
 
     Raises:
-        ValueError: models of this family cannot be exported.
+        ValueError: the family has no ONNX form.
     """
-    if net.family in NOT_EXPORTED:
+    if net.family in LACKING:
         raise ValueError(
-            f"{net.family} cannot be exported to ONNX: new objects are computed only in the rows where they appear; "
-            "`wm export MODEL OUT --web` exports such models for browsers"
+            f"models of the family {net.family!r} cannot be exported to ONNX, because their lists of objects have "
+            "operators that ONNX lacks; `wm export --web` writes them as a page, and backend='torch' computes them"
         )
     rows = 1 if net.family in STATIC else ROWS
     like = {key: leaf[:rows].float() for key, leaf in next(iter(starts.values())).items()}
