@@ -22,7 +22,7 @@ from wm_envs.dream import DreamVectorEnv
 from wm_envs.world_model import Step
 
 GAMES = 20
-SMALL = ObjectsConfig(slots=3, hidden=64, head=32, reach=16)
+SMALL = ObjectsConfig(slots=3, hidden=64, head=32, reach=16, dropout=0.0)
 FIT = TrainingConfig(
     total_steps=700, batch_size=128, learning_rate=4e-3, scheduler="onecycle", grad_clip=10.0,
     eval_interval=700, save_interval=700,

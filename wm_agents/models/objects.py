@@ -29,7 +29,7 @@ from wm_agents.models.model import Model
 from wm_agents.models.objects_row import ObjectsRow
 from wm_agents.models.rewards import MAX_CLASSES, RewardClasses
 from wm_agents.models.slots import LONGEST, Slots, Waves
-from wm_envs.fields import at_least
+from wm_envs.fields import at_least, at_most
 from wm_envs.frames import frame_shape
 from wm_envs.noise import Generator, draw_normal
 from wm_envs.world_model import Latent, Step
@@ -44,7 +44,10 @@ class ObjectsConfig(WorldModelConfig):
     """Sizes of an object model."""
 
     family: ClassVar[str] = "objects"
-    SIZES: ClassVar[Mapping[str, Mapping[str, Any]]] = {"ci": {"slots": 2, "hidden": 32, "head": 16}, "default": {}}
+    SIZES: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "ci": {"slots": 2, "hidden": 32, "head": 16, "dropout": 0.0},
+        "default": {},
+    }
 
     slots: int = field(default=4, metadata=at_least(1))
     """Maximum number of objects; each has its own colour."""
@@ -56,6 +59,8 @@ class ObjectsConfig(WorldModelConfig):
     """Width of the two layers that all heads share."""
     head: int = field(default=128, metadata=at_least(1))
     """Width of the hidden layer of each head."""
+    dropout: float = field(default=0.5, metadata=at_least(0) | at_most(0.9))
+    """Share of the shared layers' units that are dropped in training; without it, few contacts are learned by heart."""
 
 
 class Transitions(NamedTuple):
@@ -335,9 +340,7 @@ class _Heads(nn.Module):
         self.slots, self.reach, self.head, self.waves = cfg.slots, cfg.reach, cfg.head, waves
         given = 2 * waves.size + 1
         moves = 2 * cfg.reach + 1
-        self.body = nn.Sequential(
-            nn.Linear(in_dim, cfg.hidden), nn.SiLU(), nn.Linear(cfg.hidden, cfg.hidden), nn.SiLU()
-        )
+        self.body = nn.Sequential(*_hidden(in_dim, cfg), *_hidden(cfg.hidden, cfg))
         self.shares = nn.Linear(cfg.hidden, (2 * cfg.slots + 1) * cfg.head)
         things = range(cfg.slots)
         self.row_given = nn.ModuleList(nn.Linear(given * k, cfg.head, bias=False) for k in things[1:])
@@ -420,6 +423,10 @@ class _Heads(nn.Module):
         given = self._given(place - now, here)
         out = self.outcome(F.silu(shares[-1] + self.end_given(given)))
         return out[:, :-1].float(), out[:, -1].float()
+
+
+def _hidden(in_dim: int, cfg: ObjectsConfig) -> tuple[nn.Module, ...]:
+    return nn.Linear(in_dim, cfg.hidden), nn.SiLU(), nn.Dropout(cfg.dropout)
 
 
 def _moved(latent: Latent) -> Tensor:

@@ -121,7 +121,7 @@ export class Objects {
 
   step(latent, act, noise, temperature) {
     const { slots, reach } = this, dice = new Dice(noise, temperature);
-    const body = silu(this.layer("body.2", silu(this.layer("body.0", join(this.inputs(latent), act)))));
+    const body = silu(this.layer("body.3", silu(this.layer("body.0", join(this.inputs(latent), act)))));
     const all = this.layer("shares", body), shares = (i) => all.subarray(i * this.head, (i + 1) * this.head);
     const was = Array.from({ length: slots }, (_, k) => this.at(latent, k)), drawn = was.map((object) => ({ ...object, here: 0 }));
     for (let k = 0; k < this.used; k++) {
