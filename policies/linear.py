@@ -37,7 +37,10 @@ class LinearPolicy:
         self.squash = squash if squash is not None else _default_squash(space)
         outs = act_dim(space)
         if weights.ndim not in (2, 3) or weights.shape[-2] != outs:
-            raise ValueError(f"weights must be ({outs}, F + 1) or (P, {outs}, F + 1) for {space}, got {weights.shape}")
+            raise ValueError(
+                f"weights must have shape ({outs}, features + 1), or (controllers, {outs}, features + 1), for {space}, "
+                f"got {weights.shape}"
+            )
         if isinstance(space, spaces.Box) and (bad := set(self.squash) - set(SQUASHES)):
             raise ValueError(f"squash must contain only {list(SQUASHES)}, got {sorted(bad)}")
         if isinstance(space, spaces.Box) and len(self.squash) != outs:

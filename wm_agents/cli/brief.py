@@ -34,8 +34,8 @@ def _row(flag: str, meaning: str) -> str:
 
 
 _TIME = {
-    "--budget TIME": "time for the whole run, such as 90s, 10min or 1.5h: a trial measures this machine, then steps, "
-    "updates, rounds and episodes are scaled together",
+    "--budget TIME": "time for the whole run, such as 90s, 10min or 1.5h; after a short trial of this machine, the "
+    "numbers of steps, updates, rounds and episodes are scaled to fit",
     "--quick": "a first result in about three minutes",
 }
 _MORE = {
