@@ -134,7 +134,7 @@ def test_wrong_sizes_are_rejected_with_both_sides() -> None:
         LinearPolicy(BOX, np.zeros((4, 9)))
     with pytest.raises(ValueError, match=r"squash must contain only \['clip', 'sigmoid', 'tanh'\], got \['relu'\]"):
         LinearPolicy(BOX, weights, ("tanh", "relu", "clip"))
-    with pytest.raises(ValueError, match="squash needs 3 of tanh, sigmoid and clip"):
+    with pytest.raises(ValueError, match="squash needs 3 names, .* each tanh, sigmoid or clip"):
         LinearPolicy(BOX, weights, ("tanh",))
     policy = LinearPolicy(BOX, weights)
     for obs in (np.zeros((4, 7)), np.zeros(8), np.zeros((4, 2, 4))):

@@ -49,8 +49,8 @@ IMPROVE = Brief(
     "resumes an interrupted run.",
     {
         "required, one of the two": {
-            "--env ID": "a Gymnasium id, or module:Id-v0; with default settings",
-            "--task NAME": f"with the settings of a shipped dream: {', '.join(sorted(TASKS))}",
+            "--env ID": "a Gymnasium id, or module:Id-v0; trains with the default settings",
+            "--task NAME": f"trains with the settings of a shipped dream: {', '.join(sorted(TASKS))}",
         },
         "flags": {
             "--out DIR": "run folder; default: runs/<environment>",
