@@ -25,6 +25,7 @@ from toy_env import make_random
 from toy_policy import Always, Frail, Raises, Unhurried
 from waiting import wait_until
 
+from policies import ray_pool
 from policies.cmaes import CMAConfig
 from policies.play import EpisodePool, EpisodeResult, EpisodeTask, play
 from policies.pool import Procs, WorkerDied, make_pool
@@ -250,11 +251,12 @@ def test_a_node_that_joins_is_used_and_its_loss_changes_nothing(
 def test_work_waits_for_a_node_if_none_with_cores_is_left(
     cluster: RayCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(ray_pool, "HEAD_S", 1e9)  # The pool itself does not look at the machines meanwhile.
     with cluster.pool(None) as pool:
-        rooms = iter([[0], [0], [1, 1], [0]])
-        monkeypatch.setattr(pool, "_rooms", lambda: next(rooms, [1, 1]))
+        rooms = iter([[0], [0], [1, 1], [0], [1, 1]])
+        monkeypatch.setattr(pool, "_rooms", lambda: next(rooms))
         with caplog.at_level(logging.WARNING):
-            for _ in range(4):
+            for _ in range(5):
                 pool._follow_machines()
         assert sorted(pool.run(divide, [1, 2])) == [(0, 1.0), (1, 0.5)]
     line = f"the Ray cluster at {cluster.address} has no cores left: waiting for a node, which `ray start --address"
