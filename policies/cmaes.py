@@ -176,9 +176,9 @@ class Evolution:
         evolution = cls(np.array(state["x0"]), cfg, np.array(state["told"]), state["about"])
         if not np.allclose(evolution.mean, state["mean"], rtol=1e-6, atol=1e-9):
             raise ValueError(
-                f"the replay of {path} gives another result, because it was written on another machine, with other "
-                "libraries or with another number of threads. Resume where it was written, or remove the file to "
-                "start over"
+                f"recomputing the generations of {path} gives another mean than the stored one: the file was written "
+                "on another machine, with other libraries or with another number of threads. "
+                "Resume where it was written, or remove the file to start over"
             )
         return evolution
 

@@ -37,12 +37,15 @@ class LinearPolicy:
         self.squash = squash if squash is not None else _default_squash(space)
         outs = act_dim(space)
         if weights.ndim not in (2, 3) or weights.shape[-2] != outs:
-            raise ValueError(f"weights must be ({outs}, F + 1) or (P, {outs}, F + 1) for {space}, got {weights.shape}")
+            raise ValueError(
+                f"weights must have shape ({outs}, features + 1), or (controllers, {outs}, features + 1), for {space}, "
+                f"got {weights.shape}"
+            )
         if isinstance(space, spaces.Box) and (bad := set(self.squash) - set(SQUASHES)):
             raise ValueError(f"squash must contain only {list(SQUASHES)}, got {sorted(bad)}")
         if isinstance(space, spaces.Box) and len(self.squash) != outs:
             raise ValueError(
-                f"squash needs {outs} of tanh, sigmoid and clip, one per action dimension, got {self.squash}"
+                f"squash needs {outs} names, one per action dimension, each tanh, sigmoid or clip, got {self.squash}"
             )
         self.weights = np.ascontiguousarray(weights, np.float32)
         blocks = self.weights if weights.ndim == 3 else self.weights[None]
@@ -53,7 +56,7 @@ class LinearPolicy:
         """Does nothing: the policy has no state."""
 
     def act(self, obs: Array) -> Array:
-        """Map feat (N, F) to actions (N, *space.shape); controller n // (N / P) acts in row n."""
+        """Map feat (N, F) to actions (N, *space.shape); each of P controllers acts in N / P consecutive rows."""
         p, f, _ = self._matrix.shape
         if obs.ndim != 2 or obs.shape[1] != f or len(obs) % p:
             raise ValueError(f"obs must be (N, {f}) with N a multiple of {p}, got {obs.shape}")

@@ -101,7 +101,9 @@ class MLPPolicy:
             ValueError: they belong to another kind of policy, or to another action space.
         """
         if about.get("kind") != "mlp" or not {"activation", "squash"} <= about.keys():
-            raise ValueError(f"metadata must have kind 'mlp', activation and squash, got {dict(about)}")
+            raise ValueError(
+                f"metadata must contain kind='mlp' and the keys 'activation' and 'squash', got {dict(about)}"
+            )
         names = [f"{i}.{part}" for i in range(len(tensors) // 2) for part in ("weight", "bias")]
         if not names or sorted(names) != sorted(tensors):
             raise ValueError(f"tensors must be '0.weight', '0.bias' and so on, got {sorted(tensors)}")

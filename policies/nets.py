@@ -71,7 +71,7 @@ class BlockLinear(nn.Module):
         return self.by_block(x, shared).transpose(0, 1).flatten(1)
 
     def by_block(self, x: Tensor, shared: Tensor | None = None) -> Tensor:
-        """The same, with shape (blocks, B, out_dim / blocks)."""
+        """As `forward`, with the blocks on an axis of their own: (blocks, B, out_dim / blocks)."""
         dtype = compute_dtype(self.weight)
         own, every = split_blocks(self.weight.to(dtype), self.own_dim)
         bias = self.bias.to(dtype)[None]

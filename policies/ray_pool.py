@@ -99,17 +99,23 @@ def _connect(cluster: RayCluster) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Of nodes that this process starts. Ray's default is 15.
+    # Ray ends this process that long after the head is gone, even if it trains meanwhile. Its default is a minute.
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "3600")
     try:
         import ray
         import ray._private.worker as driver
     except ImportError as error:
         raise ImportError("workers on Ray need the package ray: pip install 'dreams-as-envs[distributed]'") from error
     if ray.is_initialized():
-        return
+        if _answers(ray.get_runtime_context().gcs_address):
+            return
+        ray.shutdown()  # There may be another head.
     host, colon, port = cluster.address.rpartition(":")
     if colon:
         _knock(host, port, cluster.address)
-    elif cluster.address not in ("auto", "local"):
+    elif cluster.address == "auto":
+        _knock_at_last()
+    elif cluster.address != "local":
         raise ValueError(f"ray must be auto, local or HOST:PORT, got {cluster.address!r}")
     driver.listen_error_messages = _ignore
     runtime_env, before = dict(_runtime_env(cluster)), signal.getsignal(signal.SIGTERM)
@@ -122,10 +128,7 @@ def _connect(cluster: RayCluster) -> None:
             log_to_driver=False,
         )
     except ConnectionError as error:
-        raise RuntimeError(
-            f"no Ray cluster at {cluster.address}: start one with `ray start --head` and `ray start --address "
-            "HOST:6379` on every other machine, or use local"
-        ) from error
+        raise RuntimeError(_no_cluster(cluster.address)) from error
     except (RuntimeError, ValueError, ray.exceptions.RayError) as error:  # Such as other versions, or a wrong token.
         raise RuntimeError(f"Ray at {cluster.address}: {' '.join(str(error).split())}") from error
     finally:
@@ -137,12 +140,51 @@ def _ignore(worker: Any, threads_stopped: Any) -> None:
     """Read no messages of the cluster: Ray prints the log of a lost node to stdout. The pool reports the loss."""
 
 
+def _no_cluster(address: str) -> str:
+    return (
+        f"no Ray cluster at {address}: start one with `ray start --head` and `ray start --address HOST:6379` on every "
+        "other machine, or use local"
+    )
+
+
+def _knock_at_last() -> None:
+    """Check that the cluster of this machine, as Ray has recorded it, still has a head."""
+    from ray._private.services import canonicalize_bootstrap_address
+
+    try:
+        address = canonicalize_bootstrap_address("auto")
+    except ConnectionError as error:
+        raise RuntimeError(_no_cluster("auto")) from error
+    if address is None:  # The environment variable RAY_ADDRESS is `local`.
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        _reach(host, int(port))
+    except OSError as error:
+        raise RuntimeError(f"{_no_cluster('auto')}; the last one, at {address}, does not answer ({error})") from error
+
+
+def _reach(host: str, port: int, limit_s: float = 5.0) -> None:
+    """Check that something listens there."""
+    socket.create_connection((host, port), timeout=limit_s).close()
+
+
+def _answers(address: str) -> bool:
+    """Whether a head accepts connections."""
+    host, _, port = address.rpartition(":")
+    try:
+        _reach(host, int(port), limit_s=2)
+    except OSError:
+        return False
+    return True
+
+
 def _knock(host: str, port: str, address: str) -> None:
     """Check that something listens there, because Ray waits for half a minute."""
     if not port.isdecimal() or "/" in host:
         raise ValueError(f"ray must be auto, local or HOST:PORT, got {address!r}")
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        _reach(host, int(port))
     except OSError as error:
         raise RuntimeError(
             f"no Ray cluster at {address} ({error}): start one there with `ray start --head --port {port}`, or use auto"
@@ -205,7 +247,7 @@ class RayPool:
         self._cluster, self._place = cluster, Place(os.getcwd(), [*sys.path])
         self._head = ray.get_runtime_context().gcs_address
         self._limit = step_limit()
-        self._target = self._count_cores()
+        self._target = self._count_workers()
         self._stage = ray.put(self._ray.cloudpickle.dumps((shared, check)))
         self._look_at_machines()
         groups = {"control": 1}
@@ -223,6 +265,8 @@ class RayPool:
         self._unborn = 0
         """Workers in a row that died before they were ready."""
         self._failure = ""
+        self._deserted = False
+        """Whether no machine with cores was left at the last look."""
         self._grow()
         self._thread = threading.Thread(target=self._serve_all, daemon=True)
         self._thread.start()
@@ -323,28 +367,45 @@ class RayPool:
                 self._new.wait(WAIT_S * 10)
                 self._new.clear()
             if now - heard > HEAD_S:
-                heard, failures = now, 0 if self._answers() else failures + 1
+                heard, failures = now, 0 if _answers(self._head) else failures + 1
                 if failures == 3:
                     return self._give_up(f"the head of the Ray cluster at {self._head} does not answer")
-                if not failures and (target := self._count_cores(strict=False)) != self._target:
-                    self._target, self._refused = target, 0  # Machines came or went, so all may try again.
+                if not failures:
+                    self._follow_machines()
             if self._limit and now - looked > min(self._limit / 4, LOOK_S):
                 looked = now
                 self._look()
 
-    def _count_cores(self, strict: bool = True) -> int:
-        """The number of workers; `strict` raises an error if the cluster has fewer cores than they need."""
-        cluster = self._cluster
-        free = [int(node["Resources"].get("CPU", 0)) // cluster.cores for node in self._ray.nodes() if node["Alive"]]
-        room = sum(free)
-        if strict and room < (cluster.workers or 1):
+    def _follow_machines(self) -> None:
+        """Want as many workers as there is room for on the machines that are left."""
+        rooms = self._rooms()
+        if not any(rooms) and not self._deserted:
+            log.warning(
+                "the Ray cluster at %s has no cores left: waiting for a node, which `ray start --address %s` adds",
+                self._head,
+                self._head,
+            )
+        self._deserted = not any(rooms)
+        target = self._cluster.workers or sum(rooms)
+        if target != self._target:
+            self._target, self._refused = target, 0  # Machines came or went, so all may try again.
+
+    def _rooms(self) -> list[int]:
+        """How many workers each machine has room for."""
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        return [int(node.get("CPU", 0)) // self._cluster.cores for node in nodes]
+
+    def _count_workers(self) -> int:
+        """The number of workers; an error if the cluster has fewer cores than they need."""
+        cluster, rooms = self._cluster, self._rooms()
+        if sum(rooms) < (cluster.workers or 1):
             cores = f"{cluster.cores} cores each" if cluster.cores > 1 else "a core each"
             raise ValueError(
                 f"{cluster.workers or 1} workers with {cores} do not fit the Ray cluster at {self._head}, whose "
-                f"{len(free)} nodes have room for {room}; ask for fewer, or add nodes with `ray start --address "
+                f"{len(rooms)} nodes have room for {sum(rooms)}; ask for fewer, or add nodes with `ray start --address "
                 f"{self._head}`"
             )
-        return cluster.workers or room
+        return cluster.workers or sum(rooms)
 
     def _look_at_machines(self) -> None:
         """Check every machine before work begins."""
@@ -461,15 +522,6 @@ class RayPool:
                 why = f"hung: a step or reset took longer than {self._limit:g} s ({TIMEOUT})"
                 self._drop(worker, why)
                 self._repeat(task, 2, worker, why)
-
-    def _answers(self) -> bool:
-        """Whether the head of the cluster accepts connections."""
-        host, _, port = self._head.rpartition(":")
-        try:
-            socket.create_connection((host, int(port)), timeout=2).close()
-        except OSError:
-            return False
-        return True
 
     def _give_up(self, why: str) -> None:
         """End all tasks, because no worker can be reached any more."""

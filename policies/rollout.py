@@ -59,8 +59,9 @@ def rollout(
         raise ValueError(f"rollout needs autoreset_mode=DISABLED, got {mode}")
     if isinstance(envs, SyncVectorEnv | AsyncVectorEnv) and envs.num_envs > 1:
         raise ValueError(
-            f"{type(envs).__name__} cannot step rows that have ended, got {envs.num_envs} rows; "
-            "play real episodes one row at a time (policies.play does so in parallel processes)"
+            f"{type(envs).__name__} must have one row, got {envs.num_envs}: their episodes have different "
+            "lengths, and it cannot step a row whose episode has ended; "
+            "play real episodes one at a time (policies.play does so in parallel processes)"
         )
     policy.reset(envs.num_envs, _first(seed) if policy_seed is None else policy_seed)
     obs, _ = envs.reset(seed=seed, options=options)  # type: ignore[arg-type]

@@ -234,7 +234,7 @@ def test_the_state_of_another_run_is_rejected(tmp_path: Path) -> None:
     values["mean"][0] += 0.01
     del values["sha256"]
     state.write_text(json.dumps(values))
-    with pytest.raises(ValueError, match="gives another result.* another machine.*remove the file to start over"):
+    with pytest.raises(ValueError, match="gives another mean.* another machine.*remove the file to start over"):
         Evolution.load(state)
 
 

@@ -207,7 +207,7 @@ def test_another_model_does_not_inherit_an_evolution(tiny: str, tmp_path: Path) 
 
 
 def test_settings_that_failed_do_not_bind_the_next_call(tiny: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="squash needs 3 of tanh, sigmoid and clip"):
+    with pytest.raises(ValueError, match="squash needs 3 names, .* each tanh, sigmoid or clip"):
         evolve(tiny, tmp_path / "out", squash=("clip",))
     evolve(tiny, tmp_path / "out", dream=DreamConfig(horizon=3))
 

@@ -399,7 +399,7 @@ def test_there_are_at_least_eight_policies_around_any() -> None:
     acting = controller(constant(0.3), BOX, half)
     assert isinstance(acting, LinearPolicy)
     assert acting.weights == pytest.approx(0.5 * constant(0.3).weights)
-    with pytest.raises(ValueError, match="the policy 'as saved' needs a saved policy, got none"):
+    with pytest.raises(ValueError, match="the variant 'as saved' changes the saved policy of the model, got none"):
         controller(None, BOX, Contender(SAVED))
 
 

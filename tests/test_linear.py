@@ -130,11 +130,11 @@ def test_a_population_acts_block_by_block_as_each_controller_alone(space: gym.Sp
 
 def test_wrong_sizes_are_rejected_with_both_sides() -> None:
     weights = np.zeros((3, 9))
-    with pytest.raises(ValueError, match=r"weights must be \(3, F \+ 1\) or .* for Box.*, got \(4, 9\)"):
+    with pytest.raises(ValueError, match=r"weights must have shape \(3, features \+ 1\), or .* for Box.*, got \(4, "):
         LinearPolicy(BOX, np.zeros((4, 9)))
     with pytest.raises(ValueError, match=r"squash must contain only \['clip', 'sigmoid', 'tanh'\], got \['relu'\]"):
         LinearPolicy(BOX, weights, ("tanh", "relu", "clip"))
-    with pytest.raises(ValueError, match="squash needs 3 of tanh, sigmoid and clip"):
+    with pytest.raises(ValueError, match="squash needs 3 names, .* each tanh, sigmoid or clip"):
         LinearPolicy(BOX, weights, ("tanh",))
     policy = LinearPolicy(BOX, weights)
     for obs in (np.zeros((4, 7)), np.zeros(8), np.zeros((4, 2, 4))):

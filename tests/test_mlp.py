@@ -138,7 +138,8 @@ def test_what_does_not_fit_is_rejected_with_both_sides() -> None:
 def test_foreign_tensors_are_rejected() -> None:
     policy = random_policy(BOX, "clip")
     with pytest.raises(
-        ValueError, match="metadata must have kind 'mlp', activation and squash, got {'kind': 'linear'}"
+        ValueError,
+        match="metadata must contain kind='mlp' and the keys 'activation' and 'squash', got {'kind': 'linear'}",
     ):
         MLPPolicy.from_tensors(BOX, policy.tensors(), {"kind": "linear"})
     with pytest.raises(ValueError, match=r"tensors must be '0.weight', '0.bias' and so on, got \['weights'\]"):

@@ -85,7 +85,9 @@ def test_families_with_graphs_of_one_row_take_one_row() -> None:
     model: Any = create_world_model("dreamerv3:ci", obs_shape=(5,), action_dim=2)
     onnx_model = OnnxModel(model.eval(), {"begin": model.initial(2)})
     assert onnx_model.decode(model.initial(1)).shape == (1, 5)
-    with pytest.raises(ValueError, match=r"one row of dreamerv3, got 2; use num_envs=1 or backend='torch'"):
+    with pytest.raises(
+        ValueError, match=r"supports dreamerv3 with one row only, got 2; use num_envs=1 or backend='torch'"
+    ):
         onnx_model.decode(model.initial(2))
 
 

@@ -8,19 +8,24 @@ import json
 import logging
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from tiny import save_tiny
 from toy_env import make_random
 from toy_policy import Always, Frail, Raises, Unhurried
+from waiting import wait_until
 
+from policies import ray_pool
 from policies.cmaes import CMAConfig
 from policies.play import EpisodePool, EpisodeResult, EpisodeTask, play
 from policies.pool import Procs, WorkerDied, make_pool
@@ -243,6 +248,21 @@ def test_a_node_that_joins_is_used_and_its_loss_changes_nothing(
     assert "raylet" not in capsys.readouterr().out  # Ray would print the log of the lost node.
 
 
+def test_work_waits_for_a_node_if_none_with_cores_is_left(
+    cluster: RayCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ray_pool, "HEAD_S", 1e9)  # The pool itself does not look at the machines meanwhile.
+    with cluster.pool(None) as pool:
+        rooms = iter([[0], [0], [1, 1], [0], [1, 1]])
+        monkeypatch.setattr(pool, "_rooms", lambda: next(rooms))
+        with caplog.at_level(logging.WARNING):
+            for _ in range(5):
+                pool._follow_machines()
+        assert sorted(pool.run(divide, [1, 2])) == [(0, 1.0), (1, 0.5)]
+    line = f"the Ray cluster at {cluster.address} has no cores left: waiting for a node, which `ray start --address"
+    assert caplog.text.count(line) == 2  # Once for each time that the last one went.
+
+
 NOT_CONNECTED = """
 import sys
 from policies.ray_pool import RayCluster
@@ -264,8 +284,6 @@ except (ImportError, ValueError, RuntimeError) as error:
     ],
 )
 def test_a_cluster_that_cannot_be_used_is_one_line(address: str, env: dict[str, str], text: str) -> None:
-    import subprocess
-
     known = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     done = subprocess.run(
         [sys.executable, "-c", NOT_CONNECTED, address],
@@ -285,6 +303,82 @@ def test_a_machine_without_a_cluster_is_told_how_to_start_one(monkeypatch: pytes
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(RuntimeError, match="no Ray cluster at auto: start one with `ray start --head` and `ray start"):
         make_pool(None, RayCluster("auto"))
+
+
+def test_a_head_that_is_gone_is_reported_without_waiting_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")  # As `ray start` left it.
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)  # Not those of other tests.
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", None)
+    text = r"no Ray cluster at auto: start one with .*; the last one, at [\d.]+:9, does not answer \(.*refused\)$"
+    with pytest.raises(RuntimeError, match=text):
+        make_pool(None, RayCluster("auto"))
+
+
+OTHER_VERSION = """
+import ray._private.utils
+ray._private.utils.compute_version_info = lambda: ("2.0.0", "3.1.4")
+"""
+
+
+def test_other_versions_than_those_of_the_cluster_are_one_line(cluster: RayCluster) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", OTHER_VERSION + NOT_CONNECTED, cluster.address],
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    here = f"Ray: {ray.__version__} Python: {'.'.join(map(str, sys.version_info[:3]))}"
+    assert done.stdout.startswith(f"RuntimeError: Ray at {cluster.address}: Version mismatch: "), done.stderr
+    assert here in done.stdout and "Ray: 2.0.0 Python: 3.1.4" in done.stdout and done.stdout.count("\n") == 1
+
+
+def test_a_connection_whose_head_is_gone_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def connect(**settings: Any) -> None:
+        calls.append("init")
+        raise ConnectionError
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="127.0.0.1:9"))
+    monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
+    monkeypatch.setattr(ray, "init", connect)
+    with pytest.raises(RuntimeError, match="no Ray cluster at local"):
+        make_pool(None, RayCluster("local"))
+    assert calls == ["shutdown", "init"]
+
+
+def test_the_loss_of_the_head_ends_an_evolution_which_resumes_with_processes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False}
+    )
+    address = own.address
+    model = save_tiny(tmp_path / "m", RealSpec("CartPole-v1", max_episode_steps=8))
+    flags = ["--in", "real", "--cma.population", "4", "--cma.rollouts", "2", "--seed", "5"]
+    words = ["evolve", model, str(tmp_path / "lost"), *flags, "--ray", address, "--cma.generations", "100000"]
+    running = subprocess.Popen([sys.executable, "-m", "wm_agents", *words], stderr=subprocess.PIPE, text=True)
+    state = tmp_path / "lost.run" / "evolution.json"
+    wait_until(state.exists, running)
+    head: Any = own.head_node
+    head.kill_gcs_server()
+    error = running.communicate(timeout=120)[1]
+    own.shutdown()
+    assert running.returncode == 1
+    assert f"the head of the Ray cluster at {address} does not answer" in error.splitlines()[-1], error
+    assert "rpc_client" not in error and "Traceback" not in error
+    last = ["--procs", "1", "--cma.generations", str(len(json.loads(state.read_text())["told"]) + 1)]
+    for name in ("lost", "whole"):
+        assert cli.main(["evolve", model, str(tmp_path / name), *flags, *last]) == 0, capsys.readouterr().err
+    one, two = (load_dream(tmp_path / name).policy.tensors() for name in ("lost", "whole"))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_processes_or_a_cluster() -> None:

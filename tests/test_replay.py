@@ -311,11 +311,13 @@ def test_batches_can_be_subscripted_and_moved():
 
 def test_windows_that_do_not_exist_are_rejected_in_words():
     buffer = filled(5)
-    with pytest.raises(ValueError, match="no episode has 50 steps, the longest of 5 has .* pack=True"):
+    with pytest.raises(
+        ValueError, match="no episode has 50 steps or more, the longest of the 5 episodes has .* pack=True"
+    ):
         buffer.sample(2, 50)
     with pytest.raises(ValueError, match="windows of 500 steps need 501 frames, the buffer has"):
         buffer.sample(2, 500, pack=True)
-    with pytest.raises(ValueError, match="no episode has 3 steps, the longest of 0 has 0"):
+    with pytest.raises(ValueError, match="no episode has 3 steps or more, the longest of the 0 episodes has 0"):
         ReplayBuffer(5, (2,), 1).sample(1, 3)
 
 

@@ -98,7 +98,7 @@ def test_envs_that_reset_by_themselves_are_rejected(mode: AutoresetMode) -> None
 
 def test_rows_that_gymnasium_would_not_step_on_are_rejected() -> None:
     envs = SyncVectorEnv([lambda: Echo(5)] * 2, autoreset_mode=AutoresetMode.DISABLED)
-    with pytest.raises(ValueError, match="SyncVectorEnv cannot step rows that have ended, got 2 rows; play .* one row"):
+    with pytest.raises(ValueError, match="SyncVectorEnv must have one row, got 2: .* play real episodes one at a time"):
         next(rollout(envs, RandomPolicy(envs.single_action_space), seed=0))
 
 

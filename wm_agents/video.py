@@ -226,7 +226,8 @@ def record(
 
     A dream of pixels is shown beside the preprocessed frames. A drawing of a dream of vectors is shown beside
     the rendering of the environment, or beside a drawing of the real vectors. `count` counts the real steps.
-    `strips` is a folder for strips of the same episode (`wm_agents.strips`).
+    `strips` is a folder for pictures of the same episode: rows of real frames, reconstructions and dreamed frames
+    (`wm_agents.strips`).
     """
     if resync_every is not None and resync_every < 1:
         raise ValueError(f"resync_every must be at least 1 step, or None, got {resync_every}")

@@ -16,8 +16,8 @@ class RowStreams:
     """Standard normal noise for N rows, with an independent stream per row.
 
     `restart` seeds the stream of a row from the generator of the row. The noise of a row does not depend on other
-    rows, so that a row of a batch repeats the same dream alone. `active` selects the rows that draw noise; default:
-    all. Noise is drawn in blocks, which is faster.
+    rows, so a row of a batch dreams what a batch of that row alone does. `active` selects the rows that draw noise;
+    default: all. Noise is drawn in blocks, which is faster.
     """
 
     def __init__(self, rngs: list[np.random.Generator], block: int = 2048) -> None:

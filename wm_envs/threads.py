@@ -18,7 +18,7 @@ FRAMES = 32
 
 
 def few_threads(model: object, rows: int, images: bool) -> AbstractContextManager[object]:
-    """One thread within, if steps of `rows` rows are too short for more; it may be entered again and again.
+    """A reusable context of one PyTorch thread, or of all threads if steps of `rows` rows gain from them.
 
     Args:
         model: a model may set `threaded_from`, the rows from which its steps gain from threads.

@@ -34,8 +34,8 @@ def _row(flag: str, meaning: str) -> str:
 
 
 _TIME = {
-    "--budget TIME": "time for the whole run, such as 90s, 10min or 1.5h: a trial measures this machine, then steps, "
-    "updates, rounds and episodes are scaled together",
+    "--budget TIME": "time for the whole run, such as 90s, 10min or 1.5h; after a short trial of this machine, the "
+    "numbers of steps, updates, rounds and episodes are scaled to fit",
     "--quick": "a first result in about three minutes",
 }
 _MORE = {
@@ -49,8 +49,8 @@ IMPROVE = Brief(
     "resumes an interrupted run.",
     {
         "required, one of the two": {
-            "--env ID": "a Gymnasium id, or module:Id-v0; with default settings",
-            "--task NAME": f"with the settings of a shipped dream: {', '.join(sorted(TASKS))}",
+            "--env ID": "a Gymnasium id, or module:Id-v0; trains with the default settings",
+            "--task NAME": f"trains with the settings of a shipped dream: {', '.join(sorted(TASKS))}",
         },
         "flags": {
             "--out DIR": "run folder; default: runs/<environment>",

@@ -196,8 +196,8 @@ def serve() -> None:
 def answer(questions: TextIO, answers: TextIO) -> None:
     """Answer every line with a line of JSON, `{name: value}`.
 
-    A line that contains a door as JSON opens it. "spell SECONDS" and "gymnasium_figure SECONDS" may follow,
-    then "close".
+    A line that contains a `Door` as JSON opens it. After it, the lines "spell SECONDS" and "gymnasium_figure
+    SECONDS" each measure it for that time, until the line "close".
     """
     print(json.dumps({"package": wm_envs.__file__}), file=answers)
     for line in iter(questions.readline, ""):

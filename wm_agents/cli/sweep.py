@@ -35,7 +35,7 @@ class SweepParser(Parser):
         super().__init__(SweepConfig, prog=prog, description=about(sweep))
 
     def arguments(self, args: list[str]) -> dict[str, Any]:
-        """The config that the flags describe; a setting that `wm improve` rejects ends the program, too."""
+        """The config that the flags describe. Invalid flags and settings that `wm improve` rejects end the program."""
         cfg: SweepConfig = self.build(super().arguments(args))
         for run in cfg.runs():
             ImproveParser(run.command[4:], self.prog).arguments(run.command[4:])

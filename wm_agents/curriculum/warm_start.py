@@ -35,9 +35,9 @@ def compare(cfg: ImproveConfig, source: Path, data: Path, run_dir: Path, updates
     order.
 
     Returns:
-        `updates`, the number of updates; `first_warm`, `first_cold`, `val_warm` and `val_cold`, losses on the same
-        held-out frames, after 10 % of the updates (`first`) and the lowest one (`val`); and `helped`, whether the
-        lowest loss of the warm start is the lower one.
+        `updates`, the number of updates; `first_warm` and `first_cold`, the held-out losses after 10 % of the updates,
+        from `source` and from scratch; `val_warm` and `val_cold`, the lowest held-out losses; and `helped`, whether
+        `val_warm` is below `val_cold`.
     """
     shutil.rmtree(run_dir, ignore_errors=True)
     updates = min(updates, cfg.vision.total_steps)

@@ -52,7 +52,7 @@ def npz_to_shards(path: Path, root: Path, env_id: str) -> Dataset:
     if buffer.obs_shape != obs_space.shape or buffer.action_dim != act_dim(act_space):
         raise ValueError(
             f"{path} contains observations {buffer.obs_shape} and actions of width {buffer.action_dim}, but "
-            f"{env_id} has {obs_space.shape} and {act_dim(act_space)}; give the environment of the data"
+            f"{env_id} has {obs_space.shape} and width {act_dim(act_space)}; name the environment of the data"
         )
     episodes = _episodes(buffer, act_space)
     spec: dict[str, Any] = {}

@@ -30,8 +30,8 @@ class WindowIndex:
         upto = self._upto
         if not len(upto) or upto[-1] == 0:
             raise ValueError(
-                f"no episode has {self.seq_len} steps, the longest of {len(upto)} has {self._longest}; "
-                "lower seq_len, or allow windows over several episodes with pack=True"
+                f"no episode has {self.seq_len} steps or more, the longest of the {len(upto)} episodes has "
+                f"{self._longest}; lower seq_len, or allow windows over several episodes with pack=True"
             )
         pick = torch.randint(int(upto[-1]), (num,), generator=generator).numpy()
         episode = np.searchsorted(upto, pick, side="right")

@@ -15,8 +15,8 @@ from wm_agents.evaluation.references import reference_of
 def trust(real: Score, dream: Score, random: Score) -> str:
     """Whether the policy is better than random actions, and whether its dream return can be trusted, in words.
 
-    Two means differ if their 95 % CIs do not overlap. The dream is trusted if the means agree, or differ by at most a
-    fifth of the larger one (in absolute value).
+    The dream is trusted if the 95 % CIs of both means overlap, or if the gap is at most a fifth of the larger mean (in
+    absolute value).
     """
     if min(len(real.returns), len(dream.returns)) < 2:
         return "A single episode does not show whether to trust the dream; evaluate more episodes."

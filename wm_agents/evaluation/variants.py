@@ -72,7 +72,9 @@ def controller(policy: Policy | None, space: gym.Space[Any], who: Contender) -> 
     if who.weights is not None:
         policy = LinearPolicy(space, who.weights, squash_of(policy))
     if policy is None:
-        raise ValueError(f"the policy {who.name!r} needs a saved policy, got none; save the model with one")
+        raise ValueError(
+            f"the variant {who.name!r} changes the saved policy of the model, got none; save the model with a policy"
+        )
     if who.noise:
         return NoisyPolicy(policy, space, (who.noise,))
     return policy

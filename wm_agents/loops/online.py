@@ -409,6 +409,6 @@ def check_budget(cfg: OnlineConfig) -> None:
     least = least_steps(cfg)
     if cfg.real_steps < least:
         raise ConfigurationError(
-            f"real_steps must be at least {least:,} with prefill {cfg.prefill:,}, num_envs {cfg.num_envs} and "
-            f"eval_episodes {cfg.eval_episodes} of up to {limit:,} steps, got {cfg.real_steps:,}; raise it"
+            f"real_steps must be at least {least:,} (prefill={cfg.prefill:,}, num_envs={cfg.num_envs} and "
+            f"eval_episodes={cfg.eval_episodes}, each of up to {limit:,} steps), got {cfg.real_steps:,}; raise it"
         )

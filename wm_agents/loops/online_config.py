@@ -76,8 +76,8 @@ class OnlineConfig:
     report_minutes: float = field(default=2.0, metadata=at_least(0))
     """Time limit of the fidelity report at the end, in minutes; 0: no report."""
     budget: str | None = None
-    """Time for the whole run, such as 90s, 10min or 1.5h. A trial measures the speeds of this machine; then steps,
-    updates, rounds and episodes are scaled together."""
+    """Time for the whole run, such as 90s, 10min or 1.5h. A short trial measures the speeds of this machine; then
+    the numbers of steps, updates, rounds and episodes are scaled to fit."""
     quick: bool = False
     """A first result in about three minutes, or in the shortest time that a run takes on this machine."""
     starts: int = field(default=512, metadata=at_least(1))

@@ -159,7 +159,7 @@ class Improvement:
         return {f"val_{part}": value for part, value in learned.val.items()} | {"cut_off": learned.cut_off}
 
     def control(self) -> dict[str, float]:
-        """Train the controller in the dream, from that of the last round."""
+        """Train the controller in the dream, starting from the controller of the previous round."""
         cfg, saved = self.cfg, load_dream(self._dir() / "model")
         model, starts, dream = saved.model, saved.starts, cfg.dream(saved.bounded)
         save = partial(self._save, model, starts, saved.dream.cut_off)

@@ -67,7 +67,7 @@ class SweepConfig:
     jobs: int | None = field(default=None, metadata=at_least(1))
     """Runs at once; default: as many as the cores allow."""
     ray: str | None = None
-    """Ray cluster whose nodes take the runs: `auto`, `HOST:PORT` or `local`. All nodes must share `out`."""
+    """Ray cluster on which the runs are executed: `auto`, `HOST:PORT` or `local`. All nodes must share `out`."""
 
     def __post_init__(self) -> None:
         check_fields(self)

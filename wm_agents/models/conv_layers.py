@@ -52,8 +52,8 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor
 class Up(nn.Module):
     """Nearest-neighbour upsampling by 2, then a 5x5 convolution; images (N, H, W, C).
 
-    After upsampling, only 9 of the 25 pixels under the kernel are different. So the original image is
-    convolved with four 3x3 kernels, one for each of the four pixels that a pixel becomes.
+    After upsampling, the 25 pixels under the kernel have only 9 distinct values. So it is computed as four 3x3
+    convolutions of the original image, one for each of the four pixels that a pixel becomes.
     """
 
     def __init__(self, in_dim: int, out_dim: int) -> None:

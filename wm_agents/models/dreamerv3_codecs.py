@@ -38,7 +38,7 @@ class Codec(Protocol):
         """Map observations (N, *shape) to tokens (N, token_dim)."""
 
     def predict(self, deter: Tensor, stoch: Tensor) -> Tensor:
-        """Predict observations from the latent, in the form of `loss` and `decode`."""
+        """Predict observations from the latent, in the form that `loss` and `decode` take."""
 
     def loss(self, predicted: Tensor, obs: Tensor) -> Tensor:
         """The loss (N,) of predictions."""

@@ -153,8 +153,8 @@ class Ensemble(Model):
     def disagreement(self, latent: Latent, act: Tensor, ahead: Latent) -> Tensor:
         """The disagreement (B,) of the members about the step to `ahead`.
 
-        It is the root mean square of the standard deviations over members: of the mean change in each dimension, in
-        units of `Scale.change_std`, and of the reward, in units of `Scale.rew`.
+        Each member predicts the mean change of each dimension, in units of `Scale.change_std`, and the reward, in units
+        of `Scale.rew`. The disagreement is the root mean square of the standard deviations of these over members.
         """
         obs, x = latent["obs"], self._input(latent["obs"], act)
         mean, _ = self.change(x).float().chunk(2, dim=-1)

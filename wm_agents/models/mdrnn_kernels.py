@@ -24,7 +24,7 @@ MANY = 128
 
 
 def is_dream(h: Tensor) -> bool:
-    """Whether the memory is on the CPU and no gradients are recorded."""
+    """Whether `h` is on the CPU and no gradients are recorded, as in dreams that are played."""
     return h.is_cpu and not torch.is_grad_enabled()
 
 

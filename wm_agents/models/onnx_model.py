@@ -85,7 +85,8 @@ class OnnxModel:
     def _check_rows(self, rows: int) -> None:
         if rows != 1 and self.model.family in STATIC:
             raise ValueError(
-                f"backend='onnx' computes one row of {self.model.family}, got {rows}; use num_envs=1 or backend='torch'"
+                f"backend='onnx' supports {self.model.family} with one row only, got {rows}; "
+                "use num_envs=1 or backend='torch'"
             )
 
 

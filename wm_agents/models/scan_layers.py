@@ -50,7 +50,7 @@ class _LateGradient(torch.autograd.Function):
 
 
 class ScanBlocks:
-    """`ScanLinear` for a block-linear layer; returns (G, B, O) as `BlockLinear.by_block`."""
+    """`ScanLinear` for a block-linear layer; the output has shape (G, B, O), like that of `BlockLinear.by_block`."""
 
     def __init__(self, layer: BlockLinear, steps: int, rows: int) -> None:
         dtype = compute_dtype(layer.weight)

@@ -235,7 +235,7 @@ class TDMPC2(Model):
         return {"z": feat}
 
     def propose(self, latent: Latent, *, greedy: bool = False, generator: torch.Generator | None = None) -> Tensor:
-        """Actions (B, A) of the policy, sampled or the mode, as proposals for plans."""
+        """Actions (B, A) of the policy, from which plans start: samples, or its mode if `greedy`."""
         return self.policy.act(self.pi(latent["z"]).float(), greedy, generator)
 
     def worth(self, latent: Latent, *, generator: torch.Generator | None = None) -> Tensor:

@@ -33,7 +33,7 @@ class _Curve(NamedTuple):
 
 
 def draw_curves(out: Path, most: int) -> Path | None:
-    """Plot outputs/curves.png from every metrics.jsonl of the run; None if there are no metrics.
+    """Plot outputs/curves.png from every metrics.jsonl of the run, and return its path; None if there are no metrics.
 
     Args:
         most: maximum number of points per curve; neighbours are averaged.

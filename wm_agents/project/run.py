@@ -87,12 +87,13 @@ def train(
     """Train or resume the model of a project, and return the content of run_manifest.json.
 
     Args:
-        allow_degraded: train on random data if the settings or a missing environment require it.
+        allow_degraded: train on generated noise, which describes no environment, if the settings ask for it or the
+            environment cannot be created.
         budget, quick: the time of the run: see `ImproveConfig`.
 
     Raises:
         ConfigurationError: the settings contradict the environment, each other, or the existing run.
-        Degraded: the run would be degraded.
+        Degraded: `allow_degraded` is False, and the run would train on noise.
         FolderInUse: another process uses the output folder.
         KeyboardInterrupt: the run was interrupted; finished work is kept.
     """

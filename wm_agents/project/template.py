@@ -41,7 +41,7 @@ def toml_text(values: Values, notes: Mapping[str, str] | None = None) -> str:
 
 
 def files(values: Values) -> dict[str, str]:
-    """The other files of a project, by name."""
+    """The files of a project besides wm.toml, by name."""
     facts = {"name": values["project_name"], "environment": values["environment"], "model": values["model"]}
     readme = README.format(**facts)
     return {"train.py": TRAIN, "inference.py": INFERENCE, "dataset.py": DATASET, "README.md": readme}

@@ -17,8 +17,8 @@ def make_feed(data: Any, cfg: TrainingConfig, pack: bool = False, device: str = 
     iterable.
 
     Args:
-        pack: for a replay buffer: windows over packed episodes.
-        held_out: for a replay buffer: use other random numbers than training.
+        pack: if `data` is a replay buffer, a window may contain several episodes, one after the other.
+        held_out: if `data` is a replay buffer, use other random numbers than training.
 
     Raises:
         TypeError: unsupported type of data.

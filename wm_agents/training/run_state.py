@@ -108,8 +108,8 @@ def _check_same_run(trainer: Trainer, path: Path, saved: dict[str, Any]) -> None
     now = trainer.cfg.to_dict()
     if strange := [name for name in saved if name not in now]:
         raise ValueError(
-            f"{path} was written by another version (it has the setting {', '.join(strange)}); finish the run with "
-            "that version, or delete the file to restart this stage"
+            f"{path} was written by another version of this package (its setting {', '.join(strange)} is unknown); "
+            "finish the run with that version, or delete the file to restart this stage"
         )
     fixed = {"total_steps"} if trainer.cfg.scheduler in ("linear", "cosine", "onecycle") else set()
     changed = [k for k in now if now[k] != saved.get(k) and k not in MAY_CHANGE - fixed]

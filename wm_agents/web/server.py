@@ -78,7 +78,8 @@ class Server:
 def next_due(due: float, now: float, period: float, replies: list[Reply]) -> float:
     """When the next step is due after `replies`, in seconds like `due` and `now`.
 
-    Commands move nothing, a late step does not make the next ones hurry, and single steps put off nothing.
+    A command does not change the time. The steps after a late step are not faster to catch up. A step that was asked
+    for before its time does not delay the next one.
     """
     if any(reply.about["kind"] == "step" for reply in replies):
         return min(max(due + period, now), now + period)
