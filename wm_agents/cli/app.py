@@ -33,11 +33,11 @@ class Command(NamedTuple):
     target: str
     """A function, or a table of functions by verb. It returns the exit code, or None for 0."""
     parser: str | None = None
-    """The parser, called with the flags, of a command whose flags depend on others."""
+    """For a command in which flags depend on other flags: a function of the flags that returns the parser."""
     resumes: bool = False
     """The same command resumes an interrupted run."""
     error: int = EXIT_ERROR
-    """Exit code after an error; another one where 1 has a meaning of its own."""
+    """Exit code after an error. It is not 1 for commands that use 1 for something else."""
     usage: int = EXIT_STOPPED
     """Exit code after invalid flags."""
 
@@ -222,7 +222,7 @@ def _run(name: str, flags: list[str]) -> int:
 
 
 def _alive(name: str) -> AbstractContextManager[object]:
-    """Prints a line when a command was silent for five seconds; a server in the browser may be silent."""
+    """Prints a line when a command has been silent for five seconds, except for commands that serve a web page."""
     return nullcontext() if COMMANDS[name].topic == "browser" else Pulse(f"wm {name}", sys.stderr)
 
 

@@ -16,7 +16,7 @@ class Brief(NamedTuple):
     usage: tuple[str, ...]
     about: str
     flags: dict[str, dict[str, str]]
-    """By title: what each flag means, by the flag and its value, such as `--seed N`."""
+    """The sections: title -> (flag with its value, such as `--seed N` -> its meaning)."""
 
     def text(self, prog: str) -> str:
         """The help as it is printed."""

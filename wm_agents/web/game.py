@@ -70,8 +70,8 @@ class Scene(NamedTuple):
 class Game:
     """One visitor's episode. Every method is called by one thread at a time.
 
-    Asleep, the dream is in control: pilots act on its features, and the real environment takes the same actions.
-    Awake, reality is in control: the dream follows it frame by frame.
+    While the game is asleep, pilots act on the features of the dream, and the real environment takes the same actions.
+    While it is awake, the dream is updated with each real frame.
     """
 
     def __init__(self, playable: Playable) -> None:
