@@ -43,7 +43,7 @@ function receive(about, parts) {
 function greet(hello) {
   stage = hello.stage;
   document.title = `${stage.name} · dream`;
-  $("title").textContent = `A dream of ${stage.env}`;
+  $("title").textContent = `A dream of ${stage.env.split(":").pop()}`;
   const family = { vmc: "V-M-C", dreamerv3: "DreamerV3", tdmpc2: "TD-MPC2", ensemble: "ensemble", objects: "object model" }[stage.family] || stage.family;
   $("subtitle").textContent = `${stage.name} · ${family}, ${stage.parameters.toLocaleString("en")} parameters · real time is ${+stage.fps.toFixed(1)} steps/s`;
   document.body.classList.toggle("alone", !stage.real);
