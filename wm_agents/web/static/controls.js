@@ -112,7 +112,8 @@ export class Controls {
     this.axes = { side, up: pedals[0] ?? -1, down: pedals[1] ?? -1, second: pedals.length ? -1 : second };
     const say = (where, i, text) => (i >= 0 ? [element("span", { className: where, textContent: text ?? dims[i].name })] : []);
     const knob = element("div", { className: "knob" });
-    const stick = element("div", { className: "stick" }, knob,
+    const flat = this.axes.up < 0 && this.axes.second < 0;
+    const stick = element("div", { className: flat ? "stick flat" : "stick" }, knob,
       ...say("w", side, "◂"), ...say("e", side, `${dims[side]?.name} ▸`), ...say("n", this.axes.up), ...say("s", this.axes.down), ...say("n", this.axes.second));
     const move = (event) => {
       const at = stick.getBoundingClientRect(), clip = (x) => Math.max(-1, Math.min(1, x));

@@ -119,7 +119,7 @@ function showNumbers() {
   const text = !stage.real ? "" : last.awake ? "Awake: reality is in control, and the dream follows it frame by frame."
     : last.left !== null ? `The dream left reality at step ${last.left}: it is further from reality than reality was one second before.`
     : last.dreamOver && last.realOver ? "Both episodes are over."
-    : last.realOver ? "The real episode is over; the dream goes its own way." : "The dream is near reality.";
+    : last.realOver ? "The real episode is over; the dream continues." : "The dream is near reality.";
   if (verdict.textContent !== text) verdict.textContent = text;
 }
 
