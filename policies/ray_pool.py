@@ -8,11 +8,8 @@ the results, so steps of a repeated task count once.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import signal
-import socket
 import sys
 import threading
 import time
@@ -21,26 +18,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from policies.pool import TIMEOUT, Check, Procs, WorkerDied, step_limit
+from policies.ray_connection import HeadLost, connect, while_head_answers
 from policies.ray_worker import Actor, Place, look_around, reason
 from policies.step_count import StepCount
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-RUNTIME_ENV = "WM_RUNTIME_ENV"
-"""Name of the environment variable with Ray's `runtime_env`: a JSON object, or the path of a file with one."""
 PROCESSES = 2
 """Worker processes, unless their number or a Ray cluster is given."""
 WAIT_S = 0.02
-"""Longest time until a new task reaches an idle worker while others work."""
+"""Longest time until a new task reaches an idle worker while others work. Ten times as long while no worker is idle."""
 LOOK_S = 30.0
 """Longest time between two looks at every worker."""
-HEAD_S = 1.0
-"""Time between two looks at the head of the cluster; three failures in a row end the work."""
+COUNT_S = 1.0
+"""Time between two counts of the machines of the cluster."""
 MAX_LOST = 4
 """A task is given up after this many lost workers. One that hangs counts twice."""
 DIED = "died (killed, crashed, out of memory, or its machine is gone)"
@@ -76,7 +71,7 @@ class RayCluster:
             ValueError, RuntimeError: there is no such cluster, it has too few cores, or a machine of it lacks
                 something; one line with the reason.
         """
-        _connect(self)
+        connect(self.address, self.runtime_env)
         return RayPool(shared, self, check)
 
 
@@ -92,120 +87,6 @@ def processes_of(procs: int | None, ray: str | None) -> int:
     if ray is not None:
         return 0
     return PROCESSES if procs is None else procs
-
-
-def _connect(cluster: RayCluster) -> None:
-    """Connect this process to the cluster, unless it is connected to Ray already."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Of nodes that this process starts. Ray's default is 15.
-    # Ray ends this process that long after the head is gone, even if it trains meanwhile. Its default is a minute.
-    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "3600")
-    try:
-        import ray
-        import ray._private.worker as driver
-    except ImportError as error:
-        raise ImportError("workers on Ray need the package ray: pip install 'dreams-as-envs[distributed]'") from error
-    if ray.is_initialized():
-        if _answers(ray.get_runtime_context().gcs_address):
-            return
-        ray.shutdown()  # There may be another head.
-    host, colon, port = cluster.address.rpartition(":")
-    if colon:
-        _knock(host, port, cluster.address)
-    elif cluster.address == "auto":
-        _knock_at_last()
-    elif cluster.address != "local":
-        raise ValueError(f"ray must be auto, local or HOST:PORT, got {cluster.address!r}")
-    driver.listen_error_messages = _ignore
-    runtime_env, before = dict(_runtime_env(cluster)), signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(
-            address=cluster.address,
-            runtime_env=runtime_env,
-            include_dashboard=None if cluster.address != "local" else False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
-    except ConnectionError as error:
-        raise RuntimeError(_no_cluster(cluster.address)) from error
-    except (RuntimeError, ValueError, ray.exceptions.RayError) as error:  # Such as other versions, or a wrong token.
-        raise RuntimeError(f"Ray at {cluster.address}: {' '.join(str(error).split())}") from error
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)  # Ray replaces it by one that ends the program.
-
-
-def _ignore(worker: Any, threads_stopped: Any) -> None:
-    """Read no messages of the cluster: Ray prints the log of a lost node to stdout. The pool reports the loss."""
-
-
-def _no_cluster(address: str) -> str:
-    return (
-        f"no Ray cluster at {address}: start one with `ray start --head` and `ray start --address HOST:6379` on every "
-        "other machine, or use local"
-    )
-
-
-def _knock_at_last() -> None:
-    """Check that the cluster of this machine, as Ray has recorded it, still has a head."""
-    from ray._private.services import canonicalize_bootstrap_address
-
-    try:
-        address = canonicalize_bootstrap_address("auto")
-    except ConnectionError as error:
-        raise RuntimeError(_no_cluster("auto")) from error
-    if address is None:  # The environment variable RAY_ADDRESS is `local`.
-        return
-    host, _, port = address.rpartition(":")
-    try:
-        _reach(host, int(port))
-    except OSError as error:
-        raise RuntimeError(f"{_no_cluster('auto')}; the last one, at {address}, does not answer ({error})") from error
-
-
-def _reach(host: str, port: int, limit_s: float = 5.0) -> None:
-    """Check that something listens there."""
-    socket.create_connection((host, port), timeout=limit_s).close()
-
-
-def _answers(address: str) -> bool:
-    """Whether a head accepts connections."""
-    host, _, port = address.rpartition(":")
-    try:
-        _reach(host, int(port), limit_s=2)
-    except OSError:
-        return False
-    return True
-
-
-def _knock(host: str, port: str, address: str) -> None:
-    """Check that something listens there, because Ray waits for half a minute."""
-    if not port.isdecimal() or "/" in host:
-        raise ValueError(f"ray must be auto, local or HOST:PORT, got {address!r}")
-    try:
-        _reach(host, int(port))
-    except OSError as error:
-        raise RuntimeError(
-            f"no Ray cluster at {address} ({error}): start one there with `ray start --head --port {port}`, or use auto"
-        ) from error
-
-
-def _runtime_env(cluster: RayCluster) -> Mapping[str, Any]:
-    if cluster.runtime_env is not None:
-        return cluster.runtime_env
-    text = os.environ.get(RUNTIME_ENV, "").strip()
-    if not text:
-        return {}
-    try:
-        if not text.startswith("{"):
-            text = Path(text).read_text(encoding="utf-8")
-        found = json.loads(text)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{RUNTIME_ENV} must be a JSON object or the path of a JSON file: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{RUNTIME_ENV} must be a JSON object, got {type(found).__name__}")
-    return found
 
 
 class _Task:
@@ -247,14 +128,6 @@ class RayPool:
         self._cluster, self._place = cluster, Place(os.getcwd(), [*sys.path])
         self._head = ray.get_runtime_context().gcs_address
         self._limit = step_limit()
-        self._target = self._count_workers()
-        self._stage = ray.put(self._ray.cloudpickle.dumps((shared, check)))
-        self._look_at_machines()
-        groups = {"control": 1}
-        method = ray.method(concurrency_group="control")
-        kind = type("Worker", (Actor,), {"idle_s": method(Actor.idle_s), "stop": method(Actor.stop)})
-        remote: Any = ray.remote  # Its types lack this keyword.
-        self._kind = remote(num_cpus=cluster.cores, max_restarts=0, concurrency_groups=groups)(kind)
         self._lock = threading.RLock()
         self._queue: deque[_Task] = deque()
         self._workers: list[_Worker] = []
@@ -267,9 +140,21 @@ class RayPool:
         self._failure = ""
         self._deserted = False
         """Whether no machine with cores was left at the last look."""
-        self._grow()
+        while_head_answers(self._head, lambda: self._start(shared, check))
         self._thread = threading.Thread(target=self._serve_all, daemon=True)
         self._thread.start()
+
+    def _start(self, shared: Any, check: Check | None) -> None:
+        """Check the machines and start the first workers."""
+        ray = self._ray
+        self._target = self._count_workers()
+        self._stage = ray.put(ray.cloudpickle.dumps((shared, check)))
+        self._look_at_machines()
+        groups = {"control": 1}
+        method = ray.method(concurrency_group="control")
+        kind = type("Worker", (Actor,), {"idle_s": method(Actor.idle_s), "stop": method(Actor.stop)})
+        self._kind = ray.remote(num_cpus=self._cluster.cores, max_restarts=0, concurrency_groups=groups)(kind)
+        self._grow()
 
     @property
     def size(self) -> int:
@@ -329,8 +214,9 @@ class RayPool:
         for worker in workers:
             if worker.task is not None:
                 worker.task.future.cancel()
-            if not self._failure:
-                self._ray.kill(worker.actor)
+        if not self._failure:
+            with suppress(HeadLost):
+                while_head_answers(self._head, lambda: [self._ray.kill(worker.actor) for worker in workers])
 
     def __enter__(self) -> RayPool:
         return self
@@ -343,35 +229,34 @@ class RayPool:
     def _serve_all(self) -> None:
         """Serve, and let no task wait for ever if Ray fails."""
         try:
-            self._serve()
+            while_head_answers(self._head, self._serve)
+        except HeadLost as error:
+            self._give_up(str(error))
         except Exception as error:
             log.debug("Ray failed", exc_info=error)
             self._give_up(f"the Ray cluster at {self._head} failed: {reason(error)}")
 
     def _serve(self) -> None:
         """Give tasks to workers and take their results, until the pool is closed."""
-        heard = looked = time.monotonic()
-        failures = 0
+        counted = looked = time.monotonic()
         while not self._over and not self._failure:
             now = time.monotonic()
             with self._lock:
                 self._grow()
                 self._give()
                 waiting = {worker.ref: worker for worker in self._workers if worker.ref is not None}
+                idle = len(waiting) < len(self._workers)
                 if self._closing and not any(worker.task for worker in self._workers):
                     return
             if waiting:
-                for ref in self._ray.wait([*waiting], timeout=WAIT_S)[0]:
+                for ref in self._ray.wait([*waiting], timeout=WAIT_S if idle else WAIT_S * 10)[0]:
                     self._take(waiting[ref], ref)
             else:
                 self._new.wait(WAIT_S * 10)
                 self._new.clear()
-            if now - heard > HEAD_S:
-                heard, failures = now, 0 if _answers(self._head) else failures + 1
-                if failures == 3:
-                    return self._give_up(f"the head of the Ray cluster at {self._head} does not answer")
-                if not failures:
-                    self._follow_machines()
+            if now - counted > COUNT_S:
+                counted = now
+                self._follow_machines()
             if self._limit and now - looked > min(self._limit / 4, LOOK_S):
                 looked = now
                 self._look()

@@ -438,7 +438,8 @@ def test_families_that_learn_to_act_are_trained_too(
     values, _ = trained(asked)
     assert values["run_classification"] == MEANINGFUL and values["scores"]["real"]["episodes"] == 3
     assert values["data"]["mode"] == ("online" if "true" in online else "offline")
-    assert values["training"]["updates"] > 0 and (asked.out / "metrics.jsonl").is_file()
+    assert values["training"]["updates"] > 0 and list(asked.out.glob("**/strips/*.png"))
+    assert any("memory/process_gb" in row for row in read_metrics(asked.out / "metrics.jsonl"))
     assert load_model(asked.out / "model")[1].policies
 
 

@@ -1,4 +1,8 @@
-"""The pages in a real browser: Debian's Chromium, driven by Playwright. `pytest -m browser` runs these alone."""
+"""The pages in a real browser: Debian's Chromium, driven by Playwright. `pytest -m browser` runs these alone.
+
+Three tests at the end require a speed of the pages. Each measures first what the machine does without a page, is
+skipped unless that leaves half of the time for the page, and takes the best of several windows.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,10 +20,16 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from waiting import wait_until
 
 import wm_envs  # noqa: F401
+from policies.linear import LinearPolicy
+from wm_agents.models.vmc import VMC, VMCConfig
+from wm_agents.pretrained import load_model, save_model
+from wm_agents.system.files import write_tensors
 from wm_agents.web.web_export import export_web
+from wm_envs.registry import RealSpec
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
@@ -75,6 +86,30 @@ def width(page: Any, dimension: int) -> float:
     return float(page.locator(".gauges rect").nth(dimension).get_attribute("width"))
 
 
+WATCH = """
+window.taken = null; window.frames_drawn = 0; window.shown_ms = []; window.pressed = null; window.fresh = false;
+addEventListener("keydown", (event) => { if (!event.repeat) window.pressed = performance.now(); }, true);
+const Plain = WebSocket;
+window.WebSocket = class extends Plain {
+  constructor(...given) {
+    super(...given);
+    this.addEventListener("message", ({ data }) => {
+      const length = new DataView(data).getUint32(0, true);
+      const about = JSON.parse(new TextDecoder().decode(new Uint8Array(data, 4, length)));
+      if (about.kind !== "step") return;
+      window.taken = about.act;
+      const pressed = about.act[1] > 0 ? window.pressed : null;  // The step that took the key.
+      if (pressed !== null) window.pressed = null;
+      window.fresh = true;
+      requestAnimationFrame((now) => {  // The page has drawn, because it asked for this frame before.
+        if (window.fresh) window.frames_drawn += 1;
+        window.fresh = false;
+        if (pressed !== null) window.shown_ms.push(performance.now() - pressed);
+      });
+    });
+  }
+};
+"""
 GAMEPAD = """() => {
   const pad = { axes: [0, 0], buttons: Array.from({ length: 17 }, () => ({ value: 0 })) };
   window.pad = pad;
@@ -150,6 +185,7 @@ def test_videos_are_recorded_and_play(page: Any, car: str) -> None:
     sync_api.expect(page.locator("#clip video")).to_be_visible(timeout=WAIT_MS)
     wait_until(lambda: page.evaluate("() => document.querySelector('#clip video').readyState >= 2"))
     assert page.evaluate("() => document.querySelector('#clip video').videoWidth") > 300
+    wait_until(lambda: page.evaluate("() => document.querySelector('#clip video').currentTime > 0.1"))
     assert page.get_attribute("#clip-save", "download") == "Dream-CarRacing-v0.mp4"
     page.goto("about:blank")
 
@@ -179,6 +215,61 @@ def test_keys_drive_policies_switch_and_recordings_play(page: Any, car: str) -> 
     page.keyboard.press("p")
     wait_text(page, "#pause", "Play")
     page.goto("about:blank")
+
+
+def test_every_part_of_an_action_has_keys_and_buttons(page: Any, tmp_path: Path) -> None:
+    space = gym.spaces.MultiDiscrete([3, 2], start=[0, 5])
+    torch.manual_seed(0)
+    model = VMC(VMCConfig("identity", z_dim=4, hidden=8, mixtures=2), gym.make("CartPole-v1").observation_space, space)
+    with torch.no_grad():
+        model.memory.gmm_linear.bias[-1] = -9.0  # Its dreams last.
+    starts = {"begin": model.eval().initial(4)}
+    save_model(tmp_path / "model", model, RealSpec("CartPole-v1"), starts, horizon=10**6, card="# fresh\n")
+    page.add_init_script(WATCH)
+    with serving("-m", "wm_agents", "play", str(tmp_path / "model"), "--port", "0", "--no-real") as url:
+        page.goto(url)
+        wait_text(page, "#at", "[1-9]")
+        for key in ("ArrowRight", "ArrowRight", "ArrowRight", "ArrowLeft", "ArrowUp"):
+            page.keyboard.press(key)
+        wait_until(lambda: page.evaluate("() => window.taken") == [1, 6])
+        page.get_by_role("button", name="part 1: 2").click()
+        wait_until(lambda: page.evaluate("() => window.taken") == [2, 6])
+        chosen = page.locator("[aria-pressed=true]")
+        assert [chosen.nth(i).text_content() for i in range(chosen.count())] == ["2", "6"]
+        page.evaluate(GAMEPAD)
+        page.evaluate("() => { window.pad.axes[1] = 0.9; }")
+        wait_until(lambda: page.evaluate("() => window.taken") == [2, 5])
+        page.evaluate("() => { window.pad.axes[1] = 0; }")
+        page.get_by_role("radio", name="random").click()
+        acts: set[tuple[int, ...]] = set()
+
+        def all_seen() -> bool:
+            acts.add(tuple(page.evaluate("() => window.taken")))
+            return len(acts) == 6
+
+        wait_until(all_seen)
+        page.goto("about:blank")
+
+
+def test_saved_policies_are_chosen_in_mid_episode(page: Any, tmp_path: Path) -> None:
+    net, _ = load_model("Dream-CartPole-v0")
+    for name, act in (("lefty", 0), ("righty", 1)):
+        weights = np.zeros((2, net.feat_dim + 1))
+        weights[act, -1] = 1  # It always does the same.
+        policy = LinearPolicy(net.act_space, weights)
+        (tmp_path / name).mkdir()
+        write_tensors(tmp_path / name / "policy_linear.safetensors", policy.tensors(), policy.about())
+    page.add_init_script(WATCH)
+    saved = f"{tmp_path / 'lefty'},{tmp_path / 'righty' / 'policy_linear.safetensors'}"
+    with serving("-m", "wm_agents", "play", "Dream-CartPole-v0", "--port", "0", "--policies", saved) as url:
+        page.goto(url)
+        wait_text(page, "#at", "[1-9]")
+        for name, act in (("righty (linear)", 1), ("lefty (linear)", 0), ("righty (linear)", 1)):
+            page.click("#restart")
+            page.get_by_role("radio", name=name).click()
+            page.wait_for_selector(f"[data-pilot='{name}'][aria-checked=true]")
+            wait_until(lambda act=act: page.evaluate("() => window.taken") == [act])
+        page.goto("about:blank")
 
 
 SCALE = """() => {
@@ -240,3 +331,117 @@ def test_the_exported_page_plays_the_dream_of_python(page: Any, tmp_path: Path) 
     acts = [np.array(act, np.float32) for act in ([0.1, 0.6, 0], [-0.3, 0.2, 0])]
     mine = [float(env.step(acts[t % 2])[1]) for t in range(20)]
     assert theirs == pytest.approx(mine, abs=1e-3), json.dumps(theirs)
+
+
+# ---- speed
+
+BAR_MS, BAR_FPS, BAR_S = 150, 25, 2.0
+ROUNDS = 4
+"""Windows of which the best counts."""
+
+
+def seconds_of(task: Callable[[], object], number: int = 10) -> float:
+    """Seconds of a task: the mean of ten, at the best of several windows."""
+
+    def window() -> float:
+        began = time.perf_counter()
+        for _ in range(number):
+            task()
+        return (time.perf_counter() - began) / number
+
+    return min(window() for _ in range(ROUNDS))
+
+
+@pytest.fixture(scope="module")
+def bare_step() -> Callable[[], object]:
+    """A step of CarRacing in the dream and in the real environment, and the encoder; without a page or a game."""
+    dream, real = gym.make("Dream-CarRacing-v0"), gym.make("Real-CarRacing-v0")
+    model, _ = load_model("Dream-CarRacing-v0")
+    for env in (dream, real):
+        env.reset(seed=0)
+
+    def step() -> None:
+        act = np.array([0, 0.1, 0], np.float32)
+        for env in (dream, real):
+            obs, _, term, trunc, _ = env.step(act)
+            if term or trunc:
+                env.reset()
+        with torch.inference_mode():
+            model.encode(torch.from_numpy(obs[None]))
+
+    return step
+
+
+def skip_unless_fast(task: Callable[[], object], most_s: float, what: str) -> None:
+    """Skip the test where the machine alone needs more than half of the time that is left."""
+    if (needed := seconds_of(task)) > most_s / 2:
+        pytest.skip(f"{what} takes {1000 * needed:.0f} ms here; the test needs {500 * most_s:.0f} ms or less")
+
+
+def test_a_key_changes_the_dream_within_150_ms(page: Any, car: str, bare_step: Callable[[], object]) -> None:
+    period_ms = 80.0  # A key waits for the next step of the environment, 80 ms at most.
+    left_s = (BAR_MS - period_ms) / 1000
+    skip_unless_fast(bare_step, left_s, "a step")
+    page.add_init_script(WATCH)
+    page.goto(car)
+    wait_text(page, "#dream-state", "[1-9]\\d* steps on its own")
+    medians = []
+    for _ in range(ROUNDS):
+        known = len(page.evaluate("() => window.shown_ms"))
+        for press in range(known, known + 7):
+            page.keyboard.down("ArrowUp")
+            wait_until(lambda most=press: len(page.evaluate("() => window.shown_ms")) > most)
+            page.keyboard.up("ArrowUp")
+            wait_until(lambda: page.evaluate("() => window.taken")[1] == 0)
+        medians.append(float(np.median(page.evaluate("() => window.shown_ms")[known:])))
+        if medians[-1] <= BAR_MS:
+            break
+    page.goto("about:blank")
+    if min(medians) > BAR_MS:
+        skip_unless_fast(bare_step, left_s, "a step")  # The machine may have become busy.
+    assert min(medians) <= BAR_MS, f"medians of seven presses, in ms: {medians}"
+
+
+def test_cars_are_drawn_25_times_a_second_beside_the_real_environment(
+    page: Any, car: str, bare_step: Callable[[], object]
+) -> None:
+    skip_unless_fast(bare_step, 1 / BAR_FPS, "a step")
+    page.add_init_script(WATCH)
+    page.goto(car)
+    wait_text(page, "#dream-state", "[1-9]\\d* steps on its own")
+    page.get_by_role("radio", name="policy (linear)").click()
+    page.wait_for_selector("[data-pilot='policy (linear)'][aria-checked=true]")
+    page.fill("#speed", "3")  # Eight times real time: 100 steps per second are asked for.
+    wait_text(page, "#speed-out", "^8 ")
+    rates = []
+    for _ in range(2 * ROUNDS):
+        before = page.evaluate("() => [performance.now(), window.frames_drawn]")
+        page.wait_for_timeout(1500)
+        after = page.evaluate("() => [performance.now(), window.frames_drawn]")
+        rates.append(1000 * (after[1] - before[1]) / (after[0] - before[0]))
+        if rates[-1] >= BAR_FPS:
+            break
+    page.goto("about:blank")
+    if max(rates) < BAR_FPS:
+        skip_unless_fast(bare_step, 1 / BAR_FPS, "a step")
+    assert max(rates) >= BAR_FPS, f"frames per second: {rates}"
+
+
+def test_curves_of_a_running_run_follow_within_two_seconds(page: Any, tmp_path: Path) -> None:
+    file = tmp_path / "one" / "metrics.jsonl"
+    file.parent.mkdir()
+    file.write_text('{"step": 1, "train/loss": 1.0}\n')
+    with serving("-m", "wm_agents", "dashboard", str(tmp_path), "--port", "0") as url:
+        page.goto(url)
+        loss = "#groups figure:has(canvas[aria-label^='Loss of the model']) output"
+        wait_text(page, loss, r"^1$")
+        waits = []
+        for step in range(2, 2 + ROUNDS):
+            with file.open("a") as more:
+                more.write(f'{{"step": {step}, "train/loss": {step}.0}}\n')
+            began = time.perf_counter()
+            wait_text(page, loss, f"^{step}$")
+            waits.append(time.perf_counter() - began)
+        page.goto("about:blank")
+    skip_unless_fast(lambda: page.evaluate("() => 1"), BAR_S, "a message to Chromium")
+    assert min(waits) <= BAR_S, f"seconds from a row to its curve: {waits}"

@@ -151,12 +151,12 @@ def test_strips_live_frames_budgets_and_the_fidelity_report_are_shown(root: Path
     (one / "fidelity" / "fidelity.html").write_text("<style>p {}</style>")
     (one / "fidelity" / "fidelity.json").write_text('{"verdicts": {"gap": "small"}, "real_episodes": 8}')
     with start_run(one, {"spec": {"id": "CartPole-v1"}, "family": "vmc"}, {"collect": 1}) as run:
-        run.update(limits={"rounds": 4, "data_gb": 5.0}, stage="learn")
+        run.update(limits={"rounds": 4, "data_gb": 5.0}, stage="learn", plan={"budget_s": 600.0})
     facts = client.get("/run", params={"name": "cart/vmc/one"}).json()
     assert [strip["title"] for strip in facts["strips"]] == ["cart/vmc/one/round-00", "cart/vmc/one/round-01"]
     assert facts["live"] == "cart/vmc/one/live.png" and facts["media"] == []
     assert (facts["data_bytes"], facts["data_gb"], facts["rounds"], facts["stage"]) == (1000, 5.0, 4, "learn")
-    assert facts["ram_gb"] > 0.1
+    assert facts["ram_gb"] > 0.1 and facts["budget_s"] == 600.0
     assert facts["fidelity"] == {
         "verdicts": {"gap": "small"},
         "episodes": 8,
@@ -177,6 +177,17 @@ def test_a_report_is_sent_without_the_rights_of_the_page(root: Path, client: Tes
     assert answer.text == "<script>" and "sandbox" in policy and "script-src" not in policy and "'none'" in policy
     for name in ("two/run.json", "../fidelity.html", "two"):
         assert client.get("/report", params={"file": name}).status_code == 404
+
+
+def test_the_time_of_a_run_counts_from_its_only_start(root: Path, client: TestClient) -> None:
+    def spent(*starts: object) -> object:
+        (root / "two" / "run.json").write_text(json.dumps({"starts": [{"started_at": at} for at in starts]}))
+        os.utime(root / "two" / "run.json", (1_000_000_090, 1_000_000_090))
+        return client.get("/run", params={"name": "two"}).json()["spent_s"]
+
+    began = "2001-09-09T01:46:40+00:00"  # A thousand million seconds after 1970 began.
+    assert spent(began) == 90
+    assert spent(began, began) is spent("yesterday") is spent(7) is None
 
 
 FOREIGN = [

@@ -157,6 +157,7 @@ def test_the_same_seed_gives_the_same_dream_in_javascript(name: str, how: Any, t
 def test_the_folder_is_small_complete_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     export_web(CARS, tmp_path / "out")
     assert sum(file.stat().st_size for file in (tmp_path / "out").iterdir()) < 4e6
+    assert len({file.stat().st_mode for file in (tmp_path / "out").iterdir()}) == 1  # Another user's server reads all.
     for file in (tmp_path / "out").glob("*.[jh]*"):
         text = file.read_text()
         for name in __import__("re").findall(r'(?:from|src=|href=) ?"\.?/?([\w.]+\.\w+)"', text):

@@ -207,6 +207,7 @@ SPACES = [
     spaces.Box(np.array([-1, 0, 0]), np.array([1, 1, 1]), dtype=np.float32),
     spaces.Box(0, 5, (1, 2), np.int64),
     spaces.MultiDiscrete([2, 3]),
+    spaces.MultiDiscrete([2, 3], start=[-1, 7]),
     spaces.MultiBinary(3),
 ]
 
@@ -220,6 +221,15 @@ def test_every_action_space_has_controls_and_reads_its_own_actions(space: gym.Sp
     for _ in range(20):
         act = np.asarray(space.sample())
         assert np.array_equal(read_action(space, act.ravel().tolist()), act)
+
+
+def test_parts_of_an_action_start_where_the_space_does_and_have_keys() -> None:
+    space = spaces.MultiDiscrete([2] * 10, start=[5, *[0] * 9])
+    controls = controls_of(space)
+    assert controls["parts"][0] == {"name": "part 1", "num": 2, "start": 5, "keys": {"ArrowLeft": -1, "ArrowRight": 1}}
+    assert [list(part["keys"]) for part in controls["parts"][3:6]] == [["KeyS", "KeyW"], ["Digit5"], ["Digit6"]]
+    assert controls["parts"][9]["keys"] == {}  # It has its buttons.
+    assert space.contains(resting(space, controls))
 
 
 @pytest.mark.parametrize("space", SPACES, ids=str)

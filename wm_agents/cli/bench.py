@@ -134,12 +134,12 @@ def dream_speeds(model: str, rows: tuple[int, ...], seconds: float, options: dic
 
 
 def dream_doors(model: str, rows: tuple[int, ...] = ROWS, options: Mapping[str, str] = DEFAULTS) -> list[Door]:
-    """List every interface of a dream; a dream of images is listed with latents and with images as
+    """List every interface of a dream. A dream of images is listed twice, with latents and with images as
     observations.
 
     Args:
         rows: numbers of environments in the native vector environment.
-        options: `device` and `precision` of the dream; defaults are not shown in the call.
+        options: `device` and `precision` of the dream; defaults are left out of the printed call of `gym.make`.
     """
     dream_id, _, kwargs = ids_of(model)
     kwargs = {**kwargs, **{name: value for name, value in options.items() if value != DEFAULTS[name]}}

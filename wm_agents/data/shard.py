@@ -79,7 +79,7 @@ def write_shard(
 
 
 def land_shard(root: Path | str, name: str, image: bytes) -> ShardInfo:
-    """Write `root/name.h5` with the content `image` at once: a full disk raises an OSError and leaves no file."""
+    """Write the bytes `image` to `root/name.h5`, completely or not at all: a full disk raises an OSError."""
     path = Path(root) / f"{name}{SUFFIX}"
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as tmp:
@@ -182,7 +182,7 @@ def read_info(path: Path) -> ShardInfo:
 
 def _read_info(file: h5py.File, path: Path) -> ShardInfo:
     if file.attrs.get("format") != FORMAT:
-        raise ShardError(f"not a shard: attribute format must be {FORMAT!r}, got {file.attrs.get('format')!r}")
+        raise ShardError(f"not a shard: its attribute 'format' must be {FORMAT!r}, got {file.attrs.get('format')!r}")
     check_self_contained(file)
     version = int(file.attrs["format_version"])
     if version > FORMAT_VERSION:

@@ -39,7 +39,7 @@ def saved_policy(model: WorldModel, artifact: Artifact) -> Policy | None:
 def dream_score(
     subject: Subject, policy: Policy, *, episodes: int, seed: int, temperature: float | None = None
 ) -> Score:
-    """Dream returns of a policy on latents, all at once, from first frames of real episodes."""
+    """Play a policy that observes latents in a batch of dreams, which start from first frames of real episodes."""
     return evaluate_dream(
         subject.model,
         subject.starts,

@@ -206,7 +206,7 @@ class ImproveConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values without those of the machine and the report; `size` and `overrides` only if they are set."""
+        """The settings as JSON values, without those of machine and report; `size` and `overrides` if they are set."""
         values = asdict(self) | {"spec": self.spec.to_dict()}
         later = [name for name in ("size", "overrides") if not values[name]]
         for name in ("out", "procs", "ray", "rounds", "max_gb", "live_fps", "report_minutes", *later):

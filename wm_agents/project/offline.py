@@ -37,6 +37,9 @@ from wm_agents.project.translate import (
     seed_of,
     spec_of,
 )
+from wm_agents.strips import STRIPS, write_strips
+from wm_agents.system.extras import extra
+from wm_agents.system.hardware import memory_gb
 from wm_agents.training.callbacks import LoggingCallback, ProgressCallback
 from wm_agents.training.trainer import Trainer, TrainingResult
 from wm_envs.action import act_dim
@@ -73,6 +76,8 @@ def train_offline(project: Project, spaces: Spaces, console: Console) -> dict[st
         console.print(f"  collection stopped after {summary.steps} steps: {summary.stopped}")
     learned = _learn(project, spaces, Dataset(folder), console)
     model = learned.model.cpu().eval()
+    with extra("the strips of a held-out episode", console):
+        _write_strips(project, model, learned.held_out)
     candidate = Candidate(
         model,
         learned.learner.controller(),
@@ -100,6 +105,13 @@ def train_offline(project: Project, spaces: Spaces, console: Console) -> dict[st
     )
 
 
+def _write_strips(project: Project, model: Model, held_out: list[Episode]) -> None:
+    """Dreams of the longest episode that the model was not trained on, for the dashboard."""
+    if project.visualization.enabled and held_out:
+        longest = max(held_out, key=lambda ep: ep.num_steps)
+        write_strips(project.out / STRIPS, model, longest.obs, longest.act, env_id=spec_of(project).id)
+
+
 def train_on_noise(
     project: Project, spaces: Spaces, spec: RealSpec | None, degraded: list[str], console: Console
 ) -> dict[str, Any]:
@@ -125,7 +137,7 @@ def _learn(project: Project, spaces: Spaces, dataset: Dataset, console: Console)
     learner = make_learner(model) if project.is_online else model
     train, val = hold_out(dataset.num_episodes, cfg.seed)
     buffer, aside = (_buffer(project, spaces, dataset.iter_episodes(part)) for part in (train, val))
-    watching = LoggingCallback(project.out), ProgressCallback("learn", console)
+    watching = LoggingCallback(project.out, memory_gb), ProgressCallback("learn", console)
     trainer = Trainer(cast(nn.Module, learner), cfg, watching, run_dir=project.out / "learning")
     can_judge = aside.has_window(cfg.sequence_length, model.packs)
     if not can_judge and (cfg.patience is not None or cfg.scheduler == "plateau"):

@@ -223,7 +223,7 @@ def env_seed_of(project: Project) -> int:
 
 
 def live_fps_of(project: Project) -> float:
-    """Live frames per second; 0: none."""
+    """Frames per second of the live view during training; 0 turns it off."""
     return project.gameplay.live_fps if project.gameplay.enabled else 0.0
 
 

@@ -12,7 +12,7 @@ from wm_agents.errors import describe
 
 @contextmanager
 def extra(what: str, console: Console) -> Iterator[None]:
-    """A block that makes `what`; its error is printed, and the run continues without it."""
+    """A context for code that makes `what`. If it fails, the error is printed and the run continues without `what`."""
     try:
         yield
     # Renderers, codecs and displays raise any type of error, and some of them end the program.

@@ -25,6 +25,6 @@ def check_one_process(what: str) -> None:
     """
     if num_processes() > 1:
         raise ConfigurationError(
-            f"{what} trains in one process, got {num_processes()} from torchrun; start it without torchrun. Several "
-            "processes train DreamerV3 and TD-MPC2 online, and any Trainer(...) of your own"
+            f"{what} trains in one process, got {num_processes()} from torchrun; start it without torchrun. Only "
+            "online training (DreamerV3 and TD-MPC2) and your own Trainer(...) support several processes"
         )

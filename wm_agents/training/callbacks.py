@@ -46,10 +46,12 @@ class Callback:
 
 
 class LoggingCallback(Callback):
-    """Appends metrics to metrics.jsonl and TensorBoard, by default in the run folder."""
+    """Appends metrics to metrics.jsonl and TensorBoard, by default in the run folder; `more` measures further ones."""
 
-    def __init__(self, log_dir: str | Path | None = None) -> None:
-        self.log_dir = log_dir
+    def __init__(
+        self, log_dir: str | Path | None = None, more: Callable[[], Mapping[str, float]] = dict[str, float]
+    ) -> None:
+        self.log_dir, self.more = log_dir, more
         self._log: MetricsLog | None = None
 
     def on_start(self, trainer: Trainer) -> None:
@@ -57,7 +59,7 @@ class LoggingCallback(Callback):
 
     def on_metrics(self, trainer: Trainer, values: Mapping[str, float]) -> None:
         if self._log is not None:
-            self._log.write(trainer.update, values)
+            self._log.write(trainer.update, {**values, **self.more()})
 
     def on_end(self, trainer: Trainer) -> None:
         if self._log is not None:

@@ -81,7 +81,7 @@ class _SlotSet(NamedTuple):
         }
 
     def transitions(self, frame: Ints, history: int) -> Transitions:
-        """The steps from the frames (B,), which must be in `leaving`."""
+        """The transitions that start at the frames (B,), each of which must have a step, as those of `leaving`."""
         now = torch.from_numpy(frame)
         seen = self.place[now + 1], self.here[now + 1]
         return Transitions(self.latent(frame, history), self.act[now], self.rew[now], self.term[now], *seen)

@@ -59,7 +59,7 @@ class LearningRate:
             self.onecycle.step()
 
     def after_validation(self, step: int, value: float) -> None:
-        """Update `plateau` with a validation after the warm-up."""
+        """Update `plateau` with the validation loss, unless the warm-up is still running."""
         if self.plateau is not None and step > self.cfg.warmup_steps:
             self.plateau.step(value)
 

@@ -47,15 +47,15 @@ def controls_of(space: gym.Space[Any], env_id: str = "", meanings: list[str] | N
 
     Returns:
         `kind` "discrete" (one action of `names`, the action `rest` without a key, or null to keep the last one),
-        "continuous" (`dims` with name, low, high, rest and keys) or "multiple" (`parts`, each a number of options).
+        "continuous" (`dims` with name, low, high, rest and keys) or "multiple" (`parts` with name, num, start and the
+        keys that choose the option before and after).
     """
     name = env_id.split(":")[-1].split("/")[-1].rsplit("-v", 1)[0]
     if isinstance(space, spaces.Discrete):
         return _discrete(space, name, meanings)
     if isinstance(space, spaces.Box):
         return _continuous(space, name)
-    counts = np.full(space.shape or (), 2) if isinstance(space, spaces.MultiBinary) else space.nvec  # type: ignore[attr-defined]
-    return {"kind": "multiple", "shape": list(space.shape or ()), "parts": [int(n) for n in np.ravel(counts)]}
+    return _multiple(space)
 
 
 def _discrete(space: spaces.Discrete, name: str, meanings: list[str] | None) -> dict[str, Any]:
@@ -106,6 +106,20 @@ def _continuous(space: spaces.Box, name: str) -> dict[str, Any]:
                 rest = (low + high) / 2
         dims.append({"name": label, "low": low, "high": high, "rest": rest, "keys": keys})
     return {"kind": "continuous", "shape": list(space.shape), "dims": dims}
+
+
+def _multiple(space: gym.Space[Any]) -> dict[str, Any]:
+    counts = np.ravel(getattr(space, "nvec", np.full(space.shape or (), 2))).tolist()
+    starts = np.ravel(getattr(space, "start", np.zeros(len(counts), int))).tolist()
+    parts = []
+    for i, (num, start) in enumerate(zip(counts, starts)):
+        keys = {}
+        if i < len(AXIS_KEYS):
+            keys = {AXIS_KEYS[i][0]: -1, AXIS_KEYS[i][1]: 1}
+        elif i < 9:
+            keys = {f"Digit{i + 1}": 1}  # After the last option comes the first.
+        parts.append({"name": f"part {i + 1}", "num": num, "start": start, "keys": keys})
+    return {"kind": "multiple", "shape": list(space.shape or ()), "parts": parts}
 
 
 def resting(space: gym.Space[Any], controls: dict[str, Any]) -> Array:

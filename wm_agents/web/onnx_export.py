@@ -142,10 +142,10 @@ def compare(
 ) -> dict[str, float]:
     """The largest difference between written graphs and PyTorch, by graph, over `steps` steps of up to 4 rows.
 
-    Both follow their own latents, with the same noise and random actions.
+    Each continues from its own previous latents; both get the same noise and the same random actions.
 
     Raises:
-        ValueError: one is above `TOLERANCE`.
+        ValueError: a difference is above `TOLERANCE`.
     """
     rng = np.random.default_rng(0)
     bank = next(iter(starts.values()))

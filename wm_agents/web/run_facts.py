@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,8 @@ def facts_of(runs: Runs, name: str) -> dict[str, Any]:
         "data_gb": _number(_at(limits, "data_gb") or _find(config, "max_gb")),
         "data_bytes": sum(stat.st_size for path, stat in files if path.suffix == ".h5"),
         "ram_gb": _number(_at(_at(record, "starts", -1), "hardware", "ram_gb")),
+        "budget_s": _number(_at(state, "plan", "budget_s")),
+        "spent_s": _spent(record.get("starts"), updated(folder)),
         "round": _number(state.get("round")),
         "rounds": _number(_at(limits, "rounds")),
         "stage": _text(state.get("stage")),
@@ -99,6 +102,17 @@ def _walk(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
                 continue
             if not path.is_symlink():
                 yield path, stat
+
+
+def _spent(starts: Any, until: float) -> float | None:
+    """Seconds from the start of a run; None for a resumed one, whose pauses are not known."""
+    if not isinstance(starts, list) or len(starts) != 1:
+        return None
+    try:
+        began = datetime.fromisoformat(_text(_at(starts, 0, "started_at")))
+        return max(0.0, until - began.timestamp())
+    except (ValueError, OverflowError):
+        return None
 
 
 def _strips(runs: Runs, paths: list[Path]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from wm_agents.checkpoint import Artifact
 from wm_agents.models.model import Model
@@ -43,7 +43,7 @@ def export_web(model: str, out: Path) -> list[str]:
     facts |= {"model": net.cfg.to_dict(), "cut_off": dream_of(artifact).cut_off, "policies": kinds}
     tensors = {name: t.contiguous() for name, t in artifact.tensors.items() if not name.startswith(UNUSED)}
     with export_folder(out) as folder:
-        save_file(tensors, folder / "model.safetensors")
+        (folder / "model.safetensors").write_bytes(save(tensors))  # `save_file` lets only its owner read.
         for file in ("starts.safetensors", *(f"policy_{kind}.safetensors" for kind in kinds)):
             shutil.copyfile(artifact.path / file, folder / file)
         for path in (*(STATIC / name for name in SHARED), *(STATIC / "export" / name for name in OWN)):

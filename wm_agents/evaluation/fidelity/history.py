@@ -67,7 +67,8 @@ def told_history(model: Path) -> History | None:
         ]
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ValueError(
-            f'{file}: "rounds" must be a list of {{"round", "dream", "real"}}, all numbers, got {told}; remove the key'
+            f'{file}: "rounds" must be a list of objects with the numbers "round", "dream" and "real", got {told}; '
+            'correct "rounds" or remove it from the file'
         ) from error
     if rounds:
         return History(str(file), rounds, None, None, None)

@@ -54,8 +54,8 @@ def fidelity_report(
         quick: eight policies, fewer dreams, and at most 1,000 steps per episode.
         train_temperatures: also train controllers at these temperatures for `generations`, and score them in
             the real environment.
-        run: the run folder of the model; default: the folder that contains it, else the rounds in its
-            config.json.
+        run: the run folder with the history of rounds; default: the folder that contains the model. If that is not a
+            run folder, the history in the config.json of the model is used.
     """
     began = time.perf_counter()
     cfg = QUICK if quick else FidelityConfig()

@@ -13,14 +13,21 @@ function sized(canvas) {
   return [ctx, w, h];
 }
 
-// A number in few characters.
-export function short(x) {
+// A number in few characters, with `digits` of them at least where it is between 0.001 and 10,000.
+export function short(x, digits = 3) {
   const size = Math.abs(x);
   if (x === 0) return "0";
   if (size >= 1e6) return `${+(x / 1e6).toPrecision(3)}M`;
   if (size >= 1e4) return `${+(x / 1e3).toPrecision(3)}k`;
   if (size < 1e-3) return x.toExponential(0);
-  return `${+x.toPrecision(3)}`;
+  return `${+x.toPrecision(digits)}`;
+}
+
+// Numbers with as many digits as tell them apart.
+function apart(numbers) {
+  let digits = 3;
+  while (digits < 8 && new Set(numbers.map((x) => short(x, digits))).size < numbers.length) digits += 1;
+  return (x) => short(x, digits);
 }
 
 // Round values from about y0 to about y1, at most `most` of them.
@@ -53,11 +60,11 @@ function frame(lines, levels, { low, high, span, grow = 1e-9 }, w, h) {
 // Curves {values, color, dash?, width?, alpha?, fill?, band?} of [x, y] points over one x axis; a band has [x, low, high].
 // marks: [x, color, label] as vertical lines. levels: {y, color, label} as horizontal lines. unit: the name of the x axis.
 export function curves(canvas, lines, options = {}) {
-  const { marks = [], levels = [], unit = "", label = short } = options, [ctx, w, h] = sized(canvas);
+  const { marks = [], levels = [], unit = "" } = options, [ctx, w, h] = sized(canvas);
   const area = frame(lines, levels, options, w, h);
   canvas.redraw = () => curves(canvas, lines, options);
   if (!area) return;
-  const { X, Y, x0, x1, pad } = area;
+  const { X, Y, x0, x1, pad } = area, label = apart(area.marks);
   ctx.font = "12px system-ui, sans-serif";
   ctx.textBaseline = "middle";
   const text = (words, x, y, tone, align) => { ctx.fillStyle = tone; ctx.textAlign = align; ctx.fillText(words, x, y); };
@@ -84,15 +91,17 @@ export function curves(canvas, lines, options = {}) {
     if (words) text(words, X(x) + (right ? -6 : 6), pad.top + 6, tone, right ? "right" : "left");
   }
   for (const line of lines) curve(ctx, line, area, h);
-  hover(canvas, ctx, lines, area, { w, h, label, unit });
+  hover(canvas, ctx, lines, area, { w, h, unit });
 }
 
 function curve(ctx, { values, color: tone, dash, width = 2, alpha = 1, fill = false, band }, { X, Y, pad }, h) {
   const points = values.filter(finite);
   if (band?.length) {
     ctx.globalAlpha = 0.16 * alpha; ctx.fillStyle = tone; ctx.beginPath();
-    for (const [x, , y] of band) ctx.lineTo(X(x), Y(y));
-    for (const [x, y] of [...band].reverse()) ctx.lineTo(X(x), Y(y));
+    const wide = band.length > 1 ? 0 : 4; // The interval of a single value is a bar.
+    for (const [x, , y] of band) ctx.lineTo(X(x) - wide, Y(y));
+    for (const [x, y] of [...band].reverse()) ctx.lineTo(X(x) - wide, Y(y));
+    if (wide) for (const y of band[0].slice(1)) ctx.lineTo(X(band[0][0]) + wide, Y(y));
     ctx.fill();
   }
   if (fill && points.length > 1) {
@@ -118,7 +127,7 @@ function curve(ctx, { values, color: tone, dash, width = 2, alpha = 1, fill = fa
 }
 
 // The values under the pointer, once the chart has been touched.
-function hover(canvas, ctx, lines, { X, Y, x0, x1, pad }, { w, h, label, unit }) {
+function hover(canvas, ctx, lines, { X, Y, x0, x1, pad }, { w, h, unit }) {
   if (!canvas.follows) {
     canvas.follows = true;
     canvas.addEventListener("pointermove", (event) => { canvas.pointer = event.offsetX; canvas.redraw(); });
@@ -129,7 +138,7 @@ function hover(canvas, ctx, lines, { X, Y, x0, x1, pad }, { w, h, label, unit })
   const near = (values) => values.filter(finite).reduce((best, point) => (best && Math.abs(best[0] - x) <= Math.abs(point[0] - x) ? best : point), null);
   const found = lines.filter(({ alpha = 1 }) => alpha === 1).map((line) => [near(line.values), line.color]).filter(([point]) => point);
   if (!found.length) return;
-  const at = X(found[0][0][0]), words = [`${unit} ${short(found[0][0][0])}`.trim(), ...found.map(([[, y]]) => label(y))];
+  const at = X(found[0][0][0]), words = [`${unit} ${short(found[0][0][0])}`.trim(), ...found.map(([[, y]]) => short(y, 4))];
   ctx.strokeStyle = color("quiet"); ctx.lineWidth = 1; ctx.beginPath(); ctx.moveTo(at, pad.top); ctx.lineTo(at, h - pad.bottom); ctx.stroke();
   for (const [[px, py], tone] of found) { ctx.fillStyle = tone; ctx.beginPath(); ctx.arc(X(px), Y(py), 3.5, 0, 7); ctx.fill(); }
   const width = words.reduce((sum, word) => sum + ctx.measureText(word).width + 10, 0) + 4, left = Math.max(pad.left, Math.min(w - pad.right - width, at - width / 2));

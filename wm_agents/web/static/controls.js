@@ -18,9 +18,9 @@ export class Controls {
     this.pressed = null; // A discrete action held on the screen.
     this.stick = null; // [x, y] in [-1, 1] while the stick is dragged.
     this.time = performance.now();
-    if (spec.kind === "continuous") { this.values = spec.dims.map((dim) => dim.rest); this.buildSticks(); }
+    if (spec.kind === "continuous") { this.values = spec.dims.map((dim) => dim.rest); this.bases = [...this.values]; this.buildSticks(); }
     else if (spec.kind === "discrete") { this.action = spec.rest ?? 0; this.buildButtons(); }
-    else { this.parts = spec.parts.map(() => 0); this.buildParts(); }
+    else { this.parts = spec.parts.map((part) => part.start); this.buildParts(); }
     addEventListener("keydown", (event) => this.key(event, true));
     addEventListener("keyup", (event) => this.key(event, false));
     addEventListener("blur", () => this.held.clear());
@@ -28,8 +28,7 @@ export class Controls {
 
   get codes() {
     if (this.spec.kind === "discrete") return this.spec.keys;
-    if (this.spec.kind === "continuous") return Object.assign({}, ...this.spec.dims.map((dim) => dim.keys));
-    return {};
+    return Object.assign({}, ...(this.spec.dims ?? this.spec.parts).map(({ keys }) => keys));
   }
 
   key(event, down) {
@@ -37,7 +36,10 @@ export class Controls {
     if (/^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
     if (event.code === "Space" && event.target.tagName === "BUTTON") return;
     event.preventDefault();
-    if (down) { this.held.add(event.code); this.touch(); } else this.held.delete(event.code);
+    if (down) {
+      if (this.spec.kind === "multiple" && !event.repeat) this.turn(event.code);
+      this.held.add(event.code); this.touch();
+    } else this.held.delete(event.code);
     this.update();
   }
 
@@ -47,11 +49,8 @@ export class Controls {
       const shown = named.length ? named : Object.entries(this.spec.keys);
       return shown.map(([code, i]) => `${keyName(code)} ${this.spec.names[i]}`).join(" · ");
     }
-    if (this.spec.kind === "continuous") {
-      return this.spec.dims.filter((dim) => Object.keys(dim.keys).length)
-        .map((dim) => `${Object.keys(dim.keys).map(keyName).join(" ")} ${dim.name}`).join(" · ");
-    }
-    return "choose each part on the screen";
+    return (this.spec.dims ?? this.spec.parts).filter(({ keys }) => Object.keys(keys).length)
+      .map(({ name, keys }) => `${Object.keys(keys).map(keyName).join(" ")} ${name}`).join(" · ");
   }
 
   buildButtons() {
@@ -76,21 +75,36 @@ export class Controls {
     this.pad.replaceChildren(element("div", { className: "buttons" }, ...order.map((i) => this.buttons[i])));
   }
 
+  // A row of buttons for each part of the action; what is chosen stays.
   buildParts() {
-    const rows = this.spec.parts.map((num, p) => {
+    this.rows = this.spec.parts.map(({ name, num, start, keys }, p) => {
       const buttons = Array.from({ length: num }, (_, i) => {
-        const button = element("button", { type: "button", textContent: `${i}` });
-        button.setAttribute("aria-label", `part ${p + 1}: ${i}`);
-        button.addEventListener("click", () => { this.parts[p] = i; this.touch(); this.update(); });
+        const button = element("button", { type: "button", textContent: start + i });
+        button.setAttribute("aria-label", `${name}: ${start + i}`);
+        button.addEventListener("click", () => { this.parts[p] = start + i; this.touch(); this.update(); });
         return button;
       });
-      return element("div", { className: "segments" }, ...buttons);
+      const hint = element("kbd", { textContent: Object.keys(keys).map(keyName).join(" ") });
+      return element("div", { className: "part" }, element("span", {}, name, hint), element("div", { className: "segments" }, ...buttons));
     });
-    this.rows = rows;
-    this.pad.replaceChildren(...rows);
+    this.pad.replaceChildren(...this.rows);
+    this.markParts(this.parts);
   }
 
-  // The first two-sided dimension and the pedals share a stick; each dimension has a gauge.
+  // A key chooses the option before or after; one with a single key starts over after the last option.
+  turn(code) {
+    this.spec.parts.forEach(({ num, start, keys }, p) => {
+      if (!(code in keys)) return;
+      const next = this.parts[p] - start + keys[code], around = Object.keys(keys).length === 1;
+      this.parts[p] = start + (around ? next % num : Math.max(0, Math.min(num - 1, next)));
+    });
+  }
+
+  markParts(act) {
+    this.rows.forEach((row, p) => row.querySelectorAll("button").forEach((button, i) => button.setAttribute("aria-pressed", act[p] - this.spec.parts[p].start === i)));
+  }
+
+  // The first two-sided dimension and the pedals share a stick, and have gauges; other dimensions have sliders.
   buildSticks() {
     const dims = this.spec.dims, side = dims.findIndex((dim) => dim.low < 0);
     const pedals = dims.map((dim, i) => [dim, i]).filter(([dim, i]) => i !== side && dim.low >= 0).map(([, i]) => i);
@@ -98,7 +112,8 @@ export class Controls {
     this.axes = { side, up: pedals[0] ?? -1, down: pedals[1] ?? -1, second: pedals.length ? -1 : second };
     const say = (where, i, text) => (i >= 0 ? [element("span", { className: where, textContent: text ?? dims[i].name })] : []);
     const knob = element("div", { className: "knob" });
-    const stick = element("div", { className: "stick" }, knob,
+    const flat = this.axes.up < 0 && this.axes.second < 0;
+    const stick = element("div", { className: flat ? "stick flat" : "stick" }, knob,
       ...say("w", side, "◂"), ...say("e", side, `${dims[side]?.name} ▸`), ...say("n", this.axes.up), ...say("s", this.axes.down), ...say("n", this.axes.second));
     const move = (event) => {
       const at = stick.getBoundingClientRect(), clip = (x) => Math.max(-1, Math.min(1, x));
@@ -114,10 +129,15 @@ export class Controls {
       return made;
     };
     this.gauges = dims.map(() => svg("rect", { x: 0, y: 0, width: 0, height: 8 }));
+    this.sliders = {};
     const rows = dims.map((dim, i) => {
       const gauge = svg("svg", { viewBox: "0 0 100 8", preserveAspectRatio: "none" });
       gauge.append(this.gauges[i]);
-      return element("div", {}, element("span", { textContent: dim.name }), gauge);
+      if (Object.values(this.axes).includes(i)) return element("div", {}, element("span", { textContent: dim.name }), gauge);
+      const slider = element("input", { type: "range", min: dim.low, max: dim.high, step: (dim.high - dim.low) / 200, value: dim.rest, ariaLabel: dim.name });
+      slider.oninput = () => { this.bases[i] = +slider.value; this.touch(); this.update(); };
+      this.sliders[i] = slider;
+      return element("label", {}, element("span", { textContent: dim.name }), slider);
     });
     this.knob = knob;
     this.pad.replaceChildren(stick, element("div", { className: "gauges" }, ...rows));
@@ -145,21 +165,34 @@ export class Controls {
   }
 
   update(passed = 0) {
-    const next = this.spec.kind === "continuous" ? this.continuous(passed) : this.spec.kind === "discrete" ? this.discrete() : this.parts;
+    const next = this.spec.kind === "continuous" ? this.continuous(passed) : this.spec.kind === "discrete" ? this.discrete() : this.multiple();
     const text = JSON.stringify(next);
     if (text !== this.sent) { this.sent = text; this.act(next); }
   }
 
   discrete() {
     const { keys, rest, start } = this.spec, last = [...this.held].pop();
-    let chosen = this.pressed ?? (last === undefined ? undefined : keys[last]);
-    if (chosen === undefined && this.pads) {
-      const { x, y, fire } = this.pads, code = fire ? "Space" : Math.abs(x) > Math.abs(y) ? (x < -0.4 ? "ArrowLeft" : x > 0.4 ? "ArrowRight" : "") : y > 0.4 ? "ArrowUp" : y < -0.4 ? "ArrowDown" : "";
-      chosen = keys[code];
-    }
-    this.action = chosen ?? rest ?? this.action;
+    const chosen = this.pressed ?? (last === undefined ? undefined : keys[last]);
+    this.action = chosen ?? keys[this.padCode()] ?? rest ?? this.action;
     this.mark(this.action);
     return this.action + start;
+  }
+
+  // The code of the key that a gamepad stands for.
+  padCode() {
+    if (!this.pads) return "";
+    const { x, y, fire } = this.pads;
+    if (fire) return "Space";
+    if (Math.abs(x) > Math.abs(y)) return x < -0.4 ? "ArrowLeft" : x > 0.4 ? "ArrowRight" : "";
+    return y > 0.4 ? "ArrowUp" : y < -0.4 ? "ArrowDown" : "";
+  }
+
+  multiple() {
+    const code = this.padCode();
+    if (code !== this.padBefore) this.turn(code);
+    this.padBefore = code;
+    this.markParts(this.parts);
+    return this.parts;
   }
 
   mark(action) { this.buttons.forEach((button, i) => button.classList.toggle("on", i === action)); }
@@ -168,7 +201,7 @@ export class Controls {
     const { dims } = this.spec, { side, up, down, second } = this.axes;
     dims.forEach((dim, i) => {
       const pull = Object.entries(dim.keys).reduce((sum, [code, sign]) => sum + (this.held.has(code) ? sign : 0), 0);
-      const target = dim.rest + (pull > 0 ? pull * (dim.high - dim.rest) : pull * (dim.rest - dim.low));
+      const base = this.bases[i], target = base + (pull > 0 ? pull * (dim.high - base) : pull * (base - dim.low));
       const most = ((dim.high - dim.low) * passed) / (2 * PULL_S);
       this.values[i] += Math.max(-most, Math.min(most, target - this.values[i]));
       const set = (unit) => { this.values[i] = unit > 0 ? dim.rest + unit * (dim.high - dim.rest) : dim.rest + unit * (dim.rest - dim.low); };
@@ -187,6 +220,7 @@ export class Controls {
   gauge(values) {
     this.spec.dims.forEach((dim, i) => {
       const unit = (x) => (100 * (x - dim.low)) / (dim.high - dim.low), a = unit(dim.rest), b = unit(values[i]);
+      if (this.sliders[i] && this.sliders[i] !== document.activeElement) this.sliders[i].value = values[i];
       this.gauges[i].setAttribute("x", Math.min(a, b)); this.gauges[i].setAttribute("width", Math.max(1, Math.abs(a - b)));
     });
     const { side, up, down, second } = this.axes, unit = (i) => (i < 0 ? 0 : (2 * (values[i] - this.spec.dims[i].low)) / (this.spec.dims[i].high - this.spec.dims[i].low) - 1);
@@ -199,5 +233,6 @@ export class Controls {
   show(act) {
     if (this.spec.kind === "continuous") this.gauge(act);
     else if (this.spec.kind === "discrete") this.mark(act[0] - this.spec.start);
+    else this.markParts(act);
   }
 }

@@ -74,7 +74,7 @@ function showStages() {
     if (i === at) item.setAttribute("aria-current", "step");
     return item;
   }));
-  if (rounds) $("status").textContent += ` · round ${round + 1} of ${rounds}`;
+  if (rounds) $("status").textContent += ` · round ${round}, the last is ${rounds - 1}`;
 }
 
 function meter(name, value, { small = "", share = null, tone = "" } = {}) {
@@ -85,7 +85,7 @@ function meter(name, value, { small = "", share = null, tone = "" } = {}) {
 
 function showMeters() {
   if (!facts) return;
-  const { final, bytes, free_bytes, data_gb, data_bytes, ram_gb } = facts, found = [];
+  const { final, bytes, free_bytes, data_gb, data_bytes, ram_gb, budget_s, spent_s } = facts, found = [];
   const last = (metric) => curves.last(metric), memory = last("memory/process_gb");
   const real = final.real ?? last("judge/real") ?? last("eval/real/return"), dream = final.dream ?? last("judge/dream") ?? last("control/dream") ?? last("dream/return");
   const spread = final.ci95 ?? last("judge/ci95");
@@ -100,7 +100,8 @@ function showMeters() {
   found.push(meter("on disk", size(bytes), { small: `${size(free_bytes)} free`, share: bytes / (bytes + free_bytes) }));
   if (data_gb) found.push(meter("episodes on disk", size(data_bytes), { small: `of ${text(data_gb)} GB`, share: data_bytes / (1e9 * data_gb) }));
   if (memory !== null) found.push(meter("memory", `${text(memory)} GB`, ram_gb ? { small: `of ${text(ram_gb)} GB`, share: memory / ram_gb } : {}));
-  if (final.train_wall_s) found.push(meter("training time", ago(final.train_wall_s)));
+  const spent = final.train_wall_s ?? spent_s;
+  if (spent) found.push(meter(final.train_wall_s ? "training time" : "time", ago(spent), budget_s ? { small: `of ${ago(budget_s)}`, share: spent / budget_s } : {}));
   $("meters").replaceChildren(...found);
 }
 

@@ -43,7 +43,7 @@ function receive(about, parts) {
 function greet(hello) {
   stage = hello.stage;
   document.title = `${stage.name} · dream`;
-  $("title").textContent = `A dream of ${stage.env}`;
+  $("title").textContent = `A dream of ${stage.env.split(":").pop()}`;
   const family = { vmc: "V-M-C", dreamerv3: "DreamerV3", tdmpc2: "TD-MPC2", ensemble: "ensemble", objects: "object model" }[stage.family] || stage.family;
   $("subtitle").textContent = `${stage.name} · ${family}, ${stage.parameters.toLocaleString("en")} parameters · real time is ${+stage.fps.toFixed(1)} steps/s`;
   document.body.classList.toggle("alone", !stage.real);
@@ -119,7 +119,7 @@ function showNumbers() {
   const text = !stage.real ? "" : last.awake ? "Awake: reality is in control, and the dream follows it frame by frame."
     : last.left !== null ? `The dream left reality at step ${last.left}: it is further from reality than reality was one second before.`
     : last.dreamOver && last.realOver ? "Both episodes are over."
-    : last.realOver ? "The real episode is over; the dream goes its own way." : "The dream is near reality.";
+    : last.realOver ? "The real episode is over; the dream continues." : "The dream is near reality.";
   if (verdict.textContent !== text) verdict.textContent = text;
 }
 

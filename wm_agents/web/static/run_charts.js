@@ -15,9 +15,14 @@ const GROUPS = [
   ["Speed and memory", [], /^speed\/|^memory\//],
 ];
 const NAMES = { "speed/updates_per_s": "Updates per second", "speed/generation_s": "Seconds per generation", "speed/real_steps_per_s": "Real steps per second", "memory/process_gb": "Memory of the training process, GB", "train/lr": "Learning rate" };
+const LOSSES_OF = { con: "continuation", cont: "continuation", dyn: "dynamics", rep: "representation", rec: "reconstruction", rew: "reward", "end rew": "reward at the end", term: "termination", repval: "value of replayed steps", kl: "Kullback-Leibler divergence" };
 const HIDDEN = /\/(ci95|std|dream_std|episodes|steps)$|wall_s$|^val\/best$/;
 
-const named = (metric) => NAMES[metric] ?? metric.replace(/^train\/loss\//, "Loss: ").replace(/^learn\/val_/, "Validation: ").replace(/_/g, " ");
+function named(metric) {
+  const words = metric.replace(/_/g, " "), [, loss] = /^train\/loss\/(.+)/.exec(words) ?? [];
+  if (loss) return `Loss: ${LOSSES_OF[loss] ?? loss}`;
+  return NAMES[metric] ?? words.replace(/^learn\/val /, "Validation: ");
+}
 
 export class Curves {
   constructor(first, groups) {

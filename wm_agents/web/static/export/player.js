@@ -85,7 +85,7 @@ async function start() {
   dream = await Dream.load(new URL(".", location.href), get);
   facts = dream.facts;
   document.title = `${facts.name} · dream`;
-  $("title").textContent = `A dream of ${facts.env}`;
+  $("title").textContent = `A dream of ${facts.env.split(":").pop()}`;
   $("subtitle").textContent = `${facts.name} · ${facts.parameters.toLocaleString("en")} parameters, in your browser`;
   $("latent-note").textContent = `${facts.feat} features`;
   view = new View($("dream-view"), facts);
