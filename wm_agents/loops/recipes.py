@@ -267,7 +267,7 @@ RECIPES = {
     "Pong": ImproveConfig(
         TASKS["Pong"].real,
         out="runs/pong",
-        rounds=40,
+        rounds=70,
         random_steps=10_000,
         round_steps=2_000,
         round_seeds=4_000,
@@ -298,8 +298,8 @@ RECIPES = {
             activation="silu",
         ),
         horizon=64,
-        judge_episodes=2,
-        judge_every=40,  # A game between equally strong players takes 15,000 steps.
+        judge_episodes=4,
+        judge_every=70,  # A game between equally strong players takes 15,000 steps.
         starts=4096,
         start_rounds=2,
         procs=0,
