@@ -31,11 +31,11 @@ Result = TypeVar("Result")
 PROCESSES = 2
 """Worker processes, unless their number or a Ray cluster is given."""
 WAIT_S = 0.02
-"""Longest time until a new task reaches an idle worker while others work."""
+"""Longest time until a new task reaches an idle worker while others work. Ten times as long while no worker is idle."""
 LOOK_S = 30.0
 """Longest time between two looks at every worker."""
 HEAD_S = 1.0
-"""Time between two looks at the head of the cluster; three failures in a row end the work."""
+"""Time between two looks at the head of the cluster and its machines; three failures in a row end the work."""
 MAX_LOST = 4
 """A task is given up after this many lost workers. One that hangs counts twice."""
 DIED = "died (killed, crashed, out of memory, or its machine is gone)"
@@ -151,6 +151,7 @@ class RayPool:
         self._grow()
         self._thread = threading.Thread(target=self._serve_all, daemon=True)
         self._thread.start()
+        threading.Thread(target=self._watch_head, daemon=True).start()
 
     @property
     def size(self) -> int:
@@ -231,31 +232,37 @@ class RayPool:
 
     def _serve(self) -> None:
         """Give tasks to workers and take their results, until the pool is closed."""
-        heard = looked = time.monotonic()
-        failures = 0
+        counted = looked = time.monotonic()
         while not self._over and not self._failure:
             now = time.monotonic()
             with self._lock:
                 self._grow()
                 self._give()
                 waiting = {worker.ref: worker for worker in self._workers if worker.ref is not None}
+                idle = len(waiting) < len(self._workers)
                 if self._closing and not any(worker.task for worker in self._workers):
                     return
             if waiting:
-                for ref in self._ray.wait([*waiting], timeout=WAIT_S)[0]:
+                for ref in self._ray.wait([*waiting], timeout=WAIT_S if idle else WAIT_S * 10)[0]:
                     self._take(waiting[ref], ref)
             else:
                 self._new.wait(WAIT_S * 10)
                 self._new.clear()
-            if now - heard > HEAD_S:
-                heard, failures = now, 0 if answers(self._head) else failures + 1
-                if failures == 3:
-                    return self._give_up(f"the head of the Ray cluster at {self._head} does not answer")
-                if not failures:
-                    self._follow_machines()
+            if now - counted > HEAD_S:
+                counted = now
+                self._follow_machines()
             if self._limit and now - looked > min(self._limit / 4, LOOK_S):
                 looked = now
                 self._look()
+
+    def _watch_head(self) -> None:
+        """Give up when the head does not answer, in a thread of its own, because Ray's calls then wait for it."""
+        failures = 0
+        while not self._over and not self._failure:
+            time.sleep(HEAD_S)
+            failures = 0 if answers(self._head) else failures + 1
+            if failures == 3:
+                self._give_up(f"the head of the Ray cluster at {self._head} does not answer")
 
     def _follow_machines(self) -> None:
         """Want as many workers as there is room for on the machines that are left."""
