@@ -25,7 +25,7 @@ from policies.linear import LinearPolicy
 from policies.play import EpisodePool, EpisodeTask
 from policies.rollout import check_seed, returns, rollout
 from wm_envs.action import act_dim
-from wm_envs.fields import above, at_least, check_fields
+from wm_envs.fields import above, at_least, check_fields, differing
 
 Array = NDArray[Any]
 EMPTY: Mapping[str, str] = MappingProxyType({})
@@ -168,10 +168,11 @@ class Evolution:
         state = _read_evolution(path)
         saved = CMAConfig(**state["cfg"])
         cfg = cfg or saved
-        if asdict(cfg) | {"generations": 0} != asdict(saved) | {"generations": 0}:
+        changes = differing(asdict(saved) | {"generations": 0}, asdict(cfg) | {"generations": 0})
+        if changes:
             raise ValueError(
-                f"{path} was written with {saved}, got {cfg}; use the same settings to resume, or remove the file to "
-                "start over"
+                f"{path} contains an evolution with other settings: {changes}; restore them to resume, or remove the "
+                "file to start over"
             )
         evolution = cls(np.array(state["x0"]), cfg, np.array(state["told"]), state["about"])
         if not np.allclose(evolution.mean, state["mean"], rtol=1e-6, atol=1e-9):

@@ -275,7 +275,7 @@ class MPPIPolicy:
     """A `Policy` that plans at every step from feat; each plan starts from the previous one.
 
     Only its settings are saved. `from_tensors` takes the model, and uses its `propose` for proposed
-    plans and its `worth` for the value after a plan, if they exist.
+    plans and its `state_value` for the value after a plan, if they exist.
     """
 
     def __init__(self, planner: MPPI) -> None:
@@ -321,5 +321,5 @@ class MPPIPolicy:
         if about.get("kind") != "mppi" or "cfg" not in about:
             raise ValueError(f"metadata must have kind 'mppi' and cfg, got {dict(about)}")
         cfg = MPPIConfig(**json.loads(about["cfg"]))
-        prior, value = getattr(model, "propose", None), getattr(model, "worth", None)
+        prior, value = getattr(model, "propose", None), getattr(model, "state_value", None)
         return cls(MPPI(model, cfg, prior, value))

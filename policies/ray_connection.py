@@ -8,12 +8,23 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 RUNTIME_ENV = "WM_RUNTIME_ENV"
 """Name of the environment variable with Ray's `runtime_env`: a JSON object, or the path of a file with one."""
+
+LOOK_S = 1.0
+"""Time between two looks at the head of the cluster."""
+LOOKS = 3
+"""The head is lost if it does not answer this many looks in a row."""
+Result = TypeVar("Result")
+
+
+class HeadLost(RuntimeError):
+    """The head of the cluster does not answer any more."""
 
 
 def connect(address: str, runtime_env: Mapping[str, Any] | None) -> None:
@@ -43,7 +54,7 @@ def connect(address: str, runtime_env: Mapping[str, Any] | None) -> None:
     if ":" in address:
         _knock(address)
     elif address == "auto":
-        _knock_at_last()
+        _knock_at_latest()
     elif address != "local":
         raise ValueError(f"ray must be auto, local or HOST:PORT, got {address!r}")
     driver.listen_error_messages = _ignore
@@ -56,8 +67,11 @@ def connect(address: str, runtime_env: Mapping[str, Any] | None) -> None:
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
-    except ConnectionError as error:
-        raise RuntimeError(_no_cluster(address)) from error
+    except ConnectionError as error:  # Something listens there, as `_knock` has found.
+        raise RuntimeError(
+            f"Ray at {address} refuses this process: set RAY_AUTH_MODE and RAY_AUTH_TOKEN as on the head of the "
+            "cluster, and check that a head listens there"
+        ) from error
     except (RuntimeError, ValueError, ray.exceptions.RayError) as error:  # Such as other versions, or a wrong token.
         raise RuntimeError(f"Ray at {address}: {' '.join(str(error).split())}") from error
     finally:
@@ -71,12 +85,12 @@ def _ignore(worker: Any, threads_stopped: Any) -> None:
 
 def _no_cluster(address: str) -> str:
     return (
-        f"no Ray cluster at {address}: start one with `ray start --head` and `ray start --address HOST:6379` on every "
-        "other machine, or use local"
+        f"found no Ray cluster ({address}): start one with `ray start --head` and `ray start --address HOST:6379` on "
+        "every other machine, or use `local`"
     )
 
 
-def _knock_at_last() -> None:
+def _knock_at_latest() -> None:
     """Check that the cluster of this machine, as Ray has recorded it, still has a head."""
     from ray._private.services import canonicalize_bootstrap_address
 
@@ -96,6 +110,29 @@ def _reach(address: str, limit_s: float = 5.0) -> None:
     """Check that something listens at HOST:PORT."""
     host, _, port = address.rpartition(":")
     socket.create_connection((host, int(port)), timeout=limit_s).close()
+
+
+def while_head_answers(address: str, call: Callable[[], Result]) -> Result:
+    """Return the result of `call`, a use of Ray, which waits for up to an hour if the head at `address` is gone.
+
+    Raises:
+        HeadLost: the head did not answer `LOOKS` times in a row; the call is left to a daemon thread.
+    """
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    failures = 0
+    while not wait([future], timeout=LOOK_S).done:
+        failures = 0 if answers(address) else failures + 1
+        if failures == LOOKS:
+            raise HeadLost(f"the head of the Ray cluster at {address} does not answer")
+    return future.result()
 
 
 def answers(address: str) -> bool:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from policies.pool import TIMEOUT, Check, Procs, WorkerDied, step_limit
-from policies.ray_connection import answers, connect
+from policies.ray_connection import HeadLost, connect, while_head_answers
 from policies.ray_worker import Actor, Place, look_around, reason
 from policies.step_count import StepCount
 
@@ -34,8 +34,8 @@ WAIT_S = 0.02
 """Longest time until a new task reaches an idle worker while others work. Ten times as long while no worker is idle."""
 LOOK_S = 30.0
 """Longest time between two looks at every worker."""
-HEAD_S = 1.0
-"""Time between two looks at the head of the cluster and its machines; three failures in a row end the work."""
+COUNT_S = 1.0
+"""Time between two counts of the machines of the cluster."""
 MAX_LOST = 4
 """A task is given up after this many lost workers. One that hangs counts twice."""
 DIED = "died (killed, crashed, out of memory, or its machine is gone)"
@@ -128,14 +128,6 @@ class RayPool:
         self._cluster, self._place = cluster, Place(os.getcwd(), [*sys.path])
         self._head = ray.get_runtime_context().gcs_address
         self._limit = step_limit()
-        self._target = self._count_workers()
-        self._stage = ray.put(self._ray.cloudpickle.dumps((shared, check)))
-        self._look_at_machines()
-        groups = {"control": 1}
-        method = ray.method(concurrency_group="control")
-        kind = type("Worker", (Actor,), {"idle_s": method(Actor.idle_s), "stop": method(Actor.stop)})
-        remote: Any = ray.remote  # Its types lack this keyword.
-        self._kind = remote(num_cpus=cluster.cores, max_restarts=0, concurrency_groups=groups)(kind)
         self._lock = threading.RLock()
         self._queue: deque[_Task] = deque()
         self._workers: list[_Worker] = []
@@ -148,10 +140,21 @@ class RayPool:
         self._failure = ""
         self._deserted = False
         """Whether no machine with cores was left at the last look."""
-        self._grow()
+        while_head_answers(self._head, lambda: self._start(shared, check))
         self._thread = threading.Thread(target=self._serve_all, daemon=True)
         self._thread.start()
-        threading.Thread(target=self._watch_head, daemon=True).start()
+
+    def _start(self, shared: Any, check: Check | None) -> None:
+        """Check the machines and start the first workers."""
+        ray = self._ray
+        self._target = self._count_workers()
+        self._stage = ray.put(ray.cloudpickle.dumps((shared, check)))
+        self._look_at_machines()
+        groups = {"control": 1}
+        method = ray.method(concurrency_group="control")
+        kind = type("Worker", (Actor,), {"idle_s": method(Actor.idle_s), "stop": method(Actor.stop)})
+        self._kind = ray.remote(num_cpus=self._cluster.cores, max_restarts=0, concurrency_groups=groups)(kind)
+        self._grow()
 
     @property
     def size(self) -> int:
@@ -211,8 +214,9 @@ class RayPool:
         for worker in workers:
             if worker.task is not None:
                 worker.task.future.cancel()
-            if not self._failure:
-                self._ray.kill(worker.actor)
+        if not self._failure:
+            with suppress(HeadLost):
+                while_head_answers(self._head, lambda: [self._ray.kill(worker.actor) for worker in workers])
 
     def __enter__(self) -> RayPool:
         return self
@@ -225,7 +229,9 @@ class RayPool:
     def _serve_all(self) -> None:
         """Serve, and let no task wait for ever if Ray fails."""
         try:
-            self._serve()
+            while_head_answers(self._head, self._serve)
+        except HeadLost as error:
+            self._give_up(str(error))
         except Exception as error:
             log.debug("Ray failed", exc_info=error)
             self._give_up(f"the Ray cluster at {self._head} failed: {reason(error)}")
@@ -248,21 +254,12 @@ class RayPool:
             else:
                 self._new.wait(WAIT_S * 10)
                 self._new.clear()
-            if now - counted > HEAD_S:
+            if now - counted > COUNT_S:
                 counted = now
                 self._follow_machines()
             if self._limit and now - looked > min(self._limit / 4, LOOK_S):
                 looked = now
                 self._look()
-
-    def _watch_head(self) -> None:
-        """Give up when the head does not answer, in a thread of its own, because Ray's calls then wait for it."""
-        failures = 0
-        while not self._over and not self._failure:
-            time.sleep(HEAD_S)
-            failures = 0 if answers(self._head) else failures + 1
-            if failures == 3:
-                self._give_up(f"the head of the Ray cluster at {self._head} does not answer")
 
     def _follow_machines(self) -> None:
         """Want as many workers as there is room for on the machines that are left."""

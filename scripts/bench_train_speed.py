@@ -221,7 +221,7 @@ def prepare_plan(job: Job) -> Timed:
     family, _, size = job.part.removesuffix(PLAN).partition(":")
     model = build(family, config_of(family, size), *spaces_of(family)).to(find_device(job.device)).eval()
     assert isinstance(model, TDMPC2)
-    planner = MPPI(model, model.cfg.planner(model.actions), model.propose, model.worth)
+    planner = MPPI(model, model.cfg.planner(model.actions), model.propose, model.state_value)
     obs = torch.randn(1, *(model.obs_space.shape or ()))
     guess: list[Tensor | None] = [None]
 

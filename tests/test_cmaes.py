@@ -228,7 +228,7 @@ def test_the_result_is_the_mean_of_the_last_means_after_a_kill_too(tmp_path: Pat
 def test_the_state_of_another_run_is_rejected(tmp_path: Path) -> None:
     state = tmp_path / "evolution.json"
     evolve(distance, np.zeros(5), CFG, state=state)
-    with pytest.raises(ValueError, match=r"was written with CMAConfig\(.*sigma=0.3.*got CMAConfig\(.*sigma=0.5"):
+    with pytest.raises(ValueError, match="other settings: sigma was 0.3, now 0.5"):
         evolve(distance, np.zeros(5), CMAConfig(**{**vars(CFG), "sigma": 0.5}), state=state)
     values = json.loads(state.read_text())
     values["mean"][0] += 0.01

@@ -521,7 +521,7 @@ def test_the_cut_off_is_calibrated_only_where_it_is_used_and_can_be(monkeypatch:
         ({"family": "vmc"}, "family must be one of dreamerv3, tdmpc2, got 'vmc'"),
         ({"size": "5"}, "size of TDMPC2Config must be one of ci, 1m.*, got '5'"),
         ({"overrides": {"horizn": 3}}, "unknown field 'horizn' of TDMPC2Config; did you mean 'horizon'"),
-        ({"env_seed": 899_900}, "300 steps from environment seed 899,900 may collect up to seed 900,200"),
+        ({"env_seed": 899_900}, "a run of 300 steps may use the environment seeds 899,900 to 900,199"),
         ({"learning_rate": -1.0}, "learning_rate must be a number above 0"),
     ],
 )

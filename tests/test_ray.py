@@ -301,7 +301,7 @@ def test_a_machine_without_a_cluster_is_told_how_to_start_one(monkeypatch: pytes
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", refuse)
-    with pytest.raises(RuntimeError, match="no Ray cluster at auto: start one with `ray start --head` and `ray start"):
+    with pytest.raises(RuntimeError, match=r"found no Ray cluster \(auto\): start one with `ray start --head`"):
         make_pool(None, RayCluster("auto"))
 
 
@@ -315,7 +315,7 @@ def test_a_head_that_is_gone_is_reported_without_waiting_for_it(
     monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)  # Not those of other tests.
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", None)
-    text = r"no Ray cluster at auto: start one with .*; the last one, at [\d.]+:9, does not answer \(.*refused\)$"
+    text = r"found no Ray cluster \(auto\): start .*; the last one, at [\d.]+:9, does not answer \(.*refused\)$"
     with pytest.raises(RuntimeError, match=text):
         make_pool(None, RayCluster("auto"))
 
@@ -349,7 +349,7 @@ def test_a_connection_whose_head_is_gone_is_made_again(monkeypatch: pytest.Monke
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="127.0.0.1:9"))
     monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
     monkeypatch.setattr(ray, "init", connect)
-    with pytest.raises(RuntimeError, match="no Ray cluster at local"):
+    with pytest.raises(RuntimeError, match="Ray at local refuses this process: set RAY_AUTH_MODE"):
         make_pool(None, RayCluster("local"))
     assert calls == ["shutdown", "init"]
 

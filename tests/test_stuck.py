@@ -35,7 +35,7 @@ def test_a_worker_that_hangs_is_ended_and_named(tmp_path: Path, how: str, monkey
     with pytest.raises(RuntimeError, match=f"^bad_env:Bad-v0: {text}.*unfinished seeds: .*7"):
         list(play(bad(how), Always, [EpisodeTask(seed, (0.5,)) for seed in (7, 8)], procs=2))
     with pytest.raises(
-        RuntimeError, match=f"^bad_env:Bad-v0, seeds 0 to 7: {text}.*finished shards in .* are complete"
+        RuntimeError, match=f"^bad_env:Bad-v0, seeds 0 to 7: {text}.*the shards already written to .* are kept"
     ):
         collect(CollectConfig(bad(how), str(tmp_path), steps=100, seed=0, procs=1), make_random)
 

@@ -437,7 +437,7 @@ def test_every_weight_is_in_one_group_and_the_encoder_is_slower() -> None:
 def test_only_training_drops_out() -> None:
     model = stirred(tiny(dropout=0.5)).train()
     z = {"z": torch.rand(4, 16)}
-    one, two = (model.worth(z, generator=torch.Generator().manual_seed(0)) for _ in range(2))
+    one, two = (model.state_value(z, generator=torch.Generator().manual_seed(0)) for _ in range(2))
     assert torch.equal(one, two)
     assert not torch.equal(model.qs(torch.rand(4, 18), drop=True), model.qs(torch.rand(4, 18), drop=True))
 
@@ -590,7 +590,7 @@ def test_sizes_have_the_published_weights(
 def test_heads_begin_at_zero_and_layers_small() -> None:
     model = TDMPC2(TDMPC2Config.from_size("ci"), OBS, BOX)
     z, act = torch.rand(4, 64), torch.rand(4, 2)
-    assert not model.step({"z": z}, act).rew.any() and not model.worth({"z": z}).any()
+    assert not model.step({"z": z}, act).rew.any() and not model.state_value({"z": z}).any()
     assert float(model.qs.weights[1].detach().std()) == pytest.approx(0.02, rel=0.05)
     assert float(model.dynamics[1].weight.detach().std()) == pytest.approx(0.02, rel=0.05)
 
@@ -669,7 +669,7 @@ def test_it_dreams_in_half_precision(obs_space: gym.Space[Any]) -> None:
     model.bfloat16()
     got = model.step(model.encode(obs), act, temperature=0)
     torch.testing.assert_close(got.latent, want.latent, atol=0.02, rtol=0)
-    assert model.worth(got.latent).shape == (8,) and model.propose(want.latent).isfinite().all()
+    assert model.state_value(got.latent).shape == (8,) and model.propose(want.latent).isfinite().all()
     assert model.decode(got.latent).dtype == model.decode(want.latent).dtype == obs.dtype
 
 

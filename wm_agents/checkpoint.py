@@ -3,7 +3,7 @@
 my_model/
   config.json              the model's settings, its environment, and the sha256 of every other file
   model.safetensors        weights
-  starts.safetensors       initial latents of dreams (absent if only the weights were saved)
+  starts.safetensors       encoded real observations from which dreams start (absent if only the weights were saved)
   policy_<name>.safetensors  controllers (optional)
   README.md                the model card
 """

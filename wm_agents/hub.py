@@ -201,7 +201,7 @@ def _explained(repo: str, revision: str | None, filename: str | None = None) -> 
         yield
     except errors.GatedRepoError as error:
         raise HubError(
-            f"{repo} requires access; request it on {constants.ENDPOINT}/{repo}, then {signed_in}"
+            f"access to {repo} is restricted; request it on {constants.ENDPOINT}/{repo}, then {signed_in}"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise HubError(

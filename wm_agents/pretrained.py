@@ -103,9 +103,10 @@ def save_model(
     """Save a model as a dream, with its initial latents and optionally a policy.
 
     Args:
-        starts: initial latents by name, such as `begin` and `anywhere`.
+        starts: encoded real observations from which dreams start, by name, such as `begin` and `anywhere`.
         horizon: steps after which dreams are truncated, or None.
-        cut_off: a dream terminates when the model's `cont` falls below this value.
+        cut_off: a dream terminates when the model's `cont` falls below this value; no effect in families that sample
+            termination.
         rounds: dream return and real return of each training round, for the fidelity report.
         half: store weights and initial latents in half precision, where it is precise enough.
 

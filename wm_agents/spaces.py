@@ -93,7 +93,7 @@ def space_of(obs_shape: tuple[int, ...]) -> spaces.Box:
         channels = " or ".join(map(str, CHANNELS))
         raise ConfigurationError(
             f"obs_shape must be (D,) for vectors, or (H, W, C) or (C, H, W) for frames with C = {channels} channels, "
-            f"got {shape}; add a channel axis to grey frames, or pass env="
+            f"got {shape}; add a channel axis to grey frames, or give the environment id as env instead of obs_shape"
         )
     return space
 

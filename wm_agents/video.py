@@ -224,8 +224,8 @@ def record(
     The video has at most `max_frames` frames, and plays at the speed of the real environment unless `fps` is
     given.
 
-    A dream of pixels is shown beside the preprocessed frames. A drawing of a dream of vectors is shown beside
-    the rendering of the environment, or beside a drawing of the real vectors. `count` counts the real steps.
+    A dream of images is shown beside the preprocessed frames. A dream of vectors is drawn beside the rendering of the
+    environment or, if it cannot render, beside a drawing of the real vectors. `count` counts the real steps.
     `strips` is a folder for pictures of the same episode: rows of real frames, reconstructions and dreamed frames
     (`wm_agents.strips`).
     """

@@ -121,6 +121,11 @@ def fail(config: object, name: str, expected: str) -> NoReturn:
     raise FieldError(type(config).__name__, name, expected, getattr(config, name))
 
 
+def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The settings in which `new` differs from `old`, for an error message, such as `sigma was 0.1, now 0.2`."""
+    return ", ".join(f"{name} was {old[name]!r}, now {new[name]!r}" for name in old if old[name] != new[name])
+
+
 def _in_range(value: Any, metadata: Mapping[str, float]) -> bool:
     """Whether a number, or each item of a tuple, lies in the range of `metadata`; other values do."""
     if isinstance(value, tuple | list):
@@ -182,7 +187,7 @@ def _describe_type(hint: Any) -> str:
 
 
 def field_docs(kind: type) -> dict[str, str]:
-    """The docstring below each field of a config and its range, by name, including inherited fields."""
+    """For each field of a config, also inherited ones: the docstring below it and the range of its values."""
     from docstring_parser import parse_from_object
 
     docs: dict[str, str] = {}

@@ -31,13 +31,13 @@ class Command(NamedTuple):
     topic: str
     about: str
     target: str
-    """A function, or a table of functions by verb. It returns the exit code, or None for 0."""
+    """A function, or a table of functions by verb. The function returns the exit code, or None for 0."""
     parser: str | None = None
-    """For a command in which flags depend on other flags: a function of the flags that returns the parser."""
+    """If some flags exist only for certain values of others: a function that takes the flags and returns the parser."""
     resumes: bool = False
     """The same command resumes an interrupted run."""
     error: int = EXIT_ERROR
-    """Exit code after an error. It is not 1 for commands that use 1 for something else."""
+    """Exit code after an error; 3 for commands whose exit code 1 is a result, such as `wm verify`: not verified."""
     usage: int = EXIT_STOPPED
     """Exit code after invalid flags."""
 
@@ -153,7 +153,7 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command. Return 0 on success, 1 after an error, 2 after an interruption or invalid flags."""
+    """Run one command. Return 0 on success and 2 after an interruption; other codes are those of the `Command`."""
     args = sys.argv[1:] if argv is None else argv
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
@@ -295,7 +295,7 @@ def usage() -> str:
         "usage: wm COMMAND [flags]\n\n"
         "A model is a world model of a Gymnasium environment. Its dream is the model used as an environment.\n\n"
         + "\n".join(rows)
-        + "\n`wm COMMAND --help` lists the flags of a command. These flags work with every command:\n"
+        + "\n`wm COMMAND --help` explains the flags of a command. These flags work with every command:\n"
         "  --debug              print the traceback of an error\n"
         "  --trust-module NAME  import this module if a saved model or dataset names it (this runs its code)\n\n"
         f"After an interruption, the same command resumes: {resumable}."

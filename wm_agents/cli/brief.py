@@ -1,4 +1,7 @@
-"""Short helps: the flags of a large command that matter most. Imports no torch, so that they appear at once."""
+"""Short help texts with the most important flags of `wm improve` and `wm train`.
+
+This file does not import torch, so that they appear at once.
+"""
 
 from __future__ import annotations
 
@@ -53,13 +56,14 @@ IMPROVE = Brief(
             "--task NAME": f"trains with the settings of a shipped dream: {', '.join(sorted(TASKS))}",
         },
         "flags": {
-            "--out DIR": "run folder; default: runs/<environment>",
+            "--out DIR": "run folder; default: runs/<environment>, with the family if it is trained online",
             **_TIME,
-            "--wrapper MODULE:FUNCTION": "wrap the environment first; see docs/wrap.md",
+            "--wrapper MODULE:FUNCTION": "wrapper of the environment, before preprocessing; see docs/wrap.md",
             "--spec.kwargs JSON": "arguments of the environment, such as '{\"size\": 5}'",
             "--spec.max_episode_steps N": "episode limit in agent steps; default: that of the environment, or 1,000",
             "--spec.action_repeat N": "frames per agent step",
-            "--family NAME": "auto, vmc, ensemble or objects: in rounds; dreamerv3 or tdmpc2: online",
+            "--family NAME": "model family; default: auto (vmc for images, ensemble for vectors). vmc, ensemble and "
+            "objects are trained in rounds, dreamerv3 and tdmpc2 online",
             "--seed N": "random seed of all parts of the run; default: 1",
             "--final_episodes N": "held-out real episodes for the score; default: 100",
             "--report_minutes X": "time limit of the fidelity report; default: 2; 0: no report",
@@ -69,11 +73,11 @@ IMPROVE = Brief(
             "--rounds N": "number of rounds",
             "--random_steps N": "real steps of exploration in the first round",
             "--round_steps N": "real steps with the controller in each later round",
-            "--controller NAME": "ppo, or linear (CMA-ES), which supports every action space",
+            "--controller NAME": "ppo (not for all action spaces) or linear (CMA-ES); the default depends on the task",
         },
         "flags for online training": {
             "--real_steps N": "budget of real steps",
-            "--size NAME": "size of the model, such as size1m or 5m; see `wm models list`",
+            "--size NAME": "size of the model, such as size1m (dreamerv3) or 5m (tdmpc2); see `wm models list`",
         },
         "more": _MORE,
     },
@@ -91,17 +95,18 @@ TRAIN = Brief(
             "--model NAME": "a preset (family:size); see `wm models list`",
             "--seed N": "random seed of the run",
             "--training.output_dir DIR": "folder of the results; default: outputs",
-            "--training.total_steps N": "updates of the model",
+            "--training.total_steps N": "gradient updates of the model",
             "--data.num_steps N": "agent steps in the real environment",
-            "--data.wrapper MODULE:FUNCTION": "wrap the environment first; see docs/wrap.md",
-            "--online_collection.enabled": "let the learned policy collect data",
+            "--data.wrapper MODULE:FUNCTION": "wrapper of the environment, before preprocessing; see docs/wrap.md",
+            "--online_collection.enabled": "collect with the learned policy, too: vmc and ensemble in rounds, "
+            "dreamerv3 and tdmpc2 online",
             "--online_collection.rounds N": "rounds of collection, training and evaluation",
             "--visualization.report_minutes X": "time limit of the fidelity report; default: 2; 0: no report",
-            "--allow_degraded": "train on random numbers if no real data is available",
+            "--allow_degraded": "train on random numbers if there is no real data, or if the settings ask for it",
         },
         "more": {"--help-all": _MORE["--help-all"]},
     },
 )
 
 BRIEFS = {"improve": IMPROVE, "train": TRAIN}
-"""The short helps, by command."""
+"""The short help texts, by command."""

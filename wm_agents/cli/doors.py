@@ -1,5 +1,4 @@
-"""The interfaces through which users step an environment, called doors here, opened and timed in the same
-way.
+"""Opens and times, in the same way, each interface through which users step an environment. Here it is called a door.
 
 This file calls only the public API, so that it can also time other versions of the code
 (`scripts/bench_dream_speed.py --against`).

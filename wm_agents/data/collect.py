@@ -176,7 +176,7 @@ def _work(
             return "interrupted"
         seeds = ", ".join(f"{task.seed} to {task.seed + task.num - 1}" for task in running.values())
         raise RuntimeError(
-            f"{cfg.spec.id}, seeds {seeds}: {error}; finished shards in {cfg.out} are complete. "
+            f"{cfg.spec.id}, seeds {seeds}: {error}; the shards already written to {cfg.out} are kept. "
             "Run the same command to resume"
         ) from error
     except KeyboardInterrupt:  # The second one.

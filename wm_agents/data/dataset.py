@@ -153,9 +153,14 @@ class Dataset:
         """The environment (`RealSpec.to_dict`) of the first shard; empty if unknown."""
         return self._some_shard().spec
 
+    @property
+    def skipped_note(self) -> str:
+        """The skipped files and the reasons, for an error message; empty if there are none."""
+        return f" ({len(self.skipped)} file(s) skipped: {self.skipped})" if self.skipped else ""
+
     def _some_shard(self) -> ShardInfo:
         if not self.shards:
-            raise ValueError(f"no episodes in {self.root} ({len(self.skipped)} file(s) skipped: {self.skipped})")
+            raise ValueError(f"no episodes in {self.root}{self.skipped_note}; collect episodes first")
         return self.shards[0]
 
     def shard_name(self, i: int) -> str:
@@ -216,8 +221,9 @@ class Dataset:
         if length < 1 or len(ends) == 0 or ends[-1] == 0:
             longest = int(self.lengths[among].max(initial=0))
             raise ValueError(
-                f"no window of {length} steps in {self.root}: {len(among)} episodes, the longest has {longest} steps, "
-                f"{int((~self._usable[among]).sum())} in corrupt shards; use a shorter window or collect more"
+                f"no window of {length} steps in {self.root}, which has {len(among)} episodes, "
+                f"{int((~self._usable[among]).sum())} of them in corrupt shards; the longest has {longest} steps; use "
+                "a shorter window or collect more"
             )
         place = rng.integers(0, ends[-1], num)
         pick = np.searchsorted(ends, place, side="right")

@@ -29,7 +29,7 @@ class LiveView(NamedTuple):
 
 
 class LiveFrames:
-    """Shows real observations in the image of `view`; most calls of `show` only look at the clock.
+    """Writes the newest real observation to the image file `view.path`, at most `view.fps` times per second.
 
     Args:
         space: the observation space.

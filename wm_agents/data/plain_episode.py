@@ -29,7 +29,7 @@ def plain_episode(
     if steps == 0 or rewards.shape != (steps,):
         raise ValueError(f"rewards must be (T,) with T of at least 1, got {rewards.shape}")
     if len(obs) not in (steps, steps + 1):
-        raise ValueError(f"obs must be {steps + 1} frames for {steps} rewards, got {len(obs)}; add the last frame")
+        raise ValueError(f"obs must have {steps} or {steps + 1} frames for {steps} rewards, got {len(obs)}")
     if terminated is None:
         terminated = _terminates(dones, steps)
     elif dones is not None:
@@ -49,7 +49,7 @@ def _terminates(dones: Array | None, steps: int) -> bool:
         raise ValueError(f"dones must be ({steps},) for {steps} rewards, got {flags.shape}")
     if flags[:-1].any():
         raise ValueError(
-            f"dones may be True only at the last step, got True at step {int(flags.argmax())} of {steps}; "
+            f"dones may be True only at the last step, got True at index {int(flags.argmax())} of {steps}; "
             "split the episode"
         )
     return bool(flags[-1])

@@ -258,7 +258,9 @@ class ReplayBuffer:
 
     @classmethod
     def load(cls, path: str | Path) -> ReplayBuffer:
-        """Read a file of `save` exactly, or an npz with only its first seven keys, split at `dones`.
+        """Read a file written by `save`, which restores the buffer exactly, or an npz of another program.
+
+        The latter needs only the arrays in `replay_file.PLAIN` and is split into episodes at `dones`.
 
         Raises:
             ValueError: the file is not a valid npz, a key is missing, or the arrays are inconsistent.

@@ -97,7 +97,7 @@ def _check(stored: dict[str, Array], path: Path) -> None:
     flat = {name: (num,) for name in ("rewards", "dones", "terminated", "first", "last") if name in wanted}
     for name, want in (rows | flat).items():
         if stored[name].shape != want:
-            raise ValueError(f"{path}: {name} must be {want}, got {stored[name].shape}")
+            raise ValueError(f"{path}: {name} must have the shape {want}, got {stored[name].shape}")
     if "last" in wanted and num:
         first, last = stored["first"], stored["last"]
         alternate = first[0] and last[-1] and (first[1:] == last[:-1]).all() and not (first & last).any()

@@ -101,7 +101,7 @@ def evaluate_dream(
     episodes: int,
     seed: int,
 ) -> Score:
-    """Play dreamed episodes of a policy on latents, all at once, from first frames of real episodes."""
+    """Play a batch of dreamed episodes, from first frames of real episodes. The policy observes latents."""
     if dream.horizon is None:
         raise ValueError("horizon must be a number of steps, got None; a dream without a horizon may never end")
     envs = DreamVectorEnv(model, starts, episodes, dream, obs="latent", autoreset_mode=AutoresetMode.DISABLED)

@@ -1,6 +1,6 @@
 """Correlations, with None where they are undefined, and statistics of the scores of several runs.
 
-The interquartile mean is scipy's trimmed mean, and its interval scipy's percentile bootstrap with one stratum per task,
+The interquartile mean is scipy's trimmed mean. Its interval is scipy's percentile bootstrap with one stratum per task,
 as in Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice".
 """
 

@@ -30,6 +30,7 @@ from wm_agents.training.callbacks import Callback
 from wm_agents.training.config import TrainingConfig
 from wm_agents.training.fit_vmc import encode_dataset, fit_memory, fit_vision, make_starts, set_reward_scale
 from wm_agents.training.trainer import Trainer
+from wm_envs.fields import differing
 from wm_envs.world_model import Latent
 
 
@@ -96,9 +97,9 @@ def take_vision(model: vmc.VMC, source: str) -> bool:
     return True
 
 
-def fit(model: Model, lesson: RoundData) -> _Fitted:
+def fit(model: Model, round_data: RoundData) -> _Fitted:
     """Fit `model` to the data; an interrupted fit resumes."""
-    fitted: _Fitted = load(FAMILIES[model.family].learner)(model, lesson)
+    fitted: _Fitted = load(FAMILIES[model.family].learner)(model, round_data)
     return fitted
 
 
@@ -106,20 +107,20 @@ def _held_out_loss(trainer: Trainer, aside: ReplayBuffer) -> float:
     return trainer.evaluate(aside)["loss"]
 
 
-def fit_windows(model: Model, lesson: RoundData) -> _Fitted:
+def fit_windows(model: Model, round_data: RoundData) -> _Fitted:
     """Fit a model by its own loss on windows of the episodes; for families without a function of their own."""
-    cfg, dataset = lesson.cfg, lesson.dataset
-    training = lesson.training(model).replace(sequence_length=cfg.window)
+    cfg, dataset = round_data.cfg, round_data.dataset
+    training = round_data.training(model).replace(sequence_length=cfg.window)
     train, held_out = hold_out(dataset.num_episodes, cfg.seed)
     buffer, aside = (_buffer(model, dataset, part) for part in (train, held_out))
-    trainer = Trainer(model, training, lesson.callbacks("dynamics"), run_dir=lesson.run_dir / "dynamics")
+    trainer = Trainer(model, training, round_data.callbacks("dynamics"), run_dir=round_data.run_dir / "dynamics")
     validate = None
     if aside.has_window(cfg.window, model.packs):
         validate = partial(_held_out_loss, trainer, aside)
     result = trainer.fit(buffer, validate)
     trainer.load_best()
     model.eval()
-    starts = make_initial_latents(model, buffer, cfg.starts, lesson.rng)
+    starts = make_initial_latents(model, buffer, cfg.starts, round_data.rng)
     cut_off = find_cut_off(model, [*dataset.iter_episodes(held_out[-CALIBRATED:])])
     return _Fitted(starts, {"dynamics": result.best_val or 0.0}, cut_off)
 
@@ -132,59 +133,60 @@ def _buffer(model: Model, dataset: Dataset, episodes: NDArray[np.int64]) -> Repl
     return buffer
 
 
-def fit_vmc(model: vmc.VMC, lesson: RoundData) -> _Fitted:
+def fit_vmc(model: vmc.VMC, round_data: RoundData) -> _Fitted:
     """Fit V on frames in the first rounds, then M on all data encoded by the current V."""
-    cfg, val = lesson.cfg, {}
+    cfg, val = round_data.cfg, {}
     wanted = cfg.model.fitting(model.obs_space)
-    if vmc.sizes(model.cfg) != vmc.sizes(wanted):
-        raise ValueError(f"the sizes of the model must stay {model.cfg}, got {wanted}; use another folder")
+    changes = differing(vmc.sizes(model.cfg), vmc.sizes(wanted))
+    if changes:
+        raise ValueError(f"the sizes of the model cannot change during a run: {changes}; use another folder")
     model.cfg = wanted
-    if lesson.round < cfg.vision_rounds:
+    if round_data.round < cfg.vision_rounds:
         training = cfg.vision
-        if lesson.round != 0:
+        if round_data.round != 0:
             training = _half(cfg.vision)
-        run_dir = lesson.run_dir / "vision"
-        result = fit_vision(model, lesson.dataset, training, run_dir, lesson.callbacks("vision"))
+        run_dir = round_data.run_dir / "vision"
+        result = fit_vision(model, round_data.dataset, training, run_dir, round_data.callbacks("vision"))
         load_weights(model.vision, read_state_tensors(run_dir / "best.safetensors", RETRAIN)[0])
         val["vision"] = result.best_val or 0.0
-    data = encode_dataset(model, lesson.dataset)
-    if lesson.round == 0:
+    data = encode_dataset(model, round_data.dataset)
+    if round_data.round == 0:
         set_reward_scale(model, data)
-    training, run_dir = lesson.training(model), lesson.run_dir / "memory"
-    memory = fit_memory(model, data, training, run_dir, cfg.window, lesson.callbacks("memory"))
+    training, run_dir = round_data.training(model), round_data.run_dir / "memory"
+    memory = fit_memory(model, data, training, run_dir, cfg.window, round_data.callbacks("memory"))
     val["memory"] = memory.best_val or 0.0
-    starts = make_starts(model, data, cfg.starts, lesson.rng, lesson.recent)
+    starts = make_starts(model, data, cfg.starts, round_data.rng, round_data.recent)
     held_out = hold_out(len(data.length), cfg.memory.seed)[1][-CALIBRATED:]
-    calibration = calibrate_cut_off(model, lesson.dataset.iter_episodes(held_out))
+    calibration = calibrate_cut_off(model, round_data.dataset.iter_episodes(held_out))
     few = calibration.ends < FEW_ENDS
     return _Fitted(starts, val, CUT_OFF if few else calibration.cut_off)
 
 
-def fit_members(model: ensemble.Ensemble, lesson: RoundData) -> _Fitted:
+def fit_members(model: ensemble.Ensemble, round_data: RoundData) -> _Fitted:
     """Fit all members from scratch, because earlier weights would be biased to the first data."""
-    cfg, scale = lesson.cfg, model.scale
-    torch.manual_seed(cfg.seed + lesson.round)
+    cfg, scale = round_data.cfg, model.scale
+    torch.manual_seed(cfg.seed + round_data.round)
     fresh = ensemble.Ensemble(cfg.ensemble, model.obs_space, model.act_space)
     fresh.scale.load_state_dict(scale.state_dict())
     model.load_state_dict(fresh.state_dict())
-    data = members.read_moves(model, lesson.dataset)
-    first, callbacks = lesson.round == 0, lesson.callbacks("dynamics")
-    run_dir = lesson.run_dir / "dynamics"
-    result = members.fit_ensemble(model, data, lesson.training(model), run_dir, first=first, callbacks=callbacks)
-    starts = members.make_starts(data, cfg.starts, lesson.rng, lesson.recent)
+    data = members.read_moves(model, round_data.dataset)
+    first, callbacks = round_data.round == 0, round_data.callbacks("dynamics")
+    run_dir = round_data.run_dir / "dynamics"
+    result = members.fit_ensemble(model, data, round_data.training(model), run_dir, first=first, callbacks=callbacks)
+    starts = members.make_starts(data, cfg.starts, round_data.rng, round_data.recent)
     return _Fitted(starts, {"dynamics": result.best_val or 0.0})
 
 
-def fit_objects(model: objects.Objects, lesson: RoundData) -> _Fitted:
+def fit_objects(model: objects.Objects, round_data: RoundData) -> _Fitted:
     """Fit V once on the first data; M continues in each round, so that small rounds take few updates."""
-    cfg, dataset = lesson.cfg, lesson.dataset
-    if lesson.round == 0:
-        things.fit_eye(model, dataset, lesson.rng)
+    cfg, dataset = round_data.cfg, round_data.dataset
+    if round_data.round == 0:
+        things.fit_eye(model, dataset, round_data.rng)
     data = things.read_slots(model, dataset, dataset.root.with_name("slots"))
     data = things.fit_limits(model, data)
-    run_dir = lesson.run_dir / "dynamics"
-    result = things.fit_objects(model, data, lesson.training(model), run_dir, lesson.callbacks("dynamics"))
-    starts = things.make_starts(data, model.cfg.history, cfg.starts, lesson.rng, lesson.recent)
+    run_dir = round_data.run_dir / "dynamics"
+    result = things.fit_objects(model, data, round_data.training(model), run_dir, round_data.callbacks("dynamics"))
+    starts = things.make_starts(data, model.cfg.history, cfg.starts, round_data.rng, round_data.recent)
     return _Fitted(starts, {"dynamics": result.best_val or 0.0})
 
 

@@ -81,7 +81,7 @@ class OnlineConfig:
     quick: bool = False
     """A first result in about three minutes, or in the shortest time that a run takes on this machine."""
     starts: int = field(default=512, metadata=at_least(1))
-    """Initial latents of each kind (`begin`, `anywhere`)."""
+    """Number of encoded real observations from which dreams start, of each kind (`begin`, `anywhere`)."""
     seed: int = field(default=1, metadata=at_least(0))
     """Random seed of the run: collection, initial weights, training and planning."""
     env_seed: int | None = field(default=None, metadata=at_least(0))
@@ -102,8 +102,8 @@ class OnlineConfig:
         first, end = self.first_env_seed, self.first_env_seed + self.real_steps
         if end > JUDGE_SEED:
             raise ConfigurationError(
-                f"{self.real_steps:,} steps from environment seed {first:,} may collect up to seed {end:,}, but "
-                f"seeds from {JUDGE_SEED:,} up are reserved for evaluation; use a lower env_seed"
+                f"a run of {self.real_steps:,} steps may use the environment seeds {first:,} to {end - 1:,}, one for "
+                f"each episode, but seeds from {JUDGE_SEED:,} up are reserved for evaluation; use a lower env_seed"
             )
         config_class(self.family).from_size(self.size, **self.overrides)
         if self.spec.lives_end:

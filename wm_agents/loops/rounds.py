@@ -153,8 +153,8 @@ class Improvement:
     def learn(self) -> dict[str, float]:
         """Fit the model to all data, and compute initial latents."""
         model = self._last_model()
-        lesson = RoundData(self.cfg, Dataset(self.data_dir), self.round, self._dir(), self._callbacks)
-        learned = fit(model, lesson)
+        round_data = RoundData(self.cfg, Dataset(self.data_dir), self.round, self._dir(), self._callbacks)
+        learned = fit(model, round_data)
         self._save(model, learned.starts, learned.cut_off)
         return {f"val_{part}": value for part, value in learned.val.items()} | {"cut_off": learned.cut_off}
 

@@ -130,7 +130,7 @@ class Ensemble(Model):
         scale, x = self.scale, self._input(obs, act)
         ahead = self.predict(x)
         next_obs = scale.plausible(obs + ahead.mean.mean(0) * scale.change_std)
-        rew = self.earn(x, (next_obs - obs) / scale.change_std).mean(0)
+        rew = self.predict_reward(x, (next_obs - obs) / scale.change_std).mean(0)
         chance = self._chance(ahead.end).mean(0)
         return self._outcome(next_obs, rew, ahead.end_rew.mean(0), chance, chance > 0.5)
 
@@ -158,7 +158,7 @@ class Ensemble(Model):
         """
         obs, x = latent["obs"], self._input(latent["obs"], act)
         mean, _ = self.change(x).float().chunk(2, dim=-1)
-        rew = self.earn(x, (ahead["obs"] - obs) / self.scale.change_std)
+        rew = self.predict_reward(x, (ahead["obs"] - obs) / self.scale.change_std)
         return torch.cat([mean, rew[..., None]], dim=-1).var(0, correction=0).mean(1).sqrt()
 
     def _input(self, obs: Tensor, act: Tensor) -> Tensor:
@@ -178,11 +178,11 @@ class Ensemble(Model):
         return (latent["obs"] - self.scale.feat_mean) / self.scale.feat_std
 
     def predict(self, x: Tensor) -> _Future:
-        """Map normalised (obs, act), (B, D + A) or (M, B, D + A), to the predictions of each member."""
+        """Return the predictions of each member for normalised obs and act, of shape (B, D + A) or (M, B, D + A)."""
         mean, logvar = self.change(x).float().chunk(2, dim=-1)
         return _Future(mean, _bounded(logvar), *self.end(x).float().unbind(-1))
 
-    def earn(self, x: Tensor, change: Tensor) -> Tensor:
+    def predict_reward(self, x: Tensor, change: Tensor) -> Tensor:
         """The reward (M, B) that each member predicts for a step without termination, in units of `scale.rew`."""
         return cast(Tensor, self.reward(torch.cat([x, change], dim=-1)).float().squeeze(-1))
 
@@ -211,7 +211,7 @@ class Ensemble(Model):
         scale, term, on = self.scale, moves.term, 1 - moves.term
         x = torch.cat([scale.normal(moves.obs), moves.act], dim=-1)
         change = (moves.next_obs - moves.obs) / scale.change_std
-        ahead, rew = self.predict(x), self.earn(x, change)
+        ahead, rew = self.predict(x), self.predict_reward(x, change)
         nll = 0.5 * ((change - ahead.mean).square() * (-ahead.logvar).exp() + ahead.logvar)
         steadied = nll * (0.5 * ahead.logvar).exp().detach()  # Seitzer et al. 2022, beta = 0.5.
         ends = F.binary_cross_entropy_with_logits(ahead.end, term.expand_as(ahead.end), reduction="none")

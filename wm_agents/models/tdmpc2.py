@@ -238,7 +238,7 @@ class TDMPC2(Model):
         """Actions (B, A) of the policy, from which plans start: samples, or its mode if `greedy`."""
         return self.policy.act(self.pi(latent["z"]).float(), greedy, generator)
 
-    def worth(self, latent: Latent, *, generator: torch.Generator | None = None) -> Tensor:
+    def state_value(self, latent: Latent, *, generator: torch.Generator | None = None) -> Tensor:
         """The expected return (B,) of the policy: the mean of two random Q functions."""
         z = latent["z"]
         act = self.policy.weights(self.pi(z).float(), generator)
@@ -246,7 +246,7 @@ class TDMPC2(Model):
 
     def planner(self) -> MPPI:
         """MPPI in this model, with its policy as the prior and its Q functions as the final value."""
-        return MPPI(self, self.cfg.planner(self.actions), self.propose, self.worth)
+        return MPPI(self, self.cfg.planner(self.actions), self.propose, self.state_value)
 
     def controller(self) -> MPPIPolicy:
         """The policy that is saved with the model: the planner."""
@@ -269,11 +269,13 @@ class TDMPC2(Model):
         return act
 
     def loss(self, batch: Batch) -> LossOutput:
-        """The losses of model, policy and probe on windows of T steps; each trains its own weights.
+        """The losses of the model, the policy and the probe, which only renders latents, on windows of T steps.
 
-        Steps after the end of a window's first episode are masked. If all windows were inside one episode, as
-        published, termination would occur only at the end of windows, and the values of latents encoded from
-        terminal frames, which are used in targets, would not be trained.
+        Each loss trains its own weights.
+
+        A window may contain the start of a second episode; steps after the end of the first one are masked. The
+        published windows lie inside one episode. There a terminal frame is always the last of its window, so its
+        value is used in targets but never trained.
 
         The published code updates the model first and then the policy with the updated Q functions. Here one
         optimizer step updates all weights, so the policy uses the Q functions before the update. The scale of

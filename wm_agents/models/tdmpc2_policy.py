@@ -95,7 +95,7 @@ class CategoricalPolicy:
         self.q_in, self.q_out = cfg.latent_dim, actions * cfg.num_bins
 
     def act(self, out: Tensor, greedy: bool, generator: torch.Generator | None) -> Tensor:
-        """One-hot actions (B, A), sampled or the likeliest, for outputs (B, A)."""
+        """One-hot actions (B, A), sampled or the most likely, for outputs (B, A)."""
         probs = out.softmax(-1)
         uniform = torch.rand(len(probs), generator=generator, device=probs.device)
         if greedy:

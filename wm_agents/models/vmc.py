@@ -85,17 +85,12 @@ class VMCConfig(WorldModelConfig):
         return self.replace(vision="identity")
 
 
-def sizes(cfg: VMCConfig) -> tuple[str, int, int, int, str, str, bool]:
+SIZES = ("vision", "z_dim", "hidden", "mixtures", "mixture", "rew_head")
+
+
+def sizes(cfg: VMCConfig) -> dict[str, Any]:
     """The settings on which the shapes of the weights depend; the others affect only training."""
-    return (
-        cfg.vision,
-        cfg.z_dim,
-        cfg.hidden,
-        cfg.mixtures,
-        cfg.mixture,
-        cfg.rew_head,
-        cfg.motion_weight > 0,
-    )
+    return {name: getattr(cfg, name) for name in SIZES} | {"motion_weight > 0": cfg.motion_weight > 0}
 
 
 class VMC(Model):
@@ -146,7 +141,7 @@ class VMC(Model):
         doomrnn.py."""
         self.check_act(act, len(latent["h"]))
         if temperature < 0:
-            raise ValueError(f"temperature must be 0 (the likeliest future) or above, got {temperature}")
+            raise ValueError(f"temperature must be 0 (the most likely future) or above, got {temperature}")
         memory = RowStep.of(self.memory) if self._is_row(latent["h"]) else self.memory
         h, c = memory.advance(latent["z"], act, latent["h"], latent["c"])
         z, ends = memory.draw(h, temperature, generator)

@@ -68,7 +68,7 @@ class _Degraded(ConfigurationError):
     """The run would be degraded, which was not allowed."""
 
 
-class _Ground(NamedTuple):
+class _Source(NamedTuple):
     """The data source of a run."""
 
     spec: RealSpec | None
@@ -100,14 +100,14 @@ def train(
     console = console or Console(stderr=True)
     if str(project.root) not in sys.path:
         sys.path.append(str(project.root))  # A module with an environment may be beside wm.toml.
-    ground = _find_ground(project, allow_degraded)
-    spaces = spaces_of(project, ground.spec)
-    if ground.spec is not None and probe(ground.spec).limit is None:
+    source = _find_source(project, allow_degraded)
+    spaces = spaces_of(project, source.spec)
+    if source.spec is not None and probe(source.spec).limit is None:
         raise ConfigurationError(f"{project.environment} has no episode limit; set max_episode_steps in [data]")
     if not (project.is_online and project.online_collection.enabled):
         check_one_process("wm train without online collection")
     # Report contradictions before any work is done.
-    model, plan = model_of(project, spaces), _in_time(_make_plan(project, ground, spaces), budget, quick)
+    model, plan = model_of(project, spaces), _in_time(_make_plan(project, source, spaces), budget, quick)
     # All settings of the model, because a newly added key is also a change.
     settings = flatten({**project.to_dict(), "architecture": model.cfg.to_dict()})
     settings |= {name: value for name, value in (("training.budget", budget), ("training.quick", quick)) if value}
@@ -127,25 +127,25 @@ def train(
             return before
         if before:
             check_more(project, before["config"], folder)
-        warn(ground.degraded, console)
-        manifest, began = Manifest(project, seeds, ground.degraded), time.perf_counter()
+        warn(source.degraded, console)
+        manifest, began = Manifest(project, seeds, source.degraded), time.perf_counter()
         try:
             manifest.write("running", plan=plan.to_dict())
-            result = _learn(project, plan, ground, spaces, folder, console)
-            _finish(project, ground, result, console)
+            result = _learn(project, plan, source, spaces, folder, console)
+            _finish(project, source, result, console)
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt)
-            manifest.write("interrupted" if stopped else "failed", **_facts(project, ground, folder, {}, began))
+            manifest.write("interrupted" if stopped else "failed", **_facts(project, source, folder, {}, began))
             if stopped:
                 console.print(f"saved: {_saved(project, folder)}", soft_wrap=True, highlight=False)
             raise
-        values = manifest.write("done", **_facts(project, ground, folder, result, began))
+        values = manifest.write("done", **_facts(project, source, folder, result, began))
         folder.update(trained=digest(settings))
     tell(project, values, console)
     return values
 
 
-def _find_ground(project: Project, allow_degraded: bool) -> _Ground:
+def _find_source(project: Project, allow_degraded: bool) -> _Source:
     """The environment, or the degraded modes of the run.
 
     Raises:
@@ -169,12 +169,12 @@ def _find_ground(project: Project, allow_degraded: bool) -> _Ground:
         )
     if missing and project.online_collection.enabled:
         raise _Degraded(f"online collection is not possible: {missing}; set enabled = false in [online_collection]")
-    return _Ground(None if missing else spec_of(project), degraded)
+    return _Source(None if missing else spec_of(project), degraded)
 
 
-def _make_plan(project: Project, ground: _Ground, spaces: Spaces) -> Plan:
+def _make_plan(project: Project, source: _Source, spaces: Spaces) -> Plan:
     """The complete settings of the run, for the loop of the family."""
-    if RANDOM_DATA in ground.degraded or (project.is_online and not project.online_collection.enabled):
+    if RANDOM_DATA in source.degraded or (project.is_online and not project.online_collection.enabled):
         return replay_of(project)
     if project.is_online:
         online = online_of(project)
@@ -202,10 +202,10 @@ def _in_time(plan: Plan, budget: str | None, quick: bool) -> Plan:
 
 
 def _learn(
-    project: Project, plan: Plan, ground: _Ground, spaces: Spaces, folder: RunFolder, console: Console
+    project: Project, plan: Plan, source: _Source, spaces: Spaces, folder: RunFolder, console: Console
 ) -> dict[str, Any]:
-    if RANDOM_DATA in ground.degraded:
-        return train_on_noise(project, spaces, ground.spec, ground.degraded, console)
+    if RANDOM_DATA in source.degraded:
+        return train_on_noise(project, spaces, source.spec, source.degraded, console)
     if isinstance(plan, TrainingConfig):
         return train_offline(project, spaces, console)
     training = start_online(plan, folder, console) if isinstance(plan, OnlineConfig) else start(plan, folder, console)
@@ -213,26 +213,26 @@ def _learn(
     return training.finish()
 
 
-def _finish(project: Project, ground: _Ground, result: dict[str, Any], console: Console) -> None:
+def _finish(project: Project, source: _Source, result: dict[str, Any], console: Console) -> None:
     """Record the degraded modes in the model, and write curves and videos if enabled."""
-    mark_degraded(project.out / "model", ground.degraded)
+    mark_degraded(project.out / "model", source.degraded)
     if project.gameplay.enabled:
         with extra("the video", console):
-            result["film_steps"] = _film(project, ground, console)
+            result["film_steps"] = _film(project, source, console)
     if project.visualization.enabled:
         with extra("the plot of the curves", console):
             draw_curves(project.out, project.visualization.history_max_points)
 
 
-def _film(project: Project, ground: _Ground, console: Console) -> int:
+def _film(project: Project, source: _Source, console: Console) -> int:
     """Record a video of a real episode beside its dream, and return its real steps."""
-    if ground.spec is None or ground.degraded:
+    if source.spec is None or source.degraded:
         console.print("no video: the model has no policy")
         return 0
     saved = load_dream(project.out / "model")
     frames = record(
         project.out / "gameplay.mp4",
-        ground.spec,
+        source.spec,
         saved.model,
         saved.policy,
         saved.dream,
@@ -257,13 +257,13 @@ def _saved(project: Project, folder: RunFolder) -> str:
 
 
 def _facts(
-    project: Project, ground: _Ground, folder: RunFolder, result: dict[str, Any], began: float
+    project: Project, source: _Source, folder: RunFolder, result: dict[str, Any], began: float
 ) -> dict[str, Any]:
     """The entries of the manifest for a finished or unfinished run."""
     mode = "offline"
     if project.online_collection.enabled:
         mode = "online"
-    if RANDOM_DATA in ground.degraded:
+    if RANDOM_DATA in source.degraded:
         mode = "random"
     stages: dict[str, float] = {}
     for part in folder.state.get("history", {}).values():

@@ -59,7 +59,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming_full_disk(path: Path) -> Iterator[None]:
-    """Errors of a full disk in this block name the file `path`."""
+    """Within this context, the error message of a full disk contains `path`."""
     try:
         yield
     except OSError as error:

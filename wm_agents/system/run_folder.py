@@ -1,6 +1,6 @@
 """The run folder: settings, versions, metrics and state of a run; used by one process at a time.
 
-runs/<env>/<family>/<time>/
+runs/<name>/
   run.json        configuration, command, git commit, versions, seeds, hardware
   metrics.jsonl   one JSON object per line: {"step": ..., "train/loss": ...}
   events.*        the same for TensorBoard

@@ -34,7 +34,7 @@ def write_state(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_state(path: Path, remedy: str = RESTART) -> dict[str, Any]:
-    """Read a file of `write_state`; one without a checksum, of an earlier version, is read too.
+    """Read a file written by `write_state`. Files of earlier versions have no checksum and are read without this check.
 
     Args:
         remedy: what to do if it is damaged, for the error message.

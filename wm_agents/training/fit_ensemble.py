@@ -49,7 +49,7 @@ def read_moves(model: Ensemble, dataset: Dataset) -> _MoveSet:
     """
     episodes = list(dataset.iter_episodes())
     if not episodes:
-        raise ValueError(f"no episodes in {dataset.root} (skipped: {dataset.skipped}); collect episodes first")
+        raise ValueError(f"no episodes in {dataset.root}{dataset.skipped_note}; collect episodes first")
     lengths = np.array([len(ep.rew) for ep in episodes])
 
     def join(parts: list[NDArray[np.generic]]) -> Tensor:

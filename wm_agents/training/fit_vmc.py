@@ -79,7 +79,7 @@ def encode_dataset(model: VMC, dataset: Dataset, batch_size: int = 512) -> Laten
         terms[-1][steps - 1] = float(ep.term)
         lengths.append(steps)
     if not lengths:
-        raise ValueError(f"no episodes in {dataset.root} (skipped: {dataset.skipped}); collect episodes first")
+        raise ValueError(f"no episodes in {dataset.root}{dataset.skipped_note}; collect episodes first")
     length = np.array(lengths, np.int64)
     offset = np.concatenate([[0], np.cumsum(length + 1)[:-1]])
 

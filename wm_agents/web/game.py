@@ -63,15 +63,15 @@ class Scene(NamedTuple):
 
     @property
     def over(self) -> bool:
-        """The world in control has ended."""
+        """Whether the episode is over: the real one while awake, the dreamed one while asleep."""
         return bool(self.real_over if self.awake else self.dream_over)
 
 
 class Game:
     """One visitor's episode. Every method is called by one thread at a time.
 
-    While the game is asleep, pilots act on the features of the dream, and the real environment takes the same actions.
-    While it is awake, the dream is updated with each real frame.
+    Asleep, the policy observes the dream, and the real environment repeats its actions. Awake, each real frame updates
+    the dream.
     """
 
     def __init__(self, playable: Playable) -> None:

@@ -122,7 +122,7 @@ def plot_history(history: History) -> Figure:
     return _done(figure, axes)
 
 
-def plot_doubt(loop: OpenLoop) -> Figure:
+def plot_disagreement(loop: OpenLoop) -> Figure:
     """Correlation of disagreement and error, by steps ahead."""
     figure, axes = _axes("steps ahead", "rank correlation with the error")
     steps = _steps(axes, loop.horizons)

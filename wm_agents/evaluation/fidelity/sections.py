@@ -13,7 +13,7 @@ from wm_agents.evaluation.fidelity.measure import Fidelity
 from wm_agents.evaluation.fidelity.open_loop import Ahead
 from wm_agents.evaluation.fidelity.plots import (
     plot_closed_loop,
-    plot_doubt,
+    plot_disagreement,
     plot_ends,
     plot_errors,
     plot_history,
@@ -337,7 +337,7 @@ def _doubt(found: Fidelity) -> Section:
         f"{_ahead(first)}, the rank correlation of disagreement and frame error is {_num(first.likely.doubt_corr)}.",
         ["steps ahead", "rank correlation, most likely", "rank correlation, sampled"],
         [[str(h.steps), _num(h.likely.doubt_corr), _num(h.sampled.doubt_corr)] for h in rows],
-        plot_doubt(found.open_loop),
+        plot_disagreement(found.open_loop),
     )
 
 

@@ -91,12 +91,12 @@ def verify(
     procs: Procs = 2,
     console: Console | None = None,
 ) -> Verification:
-    """Check a saved model on held-out real episodes. No stored baseline is used.
+    """Check a saved model on held-out real episodes, which are played now.
 
     Args:
         target: a model directory, or the name of a shipped model or dream.
         mode: `quick` checks frames, rewards, termination and seeds; `proof` also the gap of dream and real return.
-        episodes: real episodes for each of four policies.
+        episodes: real episodes of each policy: the saved one, random actions, and two with noise.
         proof_episodes: number of real, dreamed and random episodes for the return gap.
         seed: first environment seed, at least 1,000,000.
 
