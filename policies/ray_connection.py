@@ -69,7 +69,7 @@ def connect(address: str, runtime_env: Mapping[str, Any] | None) -> None:
         )
     except ConnectionError as error:  # Something listens there, as `_knock` has found.
         raise RuntimeError(
-            f"Ray at {address} refuses this process: set RAY_AUTH_MODE and RAY_AUTH_TOKEN as on the head of the "
+            f"Ray at {address} rejects this process: set RAY_AUTH_MODE and RAY_AUTH_TOKEN as on the head of the "
             "cluster, and check that a head listens there"
         ) from error
     except (RuntimeError, ValueError, ray.exceptions.RayError) as error:  # Such as other versions, or a wrong token.
