@@ -167,6 +167,9 @@ def test_waking_up_starts_seeds_and_single_steps(page: Any, car: str) -> None:
     page.fill("#seed", "7")
     page.press("#seed", "Enter")
     wait_text(page, "#at", "^0$")
+    page.locator("#temperature").click()
+    wait_text(page, "#temperature-out", r"1\.3")
+    assert page.evaluate("() => document.activeElement === document.body")  # Arrow keys steer, not the slider.
     page.fill("#horizon", "1")
     page.press("#horizon", "Enter")
     page.click("#step")

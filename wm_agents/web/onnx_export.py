@@ -182,7 +182,8 @@ def compare(
             worst[name] = max(worst[name], *(_difference(name, net, got, want.numpy()) for got, want in compared))
     if wrong := {name: value for name, value in worst.items() if not value <= TOLERANCE}:
         raise ValueError(
-            f"the ONNX graphs of {net.family} differ from PyTorch by {wrong}; at most {TOLERANCE} is allowed"
+            f"the ONNX graphs of {net.family} differ from PyTorch by {wrong}; at most {TOLERANCE} is allowed. Rounding "
+            "alone can do that to DreamerV3 models after few updates, whose rewards average values up to 5e8"
         )
     return worst
 

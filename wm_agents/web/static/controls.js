@@ -24,6 +24,8 @@ export class Controls {
     addEventListener("keydown", (event) => this.key(event, true));
     addEventListener("keyup", (event) => this.key(event, false));
     addEventListener("blur", () => this.held.clear());
+    // Arrow keys steer again once a slider has been dragged; who reaches it by the Tab key keeps it.
+    addEventListener("pointerup", (event) => { if (event.target.type === "range") event.target.blur(); });
   }
 
   get codes() {

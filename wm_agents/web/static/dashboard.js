@@ -58,6 +58,7 @@ async function describe() {
   $("status").textContent = running ? "running" : facts.finished ? "finished" : `no change for ${ago(facts.age_s)}`;
   $("bare").hidden = facts.parts.length > 0;
   showStages();
+  showMeters(); // Before the metrics, which take a while in a long run.
   showTasks($("tasks"), facts.tasks);
   showStrips(facts.strips, facts.name);
   showMedia(facts.media);

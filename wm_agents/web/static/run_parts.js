@@ -101,7 +101,7 @@ export function showTasks(place, tasks) {
     const levels = task.threshold === null ? [] : [{ y: task.threshold, color: color("mark"), label: `threshold ${text(task.threshold)}` }];
     const lines = [{ values: points("dream"), color: color("dream"), width: 1.5 }, { values: points("mean"), color: color("real"), band }];
     const canvas = card.querySelector("canvas");
-    canvas.hidden = !task.evaluations.length;
+    canvas.hidden = card.querySelector(".legend").hidden = !task.evaluations.length;
     if (task.evaluations.length) curves(canvas, lines, { levels, unit: "generation" });
   });
 }
@@ -112,7 +112,8 @@ function taskCard() {
   canvas.setAttribute("aria-label", "mean real return and dream return by generation, with the threshold");
   return make("article", { className: "card task" },
     make("div", { className: "title" }, make("h3"), make("span", { className: "chip" })), make("progress"),
-    make("p", { className: "line" }, make("span"), make("span")), canvas);
+    make("p", { className: "line" }, make("span"), make("span")), canvas,
+    make("p", { className: "legend" }, make("span", { className: "key t-dream", textContent: "dream" }), make("span", { className: "key t-real", textContent: "real environment" })));
 }
 
 const TITLES = { open_loop: "Frames", reward: "Rewards", termination: "Termination", calibration: "Calibration", gap: "Returns", ranking: "Ranking of policies", temperature: "Temperature", training: "Over training", disagreement: "Disagreement", determinism: "Seeds" };
