@@ -251,7 +251,7 @@ def test_a_node_that_joins_is_used_and_its_loss_changes_nothing(
 def test_work_waits_for_a_node_if_none_with_cores_is_left(
     cluster: RayCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(ray_pool, "HEAD_S", 1e9)  # The pool itself does not look at the machines meanwhile.
+    monkeypatch.setattr(ray_pool, "COUNT_S", 1e9)  # The pool itself does not look at the machines meanwhile.
     with cluster.pool(None) as pool:
         rooms = iter([[0], [0], [1, 1], [0], [1, 1]])
         monkeypatch.setattr(pool, "_rooms", lambda: next(rooms))
