@@ -296,11 +296,11 @@ def test_a_cluster_that_cannot_be_used_is_one_line(address: str, env: dict[str, 
 
 
 def test_a_machine_without_a_cluster_is_told_how_to_start_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(**settings: Any) -> None:
+    def find_none(address: str) -> None:
         raise ConnectionError("Could not find any running Ray instance.")
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr("ray._private.services.canonicalize_bootstrap_address", find_none)
     with pytest.raises(RuntimeError, match=r"found no Ray cluster \(auto\): start one with `ray start --head`"):
         make_pool(None, RayCluster("auto"))
 
