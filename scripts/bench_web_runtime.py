@@ -79,7 +79,7 @@ def main() -> None:
         folder = Path(place)
         export_web(args.model, folder / "js")
         export_onnx(args.model, folder / "onnx")
-        (folder / "index.html").write_text(PAGE)
+        (folder / "index.html").write_text(PAGE, encoding="utf-8")
         for name in RUNTIME:
             shutil.copyfile(args.dist / name, folder / name)
         size = sum((folder / name).stat().st_size for name in RUNTIME)

@@ -39,7 +39,7 @@ from wm_agents.project.finished import digest
 from wm_agents.project.manifest import INCOMPLETE, MEANINGFUL, SMOKE, _classify, data_facts
 from wm_agents.project.noise import _noise, write_noise
 from wm_agents.project.offline import _learn, _loss_of_world
-from wm_agents.project.run import _Degraded, _find_ground, train
+from wm_agents.project.run import _Degraded, _find_source, train
 from wm_agents.project.scaffold import write_project
 from wm_agents.project.schema import Project
 from wm_agents.project.settings import load_project
@@ -520,7 +520,7 @@ def test_a_game_of_the_ale_is_seen_as_data_says(tmp_path: Path) -> None:
     pytest.importorskip("ale_py")
     text = TINY.replace("toy_env:Echo-v0", "ALE/Pong-v5").replace("ensemble:ci", "vmc:ci")
     asked = project(tmp_path, text, data__size=64, data__env_kwargs={"obs_type": "grayscale"})
-    assert _find_ground(asked, allow_degraded=False).spec == spec_of(asked)
+    assert _find_source(asked, allow_degraded=False).spec == spec_of(asked)
 
 
 def test_curves_are_thinned_to_means() -> None:

@@ -261,7 +261,7 @@ def test_what_cannot_be_loaded_says_why(tmp_path):
     with np.load(path) as file:
         stored = dict(file)
     np.savez(path, **(stored | {"actions": stored["actions"][:-1]}))
-    with pytest.raises(ValueError, match=r"actions must be \(.*, 1\), got"):
+    with pytest.raises(ValueError, match=r"actions must have the shape \(.*, 1\), got"):
         ReplayBuffer.load(path)
     halves = {k: v[1:] if v.ndim and k != "obs_shape" else v for k, v in stored.items()}
     np.savez(path, **halves)
@@ -334,12 +334,12 @@ def test_a_device_that_is_not_there_is_named(device, message):
     ("change", "message"),
     [
         ({"obs": np.zeros((5, 3))}, r"obs must be \(T\+1, 2\), got \(5, 3\)"),
-        ({"obs": np.zeros((3, 2))}, "obs must be 5 frames for 4 rewards, got 3"),
+        ({"obs": np.zeros((3, 2))}, "obs must have 4 or 5 frames for 4 rewards, got 3"),
         ({"actions": np.zeros((4, 2))}, r"actions must be \(4, 1\) for 4 rewards, got \(4, 2\)"),
         ({"actions": np.full((4, 1), np.nan)}, "actions must be finite"),
         ({"rewards": np.array([0, np.inf, 0, 0])}, "rewards must be finite, got inf"),
         ({"rewards": np.zeros((4, 1))}, r"rewards must be \(T,\)"),
-        ({"dones": np.array([0, 1, 0, 0])}, "dones may be True only at the last step, got True at step 1 of 4"),
+        ({"dones": np.array([0, 1, 0, 0])}, "dones may be True only at the last step, got True at index 1 of 4"),
         ({"dones": np.zeros(3)}, r"dones must be \(4,\)"),
         ({"dones": np.zeros(4), "terminated": True}, "give dones or terminated, not both"),
         ({"obs": np.zeros((5, 2), complex)}, "obs must be float32, got complex128"),
