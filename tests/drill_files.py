@@ -147,7 +147,8 @@ def kill(target: Target, tries: int, folder: Path, rng: random.Random) -> dict[s
             target.read(folder)
         except Exception as error:
             broken.append(f"{type(error).__name__}: {error}")
-    target.write(folder, 0)
+    for number in range(3):  # A new save removes what a killed one of the same file has left; there are three shards.
+        target.write(folder, number)
     left = [path.name for path in folder.rglob(".*") if path.suffix in (".tmp", ".old")]
     return {"kills": tries, "broken": broken, "left": left}
 
