@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 RUNTIME_ENV = "WM_RUNTIME_ENV"
 """Name of the environment variable with Ray's `runtime_env`: a JSON object, or the path of a file with one."""
 
-LOOK_S = 1.0
+HEAD_S = 1.0
 """Time between two looks at the head of the cluster."""
-LOOKS = 3
+HEAD_LOOKS = 3
 """The head is lost if it does not answer this many looks in a row."""
 Result = TypeVar("Result")
 
@@ -52,9 +52,9 @@ def connect(address: str, runtime_env: Mapping[str, Any] | None) -> None:
             return
         ray.shutdown()  # There may be another head.
     if ":" in address:
-        _knock(address)
+        _check_address(address)
     elif address == "auto":
-        _knock_at_latest()
+        _check_latest()
     elif address != "local":
         raise ValueError(f"ray must be auto, local or HOST:PORT, got {address!r}")
     driver.listen_error_messages = _ignore
@@ -67,10 +67,10 @@ def connect(address: str, runtime_env: Mapping[str, Any] | None) -> None:
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
-    except ConnectionError as error:  # Something listens there, as `_knock` has found.
+    except ConnectionError as error:  # Something listens there, as was checked.
         raise RuntimeError(
-            f"Ray at {address} rejects this process: set RAY_AUTH_MODE and RAY_AUTH_TOKEN as on the head of the "
-            "cluster, and check that a head listens there"
+            f"Ray at {address} rejects the connection ({' '.join(str(error).split())}); if the cluster requires a "
+            "token, set RAY_AUTH_MODE and RAY_AUTH_TOKEN as on its head"
         ) from error
     except (RuntimeError, ValueError, ray.exceptions.RayError) as error:  # Such as other versions, or a wrong token.
         raise RuntimeError(f"Ray at {address}: {' '.join(str(error).split())}") from error
@@ -90,7 +90,7 @@ def _no_cluster(address: str) -> str:
     )
 
 
-def _knock_at_latest() -> None:
+def _check_latest() -> None:
     """Check that the cluster of this machine, as Ray has recorded it, still has a head."""
     from ray._private.services import canonicalize_bootstrap_address
 
@@ -116,7 +116,7 @@ def while_head_answers(address: str, call: Callable[[], Result]) -> Result:
     """Return the result of `call`, a use of Ray, which waits for up to an hour if the head at `address` is gone.
 
     Raises:
-        HeadLost: the head did not answer `LOOKS` times in a row; the call is left to a daemon thread.
+        HeadLost: the head did not answer `HEAD_LOOKS` times in a row; the call is left to a daemon thread.
     """
     future: Future[Result] = Future()
 
@@ -128,9 +128,9 @@ def while_head_answers(address: str, call: Callable[[], Result]) -> Result:
 
     threading.Thread(target=run, daemon=True).start()
     failures = 0
-    while not wait([future], timeout=LOOK_S).done:
+    while not wait([future], timeout=HEAD_S).done:
         failures = 0 if answers(address) else failures + 1
-        if failures == LOOKS:
+        if failures == HEAD_LOOKS:
             raise HeadLost(f"the head of the Ray cluster at {address} does not answer")
     return future.result()
 
@@ -144,7 +144,7 @@ def answers(address: str) -> bool:
     return True
 
 
-def _knock(address: str) -> None:
+def _check_address(address: str) -> None:
     """Check that a head listens at HOST:PORT, because Ray waits for half a minute."""
     host, _, port = address.rpartition(":")
     if not port.isdecimal() or "/" in host:

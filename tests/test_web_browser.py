@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import gymnasium as gym
 import numpy as np
@@ -295,17 +295,28 @@ def test_images_are_enlarged_by_a_whole_number_and_drawings_fill_the_screen(page
         page.goto("about:blank")
 
 
+CHART = "canvas[aria-label^='Loss of the model']"
+LOSS = f"#groups figure:has({CHART}) output"
+
+
+@contextmanager
+def dashboard_of(folder: Path, metrics: str) -> Iterator[tuple[str, TextIO]]:
+    """The dashboard of a run with these metrics, and its file of metrics, to which more can be written."""
+    (folder / "one").mkdir()
+    with (folder / "one" / "metrics.jsonl").open("w", buffering=1) as file:
+        file.write(metrics)
+        file.flush()
+        with serving("-m", "wm_agents", "dashboard", str(folder), "--port", "0") as url:
+            yield url, file
+
+
 def test_the_dashboard_follows_a_running_run(page: Any, tmp_path: Path) -> None:
-    file = tmp_path / "one" / "metrics.jsonl"
-    file.parent.mkdir()
-    file.write_text('{"step": 1, "train/loss": 8.5}\n{"step": 2, "tra')
-    with serving("-m", "wm_agents", "dashboard", str(tmp_path), "--port", "0") as url:
+    with dashboard_of(tmp_path, '{"step": 1, "train/loss": 8.5}\n{"step": 2, "tra') as (url, file):
         page.goto(url)
-        wait_text(page, "#groups figure:has(canvas[aria-label^='Loss of the model']) output", r"^8\.5$")
-        with file.open("a") as more:
-            more.write('in/loss": 0.25}\n')
-        wait_text(page, "#groups figure:has(canvas[aria-label^='Loss of the model']) output", r"^0\.25$")
-        chart = page.locator("canvas[aria-label^='Loss of the model']")
+        wait_text(page, LOSS, r"^8\.5$")
+        file.write('in/loss": 0.25}\n')
+        wait_text(page, LOSS, r"^0\.25$")
+        chart = page.locator(CHART)
         assert chart.get_attribute("aria-label") == "Loss of the model by update: 2 values, the last is 0.25"
         page.goto("about:blank")  # It would ask a server that is gone.
 
@@ -431,19 +442,14 @@ def test_cars_are_drawn_25_times_a_second_beside_the_real_environment(
 
 
 def test_curves_of_a_running_run_follow_within_two_seconds(page: Any, tmp_path: Path) -> None:
-    file = tmp_path / "one" / "metrics.jsonl"
-    file.parent.mkdir()
-    file.write_text('{"step": 1, "train/loss": 1.0}\n')
-    with serving("-m", "wm_agents", "dashboard", str(tmp_path), "--port", "0") as url:
+    with dashboard_of(tmp_path, '{"step": 1, "train/loss": 1.0}\n') as (url, file):
         page.goto(url)
-        loss = "#groups figure:has(canvas[aria-label^='Loss of the model']) output"
-        wait_text(page, loss, r"^1$")
+        wait_text(page, LOSS, r"^1$")
         waits = []
         for step in range(2, 2 + ROUNDS):
-            with file.open("a") as more:
-                more.write(f'{{"step": {step}, "train/loss": {step}.0}}\n')
+            file.write(f'{{"step": {step}, "train/loss": {step}.0}}\n')
             began = time.perf_counter()
-            wait_text(page, loss, f"^{step}$")
+            wait_text(page, LOSS, f"^{step}$")
             waits.append(time.perf_counter() - began)
         page.goto("about:blank")
     skip_unless_fast(lambda: page.evaluate("() => 1"), BAR_S, "a message to Chromium")

@@ -123,7 +123,7 @@ def fail(config: object, name: str, expected: str) -> NoReturn:
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The settings in which `new` differs from `old`, for an error message, such as `sigma was 0.1, now 0.2`."""
-    return ", ".join(f"{name} was {old[name]!r}, now {new[name]!r}" for name in old if old[name] != new[name])
+    return "; ".join(f"{name} was {old[name]!r}, now {new[name]!r}" for name in old if old[name] != new[name])
 
 
 def _in_range(value: Any, metadata: Mapping[str, float]) -> bool:

@@ -16,6 +16,7 @@ from wm_agents.errors import ConfigurationError
 from wm_agents.project.manifest import strict
 from wm_agents.project.schema import Project
 from wm_agents.system.run_folder import RunFolder
+from wm_envs.fields import differing
 
 UNREAD = ("project_name", "inference.", "verify.", "visualization.report_minutes")
 """Settings that training does not use; changes of them do not extend a finished run."""
@@ -62,14 +63,11 @@ def check_more(project: Project, before: dict[str, Any], folder: RunFolder) -> N
     then, now = flatten(before), flatten(strict(project.to_dict()))
     if project.is_online or project.data.source == "random" or folder.state.get("round", 0) < _rounds(project):
         return
-    told = [
-        f"{name} was {then.get(name)!r}, now {now.get(name)!r}"
-        for name in sorted(then.keys() | now.keys())
-        if name.startswith(LEARNED_BY) and then.get(name) != now.get(name)
-    ]
-    if told:
+    names = [name for name in sorted(then.keys() | now.keys()) if name.startswith(LEARNED_BY)]
+    changes = differing({name: then.get(name) for name in names}, {name: now.get(name) for name in names})
+    if changes:
         raise ConfigurationError(
-            f"{_shown(project.out)} is already trained with other settings: {'; '.join(told)}; {_more(project)}"
+            f"{_shown(project.out)} is already trained with other settings: {changes}; {_more(project)}"
         )
 
 

@@ -31,6 +31,7 @@ from wm_agents.system.hardware import describe
 from wm_agents.system.processes import rank
 from wm_agents.system.replace import naming_full_disk, tidy
 from wm_agents.system.state import DamagedState, read_state, write_state
+from wm_envs.fields import differing
 
 PACKAGES = (
     "gymnasium", "ale-py", "Box2D", "numpy", "torch", "cma", "h5py", "safetensors", "stable-baselines3",
@@ -168,16 +169,12 @@ def start_run(
 
 
 def _check_same_run(path: Path, old: dict[str, Any], new: dict[str, Any], may_change: Collection[str]) -> None:
-    differing = [
-        f"{part}.{name} was {old[part].get(name)!r}, now {new[part].get(name)!r}"
-        for part in ("config", "seeds")
-        for name in old[part]  # Newer fields are missing and had their default.
-        if _said(old[part].get(name)) != _said(new[part].get(name)) and not (part == "config" and name in may_change)
-    ]
-    if differing:
+    fixed = [("config", name) for name in old["config"] if name not in may_change]  # Newer fields had their default.
+    fixed += [("seeds", name) for name in old["seeds"]]
+    before, now = ({f"{part}.{name}": _said(run[part].get(name)) for part, name in fixed} for run in (old, new))
+    if changes := differing(before, now):
         raise ValueError(
-            f"{path} contains a run with other settings: {'; '.join(differing)}; restore them to resume, or use "
-            "another folder"
+            f"{path} contains a run with other settings: {changes}; restore them to resume, or use another folder"
         )
 
 

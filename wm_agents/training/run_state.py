@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wm_agents.checkpoint import load_weights, plain_names
 from wm_agents.system.state import read_state_tensors, write_state_tensors
+from wm_envs.fields import differing
 
 if TYPE_CHECKING:
     from wm_agents.training.callbacks import Callback
@@ -112,10 +113,10 @@ def _check_same_run(trainer: Trainer, path: Path, saved: dict[str, Any]) -> None
             "finish the run with that version, or delete the file to restart this stage"
         )
     fixed = {"total_steps"} if trainer.cfg.scheduler in ("linear", "cosine", "onecycle") else set()
-    changed = [k for k in now if now[k] != saved.get(k) and k not in MAY_CHANGE - fixed]
-    if changed:
-        what = ", ".join(f"{k} was {saved.get(k)!r}, now {now[k]!r}" for k in changed)
-        raise ValueError(f"cannot resume {path.parent} with other settings: {what}; use another folder")
+    compared = now.keys() - (MAY_CHANGE - fixed)
+    changes = differing({k: saved.get(k) for k in now if k in compared}, now)
+    if changes:
+        raise ValueError(f"cannot resume {path.parent} with other settings: {changes}; use another folder")
 
 
 def _named(callbacks: list[Callback]) -> list[tuple[str, Callback]]:
