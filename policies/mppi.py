@@ -194,7 +194,7 @@ class MPPI:
         shape, device = (num, self.cfg.horizon, self.actions), self.model.device
         mean = torch.full(shape, 1 / self.actions if self.choices else 0.0, device=device)
         if last is not None and tuple(last.shape) != shape:
-            raise ValueError(f"last must be the guess {shape} of the previous plan, got {tuple(last.shape)}")
+            raise ValueError(f"last, the mean of the previous plan, must be {shape}, got {tuple(last.shape)}")
         if last is not None:
             shifted = torch.cat([last[:, 1:], mean[:, -1:]], 1)
             mean = shifted if first is None else torch.where(first[:, None, None], mean, shifted)
@@ -280,8 +280,10 @@ class MPPIPolicy:
 
     def __init__(self, planner: MPPI) -> None:
         if not hasattr(planner.model, "latent_of"):
-            raise ValueError(f"planning from feat needs latent_of(feat), which {type(planner.model).__name__} lacks; "
-                             "use a model whose feat contains the whole latent")  # fmt: skip
+            raise ValueError(
+                f"planning from feat needs a model with a method latent_of(feat), got {type(planner.model).__name__}; "
+                "use a model whose feat contains the whole latent"
+            )
         self.planner = planner
         self.reset(0, 0)
 

@@ -39,7 +39,7 @@ class EpisodeTask(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """What all workers share."""
+    """The environment and the policy of an `EpisodePool`, equal in all its workers."""
 
     spec: RealSpec
     make_policy: MakePolicy
@@ -66,7 +66,7 @@ def check_machine(spec: RealSpec, make_policy: Callable[..., Any]) -> None:
     named = [*make_policy.args, *make_policy.keywords.values()] if isinstance(make_policy, partial) else []
     for name in named:
         if isinstance(name, str | Path) and len(Path(name).parts) > 1 and not Path(name).exists():
-            raise ValueError(f"there is no {name} here; put it in a folder that all machines share")
+            raise ValueError(f"{name} does not exist on this machine; put it in a folder that all machines share")
 
 
 class EpisodePool:

@@ -16,7 +16,10 @@ def count_away() -> None:
 
 
 def steps_away() -> dict[Path, int]:
-    """The steps since the last call, by file, for the process that shares the files."""
+    """The steps that this process has counted in memory since the last call, by file.
+
+    The process that started the work adds them to its files.
+    """
     global _away
     counted, _away = _away or {}, {}
     return counted

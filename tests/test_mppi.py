@@ -134,7 +134,7 @@ def test_a_plan_begins_from_the_last_one_a_step_on_unless_the_row_is_new() -> No
     assert begun[0, :, 0].tolist() == [1, 2, 0] and begun[1, :, 0].tolist() == [0, 0, 0]
     choices = MPPI(Toy(act_space=spaces.Discrete(4)), QUICK)
     assert choices._begin(1, torch.eye(4)[None, :3], None).mean[0].tolist() == [[0, 1, 0, 0], [0, 0, 1, 0], [0.25] * 4]
-    with pytest.raises(ValueError, match=r"last must be the guess \(2, 3, 1\) of the previous plan, got \(3, 3, 1\)"):
+    with pytest.raises(ValueError, match=r"last, the mean of the previous plan, must be \(2, 3, 1\), got \(3, 3, 1\)"):
         planner.plan(at(0, 0), torch.zeros(3, 3, 1))
 
 
@@ -262,7 +262,7 @@ def test_the_policy_acts_in_the_environments_own_units_and_is_saved_as_its_setti
             lambda: MPPI(Toy(act_space=spaces.MultiBinary(2))),
             r"MPPI plans for Box and Discrete actions, got MultiBinary\(2\)",
         ),
-        (lambda: MPPIPolicy(MPPI(Toy())), r"planning from feat needs latent_of\(feat\), which Toy lacks"),
+        (lambda: MPPIPolicy(MPPI(Toy())), r"needs a model with a method latent_of\(feat\), got Toy; use"),
         (lambda: MPPIPolicy.from_tensors(Flat(), {}, {"kind": "mlp"}), "metadata must have kind 'mppi' and cfg"),
     ],
 )

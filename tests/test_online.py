@@ -531,7 +531,7 @@ def test_wrong_settings_are_named(change: Mapping[str, Any], message: str) -> No
 
 
 def test_real_steps_that_cannot_do_are_rejected_before_any_is_taken(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"real_steps must be at least 120 \(prefill=60, .* got 119; raise it"):
+    with pytest.raises(ValueError, match=r"real_steps must be at least 120 with prefill=60, .* got 119; raise it"):
         run(tmp_path, replace(CFG, real_steps=119))
     assert Watched.steps == 0
     run(tmp_path, replace(CFG, real_steps=120))

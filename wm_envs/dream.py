@@ -211,8 +211,8 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         return not (self.num_envs > 1 or self._asks_members or self.stall or self._term[0] or self._trunc[0])
 
     def step_row(self, act: Tensor) -> tuple[Array, float, bool, bool]:
-        """`step` for a single row and an encoded action (1, A), without arrays of one element, which take half of
-        the time."""
+        """`step` for a single row and an encoded action (1, A), in half of the time: it avoids arrays of one
+        element."""
         with torch.inference_mode(), self._threads:
             with self._casting():
                 out = self.model.step(self._live(), act, temperature=self.temperature, generator=self.streams)

@@ -1,4 +1,4 @@
-"""Checks of the arguments of dream environments, and the rows of latents."""
+"""Check the arguments of dream environments, and read or replace rows of latents."""
 
 from __future__ import annotations
 

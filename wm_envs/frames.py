@@ -13,7 +13,10 @@ CHANNELS = (1, 3)
 
 
 def is_image(space: gym.Space[Any]) -> bool:
-    """Whether observations are (H, W, 3) or (H, W, 1) uint8 pixels from 0 to 255; boards of pieces are not."""
+    """Whether observations are (H, W, 3) or (H, W, 1) uint8 pixels from 0 to 255.
+
+    Other integer arrays, such as the board of a game with one plane per kind of piece, are not images.
+    """
     return _is_frame(space) and (space.shape or ())[-1] in CHANNELS
 
 

@@ -15,9 +15,9 @@ EVERYONE = slice(None)
 class RowStreams:
     """Standard normal noise for N rows, with an independent stream per row.
 
-    `restart` seeds the stream of a row from the generator of the row. The noise of a row does not depend on other
-    rows, so a row of a batch dreams what a batch of that row alone does. `active` selects the rows that draw noise;
-    default: all. Noise is drawn in blocks, which is faster.
+    `restart` seeds the stream of a row with a number from `rngs[row]`. The noise of a row does not depend on other
+    rows, so a row dreams the same alone as in a batch. `active` selects the rows that draw noise; default: all. Noise
+    is drawn in blocks, which is faster.
     """
 
     def __init__(self, rngs: list[np.random.Generator], block: int = 2048) -> None:

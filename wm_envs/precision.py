@@ -62,7 +62,7 @@ def use_bf16(
 
 
 def bf16_runs(kinds: Collection[Kind], device: torch.device, *, training: bool = False) -> bool:
-    """Whether `device` supports bfloat16 for `kinds`, faster or not."""
+    """Whether `device` supports bfloat16 for layers of all `kinds`, even if it is slower than float32."""
     return all(bf16_speedup(kind, device.type, training) >= EMULATED for kind in kinds)
 
 

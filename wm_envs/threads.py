@@ -18,10 +18,11 @@ FRAMES = 32
 
 
 def few_threads(model: object, rows: int, images: bool) -> AbstractContextManager[object]:
-    """A reusable context of one PyTorch thread, or of all threads if steps of `rows` rows gain from them.
+    """A reusable context for the steps of a dream. In it, PyTorch uses one thread for few rows and all for many.
 
     Args:
-        model: a model may set `threaded_from`, the rows from which its steps gain from threads.
+        model: its attribute `threaded_from`, if it has one, is the number of rows from which all threads are used.
+        rows: number of rows of the dream.
         images: every row is decoded to an image.
     """
     threaded_from: int = FRAMES

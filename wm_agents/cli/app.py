@@ -91,7 +91,7 @@ COMMANDS = {
         resumes=True,
     ),
     "demo": Command(
-        "training", "train a controller in the shipped dream and drive the real CarRacing-v3 with it", "commands:demo"
+        "training", "train a controller in Dream-CarRacing-v0 and drive the real CarRacing-v3 with it", "commands:demo"
     ),
     "evaluate": Command(
         "evaluation", "score a model's policy in the real environment and in its dream", "commands:evaluate"

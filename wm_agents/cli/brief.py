@@ -56,12 +56,13 @@ IMPROVE = Brief(
             "--task NAME": f"trains with the settings of a shipped dream: {', '.join(sorted(TASKS))}",
         },
         "flags": {
-            "--out DIR": "run folder; default: runs/<environment>, with the family if it is trained online",
+            "--out DIR": "run folder; default: runs/<environment>, or runs/<environment>-<family> for online training",
             **_TIME,
             "--wrapper MODULE:FUNCTION": "wrapper of the environment, before preprocessing; see docs/wrap.md",
             "--spec.kwargs JSON": "arguments of the environment, such as '{\"size\": 5}'",
-            "--spec.max_episode_steps N": "episode limit in agent steps; default: that of the environment, or 1,000",
-            "--spec.action_repeat N": "frames per agent step",
+            "--spec.action_repeat N": "repeat each action for N steps of the environment; these are one agent step",
+            "--spec.max_episode_steps N": "episode limit in agent steps; default: that of the environment, or 1,000 if "
+            "it has none",
             "--family NAME": "model family; default: auto (vmc for images, ensemble for vectors). vmc, ensemble and "
             "objects are trained in rounds, dreamerv3 and tdmpc2 online",
             "--seed N": "random seed of all parts of the run; default: 1",

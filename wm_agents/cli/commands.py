@@ -328,7 +328,7 @@ def video(model: str, out: str = "real_vs_dream.mp4", seed: int = EVAL_SEED, res
 
 
 def demo(out: str = "outputs/demo", generations: int = 60, episodes: int = 8, procs: int = 2) -> None:
-    """Train a controller in the shipped dream, drive the real CarRacing-v3 with it, and record a video.
+    """Train a controller in Dream-CarRacing-v0, drive the real CarRacing-v3 with it, and record a video.
 
     Args:
         out: folder for summary.json and real_vs_dream.mp4.
@@ -350,7 +350,10 @@ def usual_squash(artifact: Artifact) -> tuple[str, ...] | None:
 
 
 class ImproveParser(Parser):
-    """The flags of `wm improve`: the fields of its config, with the defaults of a recipe."""
+    """The flags of `wm improve`: the fields of `ImproveConfig` or `OnlineConfig`.
+
+    The defaults are those of the task, or of the environment.
+    """
 
     def __init__(self, args: list[str], prog: str) -> None:
         super().__init__(prog=prog, description=about(improve))

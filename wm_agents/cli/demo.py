@@ -1,4 +1,4 @@
-"""`wm demo`: trains a controller in the shipped dream, drives the real CarRacing-v3, and records a video of both."""
+"""`wm demo`: trains a controller in Dream-CarRacing-v0, drives the real CarRacing-v3, and records a video of both."""
 
 from __future__ import annotations
 

@@ -73,8 +73,9 @@ def _check_unpacked(archive: zipfile.ZipFile) -> None:
     """
     packed = sum(part.compress_size for part in archive.infolist())
     unpacked = sum(part.file_size for part in archive.infolist())
-    if unpacked > max(MAX_UNPACKED, MAX_RATIO * packed):
-        raise ValueError(f"{packed:,} bytes that unpack to {unpacked:,}")
+    most = max(MAX_UNPACKED, MAX_RATIO * packed)
+    if unpacked > most:
+        raise ValueError(f"its {packed:,} bytes unpack to {unpacked:,}, more than {most:,}")
 
 
 def _check(stored: dict[str, Array], path: Path) -> None:

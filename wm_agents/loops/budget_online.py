@@ -60,7 +60,7 @@ def measure(cfg: OnlineConfig, run: RunFolder, count: StepCount) -> Speeds:
 
 
 def trial_steps(cfg: OnlineConfig) -> int:
-    """The real steps of a trial."""
+    """The number of real steps that the trial run takes to measure the speeds of this machine."""
     return (2 * (cfg.length + 1) + TRIAL_STEPS) * cfg.num_envs
 
 

@@ -2,9 +2,11 @@
 
 One run folder:
 
-    data/                 training episodes, in shards; judged/ has those of evaluations, which are not
-    trained on last.safetensors      the state for resuming: weights, optimizer, random state, progress
-    best.safetensors      the weights of the best evaluation metrics.jsonl         scalars by real steps
+    data/                 training episodes, in shards
+    judged/               episodes of evaluations, which are not used for training
+    last.safetensors      the state for resuming: weights, optimizer, random state, progress
+    best.safetensors      the weights of the best evaluation
+    metrics.jsonl         scalars by real steps
     model/, summary.json  the results: see `finish`
 """
 
@@ -409,6 +411,6 @@ def check_budget(cfg: OnlineConfig) -> None:
     least = least_steps(cfg)
     if cfg.real_steps < least:
         raise ConfigurationError(
-            f"real_steps must be at least {least:,} (prefill={cfg.prefill:,}, num_envs={cfg.num_envs} and "
-            f"eval_episodes={cfg.eval_episodes}, each of up to {limit:,} steps), got {cfg.real_steps:,}; raise it"
+            f"real_steps must be at least {least:,} with prefill={cfg.prefill:,}, num_envs={cfg.num_envs}, "
+            f"eval_episodes={cfg.eval_episodes} and episodes of up to {limit:,} steps, got {cfg.real_steps:,}; raise it"
         )

@@ -150,7 +150,7 @@ class OnlineConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values without those of the machine and of the report."""
+        """JSON values of the fields, except for the folder, the workers, the size limit and the report."""
         values = asdict(self) | {"spec": self.spec.to_dict()}
         for name in ("out", "procs", "ray", "max_gb", "live_fps", "report_minutes"):
             values.pop(name)

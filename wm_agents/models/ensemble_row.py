@@ -24,8 +24,9 @@ Layers = list[tuple[Tensor, Tensor]]
 class EnsembleRow:
     """The step of one row, with Python numbers and matrix-vector products.
 
-    The overhead of an operation of PyTorch or NumPy exceeds the arithmetic of a few numbers. The weights are views, so
-    changes by training or loading apply here. `fits` checks that weights and units are still the same.
+    The overhead of an operation of PyTorch or NumPy exceeds the arithmetic of a few numbers. The weights are views of
+    the model's tensors, so new values written by training or loading apply here. Units are copies, and tensors can be
+    replaced: `fits` checks for both.
     """
 
     @classmethod

@@ -146,8 +146,12 @@ class Objects(Model):
         }
 
     def advance(self, latent: Latent, act: Tensor, place: Tensor, here: Tensor) -> Latent:
-        """The latent after `act` and a frame in which the objects `here` (B, K) are at `place` (B, K, 2); `score` is
-        kept."""
+        """The latent after action `act` and the next frame. `score` does not change.
+
+        Args:
+            place: positions (B, K, 2) of the objects in the frame.
+            here: (B, K), 1 for objects that are in the frame, else 0.
+        """
         place = torch.where(here[..., None] > 0, place, latent["place"][:, -1])
         same = (here == latent["here"][:, -1]).float()
         return {

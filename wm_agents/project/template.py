@@ -32,7 +32,11 @@ TOLD = {
 
 
 def toml_text(values: Values, notes: Mapping[str, str] | None = None) -> str:
-    """A wm.toml with `values`, each key with a comment and, by dotted name, a note."""
+    """The text of a wm.toml with `values`. Each key has its description as a comment, after its note if it has one.
+
+    Args:
+        notes: notes by dotted name, such as `training.batch_size`.
+    """
     top = [f"{name} = {_literal(values[name])}" for name in TOP if name in values]
     head = "# Settings of `wm train` in this folder. Unknown keys are errors; `wm train --help` lists all keys.\n"
     told = {name: f"{text} " for name, text in (notes or {}).items()}

@@ -45,7 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """An empty temporary folder that replaces the folder `path`, with all its content, in the same way."""
+    """An empty temporary folder that replaces the folder `path` and its content if the block ends without an error."""
     path = _prepared(path)
     tmp, lock = _claimed(path, Path.mkdir)
     try:

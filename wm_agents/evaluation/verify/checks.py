@@ -81,8 +81,8 @@ def try_out(
 
 
 def check_frames(tried: _Tried) -> list[Check]:
-    """At each horizon, the dreamed frame must be closer to the real one than the last frame and an untrained
-    model."""
+    """At each horizon, the dreamed frame must have a smaller error than two others: a copy of the last encoded frame,
+    and the dream of an untrained model."""
     return [_frames(tried, steps) for steps in tried.horizons]
 
 
