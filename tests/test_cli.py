@@ -62,7 +62,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     keep("learn_online")
     keep("collect_episodes", CollectSummary(1, 2, 8, 100, 0.5, "done", [1.0], 2, 2))
     keep("evolve_artifact")
-    keep("judge", {"real": score, "dream": score, "gap": 0.0, "protocol": "as usual", "wall_s": 1.0})
+    keep("judge", {"real": score, "dream": score, "gap": 0.0, "protocol": "standard", "wall_s": 1.0})
     keep("record", 251)
     keep("run_demo", {"real": score})
     return seen

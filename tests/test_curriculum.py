@@ -82,7 +82,7 @@ class Scripted:
             "real": real | {"seed": EVAL_SEED},
             "dream": {"mean": 1.0},
             "gap": 2.0,
-            "protocol": "as usual",
+            "protocol": "standard",
             "real_steps": 100,
             "wall_s": 4.0,
         }

@@ -29,6 +29,12 @@ def test_the_result_is_put_into_words(real: float, dream: float, random: float, 
     assert policy in text and verdict in text
 
 
+def test_a_large_gap_within_wide_intervals_shows_nothing() -> None:
+    dream = Score([20.0, 340.0, 180.0, 180.0])
+    text = trust(around(120.0), dream, around(20.0))
+    assert "do not show whether to trust the dream: the returns differ by 60.0" in text
+
+
 def test_one_episode_shows_nothing() -> None:
     assert "single episode" in trust(Score([1.0]), Score([9.0]), around(0.0))
 

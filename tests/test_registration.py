@@ -185,14 +185,14 @@ def test_the_thresholds_are_those_of_the_curriculum() -> None:
     want = {"CarRacing": 900, "Pong": 18, "LunarLander": 200, "Breakout": 50, "CartPole": 475, "Acrobot": -100}
     assert {task.name: task.threshold for task in TASKS.values()} == want
     assert all(protocol_of(task.real) == task.protocol != "" for task in TASKS.values())
-    assert protocol_of(RealSpec("Pendulum-v1")) == protocol_of(RealSpec("ALE/Boxing-v5", lives_end=True)) == "as usual"
-    assert protocol_of(RealSpec("Pendulum-v1", size=32, action_repeat=4)) == "as usual except size 32, action_repeat 4"
-    assert protocol_of(RealSpec("Pendulum-v1", max_episode_steps=200)) == "as usual"
-    assert protocol_of(RealSpec("Pendulum-v1", max_episode_steps=100)) == "as usual except max_episode_steps 100"
+    assert protocol_of(RealSpec("Pendulum-v1")) == protocol_of(RealSpec("ALE/Boxing-v5", lives_end=True)) == "standard"
+    assert protocol_of(RealSpec("Pendulum-v1", size=32, action_repeat=4)) == "standard except size 32, action_repeat 4"
+    assert protocol_of(RealSpec("Pendulum-v1", max_episode_steps=200)) == "standard"
+    assert protocol_of(RealSpec("Pendulum-v1", max_episode_steps=100)) == "standard except max_episode_steps 100"
     breakout, racing = TASKS["Breakout"], TASKS["CarRacing"]
     assert protocol_of(replace(breakout.real, lives_end=False)) == breakout.protocol
     assert protocol_of(replace(racing.real, stack=True)) == f"{racing.protocol} except stack True"
-    assert protocol_of(RealSpec("CarRacing-v3", size=64)) == "as usual except size 64"
+    assert protocol_of(RealSpec("CarRacing-v3", size=64)) == "standard except size 64"
 
 
 @pytest.mark.parametrize("name", ["Pong", "Breakout"])
@@ -206,7 +206,7 @@ def test_games_have_a_variant_without_sticky_actions(name: str) -> None:
     env.close()
     words = TASKS[name].protocol.replace("with sticky actions 0.25", "without sticky actions")
     assert protocol_of(plain) == words != TASKS[name].protocol
-    assert protocol_of(without_sticky_actions(RealSpec("ALE/Boxing-v5"))) == "as usual, without sticky actions"
+    assert protocol_of(without_sticky_actions(RealSpec("ALE/Boxing-v5"))) == "standard, without sticky actions"
 
 
 @pytest.mark.parametrize("name", TASKS)

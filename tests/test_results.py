@@ -177,7 +177,7 @@ def folder_of(path: Path, summary: bool = True) -> Path:
             "dream": score(480.0),
             "real_steps": 1900,
             "train_wall_s": 80,
-            "protocol": "as usual",
+            "protocol": "standard",
             "policy": "mlp",
             "model": "/tmp/x/model",
         }
@@ -221,7 +221,7 @@ def test_the_fresh_policies_of_a_transfer_are_kept(tmp_path: Path) -> None:
         "env": "ALE/Pong-v5",
         "controller": {"controller": "linear"},
         "policies": policies,
-        "protocol": "as usual",
+        "protocol": "standard",
         "command": "wm transfer",
         "git": None,
         **STARTED,

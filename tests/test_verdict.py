@@ -32,7 +32,7 @@ RESULT = {
     },
     "dream": {"mean": 6.0, "std": 1.0, "ci95": 0.2, "returns": [5.0, 7.0]},
     "gap": 1.0,
-    "protocol": "as usual",
+    "protocol": "standard",
     "versions": {"gymnasium": "1.4"},
 }
 RANDOM = Score([-30.0, -31.0])
@@ -79,7 +79,7 @@ def test_a_run_ends_with_a_model_its_scores_and_its_card(
     assert (result["real_steps"], result["real_frames"], result["train_wall_s"]) == (400, 1600, 12)
     assert json.loads((tmp_path / "summary.json").read_text()) == {**result, "evaluations": [1]}
     card = (tmp_path / "model" / "README.md").read_text()
-    assert "| protocol | as usual |" in card and "protocol: as usual" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "| protocol | standard |" in card and "protocol: standard" in console.file.getvalue()  # type: ignore[attr-defined]
     assert "400 agent steps, 1600 frames, seeds from 3" in card and "12 s of wall time, 7 updates" in card
     assert not asked[0]["both_protocols"] and "without sticky" not in card
     saved = load_model(tmp_path / "model")[1]

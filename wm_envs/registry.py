@@ -73,7 +73,7 @@ class Task:
     model: str
     """Name of the shipped model in the store."""
     protocol: str
-    """Differences from the usual evaluation protocol; printed beside scores."""
+    """Differences from the standard evaluation protocol; printed beside scores."""
 
     @property
     def dream_id(self) -> str:
@@ -102,7 +102,7 @@ TASKS = {
             RealSpec("CarRacing-v3", size=64, action_repeat=4, max_episode_steps=250),
             threshold=900.0,
             model="vmc-carracing-small",
-            protocol="1,000 frames as usual; 4 frames a step, 64x64 instead of 96x96",
+            protocol="the standard limit of 1,000 frames; 4 frames a step, 64x64 instead of 96x96",
         ),
         Task(
             "Pong",
@@ -124,7 +124,7 @@ TASKS = {
             RealSpec("LunarLander-v3", max_episode_steps=1000),
             threshold=200.0,
             model="ensemble-lunarlander",
-            protocol="as usual",
+            protocol="standard",
         ),
         Task(
             "Breakout",
@@ -149,14 +149,14 @@ TASKS = {
             RealSpec("CartPole-v1", max_episode_steps=500),
             threshold=475.0,
             model="ensemble-cartpole",
-            protocol="as usual",
+            protocol="standard",
         ),
         Task(
             "Acrobot",
             RealSpec("Acrobot-v1", max_episode_steps=500),
             threshold=-100.0,
             model="ensemble-acrobot",
-            protocol="as usual",
+            protocol="standard",
         ),
     ]
 }
@@ -178,7 +178,7 @@ def without_sticky_actions(spec: RealSpec) -> RealSpec:
 
 
 def protocol_of(spec: RealSpec) -> str:
-    """The differences from the usual evaluation protocol, as text."""
+    """The differences from the standard evaluation protocol, as text."""
     if "ALE/" in spec.id and not has_sticky_actions(spec):
         sticky = protocol_of(replace(spec, kwargs={k: v for k, v in spec.kwargs.items() if k != _STICKY}))
         if _WITH_STICKY in sticky:
@@ -186,11 +186,11 @@ def protocol_of(spec: RealSpec) -> str:
         return f"{sticky}, without sticky actions"
     near: dict[str, Any] = {"size": None, "stack": False, "lives_end": False}
     task = next((task for task in TASKS.values() if replace(task.real, **near) == replace(spec, **near)), None)
-    usual, words = RealSpec(spec.id, max_episode_steps=_own_steps(spec)), "as usual"
+    standard, words = RealSpec(spec.id, max_episode_steps=_own_steps(spec)), "standard"
     if task is not None:
-        usual, words = task.real, task.protocol
-    usual = replace(usual, lives_end=spec.lives_end)  # Scores cover whole games either way.
-    other = [f"{name} {value}" for name, value in asdict(spec).items() if value != getattr(usual, name)]
+        standard, words = task.real, task.protocol
+    standard = replace(standard, lives_end=spec.lives_end)  # Scores cover whole games either way.
+    other = [f"{name} {value}" for name, value in asdict(spec).items() if value != getattr(standard, name)]
     if other:
         return f"{words} except {', '.join(other)}"
     return words
