@@ -111,6 +111,19 @@ class MLPPolicy:
         return cls(act_space, layers, about["activation"], about["squash"])
 
 
+def mean_mlp(policies: Sequence[MLPPolicy]) -> MLPPolicy:
+    """The policy whose weights are the mean of those of `policies`, states of one training.
+
+    It is usually better than each of them: Polyak & Juditsky 1992, Izmailov et al. 2018.
+    """
+    first = policies[0]
+    layers = [
+        (torch.stack([weight for weight, _ in layer]).mean(0), torch.stack([bias for _, bias in layer]).mean(0))
+        for layer in zip(*(policy.layers for policy in policies), strict=True)
+    ]
+    return MLPPolicy(first.space, layers, first.activation, first.squash)
+
+
 class DrawnPolicy:
     """Samples discrete actions with the probabilities of a network, as PPO does in training.
 

@@ -41,7 +41,7 @@ from wm_agents.loops.recipes import ImproveConfig, recipe_for
 from wm_agents.loops.rounds import Improvement, improve
 from wm_agents.models.ensemble import EnsembleConfig
 from wm_agents.models.vmc import VMC, VMCConfig
-from wm_agents.pretrained import cached_model, load_model, load_policy, load_starts, save_model
+from wm_agents.pretrained import cached_model, explore_with, load_model, load_policy, load_starts, save_model
 from wm_agents.system.run_folder import read_metrics
 from wm_agents.system.state import read_state_tensors
 from wm_agents.training import fit_ensemble as fit_members
@@ -207,6 +207,20 @@ def test_rounds_between_judgings_are_not_evaluated_and_the_last_one_is(tmp_path:
     assert [round for round, stages in rounds.items() if "real" in stages["judge"]] == ["2", "3"]
     seeds = [int(path.stem.split("-")[1]) for path in (tmp_path / "data").glob("seed-*.h5")]
     assert {seed // 500 for seed in seeds} == {0, 1, 2, 3}
+
+
+@pytest.mark.usefixtures("at_home")
+def test_the_mean_controller_of_the_last_rounds_is_evaluated_and_saved(tmp_path: Path) -> None:
+    run(replace(MEMBERS, rounds=3, mean_rounds=2, judge_from=2), tmp_path)
+    rounds = json.loads((tmp_path / "summary.json").read_text())["rounds"]
+    assert [round for round, stages in rounds.items() if "real" in stages["judge"]] == ["1", "2"]
+    saved = load_policy(*load_model(tmp_path / "model")).tensors()
+    best = json.loads((tmp_path / "summary.json").read_text())["round"]
+    folders = (tmp_path / f"round-{index:02d}" / "model" for index in (best - 1, best))
+    before, last = (load_policy(*load_model(folder)).tensors() for folder in folders)
+    for name, part in saved.items():  # Half precision where it is precise enough.
+        assert torch.allclose(part, (before[name] + last[name]) / 2, atol=2e-3)
+        assert not torch.allclose(part, last[name], atol=2e-3) or name == "1.bias"
 
 
 @pytest.mark.usefixtures("at_home")
@@ -440,7 +454,7 @@ def test_the_latent_takes_in_the_action_that_was_taken_noise_and_all(tmp_path: P
     path, env = save_tiny(tmp_path / "m", spec), make_real(spec)
     net, artifact = load_model(path)
     own = load_policy(net, artifact)
-    policy = improving.explore_with(path, (1.0,), 0.0, 300, env)
+    policy = explore_with(path, (1.0,), 0.0, 300, env)
     policy.reset(1, 0)
     obs, _ = env.reset(seed=0)
     latent, strayed = net.encode(torch.from_numpy(obs[None])), 0

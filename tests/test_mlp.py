@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
-from policies.mlp import DrawnPolicy, MLPPolicy
+from policies.mlp import DrawnPolicy, MLPPolicy, mean_mlp
 from wm_agents.checkpoint import read_tensors
 from wm_agents.system.files import write_tensors
 from wm_envs.action import act_dim
@@ -166,3 +166,11 @@ def test_drawn_actions_come_as_often_as_the_outputs_say_and_follow_the_seed() ->
 def test_only_discrete_actions_can_be_drawn() -> None:
     with pytest.raises(ValueError, match="sampling actions needs an MLPPolicy with Discrete actions"):
         DrawnPolicy(identity(BOX, "clip"))
+
+
+def test_the_mean_of_policies_has_their_mean_weights() -> None:
+    eye = torch.eye(2)
+    policies = [MLPPolicy(BOX, [(k * eye, torch.tensor([0.0, k]))], "tanh", "clip") for k in (1.0, 3.0)]
+    mean = mean_mlp(policies)
+    assert torch.equal(mean.layers[0][0], 2 * eye) and torch.equal(mean.layers[0][1], torch.tensor([0.0, 2.0]))
+    assert mean.act(np.array([[0.5, 1.0]], np.float32)).tolist() == [[1.0, 4.0]]

@@ -19,8 +19,9 @@ from torch import Tensor
 from policies.actor_critic import ActorPolicy
 from policies.latent import LatentPolicy
 from policies.linear import LinearPolicy
-from policies.mlp import MLPPolicy
+from policies.mlp import DrawnPolicy, MLPPolicy
 from policies.mppi import MPPIPolicy
+from policies.policy import NoisyPolicy, Policy
 from wm_agents.checkpoint import Artifact, ArtifactError, halved, load_artifact, save_artifact
 from wm_agents.errors import did_you_mean
 from wm_agents.models.model import Model
@@ -235,6 +236,27 @@ def frame_policy(
     if weights is None:
         return LatentPolicy(net, load_policy(net, artifact))
     return LatentPolicy(net, LinearPolicy(net.act_space, weights, squash))
+
+
+def explore_with(
+    model: str,
+    noise: tuple[float, ...],
+    leave: float,
+    leave_by: int,
+    env: gym.Env[Any, Any],
+    draw_actions: bool = False,
+) -> Policy:
+    """The collection policy of later rounds: a controller with noise; the latent is updated with the noisy
+    actions.
+
+    Args:
+        draw_actions: sample actions from the probabilities of a PPO controller.
+    """
+    net, artifact = cached_model(model)
+    policy: Policy = load_policy(net, artifact)
+    if draw_actions:
+        policy = DrawnPolicy(policy)
+    return LatentPolicy(net, NoisyPolicy(policy, env.action_space, noise, leave, leave_by))
 
 
 _DREAM_ARGUMENTS = sorted(

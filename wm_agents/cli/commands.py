@@ -28,12 +28,11 @@ from wm_agents.loops.evolve_saved import evolve_artifact
 from wm_agents.loops.online import online as learn_online
 from wm_agents.loops.online_config import OnlineConfig, online_recipe, seen_by
 from wm_agents.loops.recipes import RECIPES, ImproveConfig, recipe_for
-from wm_agents.loops.rounds import explore_with
 from wm_agents.loops.rounds import improve as improve_rounds
 from wm_agents.loops.transfer import lines_of as transfer_lines
 from wm_agents.loops.transfer import transfer as transfer_policies
 from wm_agents.models.families import FAMILIES, names
-from wm_agents.pretrained import load_dream, real_spec
+from wm_agents.pretrained import explore_with, load_dream, real_spec
 from wm_agents.project.schema import VisualizationSection
 from wm_agents.video import record
 from wm_envs.real import limited, probe, spec_for

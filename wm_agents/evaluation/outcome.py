@@ -15,8 +15,8 @@ from wm_agents.evaluation.references import reference_of
 def trust(real: Score, dream: Score, random: Score) -> str:
     """Whether the policy is better than random actions, and whether its dream return can be trusted, in words.
 
-    The dream is trusted if the gap is at most a fifth of the larger mean (in absolute value). A larger gap counts only if
-    the 95 % CIs of both means do not overlap.
+    The dream is trusted if the gap is at most a fifth of the larger mean (in absolute value). A larger gap counts only
+    if the 95 % CIs of both means do not overlap.
     """
     if min(len(real.returns), len(dream.returns)) < 2:
         return "A single episode does not show whether to trust the dream; evaluate more episodes."
@@ -40,8 +40,8 @@ def _against_dream(real: Score, dream: Score) -> str:
         return "The dream can be trusted for this policy: both returns agree."
     if abs(gap) <= dream.ci95 + real.ci95:
         return (
-            f"These episodes do not show whether to trust the dream: the returns differ by {abs(gap):.1f}, within their "
-            "intervals; evaluate more episodes."
+            f"These episodes do not show whether to trust the dream: the returns differ by {abs(gap):.1f}, within "
+            "their intervals; evaluate more episodes."
         )
     return (
         "Do NOT trust the dream: it gives far less than reality, so it lacks what the policy reaches. Collect more "

@@ -158,7 +158,7 @@ def forecast(cfg: ImproveConfig, speeds: Speeds) -> Forecast:
     workers = workers_here(cfg.workers)
     start_s = WORKERS_S if cfg.workers else 0.0
     episode_s = speeds.episode * speeds.act_s / workers
-    judged = -(-cfg.rounds // cfg.judge_every) if cfg.judge_episodes else 0
+    judged = sum(map(cfg.is_judged, range(cfg.rounds)))
     later = (cfg.rounds - 1) * cfg.round_steps
     return Forecast(
         {

@@ -103,6 +103,8 @@ class ImproveConfig:
     """How a linear controller maps its outputs to the action bounds: tanh, sigmoid or clip for each dimension."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """Settings of PPO."""
+    mean_rounds: int = field(default=1, metadata=at_least(1))
+    """Evaluate and save the mean of the weights that PPO trained in the last N rounds; collect with the last ones."""
     horizon: int = field(default=150, metadata=at_least(1))
     """Maximum steps of the dreams in which the controller is trained; never more than the limit of the environment."""
     temperature: float = field(default=1.0, metadata=at_least(0))
@@ -117,6 +119,8 @@ class ImproveConfig:
     """Real episodes per evaluation of a round. The round with the best evaluation is saved; 0: the last round."""
     judge_every: int = field(default=1, metadata=at_least(1))
     """Rounds between evaluations; the last round is always evaluated."""
+    judge_from: int = field(default=1, metadata=at_least(1))
+    """The first round that is evaluated, counted from 1."""
     final_episodes: int = field(default=100, metadata=at_least(1))
     """Held-out real episodes for the final score."""
     report_minutes: float = field(default=2.0, metadata=at_least(0))
@@ -154,6 +158,8 @@ class ImproveConfig:
             fail(self, "family", f"one of auto, {', '.join(names('rounds'))}")
         if not self.noise:
             fail(self, "noise", "one or more levels")
+        if self.mean_rounds > 1 and self.controller != "ppo":
+            fail(self, "mean_rounds", "1 unless controller is ppo")
         end = self.first_env_seed + self.rounds * self.round_seeds
         if end > JUDGE_SEED:
             raise ConfigurationError(
@@ -172,6 +178,13 @@ class ImproveConfig:
     def workers(self) -> Procs:
         """The workers that `procs` and `ray` describe."""
         return workers_of(self.procs, self.ray)
+
+    def is_judged(self, number: int) -> bool:
+        """Whether the controller of round `number`, counted from 0, is evaluated in the real environment."""
+        if self.judge_episodes == 0:
+            return False
+        is_due = (number + 1) % self.judge_every == 0 and number + 1 >= self.judge_from
+        return is_due or number == self.rounds - 1
 
     @property
     def generations(self) -> int:
@@ -298,6 +311,7 @@ RECIPES = {
             activation="silu",
         ),
         horizon=64,
+        mean_rounds=5,
         judge_episodes=4,
         judge_every=70,  # A game between equally strong players takes 15,000 steps.
         starts=4096,

@@ -14,16 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
 from policies.cmaes import Generation
-from policies.latent import LatentPolicy
 from policies.linear import LinearPolicy
-from policies.mlp import DrawnPolicy
-from policies.policy import NoisyPolicy, Policy, explorer
+from policies.mlp import MLPPolicy, mean_mlp
+from policies.policy import explorer
 from policies.step_count import StepCount
 from wm_agents.control.evolve import controller_at, evolve_in_dream
 from wm_agents.control.ppo import Iteration, ppo_in_dream
@@ -40,7 +38,7 @@ from wm_agents.loops.preflight import check_training
 from wm_agents.loops.recipes import ImproveConfig
 from wm_agents.loops.seeds import JUDGE_SEED, kept_env_seed
 from wm_agents.models.saved import load_model
-from wm_agents.pretrained import Controller, cached_model, frame_policy, load_dream, load_policy, save_model
+from wm_agents.pretrained import Controller, explore_with, frame_policy, load_dream, load_policy, save_model
 from wm_agents.strips import STRIPS
 from wm_agents.system.extras import extra
 from wm_agents.system.hardware import memory_gb
@@ -51,6 +49,8 @@ from wm_envs.real import probe
 from wm_envs.world_model import Latent
 
 STAGES = ("collect", "learn", "control", "judge")
+MEAN = "mean"
+"""The model of a round with the mean controller of the last rounds."""
 FILMED = 1000
 """Maximum frames of the video of a round; they count as real steps."""
 # All other settings may change between rounds; run.json records when.
@@ -205,18 +205,18 @@ class Improvement:
 
         A warning is printed if the dream return is far above the real return.
         """
-        last = self.round == self.cfg.rounds - 1
-        if self.cfg.judge_episodes == 0 or ((self.round + 1) % self.cfg.judge_every and not last):
+        if not self.cfg.is_judged(self.round):
             return {}
+        candidate = self._candidate()
         seeds = range(JUDGE_SEED, JUDGE_SEED + self.cfg.judge_episodes)
         score = evaluate_real(
             self.cfg.spec,
-            partial(frame_policy, str(self._dir() / "model")),
+            partial(frame_policy, str(candidate)),
             list(seeds),
             self.cfg.workers,
             count=self.count,
         )
-        saved = load_dream(self._dir() / "model")
+        saved = load_dream(candidate)
         policy = saved.policy
         dream = evaluate_dream(
             saved.model, saved.starts, policy, saved.dream, episodes=self.cfg.judge_episodes, seed=JUDGE_SEED
@@ -269,7 +269,8 @@ class Improvement:
             best = int(max(judged, key=int))
         else:
             best = int(max(scored, key=lambda index: scored[index]))
-        saved = load_dream(self._dir(best) / "model")
+        folders = (self._dir(best) / name for name in (MEAN, "model"))
+        saved = load_dream(next(folder for folder in folders if folder.exists()))
         told = rounds
         if self.looks is not None:
             told = self.looks()
@@ -331,14 +332,21 @@ class Improvement:
         stages = [stage for stages in self.run.state["history"].values() for stage in stages.items()]
         wall_s = {name: sum(facts["wall_s"] for other, facts in stages if other == name) for name in STAGES}
         wall_s["control"] += time.perf_counter() - self.began
-        check = Check(done, self.round, self._dir() / "model", now.mean, self._real_steps(), wall_s)
+        check = Check(done, self.round, self._candidate(), now.mean, self._real_steps(), wall_s)
         self.stopped = self.on_check(check)
         if self.stopped:
             self.run.update(stopped=True)
         return self.stopped
 
-    def _save(self, model: Model, starts: dict[str, Latent], cut_off: float, policy: Controller | None = None) -> None:
-        spec, path = self.cfg.spec, self._dir() / "model"
+    def _save(
+        self,
+        model: Model,
+        starts: dict[str, Latent],
+        cut_off: float,
+        policy: Controller | None = None,
+        folder: str = "model",
+    ) -> None:
+        spec, path = self.cfg.spec, self._dir() / folder
         horizon = probe(spec).limit
         save_model(path, model, spec, starts, horizon=horizon, cut_off=cut_off, card="", policy=policy)
 
@@ -378,6 +386,18 @@ class Improvement:
         if self.round == 0:
             return new_model(self.cfg, *probe(self.cfg.spec).spaces)
         return load_model(self._dir(self.round - 1) / "model")[0]
+
+    def _candidate(self) -> Path:
+        """The model directory that is evaluated and delivered: with the mean controller of the last rounds, if set."""
+        path = self._dir() / "model"
+        if self.cfg.mean_rounds == 1:
+            return path
+        first = max(0, self.round + 1 - self.cfg.mean_rounds)
+        trained = [load_dream(self._dir(index) / "model").policy for index in range(first, self.round + 1)]
+        saved = load_dream(path)
+        mean = mean_mlp([policy for policy in trained if isinstance(policy, MLPPolicy)])
+        self._save(saved.model, saved.starts, saved.dream.cut_off, mean, MEAN)
+        return self._dir() / MEAN
 
     def _last_mean(self) -> NDArray[np.float64] | None:
         if self.round == 0:
@@ -427,24 +447,3 @@ def start(
 
     count = StepCount(run.path / STEPS)
     return Improvement(planned(cfg, run, count, console), run, console, on_check, looks)
-
-
-def explore_with(
-    model: str,
-    noise: tuple[float, ...],
-    leave: float,
-    leave_by: int,
-    env: gym.Env[Any, Any],
-    draw_actions: bool = False,
-) -> Policy:
-    """The collection policy of later rounds: a controller with noise; the latent is updated with the noisy
-    actions.
-
-    Args:
-        draw_actions: see `ImproveConfig`.
-    """
-    net, artifact = cached_model(model)
-    policy: Policy = load_policy(net, artifact)
-    if draw_actions:
-        policy = DrawnPolicy(policy)
-    return LatentPolicy(net, NoisyPolicy(policy, env.action_space, noise, leave, leave_by))
