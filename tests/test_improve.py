@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -22,14 +21,13 @@ from odd_env import ACT
 from rich.console import Console
 from safetensors.torch import load_file
 from stable_baselines3 import PPO
-from stable_baselines3.common.vec_env import DummyVecEnv
 from tiny import save_tiny, work_here
 from toy import Toy, toy_starts
 from waiting import HANG_S, wait_until
 
 from policies.cmaes import CMAConfig
 from policies.latent import LatentPolicy
-from wm_agents.control.ppo import Iteration, PPOConfig, RewardsEndReturns, ppo_in_dream
+from wm_agents.control.ppo import Iteration, PPOConfig, ppo_in_dream
 from wm_agents.data.dataset import Dataset
 from wm_agents.evaluation.evaluate import Score
 from wm_agents.evaluation.fidelity.history import read_history, told_history
@@ -537,34 +535,6 @@ def test_ppo_that_was_killed_before_a_look_looks_again_and_continues(tmp_path: P
     assert seen == [1, 2, 2, 3] and last.number == 3 and np.isfinite(last.mean)
     again = ppo_in_dream(toy, toy_starts(), cfg, **how)
     assert (again.number, again.mean) == (3, last.mean)
-
-
-class Points(gym.Env[Any, Any]):
-    """Pays 0, -2, 0, 0, 3 and is truncated by the fifth step."""
-
-    observation_space, action_space = gym.spaces.Box(0, 9, (1,)), gym.spaces.Discrete(2)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        self.age = 0
-        return np.zeros(1, np.float32), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self.age += 1
-        reward = (0, -2, 0, 0, 3)[self.age - 1]
-        return np.full(1, self.age, np.float32), reward, False, self.age == 5, {}
-
-
-def test_rewards_end_returns_but_not_the_dream() -> None:
-    envs = RewardsEndReturns(DummyVecEnv([Points]))
-    envs.reset()
-    found = [(obs.copy(), *rest) for obs, *rest in (envs.step(np.zeros(1, int)) for _ in range(5))]
-    assert [step[0].item() for step in found] == [1, 2, 3, 4, 0]  # Only the fifth step starts a new episode.
-    assert [bool(step[2][0]) for step in found] == [False, True, False, False, True]
-    assert found[4][3][0]["TimeLimit.truncated"] is False and found[4][3][0]["terminal_observation"].item() == 5
-    learner = PPO("MlpPolicy", envs, n_steps=10, batch_size=10, gamma=0.5, gae_lambda=1.0)
-    learner.learn(10)
-    returns = learner.rollout_buffer.returns.ravel()
-    np.testing.assert_allclose(returns, [-1, -2, 0.75, 1.5, 3] * 2, atol=1e-5)
 
 
 class Rich(Toy):

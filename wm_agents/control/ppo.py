@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecNormalize
 from torch import Tensor, nn
 
 from policies.mlp import MLPPolicy
@@ -55,9 +54,6 @@ class PPOConfig:
     """Discount."""
     gae_lambda: float = field(default=0.95, metadata=above(0) | at_most(1))
     """λ of generalised advantage estimation."""
-    reward_ends_return: bool = False
-    """End the return, not the dream, at each reward that is not 0, as Karpathy 2016 does for the points of Pong. A
-    discounted return across points prefers many points in little time to a large share of won points."""
     ent_coef: float = 0.01
     """Weight of the entropy bonus."""
     net: tuple[int, ...] = field(default=(64, 64), metadata=at_least(1))
@@ -140,7 +136,7 @@ def _earlier(state: Path, before: Path | None) -> tuple[dict[str, Tensor], dict[
 def _make(cfg: PPOConfig, envs: DreamVectorEnv, feats: Tensor) -> PPO:
     values = asdict(cfg)
     names = {"steps": "n_steps", "epochs": "n_epochs", "lr": "learning_rate"}
-    for name in ("iterations", "envs", "net", "activation", "whiten", "reward_ends_return"):
+    for name in ("iterations", "envs", "net", "activation", "whiten"):
         values.pop(name)
     net: dict[str, Any] = {"net_arch": list(cfg.net), "activation_fn": ACTIVATIONS[cfg.activation]}
     if cfg.whiten:
@@ -151,25 +147,9 @@ def _make(cfg: PPOConfig, envs: DreamVectorEnv, feats: Tensor) -> PPO:
     # sample.
     kwargs["stats_window_size"] = 2 * cfg.envs
     dreams: VecEnv = VecNormalize(VecMonitor(DreamVecEnv(unit_actions(envs))), norm_obs=False, gamma=cfg.gamma)
-    if cfg.reward_ends_return:
-        dreams = RewardsEndReturns(dreams)
     learner = PPO("MlpPolicy", dreams, policy_kwargs=net, device="cpu", **kwargs)
     learner.set_logger(Logger(folder=None, output_formats=[]))  # Otherwise each learn() creates a folder in /tmp.
     return learner
-
-
-class RewardsEndReturns(VecEnvWrapper):
-    """Marks every step with a reward other than 0 as the end of an episode, while the dream continues."""
-
-    def reset(self) -> Any:
-        return self.venv.reset()
-
-    def step_wait(self) -> tuple[Any, NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]:
-        obs, rewards, dones, infos = self.venv.step_wait()
-        ends = rewards != 0
-        for row in np.flatnonzero(ends & dones):
-            infos[row]["TimeLimit.truncated"] = False  # Otherwise PPO adds the value of the last state.
-        return obs, rewards, dones | ends, infos
 
 
 def _constant(lr: float) -> Callable[[float], float]:
