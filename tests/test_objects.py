@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
+from torch import Tensor
 from toy_court import BALL, BAT, REACH, SIZE, Court
 
 from wm_agents.data.dataset import Dataset
@@ -239,28 +240,55 @@ def test_row_i_seeded_s_is_the_single_dream_seeded_s_plus_i(learned: tuple[Objec
         assert np.array_equal(np.stack(alone)[:, 0], np.stack(frames)[:, row])
 
 
-def test_one_row_by_numpy_is_the_plain_step(learned: tuple[Objects, _SlotSet], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("num", "temperature"), [(1, 1.0), (8, 1.0), (8, 0.7)])
+def test_rows_step_as_the_plain_definition(
+    learned: tuple[Objects, _SlotSet], monkeypatch: pytest.MonkeyPatch, num: int, temperature: float
+) -> None:
     """Rounding may turn a sample, but not in these."""
     model, data = learned
     frames = np.random.default_rng(0).choice(data.leaving, 200, replace=False)
     latents = data.latent(frames, model.cfg.history)
-    rows = [{key: leaf[i : i + 1] for key, leaf in latents.items()} for i in range(len(frames))]
-    acts = torch.eye(3)[torch.arange(len(frames)) % 3]
+    rows = [{key: leaf[i : i + num] for key, leaf in latents.items()} for i in range(0, len(frames), num)]
+    acts = torch.eye(3)[torch.arange(num) % 3]
 
-    def steps() -> list[Step]:
+    def steps() -> list[tuple[Step, Tensor]]:
         rng = torch.Generator().manual_seed(0)
         with torch.inference_mode():
-            return [model.step(row, acts[i : i + 1], generator=rng) for i, row in enumerate(rows)]
+            taken = [model.step(row, acts, temperature=temperature, generator=rng) for row in rows]
+            return [(step, model.feat(step.latent)) for step in taken]
 
     fast = steps()
     monkeypatch.setattr(objects, "is_dream", lambda leaf: False)
     plain = steps()
-    for ours, theirs in zip(fast, plain, strict=True):
+    for (ours, our_feat), (theirs, their_feat) in zip(fast, plain, strict=True):
         assert ours.latent.keys() == theirs.latent.keys()
         for key, leaf in theirs.latent.items():
             torch.testing.assert_close(ours.latent[key], leaf, msg=key)
         torch.testing.assert_close(ours[1:], theirs[1:])
-    assert any(step.rew != 0 for step in plain) and any(step.latent["age"].min() == 0 for step in plain)
+        torch.testing.assert_close(our_feat, their_feat)
+    assert any((step.rew != 0).any() for step, _ in plain)
+    assert any((step.latent["age"][:, :2] == 0).any() for step, _ in plain), "no object appeared or disappeared"
+
+
+def test_a_change_of_weights_changes_the_next_dreamed_step(learned: tuple[Objects, _SlotSet]) -> None:
+    model, data = court(), learned[1]
+    model.load_state_dict(learned[0].state_dict())
+    latent, act = data.latent(data.leaving[:64], model.cfg.history), torch.eye(3)[torch.arange(64) % 3]
+
+    def share_here() -> float:
+        with torch.inference_mode():
+            after = model.step(latent, act, generator=torch.Generator().manual_seed(0)).latent
+        return float(after["here"][:, -1, 0].mean())
+
+    assert share_here() == 1
+    with torch.no_grad():
+        model.heads.here[0].bias.sub_(100)
+    assert share_here() == 0
+    changed = {key: leaf.clone() for key, leaf in model.state_dict().items()}
+    model.load_state_dict(learned[0].state_dict())
+    assert share_here() == 1
+    model.load_state_dict(changed, assign=True)
+    assert share_here() == 0
 
 
 def test_vectors_are_rejected() -> None:

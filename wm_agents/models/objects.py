@@ -26,7 +26,7 @@ from wm_agents.models.config import ELSEWHERE, WorldModelConfig
 from wm_agents.models.loss import LossOutput
 from wm_agents.models.mdrnn_kernels import is_dream
 from wm_agents.models.model import Model
-from wm_agents.models.objects_row import ObjectsRow
+from wm_agents.models.objects_rows import ObjectsRows
 from wm_agents.models.rewards import MAX_CLASSES, RewardClasses
 from wm_agents.models.slots import LONGEST, Slots, Waves
 from wm_envs.fields import at_least, at_most
@@ -170,8 +170,8 @@ class Objects(Model):
         if temperature > 0:
             # The CDF of a normal sample is uniform.
             chance = torch.special.ndtr(draw_normal(num, 3 * self.cfg.slots + 2, generator, self.device))
-            if num == 1 and is_dream(latent["age"]):
-                return ObjectsRow.of(self).step(latent, act, chance, temperature)
+            if self._in_rows(latent):
+                return ObjectsRows.of(self).step(latent, act, chance, temperature)
         drawn = self.heads.draw(
             self.inputs(latent), act, latent, self.eye.count, self._odds, _Dice(chance, temperature)
         )
@@ -183,6 +183,10 @@ class Objects(Model):
         over = ((after["score"] >= self.limit) & (counts > 0)).any(1)
         return Step(after, rew, torch.where(over, 0.0, 1 - drawn.end_chance), over | drawn.end)
 
+    def _in_rows(self, latent: Latent) -> bool:
+        """Whether `ObjectsRows` computes `step` and `feat`."""
+        return is_dream(latent["age"]) and not (self.training or torch.is_autocast_enabled("cpu"))
+
     def decode(self, latent: Latent) -> Tensor:
         frames = self.eye.paint(latent["place"][:, -1], latent["here"][:, -1])
         if self.channels_first:
@@ -191,6 +195,8 @@ class Objects(Model):
 
     def feat(self, latent: Latent) -> Tensor:
         """Positions and movements of the objects, their distances to each other and to the borders, and the actions."""
+        if self._in_rows(latent):
+            return ObjectsRows.of(self).feat(latent)
         here, age, now = latent["here"], latent["age"], latent["place"][:, -1]
         both, seen, pair = self._visible(here)
         centre = now + self.eye.size / 2
