@@ -260,7 +260,7 @@ def _product(x: Floats, weight: Floats, bias: Floats) -> Floats:
 
 def _silu(x: Floats) -> Floats:
     if len(x) == 1:
-        half = x / 2
+        half = np.multiply(x, 0.5)
         out: Floats = half + half * np.tanh(half)
         return out
     return F.silu(torch.from_numpy(x)).numpy()
