@@ -88,6 +88,7 @@ class Objects(Model):
     """
 
     family: ClassVar[str] = "objects"
+    threaded_from: ClassVar[int] = 4096  # As in `Ensemble`: many short operations.
     cfg: ObjectsConfig
 
     def __init__(self, cfg: ObjectsConfig, obs_space: gym.Space[Any], act_space: gym.Space[Any]) -> None:
