@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -11,7 +12,7 @@ from gymnasium.envs.box2d.car_racing import CarRacing
 from gymnasium.wrappers import FrameStackObservation, TimeLimit
 from toy_env import Echo
 
-from wm_envs.wrappers import ActionRepeat, ChosenActions, _can_skip_drawing
+from wm_envs.wrappers import ActionRepeat, ChosenActions, NoopStarts, _can_skip_drawing
 
 OFF_FIELD = 340.0  # PLAYFIELD is 333.
 
@@ -169,3 +170,35 @@ def test_actions_that_cannot_be_chosen_are_named(actions: tuple[int, ...]) -> No
 def test_a_repeat_below_one_is_rejected() -> None:
     with pytest.raises(ValueError, match="repeat must be at least 1, got 0"):
         ActionRepeat(Echo(), 0)
+
+
+class Counted(gym.Env):
+    """Counts its steps, and ends after `limit` of them."""
+
+    observation_space, action_space = gym.spaces.Box(0, 99, (1,)), gym.spaces.Discrete(2)
+
+    def __init__(self, limit: int = 99) -> None:
+        self.limit, self.resets = limit, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.age, self.resets = 0, self.resets + 1
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert action == 0
+        self.age += 1
+        return np.full(1, self.age, np.float32), 0.0, self.age == self.limit, False, {}
+
+
+def test_an_episode_begins_with_1_to_n_noops_that_depend_only_on_the_seed() -> None:
+    env = NoopStarts(Counted(), 5)
+    starts = [env.reset(seed=seed)[0].item() for seed in range(60)]
+    assert set(starts) == {1, 2, 3, 4, 5} and starts == [env.reset(seed=seed)[0].item() for seed in range(60)]
+    without_seed = [env.reset()[0].item() for _ in range(20)]
+    assert len(set(without_seed)) > 1
+
+
+def test_a_noop_that_ends_the_episode_begins_another() -> None:
+    env = NoopStarts(Counted(limit=2), 30)
+    assert max(env.reset(seed=seed)[0].item() for seed in range(20)) == 1 and env.unwrapped.resets > 20

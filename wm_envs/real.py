@@ -31,7 +31,7 @@ from wm_envs.env_id import LackingEnv, UnknownEnv
 from wm_envs.frames import is_channels_first, is_image, is_resizable
 from wm_envs.registry import RealSpec
 from wm_envs.window import check_display
-from wm_envs.wrappers import ActionRepeat, ChosenActions
+from wm_envs.wrappers import ActionRepeat, ChosenActions, NoopStarts
 
 if TYPE_CHECKING:
     from wm_envs.world_model import WorldModel
@@ -73,11 +73,15 @@ def make_real(spec: RealSpec, render_mode: str | None = None) -> gym.Env[Any, An
     """
     if render_mode == "human":
         check_display()
-    if spec.lives_end and "ALE/" not in spec.id:
-        raise ValueError(f"{spec.id}: lives_end needs an ALE game, which counts lives; remove it")
+    if "ALE/" not in spec.id:
+        for name, why in (("lives_end", "which counts lives"), ("noops", "whose action 0 does nothing")):
+            if getattr(spec, name):
+                raise ValueError(f"{spec.id}: {name} needs an ALE game, {why}; remove it")
     os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # Avoids a warning of SDL without a sound card.
     env = _make(spec, render_mode)
     try:
+        if spec.noops:
+            env = NoopStarts(env, spec.noops)
         env = _see(_act(env, spec), spec)
     except ValueError as error:
         env.close()

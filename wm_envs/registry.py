@@ -36,6 +36,8 @@ class RealSpec:
     """The subset of a Discrete action space to use, renumbered in this order; None uses all."""
     lives_end: bool = False
     """A lost life of an ALE game terminates the training episode and the dream. Scores cover whole games."""
+    noops: int = field(default=0, metadata=at_least(0))
+    """Begin each episode of an ALE game with 1 to N no-op steps, drawn from the seed; 0: none."""
     stack: bool = False
     """The last three images, in grey, are the channels of one observation, oldest first, so that motion is
     visible."""
@@ -50,7 +52,7 @@ class RealSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values. Newer fields are omitted at their default, so that older files compare equal."""
-        later = ("crop", "max_frames", "actions", "lives_end", "stack", "wrapper")
+        later = ("crop", "max_frames", "actions", "lives_end", "noops", "stack", "wrapper")
         return {name: value for name, value in asdict(self).items() if value or name not in later}
 
     @classmethod
@@ -88,9 +90,12 @@ class Task:
 # are sampled for every frame either way. Grey is the ALE's own luminance: moving objects keep their contrast.
 _STICKY = "repeat_action_probability"
 _WITH_STICKY = "with sticky actions 0.25"
+_NO_NOOPS = "no no-op starts"
+NOOPS = 30
+"""Maximum of no-op frames at the start of a game without sticky actions (Mnih et al. 2015)."""
 _ALE = {"frameskip": 1, "obs_type": "grayscale"}
 _ALE_PROTOCOL = (
-    f"ALE v5 {_WITH_STICKY}, 4 frames a step, 108,000 frames at most; no no-op starts, whole games; grey, "
+    f"ALE v5 {_WITH_STICKY}, 4 frames a step, 108,000 frames at most; {_NO_NOOPS}, whole games; grey, "
     "cropped to the field"
 )
 
@@ -173,17 +178,20 @@ def has_sticky_actions(spec: RealSpec) -> bool:
 
 
 def without_sticky_actions(spec: RealSpec) -> RealSpec:
-    """The game of `spec` without sticky actions, as in most published Atari-100k scores."""
-    return replace(spec, kwargs={**spec.kwargs, _STICKY: 0.0})
+    """The game of `spec` without sticky actions and with no-op starts, as in most published Atari-100k scores."""
+    return replace(spec, kwargs={**spec.kwargs, _STICKY: 0.0}, noops=NOOPS)
 
 
 def protocol_of(spec: RealSpec) -> str:
     """The differences from the standard evaluation protocol, as text."""
     if "ALE/" in spec.id and not has_sticky_actions(spec):
-        sticky = protocol_of(replace(spec, kwargs={k: v for k, v in spec.kwargs.items() if k != _STICKY}))
+        sticky = protocol_of(replace(spec, kwargs={k: v for k, v in spec.kwargs.items() if k != _STICKY}, noops=0))
+        starts = _NO_NOOPS
+        if spec.noops:
+            starts = f"1 to {spec.noops} no-op steps at the start"
         if _WITH_STICKY in sticky:
-            return sticky.replace(_WITH_STICKY, "without sticky actions")
-        return f"{sticky}, without sticky actions"
+            return sticky.replace(_WITH_STICKY, "without sticky actions").replace(_NO_NOOPS, starts)
+        return f"{sticky}, without sticky actions, {starts}"
     near: dict[str, Any] = {"size": None, "stack": False, "lives_end": False}
     task = next((task for task in TASKS.values() if replace(task.real, **near) == replace(spec, **near)), None)
     standard, words = RealSpec(spec.id, max_episode_steps=_own_steps(spec)), "standard"

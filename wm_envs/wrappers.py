@@ -1,4 +1,4 @@
-"""Wrappers that Gymnasium lacks: an action repeat that skips rendering, and a subset of the actions."""
+"""Wrappers that Gymnasium lacks: an action repeat that skips rendering, no-op starts, and a subset of the actions."""
 
 from __future__ import annotations
 
@@ -55,6 +55,30 @@ class ActionRepeat(gym.Wrapper, RecordConstructorArgs):
         if term or trunc:
             obs = draw()  # The last frame of an episode is always observed.
         return obs, rew, term, trunc, info
+
+
+class NoopStarts(gym.Wrapper, RecordConstructorArgs):
+    """Begins each episode of an ALE game with a random number of no-op steps, as Mnih et al. 2015 do.
+
+    Without sticky actions all episodes of a deterministic policy are equal otherwise. The number is drawn from the
+    environment's own generator, so it depends only on the seed.
+
+    Args:
+        most: 1 to `most` steps with action 0, the ALE's no-op.
+    """
+
+    def __init__(self, env: gym.Env, most: int) -> None:
+        RecordConstructorArgs.__init__(self, most=most)
+        gym.Wrapper.__init__(self, env)
+        self.most = most
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        obs, info = self.env.reset(seed=seed, options=options)
+        for _ in range(self.unwrapped.np_random.integers(1, self.most + 1)):
+            obs, _, term, trunc, info = self.env.step(0)
+            if term or trunc:
+                obs, info = self.env.reset(options=options)
+        return obs, info
 
 
 class ChosenActions(gym.ActionWrapper, RecordConstructorArgs):
