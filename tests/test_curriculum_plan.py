@@ -10,11 +10,11 @@ import pytest
 
 from wm_agents.curriculum import plan as planning
 from wm_agents.curriculum.config import CurriculumConfig
-from wm_agents.curriculum.plan import MOST_ROUNDS, plan
+from wm_agents.curriculum.plan import MOST_SEEDS, plan
 from wm_agents.curriculum.tasks import Entry, _known, _Threshold
 from wm_agents.loops.recipes import RECIPES
 
-CAR, POLE = _known("CarRacing"), _known("CartPole")
+CAR, POLE, PONG = _known("CarRacing"), _known("CartPole"), _known("Pong")
 
 
 def planned(entry: Entry = CAR, **flags: Any) -> planning.Course:
@@ -63,10 +63,18 @@ def test_rounds_cover_all_generations_and_an_extension(entry: Entry, most: int) 
     course = planned(entry, max_generations=most)
     last = course.cfg.rounds * course.cfg.generations
     assert course.last_generation == last >= most + course.plateau.extension
-    assert course.cfg.rounds <= MOST_ROUNDS
+    assert course.cfg.rounds * course.cfg.round_seeds <= MOST_SEEDS
     for generation in (course.period, most):
         assert generation % (course.cfg.check_every or math.nan) == 0
     assert course.plateau.extension % course.period == 0
+
+
+def test_pong_keeps_its_many_small_rounds_and_is_evaluated_about_twelve_times() -> None:
+    for quick, rounds in ((False, 70), (True, 25)):
+        course = planned(PONG, quick=quick)
+        assert course.cfg.generations == RECIPES["Pong"].generations and course.max_generations == rounds * 30
+        assert 12 <= course.max_generations / course.period < 16 and course.period % course.cfg.generations == 0
+    assert planned(PONG, eval_every=10).period == 10
 
 
 def test_few_generations_are_spread_over_rounds() -> None:

@@ -14,8 +14,10 @@ from wm_agents.loops.recipes import RECIPES, ImproveConfig, recipe_for, seeded
 from wm_agents.training.config import TrainingConfig
 from wm_envs.registry import RealSpec
 
-MOST_ROUNDS = 40
-"""Maximum number of rounds; more would need seeds reserved for evaluation."""
+MOST_SEEDS = 800_000
+"""Maximum number of environment seeds of all rounds; more would include seeds that are reserved for evaluation."""
+EVALUATIONS = 12
+"""Evaluations of a task whose episodes are so long that its recipe does not evaluate every round."""
 SPREAD = 4
 """Minimum number of rounds (if the recipe has as many), however few the generations, because a dream needs
 data beyond random actions."""
@@ -58,6 +60,8 @@ def plan(entry: Entry, cfg: CurriculumConfig) -> Course:
     threshold = entry.threshold.quick if cfg.quick else entry.threshold.full
     most = entry.max_generations or cfg.max_generations or base.rounds * base.generations
     period = cfg.period(most)
+    if cfg.eval_every is None and base.judge_every > 1:
+        period = max(period, most // EVALUATIONS // base.generations * base.generations)
     course = Course(entry, base, threshold, most, period, cfg.episodes_per_eval, _films(cfg, most, period))
     return course._replace(cfg=_stretch(_with_flags(base, cfg), course))
 
@@ -69,11 +73,15 @@ def _recipe(entry: Entry) -> ImproveConfig:
     return replace(base, spec=replace(base.spec, max_episode_steps=steps))
 
 
+_QUICK_ROUNDS = {"objects": 25}
+"""Rounds in a quick run of families with short rounds; else 3 for images and 5 for vectors, which are faster."""
+
+
 def _quick(cfg: ImproveConfig) -> ImproveConfig:
     """Shorten the training for a quick run."""
     return replace(
         cfg,
-        rounds=min(cfg.rounds, 3 if cfg.spec.size else 5),  # A round of vectors takes less than half the time.
+        rounds=min(cfg.rounds, _QUICK_ROUNDS.get(cfg.family, 3 if cfg.spec.size else 5)),
         random_steps=min(cfg.random_steps, 10_000),
         round_steps=min(cfg.round_steps, 5000),
         vision=_short(cfg.vision, 3000),
@@ -134,7 +142,7 @@ def _stretch(base: ImproveConfig, course: Course) -> ImproveConfig:
     """Distribute the maximum number of generations, including an extension, over rounds."""
     most, ext = course.max_generations, course.plateau.extension
     each = min(base.generations, math.ceil(most / min(base.rounds, SPREAD)))
-    each = max(each, math.ceil((most + ext) / MOST_ROUNDS))
+    each = max(each, math.ceil((most + ext) / (MOST_SEEDS // base.round_seeds)))
     return replace(
         base,
         rounds=math.ceil((most + ext) / each),
