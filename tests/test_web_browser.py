@@ -220,16 +220,22 @@ def test_keys_drive_policies_switch_and_recordings_play(page: Any, car: str) -> 
     page.goto("about:blank")
 
 
-def test_every_part_of_an_action_has_keys_and_buttons(page: Any, tmp_path: Path) -> None:
-    space = gym.spaces.MultiDiscrete([3, 2], start=[0, 5])
+def save_endless(path: Path, act_space: gym.Space[Any]) -> str:
+    """An untrained model of CartPole with these actions. Its dreams do not terminate."""
     torch.manual_seed(0)
-    model = VMC(VMCConfig("identity", z_dim=4, hidden=8, mixtures=2), gym.make("CartPole-v1").observation_space, space)
+    obs_space = gym.make("CartPole-v1").observation_space
+    model = VMC(VMCConfig("identity", z_dim=4, hidden=8, mixtures=2), obs_space, act_space).eval()
     with torch.no_grad():
-        model.memory.gmm_linear.bias[-1] = -9.0  # Its dreams last.
-    starts = {"begin": model.eval().initial(4)}
-    save_model(tmp_path / "model", model, RealSpec("CartPole-v1"), starts, horizon=10**6, card="# fresh\n")
+        model.memory.gmm_linear.bias[-1] = -9.0
+    starts = {"begin": model.initial(4)}
+    save_model(path, model, RealSpec("CartPole-v1"), starts, horizon=10**6, card="# fresh\n")
+    return str(path)
+
+
+def test_every_part_of_an_action_has_keys_and_buttons(page: Any, tmp_path: Path) -> None:
+    model = save_endless(tmp_path / "model", gym.spaces.MultiDiscrete([3, 2], start=[0, 5]))
     page.add_init_script(WATCH)
-    with serving("-m", "wm_agents", "play", str(tmp_path / "model"), "--port", "0", "--no-real") as url:
+    with serving("-m", "wm_agents", "play", model, "--port", "0", "--no-real") as url:
         page.goto(url)
         wait_text(page, "#at", "[1-9]")
         for key in ("ArrowRight", "ArrowRight", "ArrowRight", "ArrowLeft", "ArrowUp"):
@@ -251,6 +257,35 @@ def test_every_part_of_an_action_has_keys_and_buttons(page: Any, tmp_path: Path)
             return len(acts) == 6
 
         wait_until(all_seen)
+        page.goto("about:blank")
+
+
+NO_STORAGE = "Object.defineProperty(window, 'localStorage', { get() { throw new Error('storage is blocked'); } });"
+
+
+def test_a_dream_that_outlives_the_real_episode_is_marked(page: Any, tmp_path: Path) -> None:
+    model = save_endless(tmp_path / "model", gym.make("CartPole-v1").action_space)
+    page.add_init_script(NO_STORAGE)
+    with serving("-m", "wm_agents", "play", model, "--port", "0") as url:
+        page.goto(url)
+        wait_text(page, "#at", "[1-9]")
+        page.click("#pause")
+        page.click("#restart")
+        wait_text(page, "#at", "^0$")
+        for step in range(1, 5):
+            page.click("#step")
+            wait_text(page, "#at", f"^{step}$")
+        for state in ("in control", "same actions"):  # The dream starts over from here: it has no time to leave.
+            page.click("#wake")
+            wait_text(page, "#real-state", state)
+        for step in range(5, 13):  # Nobody steers, and the pole falls.
+            page.click("#step")
+            wait_text(page, "#at", f"^{step}$")
+        wait_text(page, "#verdict", r"The real episode ended at step \d+, and the dream continues")
+        assert "left" in page.get_attribute("#verdict", "class")
+        before = page.get_attribute("html", "data-theme")
+        page.click("#theme")  # Also where the choice cannot be stored.
+        assert {before, page.get_attribute("html", "data-theme")} == {"dark", "light"}
         page.goto("about:blank")
 
 

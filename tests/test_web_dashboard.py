@@ -27,6 +27,7 @@ from wm_agents.project.schema import VisualizationSection
 from wm_agents.system.run_folder import start_run
 from wm_agents.web import runs as reading
 from wm_agents.web.dashboard import View, dashboard_app
+from wm_agents.web.run_facts import PARTS
 from wm_agents.web.runs import Runs
 
 
@@ -62,6 +63,16 @@ def test_runs_are_found_with_what_is_known_of_them(client: TestClient) -> None:
     assert one["parts"] == ["cart/vmc/one/metrics.jsonl", "cart/vmc/one/round-00/memory/metrics.jsonl"]
     assert one["round"] == 3 and one["bytes"] > 0 and not one["finished"]
     assert client.get("/run", params={"name": "two"}).json()["env"] == ""
+
+
+def test_of_many_rounds_the_last_are_shown_with_the_metrics_of_the_run(root: Path, client: TestClient) -> None:
+    run = root / "cart" / "vmc" / "one"
+    for number in range(2 * PARTS):
+        (run / f"round-{number:03d}").mkdir()
+        (run / f"round-{number:03d}" / "metrics.jsonl").write_text('{"step": 1, "train/loss": 1.0}\n')
+    parts = client.get("/run", params={"name": "cart/vmc/one"}).json()["parts"]
+    assert parts[0] == "cart/vmc/one/metrics.jsonl" and len(parts) == PARTS
+    assert parts[-1] == f"cart/vmc/one/round-{2 * PARTS - 1:03d}/metrics.jsonl"
 
 
 def test_metrics_are_followed_and_half_lines_wait(root: Path) -> None:

@@ -12,13 +12,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from tiny import save_tiny
+from tiny import SPEC, save_tiny
 
 import wm_envs  # noqa: F401
 from policies.linear import LinearPolicy
 from policies.mlp import MLPPolicy
 from wm_agents.cli import app as cli
 from wm_agents.factory import create_world_model
+from wm_agents.models.vmc import VMC, VMCConfig
 from wm_agents.pretrained import load_model, load_policy, save_model
 from wm_agents.web.export_folder import export_folder
 from wm_agents.web.web_export import export_web
@@ -179,6 +180,14 @@ def test_families_without_an_onnx_form_are_named(tmp_path: Path) -> None:
 def test_what_the_page_cannot_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no implementation of family dreamerv3; it runs ensembles, object models"):
         export_web(save_fresh(tmp_path / "model", "dreamerv3:ci"), tmp_path / "out")
+    vectors = save_tiny(tmp_path / "vectors", RealSpec("CartPole-v1"))
+    with pytest.raises(ValueError, match=r"no implementation of V-M-C of vectors \(4,\); it runs .* V-M-C of images"):
+        export_web(vectors, tmp_path / "out")
+    images, parts = gym.spaces.Box(0, 255, (32, 32, 3), np.uint8), gym.spaces.MultiDiscrete([3, 2])
+    several = VMC(VMCConfig("small", z_dim=4, hidden=8), images, parts).eval()
+    save_model(tmp_path / "several", several, SPEC, {"begin": several.initial(4)}, horizon=9, card="# fresh\n")
+    with pytest.raises(ValueError, match=r"no implementation of actions MultiDiscrete\(\[3 2\]\); it runs"):
+        export_web(str(tmp_path / "several"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

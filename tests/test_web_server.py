@@ -258,6 +258,21 @@ def test_commands_wait_in_limited_number(playable: Playable) -> None:
     session.close()
 
 
+def test_reality_can_take_over_after_the_end_of_the_dream(playable: Playable) -> None:
+    session = Session(playable)
+    session.open()
+    session.post('{"horizon": 2}')
+    for _ in range(4):
+        session.advance()
+    assert session.scene.dream_over == "truncated" and session.scene.step == 2
+    session.post('{"awake": true}')
+    assert [reply.about["kind"] for reply in session.advance()] == ["step", "settings"]  # Shown also while paused.
+    assert session.scene.awake and not session.scene.over
+    session.advance()
+    assert session.scene.step == 3
+    session.close()
+
+
 def test_commands_do_not_put_off_the_next_step() -> None:
     step, settings = Reply({"kind": "step"}), Reply({"kind": "settings"})
     assert next_due(10.0, 10.25, 0.5, [step]) == 10.5

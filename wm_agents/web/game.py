@@ -117,8 +117,8 @@ class Game:
             self._policies[pilot] = policy
         self.pilot = pilot
 
-    def wake(self) -> None:
-        """Reality takes over control.
+    def wake(self) -> Scene:
+        """Reality takes over control, also after the end of the dream.
 
         Raises:
             ValueError: there is no real environment, or its episode has ended.
@@ -128,13 +128,14 @@ class Game:
         if self.real_over:
             raise ValueError(f"the real episode has {self.real_over}; restart before switching to it")
         self.awake = True
-        self._follow()
+        return self._follow_now()
 
-    def sleep(self) -> None:
+    def sleep(self) -> Scene:
         """The dream takes over control, from the current real frame."""
-        if self.awake:
-            self.awake, self.dream_over = False, ""
-            self._follow()
+        if not self.awake:
+            return self.scene
+        self.awake, self.dream_over = False, ""
+        return self._follow_now()
 
     @torch.inference_mode()
     def step(self) -> Scene:
@@ -219,6 +220,12 @@ class Game:
         self.dream.latent = self._observed()
         self._share()
 
+    def _follow_now(self) -> Scene:
+        """Between two steps, the dream continues from the current real frame."""
+        self._follow()
+        last = self.scene
+        return self._scene(last.act, last.rew, last.cont, last.disagreement, last.real_rew)
+
     def _share(self) -> None:
         """Both worlds show the same moment now."""
         self.age = 0
@@ -235,7 +242,7 @@ class Game:
             real, real_ret = np.array(self.obs), self.real_ret
             if not self.real_over:
                 errors = self._compare(dreamed)
-        return Scene(
+        self.scene = Scene(
             step=self.step_count,
             age=self.age,
             dream=dreamed,
@@ -254,6 +261,7 @@ class Game:
             awake=self.awake,
             feat=self.model.feat(latent)[0].float().numpy(),
         )
+        return self.scene
 
     def _compare(self, dreamed: Array) -> _Errors:
         """The errors of this step; sets `left` where the dream has left reality.

@@ -20,7 +20,7 @@ from wm_agents.strips import STRIPS
 from wm_agents.web.runs import METRICS, REPORT, SHOWN, Runs, is_text, read_object, updated
 from wm_envs.registry import TASKS
 
-PARTS, MEDIA, ROUNDS = 60, 24, 60
+PARTS, MEDIA, ROUNDS = 41, 24, 60
 """Metrics files, videos, and rounds with strips that are listed, at most."""
 MAX_TEXT = 400
 
@@ -67,7 +67,7 @@ def facts_of(runs: Runs, name: str) -> dict[str, Any]:
     limits = state.get("limits")
     return {
         **about(runs, folder),
-        "parts": [runs.name(path) for path in sorted(p for p in paths if p.name == METRICS)[-PARTS:]],
+        "parts": [runs.name(path) for path in _metrics(folder, paths)],
         "media": [runs.name(path) for path in media[:MEDIA]],
         "strips": _strips(runs, paths),
         "live": None if live is None else runs.name(live),
@@ -102,6 +102,12 @@ def _walk(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
                 continue
             if not path.is_symlink():
                 yield path, stat
+
+
+def _metrics(folder: Path, paths: list[Path]) -> list[Path]:
+    """The metrics file of the run itself, and those of its last rounds."""
+    own, found = folder / METRICS, sorted(path for path in paths if path.name == METRICS)
+    return [path for path in found if path == own] + [path for path in found if path != own][1 - PARTS :]
 
 
 def _spent(starts: Any, until: float) -> float | None:

@@ -219,7 +219,13 @@ class Session:
         return run
 
     def _wake(self, value: Any) -> Callable[[], list[Reply]]:
-        return self._then(self.game.wake if _switch("awake", value) else self.game.sleep)
+        switch = self.game.wake if _switch("awake", value) else self.game.sleep
+
+        def run() -> list[Reply]:
+            self.scene = switch()
+            return [_show(self.scene), self.settings()]
+
+        return run
 
     def _record(self, value: Any) -> Callable[[], list[Reply]]:
         """`true` starts a recording; a format ends it and sends the file."""

@@ -62,8 +62,10 @@ def _check_runs_in_browser(model: Model) -> None:
     lacking = None
     if model.family not in ("vmc", "ensemble", "objects"):
         lacking = f"family {model.family}"
-    elif model.family == "vmc" and (cfg.vision == "identity" or cfg.mixture != "joint"):
-        lacking = f"vision={cfg.vision!r}, mixture={cfg.mixture!r}"
+    elif model.family == "vmc" and cfg.vision == "identity":
+        lacking = f"V-M-C of vectors {model.obs_space.shape}"
+    elif model.family == "vmc" and cfg.mixture != "joint":
+        lacking = f"mixture={cfg.mixture!r}"
     elif isinstance(model, Objects) and model.channels_first:
         lacking = f"images {model.obs_space.shape} with channels first"
     elif type(model.act_space).__name__ not in ("Discrete", "Box"):

@@ -51,7 +51,7 @@ function frame(lines, levels, { low, high, span, grow = 1e-9 }, w, h) {
   if (y1 - y0 < grow) [y0, y1] = [(y0 + y1 - Math.max(grow, Math.abs(y0) / 10 || 1)) / 2, (y0 + y1 + Math.max(grow, Math.abs(y0) / 10 || 1)) / 2];
   const marks = low !== undefined && high !== undefined ? [low, high] : ticks(y0, y1, h > 100 ? 4 : 2);
   [y0, y1] = [Math.min(y0, marks[0]), Math.max(y1, marks.at(-1))];
-  const pad = { left: 46, right: 10, top: 10, bottom: h > 100 ? 20 : 8 };
+  const digits = Math.max(...marks.map((y) => apart(marks)(y).length)), pad = { left: Math.max(46, 12 + 7 * digits), right: 10, top: 10, bottom: h > 100 ? 20 : 8 };
   const X = (x) => pad.left + ((x - x0) / (x1 - x0)) * (w - pad.left - pad.right);
   const Y = (y) => h - pad.bottom - ((y - y0) / (y1 - y0)) * (h - pad.top - pad.bottom);
   return { X, Y, x0, x1, pad, marks };
@@ -68,6 +68,11 @@ export function curves(canvas, lines, options = {}) {
   ctx.font = "12px system-ui, sans-serif";
   ctx.textBaseline = "middle";
   const text = (words, x, y, tone, align) => { ctx.fillStyle = tone; ctx.textAlign = align; ctx.fillText(words, x, y); };
+  const above = (...given) => { // Readable on top of curves.
+    Object.assign(ctx, { strokeStyle: color("card"), lineWidth: 4, lineJoin: "round", textAlign: given.at(-1) });
+    ctx.strokeText(...given.slice(0, 3));
+    text(...given);
+  };
   const stroke = (points, tone, width, dash = []) => {
     ctx.strokeStyle = tone; ctx.lineWidth = width; ctx.setLineDash(dash);
     ctx.beginPath(); for (const [x, y] of points) ctx.lineTo(x, y); ctx.stroke(); ctx.setLineDash([]);
@@ -80,17 +85,15 @@ export function curves(canvas, lines, options = {}) {
     text(short(x0), pad.left, h - 7, color("quiet"), "left");
     text(`${unit} ${short(x1)}`.trim(), w - pad.right, h - 7, color("quiet"), "right");
   }
-  for (const { y, color: tone, label: words } of levels) {
-    stroke([[pad.left, Y(y)], [w - pad.right, Y(y)]], tone, 1.5, [6, 4]);
-    if (words) text(words, w - pad.right - 2, Y(y) + (Y(y) < pad.top + 14 ? 9 : -8), tone, "right");
-  }
-  for (const [x, tone, words] of marks) {
-    if (x < x0 || x > x1) continue;
-    stroke([[X(x), pad.top], [X(x), h - pad.bottom]], tone, words ? 2 : 1, words ? [] : [3, 4]);
-    const right = X(x) > w - 150;
-    if (words) text(words, X(x) + (right ? -6 : 6), pad.top + 6, tone, right ? "right" : "left");
-  }
+  for (const { y, color: tone } of levels) stroke([[pad.left, Y(y)], [w - pad.right, Y(y)]], tone, 1.5, [6, 4]);
+  const inside = marks.filter(([x]) => x >= x0 && x <= x1);
+  for (const [x, tone, words] of inside) stroke([[X(x), pad.top], [X(x), h - pad.bottom]], tone, words ? 2 : 1, words ? [] : [3, 4]);
   for (const line of lines) curve(ctx, line, area, h);
+  for (const { y, color: tone, label: words } of levels) if (words) above(words, pad.left + 4, Y(y) + (Y(y) < pad.top + 14 ? 9 : -8), tone, "left");
+  for (const [x, tone, words] of inside) {
+    const right = X(x) > w - 150;
+    if (words) above(words, X(x) + (right ? -6 : 6), pad.top + 6, tone, right ? "right" : "left");
+  }
   hover(canvas, ctx, lines, area, { w, h, unit });
 }
 

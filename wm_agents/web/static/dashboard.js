@@ -8,7 +8,7 @@ const $ = (id) => document.getElementById(id);
 const STAGES = ["collect", "learn", "control", "judge"];
 const SAYS = { collect: "collect real episodes", learn: "train the model", control: "train the controller", judge: "evaluate" };
 
-let chosen = decodeURIComponent(location.hash.slice(1)), facts = null, turn = 0, wait = 1000, choice = 0, busy = false;
+let chosen = decodeURIComponent(location.hash.slice(1)), facts = null, turn = 0, wait = 1000, choice = 0, revealed = null, busy = false;
 const curves = new Curves($("returns"), $("groups")), live = new Live($("live"));
 
 const isRunning = (run) => run.age_s < 90 && !run.finished;
@@ -32,7 +32,17 @@ async function listRuns() {
     button.onclick = () => { choose(run.name); listRuns(); };
     return make("li", {}, button);
   }));
+  revealChosen();
   if (focused !== undefined) [...$("list").querySelectorAll("button")].find((button) => button.dataset.run === focused)?.focus();
+}
+
+// Once after each choice, so that the list can be scrolled freely.
+function revealChosen() {
+  const nav = $("list").parentElement, item = nav.querySelector("[aria-current=true]");
+  if (revealed === choice || !item) return;
+  revealed = choice;
+  const [box, place] = [item.getBoundingClientRect(), nav.getBoundingClientRect()];
+  if (box.top < place.top || box.bottom > place.bottom) nav.scrollTop += box.top - place.top - nav.clientHeight / 3;
 }
 
 function choose(name) {
@@ -68,14 +78,14 @@ async function describe() {
 
 function showStages() {
   const { round, rounds, stage, finished } = facts, at = STAGES.indexOf(stage);
-  $("stages").hidden = finished || at < 0;
-  if ($("stages").hidden) return;
+  $("stages").hidden = finished || at < 0 || (rounds && round >= rounds);
+  if (finished || at < 0) return;
   $("stages").replaceChildren(...STAGES.map((name, i) => {
     const item = make("li", { className: i < at ? "past" : i === at ? "now" : "", textContent: SAYS[name] });
     if (i === at) item.setAttribute("aria-current", "step");
     return item;
   }));
-  if (rounds) $("status").textContent += ` · round ${round}, the last is ${rounds - 1}`;
+  if (rounds) $("status").textContent += round < rounds ? ` · round ${round}, the last will be ${rounds - 1}` : ` · all ${rounds} rounds are done`;
 }
 
 function meter(name, value, { small = "", share = null, tone = "" } = {}) {

@@ -21,16 +21,16 @@ export function toast(text, stays = false) {
 // Dark or light as the system asks, until the button says otherwise.
 export function startTheme(button, changed) {
   const light = matchMedia("(prefers-color-scheme: light)");
+  let chosen = null;
+  try { chosen = localStorage.getItem("theme"); } catch { /* Storage may be forbidden. */ }
   const apply = () => {
-    let chosen = null;
-    try { chosen = localStorage.getItem("theme"); } catch { /* Storage may be forbidden. */ }
     document.documentElement.dataset.theme = chosen ?? (light.matches ? "light" : "dark");
     changed();
   };
   light.addEventListener("change", apply);
   button.onclick = () => {
-    const next = document.documentElement.dataset.theme === "light" ? "dark" : "light";
-    try { localStorage.setItem("theme", next); } catch { document.documentElement.dataset.theme = next; }
+    chosen = document.documentElement.dataset.theme === "light" ? "dark" : "light";
+    try { localStorage.setItem("theme", chosen); } catch { /* The choice lasts until the page is closed. */ }
     apply();
   };
   apply();

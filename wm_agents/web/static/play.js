@@ -10,6 +10,7 @@ const number = (x, digits = 1) => (x === null || x === undefined ? "–" : x.toF
 
 let stage, views, controls, settings = {}, last = null, dirty = false, history = [], syncs = [], returns = [];
 let socket, finished = false, seen = 0, steps = 0, restarting = null;
+let ended = null; // The step at which the real episode ended, also while the dream continues.
 
 function send(message) {
   if (socket?.readyState === WebSocket.OPEN) socket.send(typeof message === "string" ? message : JSON.stringify(message));
@@ -50,7 +51,7 @@ function greet(hello) {
   if (!stage.real) toast(`Without the real environment: ${stage.no_real}`);
   views = [new View($("dream-view"), stage), new View($("real-view"), stage)];
   $("dis-box").hidden = $("dis-label").hidden = stage.members < 2;
-  $("latent-note").textContent = `${stage.feat} features`;
+  $("latent-note").textContent = `(${stage.feat} features)`;
   $("start").disabled = !stage.real && !stage.starts.includes("anywhere");
   $("pilots").replaceChildren(...stage.pilots.map((name) => {
     const button = Object.assign(document.createElement("button"), { type: "button", textContent: name === "person" ? "you" : name });
@@ -68,7 +69,8 @@ function greet(hello) {
 }
 
 function take(about, parts) {
-  if (about.step === 0) { history = []; syncs = []; returns = []; restarting = null; }
+  if (about.step === 0) { history = []; syncs = []; returns = []; restarting = ended = null; }
+  if (about.realOver) ended ??= about.step;
   last = { ...about, parts };
   steps += 1;
   history.push(last);
@@ -100,6 +102,13 @@ function frame() {
   showCharts();
 }
 
+// In words, how one world has ended and the other has not; empty where that is not so.
+function partedEnds() {
+  if (!stage.real || last.awake) return "";
+  if (last.realOver && !last.dreamOver) return `The real episode ended at step ${ended}, and the dream continues.`;
+  return last.dreamOver === "terminated" && !last.realOver ? `The dream ended at step ${last.step}, and the real episode had not.` : "";
+}
+
 function showNumbers() {
   $("dream-ret").textContent = number(last.ret);
   $("real-ret").textContent = number(last.realRet);
@@ -115,11 +124,11 @@ function showNumbers() {
   document.querySelector(".dream").classList.toggle("leads", !last.awake);
   $("real-world").classList.toggle("leads", last.awake);
   const verdict = $("verdict");
-  verdict.classList.toggle("left", last.left !== null);
+  const parted = partedEnds();
+  verdict.classList.toggle("left", last.left !== null || parted !== "");
   const text = !stage.real ? "" : last.awake ? "Awake: reality is in control, and the dream follows it frame by frame."
-    : last.left !== null ? `The dream left reality at step ${last.left}: it is further from reality than reality was one second before.`
-    : last.dreamOver && last.realOver ? "Both episodes are over."
-    : last.realOver ? "The real episode is over; the dream continues." : "The dream is near reality.";
+    : last.left !== null ? `The dream left reality at step ${last.left}: it is further from reality than reality was one second earlier.`
+    : parted || (last.dreamOver && last.realOver ? "Both episodes are over." : "The dream is near reality.");
   if (verdict.textContent !== text) verdict.textContent = text;
 }
 
@@ -129,9 +138,10 @@ function showCharts() {
   const marks = syncs.map((x) => [x, color("grey"), ""]);
   const left = history.map((moment) => moment.left).filter((x, i, all) => x !== null && x !== all[i - 1]);
   for (const x of left) marks.push([x, color("mark"), `leaves reality, step ${x}`]);
+  if (ended !== null && last.left === null && partedEnds()) marks.push([ended, color("mark"), `reality ends, step ${ended}`]);
   if (stage.real) curves($("div-chart"), [
     { values: error(2), color: color("grey"), width: 1.5 }, { values: error(1), color: color("real"), width: 1.5 }, { values: error(0), color: color("dream"), width: 2.5 },
-  ], { low: 0, marks });
+  ], { low: 0, marks, span: [history[0].step, last.step] });
   const both = [{ values: returns.map(([x, y]) => [x, y]), color: color("dream") }];
   if (stage.real) both.push({ values: returns.map(([x, , y]) => [x, y]), color: color("real") });
   curves($("ret-chart"), both, { grow: 1 });
@@ -167,6 +177,7 @@ function showClip(format, bytes) {
   $("clip-view").replaceChildren(view);
   Object.assign($("clip-save"), { href: url, download: `${stage.name}.${format}` });
   $("clip").onclose = () => { URL.revokeObjectURL(url); $("clip-view").replaceChildren(); };
+  $("clip-note").hidden = !stage.real;
   $("clip").showModal();
 }
 

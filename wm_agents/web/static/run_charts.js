@@ -15,7 +15,7 @@ const GROUPS = [
   ["Speed and memory", [], /^speed\/|^memory\//],
 ];
 const NAMES = { "speed/updates_per_s": "Updates per second", "speed/generation_s": "Seconds per generation", "speed/real_steps_per_s": "Real steps per second", "memory/process_gb": "Memory of the training process, GB", "train/lr": "Learning rate" };
-const LOSSES_OF = { con: "continuation", cont: "continuation", dyn: "dynamics", rep: "representation", rec: "reconstruction", rew: "reward", "end rew": "reward at the end", term: "termination", repval: "value of replayed steps", kl: "Kullback-Leibler divergence" };
+const LOSSES_OF = { con: "continuation", cont: "continuation", dyn: "dynamics", rep: "representation", rec: "reconstruction", rew: "reward", "end rew": "reward at the end", end: "termination", here: "objects that stay", move: "motion of objects", new: "objects that appear", term: "termination", repval: "value of replayed steps", kl: "Kullback-Leibler divergence" };
 const HIDDEN = /\/(ci95|std|dream_std|episodes|steps)$|wall_s$|^val\/best$/;
 
 function named(metric) {
@@ -93,13 +93,14 @@ export class Curves {
       const [tone, name] = chart.metrics[metric], files = Object.entries(this.series[metric]).filter(([, values]) => values.length);
       files.forEach(([file, values], i) => {
         // Earlier rounds are faint.
-        const alpha = i === files.length - 1 ? 1 : 0.3, ci = new Map(this.series[metric.replace(/[^/]+$/, "ci95")]?.[file] ?? []);
+        const alpha = i === files.length - 1 ? 1 : Math.max(0.06, Math.min(0.3, 3 / files.length)), ci = new Map(this.series[metric.replace(/[^/]+$/, "ci95")]?.[file] ?? []);
         const band = tone === "real" && metric !== "collect/return" ? values.filter(([x]) => ci.has(x)).map(([x, y]) => [x, y - ci.get(x), y + ci.get(x)]) : [];
         lines.push({ values, color: color(tone), alpha, fill: metrics.length === 1 && alpha === 1, band });
       });
       if (name) keys.push(make("span", { className: `key t-${tone}`, textContent: name }));
     }
-    const threshold = chart.level ? this.facts?.threshold : null, levels = threshold === null || threshold === undefined ? [] : [{ y: threshold, color: color("mark"), label: `threshold ${text(threshold)}` }];
+    // A dream may be shorter than the episodes that the threshold is meant for.
+    const threshold = chart.level && metrics.some((metric) => /real/.test(metric)) ? this.facts?.threshold : null, levels = threshold === null || threshold === undefined ? [] : [{ y: threshold, color: color("mark"), label: `threshold ${text(threshold)}` }];
     const value = this.last(metrics.at(-1));
     known.value.textContent = value === null ? "" : text(value);
     const count = lines.reduce((sum, { values }) => sum + values.length, 0);

@@ -65,7 +65,7 @@ function showRound() {
     const image = make("img", { src: address("file", { file }), alt: `real frames, their reconstructions, and the dream from step ${from} on` });
     image.onload = () => { crisp(image, 3); axis.replaceChildren(make("span", { textContent: `step ${from}` }), make("span", { textContent: "a frame every 4 steps" })); };
     const labels = make("div", { className: "labels", ariaHidden: "true" }, make("span", { className: "r", textContent: "real" }), make("span", { className: "c", textContent: "reconstruction" }), make("span", { className: "d", textContent: "dream" }));
-    return make("div", { className: "strip" }, make("div", { className: "grid" }, labels, image, axis));
+    return make("div", { className: "strip" }, make("div", { className: "grid" }, labels, make("div", { className: "frames", tabIndex: 0 }, image), axis));
   }));
 }
 

@@ -87,7 +87,7 @@ async function start() {
   document.title = `${facts.name} · dream`;
   $("title").textContent = `A dream of ${facts.env.split(":").pop()}`;
   $("subtitle").textContent = `${facts.name} · ${facts.parameters.toLocaleString("en")} parameters, in your browser`;
-  $("latent-note").textContent = `${facts.feat} features`;
+  $("latent-note").textContent = `(${facts.feat} features)`;
   view = new View($("dream-view"), facts);
   $("start").disabled = !("anywhere" in dream.banks);
   const names = ["person", ...facts.policies, "random"];
