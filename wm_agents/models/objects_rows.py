@@ -236,7 +236,7 @@ def _input_weight(weight: Tensor, model: Objects, kept: Bools) -> Floats:
 
 
 def _given_weight(weight: Tensor, objects: int, size: int) -> Floats:
-    """From the weights (O, I) of `_Heads._given` to those of the table's waves: both axes have half of `here`."""
+    """From the weights (O, I) of `Heads._given` to those of the table's waves: both axes have half of `here`."""
     waves, here = weight.view(len(weight), -1, 2 * size + 1)[:, :objects].split([2 * size, 1], -1)
     halves = (here / 2)[..., None].expand(-1, -1, 2, -1)
     return _array(torch.cat([waves.unflatten(-1, (2, size)), halves], -1).flatten(1).T)
