@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import multiprocessing as mp
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -337,4 +338,12 @@ def test_progress_names_speed_size_and_time_left(tmp_path: Path) -> None:
     screen = io.StringIO()
     cfg = CollectConfig(ECHO, str(tmp_path), steps=30, seed=0, procs=1, shard_episodes=2)
     collect(cfg, make_random, console=Console(file=screen, force_terminal=True, width=120))
-    assert all(part in screen.getvalue() for part in ("toy_env:Echo-v0", "steps", "frames/s", "MB", "left"))
+    assert all(part in screen.getvalue() for part in ("toy_env:Echo-v0", "/30", "steps", "frames/s", "MB", "0:00:00"))
+
+
+def test_without_a_terminal_progress_is_a_line_with_speed_and_size(tmp_path: Path) -> None:
+    screen = io.StringIO()
+    spec = RealSpec("toy_env:Echo-v0", kwargs={"length": 15})
+    cfg = CollectConfig(spec, str(tmp_path), steps=30, seed=0, procs=0, shard_episodes=1)
+    collect(cfg, make_random, console=Console(file=screen, width=40))
+    assert re.search(r"collect toy_env:Echo-v0 30/30  steps  [\d,]+ frames/s  [\d.]+ MB\n", screen.getvalue())

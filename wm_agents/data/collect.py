@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from policies.play import check_machine
 from policies.pool import Procs, WorkerDied, finished, make_pool
@@ -30,6 +29,7 @@ from wm_agents.data.live import LiveView
 from wm_agents.data.shard import SUFFIX, ShardError, ShardInfo, read_info
 from wm_agents.data.worker import LOCK, MakePolicy, ShardTask, collect_shard, land, shard_name, used_bytes
 from wm_agents.system.interrupt import deferred_interrupt
+from wm_agents.system.progress import Bar
 from wm_agents.system.replace import tidy
 from wm_agents.system.run_folder import STEPS
 from wm_envs.fields import at_least, check_fields
@@ -316,28 +316,18 @@ def _worker_environment() -> Iterator[None]:
 class _Show:
     """Updates the progress bar."""
 
-    def __init__(self, bar: Progress, task: TaskID, repeat: int) -> None:
-        self.bar, self.task, self.repeat = bar, task, repeat
+    def __init__(self, bar: Bar, repeat: int) -> None:
+        self.bar, self.repeat = bar, repeat
         self.began = time.monotonic()
 
     def __call__(self, plan: _Plan, old_steps: int, new_steps: int) -> None:
         """Show `new_steps` of this call, including unfinished shards."""
         speed = new_steps * self.repeat / (time.monotonic() - self.began)
         mb = sum(s.bytes for s in plan.shards) / 1e6
-        self.bar.update(self.task, completed=old_steps + new_steps, fps=f"{speed:,.0f}", mb=f"{mb:,.1f}")
+        self.bar.update(old_steps + new_steps, f"steps  {speed:,.0f} frames/s  {mb:,.1f} MB")
 
 
 @contextmanager
 def _progress(cfg: CollectConfig, console: Console | None) -> Iterator[_Show]:
-    bar = Progress(
-        TextColumn(f"collect {cfg.spec.id}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
-        TextColumn("{task.fields[fps]} frames/s"),
-        TextColumn("{task.fields[mb]} MB"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        console=console or Console(stderr=True),
-    )
-    with bar:
-        yield _Show(bar, bar.add_task("", total=cfg.steps, fps="0", mb="0.0"), cfg.spec.action_repeat)
+    with Bar(f"collect {cfg.spec.id}", cfg.steps, console or Console(stderr=True)) as bar:
+        yield _Show(bar, cfg.spec.action_repeat)

@@ -34,7 +34,7 @@ class Bar:
             return
         if time.monotonic() >= self._next_line or done == self.total:
             self._next_line = time.monotonic() + self.line_every_s
-            self.console.print(f"{self.title} {done}/{self.total}  {text}", highlight=False, soft_wrap=True)
+            self.console.print(f"{self.title} {done:,}/{self.total:,}  {text}", highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Bar:
         self._bar.start()
