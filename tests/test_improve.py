@@ -208,17 +208,21 @@ def test_rounds_between_judgings_are_not_evaluated_and_the_last_one_is(tmp_path:
 
 
 @pytest.mark.usefixtures("at_home")
-def test_the_mean_controller_of_the_last_rounds_is_evaluated_and_saved(tmp_path: Path) -> None:
-    run(replace(MEMBERS, rounds=3, mean_rounds=2, judge_from=2), tmp_path)
-    rounds = json.loads((tmp_path / "summary.json").read_text())["rounds"]
-    assert [round for round, stages in rounds.items() if "real" in stages["judge"]] == ["1", "2"]
-    saved = load_policy(*load_model(tmp_path / "model")).tensors()
-    best = json.loads((tmp_path / "summary.json").read_text())["round"]
-    folders = (tmp_path / f"round-{index:02d}" / "model" for index in (best - 1, best))
-    before, last = (load_policy(*load_model(folder)).tensors() for folder in folders)
-    for name, part in saved.items():  # Half precision where it is precise enough.
-        assert torch.allclose(part, (before[name] + last[name]) / 2, atol=2e-3)
-        assert not torch.allclose(part, last[name], atol=2e-3) or name == "1.bias"
+@pytest.mark.parametrize("judge_episodes, judged", [(2, ["1", "2"]), (0, [])])
+def test_the_mean_controller_of_the_last_rounds_is_evaluated_and_saved(
+    judge_episodes: int, judged: list[str], tmp_path: Path
+) -> None:
+    moving = replace(MEMBERS.ppo, lr=0.05)  # So that the controllers of two rounds differ.
+    run(replace(MEMBERS, rounds=3, ppo=moving, mean_rounds=2, judge_from=2, judge_episodes=judge_episodes), tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [round for round, stages in summary["rounds"].items() if "real" in stages["judge"]] == judged
+    best = summary["round"]
+    folders = [tmp_path / f"round-{index:02d}" / "model" for index in (best - 1, best)]
+    before, last, saved = (load_policy(*load_model(path)).tensors() for path in (*folders, tmp_path / "model"))
+    for name, part in saved.items():  # Saved models are in half precision where it is precise enough.
+        assert torch.allclose(part, (before[name] + last[name]) / 2, atol=2e-3), name
+    assert max((saved[name] - last[name]).abs().max() for name in saved) > 0.02
+    assert "mean of the last 2 controllers" in (tmp_path / "model" / "README.md").read_text()
 
 
 @pytest.mark.usefixtures("at_home")

@@ -155,14 +155,14 @@ class Improvement:
         model = self._last_model()
         round_data = RoundData(self.cfg, Dataset(self.data_dir), self.round, self._dir(), self._callbacks)
         learned = fit(model, round_data)
-        self._save(model, learned.starts, learned.cut_off)
+        self._save(self._dir() / "model", model, learned.starts, learned.cut_off)
         return {f"val_{part}": value for part, value in learned.val.items()} | {"cut_off": learned.cut_off}
 
     def control(self) -> dict[str, float]:
         """Train the controller in the dream, starting from the controller of the previous round."""
         cfg, saved = self.cfg, load_dream(self._dir() / "model")
         model, starts, dream = saved.model, saved.starts, cfg.dream(saved.bounded)
-        save = partial(self._save, model, starts, saved.dream.cut_off)
+        save = partial(self._save, self._dir() / "model", model, starts, saved.dream.cut_off)
         policy: Controller
         if cfg.controller == "ppo":
 
@@ -207,7 +207,7 @@ class Improvement:
         """
         if not self.cfg.is_judged(self.round):
             return {}
-        candidate = self._candidate()
+        candidate = self._candidate(self.round)
         seeds = range(JUDGE_SEED, JUDGE_SEED + self.cfg.judge_episodes)
         score = evaluate_real(
             self.cfg.spec,
@@ -269,8 +269,7 @@ class Improvement:
             best = int(max(judged, key=int))
         else:
             best = int(max(scored, key=lambda index: scored[index]))
-        folders = (self._dir(best) / name for name in (MEAN, "model"))
-        saved = load_dream(next(folder for folder in folders if folder.exists()))
+        saved = load_dream(self._candidate(best))
         told = rounds
         if self.looks is not None:
             told = self.looks()
@@ -289,6 +288,8 @@ class Improvement:
         chosen = f"round {best}, the last one"
         if self.cfg.judge_episodes > 0 and not self.stopped:
             chosen = f"round {best}, selected on seeds from {JUDGE_SEED}"
+        if self.cfg.mean_rounds > 1:
+            chosen += f"; mean of the last {self.cfg.mean_rounds} controllers"
         stages = [stage for stages in history.values() for stage in stages.values()]
         seeds = f"seeds from {self.cfg.first_env_seed}, for evaluation from {JUDGE_SEED}"
         return Story(
@@ -332,23 +333,17 @@ class Improvement:
         stages = [stage for stages in self.run.state["history"].values() for stage in stages.items()]
         wall_s = {name: sum(facts["wall_s"] for other, facts in stages if other == name) for name in STAGES}
         wall_s["control"] += time.perf_counter() - self.began
-        check = Check(done, self.round, self._candidate(), now.mean, self._real_steps(), wall_s)
+        check = Check(done, self.round, self._candidate(self.round), now.mean, self._real_steps(), wall_s)
         self.stopped = self.on_check(check)
         if self.stopped:
             self.run.update(stopped=True)
         return self.stopped
 
     def _save(
-        self,
-        model: Model,
-        starts: dict[str, Latent],
-        cut_off: float,
-        policy: Controller | None = None,
-        folder: str = "model",
+        self, path: Path, model: Model, starts: dict[str, Latent], cut_off: float, policy: Controller | None = None
     ) -> None:
-        spec, path = self.cfg.spec, self._dir() / folder
-        horizon = probe(spec).limit
-        save_model(path, model, spec, starts, horizon=horizon, cut_off=cut_off, card="", policy=policy)
+        horizon = probe(self.cfg.spec).limit
+        save_model(path, model, self.cfg.spec, starts, horizon=horizon, cut_off=cut_off, card="", policy=policy)
 
     def _real_steps(self, last: int | None = None) -> int:
         """Agent steps in the real environment so far, or up to the end of round `last`."""
@@ -387,17 +382,17 @@ class Improvement:
             return new_model(self.cfg, *probe(self.cfg.spec).spaces)
         return load_model(self._dir(self.round - 1) / "model")[0]
 
-    def _candidate(self) -> Path:
-        """The model directory that is evaluated and delivered: with the mean controller of the last rounds, if set."""
-        path = self._dir() / "model"
+    def _candidate(self, last: int) -> Path:
+        """The model directory of round `last` that is evaluated and delivered: with its own controller, or with the
+        mean of the last `mean_rounds` controllers."""
         if self.cfg.mean_rounds == 1:
-            return path
-        first = max(0, self.round + 1 - self.cfg.mean_rounds)
-        trained = [load_dream(self._dir(index) / "model").policy for index in range(first, self.round + 1)]
-        saved = load_dream(path)
+            return self._dir(last) / "model"
+        rounds = range(max(0, last + 1 - self.cfg.mean_rounds), last + 1)
+        trained = [load_dream(self._dir(index) / "model").policy for index in rounds]
+        saved, path = load_dream(self._dir(last) / "model"), self._dir(last) / MEAN
         mean = mean_mlp([policy for policy in trained if isinstance(policy, MLPPolicy)])
-        self._save(saved.model, saved.starts, saved.dream.cut_off, mean, MEAN)
-        return self._dir() / MEAN
+        self._save(path, saved.model, saved.starts, saved.dream.cut_off, mean)
+        return path
 
     def _last_mean(self) -> NDArray[np.float64] | None:
         if self.round == 0:
