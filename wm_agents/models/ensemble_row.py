@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wm_agents.models.made_of import MadeOf
 from wm_envs.world_model import Step
 
 if TYPE_CHECKING:
@@ -21,26 +21,15 @@ Layers = list[tuple[Tensor, Tensor]]
 """Weights (O, I) and biases (O,)."""
 
 
-class EnsembleRow:
+class EnsembleRow(MadeOf):
     """The step of one row, with Python numbers and matrix-vector products.
 
     The overhead of an operation of PyTorch or NumPy exceeds the arithmetic of a few numbers. The weights are views of
-    the model's tensors, so new values written by training or loading apply here. Units are copies, and tensors can be
-    replaced: `fits` checks for both.
+    the model's tensors, so new values apply here; only the units are copies.
     """
 
-    @classmethod
-    def of(cls, model: Ensemble) -> EnsembleRow:
-        """The `EnsembleRow` of `model`, made again if its weights have moved or its units have changed."""
-        row = _ROWS.get(model)
-        if row is None or not row.fits():
-            row = _ROWS[model] = cls(model)
-        return row
-
     def __init__(self, model: Ensemble) -> None:
-        self._weights: Any = model.change.weights._parameters  # Looking up items of the list takes longer.
-        self._units = [unit for unit in model.scale.buffers() if not unit.is_inference()]
-        self._made_of = self._state()
+        super().__init__(model.change.weights._parameters, "0", model.scale.buffers())
         self.members = list(zip(*(_by_member(net) for net in (model.change, model.end, model.reward))))
         self.odds = math.log(model.cfg.term_weight)
         scale: dict[str, Any] = {name: unit.tolist() for name, unit in model.scale.named_buffers()}
@@ -49,13 +38,6 @@ class EnsembleRow:
         seen = list(zip(scale["seen_low"], scale["seen_high"]))
         self.walls = [(low - (high - low), high + (high - low)) for low, high in seen]
         self.two_valued = [(i, *seen[i]) for i, two in enumerate(scale["two_valued"]) if two > 0]
-
-    def fits(self) -> bool:
-        """Whether the weights and the units of the model are still the same."""
-        return self._made_of == self._state()
-
-    def _state(self) -> list[int]:
-        return [self._weights["0"].data_ptr(), *[unit._version for unit in self._units]]
 
     def step(self, obs: Tensor, act: Tensor, normal: Tensor, temperature: float) -> Step:
         """Dream one step of an observation (1, D) with the encoded action (1, A) and standard normal noise (1, D + 2).
@@ -87,9 +69,6 @@ class EnsembleRow:
         for i, low, high in self.two_valued:
             now[i] = high if now[i] > (low + high) / 2 else low
         return [min(max(x, low), high) for x, (low, high) in zip(now, self.walls)]
-
-
-_ROWS: WeakKeyDictionary[Any, EnsembleRow] = WeakKeyDictionary()
 
 
 def _by_member(net: EnsembleMLP) -> list[Layers]:

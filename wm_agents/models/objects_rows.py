@@ -4,7 +4,6 @@ results."""
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from wm_agents.models.made_of import MadeOf
 from wm_agents.models.slots import LONGEST, Waves
 from wm_envs.world_model import Latent, Step
 
@@ -44,28 +44,18 @@ class _Thing(NamedTuple):
     new_column: _Layer
 
 
-class ObjectsRows:
+class ObjectsRows(MadeOf):
     """The step of N rows in few calls: with few rows, a call takes longer than its arithmetic.
 
     Waves are looked up in a table, so positions must be whole pixels. Slots without an object are left out, and heads
-    with the same inputs share a product. The weights are copied for that; `fits` checks that the model still has them.
+    with the same inputs share a product. The weights are copied for that.
     """
-
-    @classmethod
-    def of(cls, model: Objects) -> ObjectsRows:
-        """The `ObjectsRows` of `model`, made again if it does not fit any more."""
-        rows = _ROWS.get(model)
-        if rows is None or not rows.fits():
-            rows = _ROWS[model] = cls(model)
-        return rows
 
     @torch.no_grad()
     def __init__(self, model: Objects) -> None:
         cfg, heads, rewards = model.cfg, model.heads, model.rewards
-        self._last = heads.outcome._parameters
         tensors = [*heads.parameters(), *rewards.buffers(), model.eye.used, model.eye.size, model.limit]
-        self._tensors = [tensor for tensor in tensors if not tensor.is_inference()]
-        self._made_of = self._state()
+        super().__init__(heads.outcome._parameters, "weight", tensors)
         self.slots, self.head, self.reach, self.used = cfg.slots, cfg.head, cfg.reach, model.eye.count
         self.period, self.waves = _table(model.waves)
         self.spans, self.all_spans = _Spans(model, self.used), _Spans(model, self.slots)
@@ -82,15 +72,6 @@ class ObjectsRows:
         self.scored = np.stack([self.values < 0, self.values > 0], 1)
         self.half, self.frame = model.eye.size.numpy() / 2, np.array([model.eye.height, model.eye.width], np.float32)
         self.half_apart = self.half[model.later.numpy()] - self.half[model.earlier.numpy()]
-
-    def fits(self) -> bool:
-        """Whether the weights and the buffers of the model are still the same."""
-        return self._made_of == self._state()
-
-    def _state(self) -> list[int]:
-        last = self._last["weight"]
-        assert last is not None
-        return [last.data_ptr(), *[tensor._version for tensor in self._tensors]]
 
     def step(self, latent: Latent, act: Tensor, chance: Tensor, temperature: float) -> Step:
         """Dream one step of N rows with encoded actions (N, A) and uniform noise (N, 3 K + 2)."""
@@ -274,6 +255,3 @@ def _pick(logits: Floats, chance: Floats, temperature: float) -> Ints:
     np.add.accumulate(shares, 1, out=shares)
     picked: Ints = (shares < (chance * shares[:, -1])[:, None]).argmin(1)
     return picked
-
-
-_ROWS: WeakKeyDictionary[Any, ObjectsRows] = WeakKeyDictionary()
