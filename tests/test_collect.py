@@ -121,6 +121,13 @@ def test_an_endless_environment_gives_one_episode_of_the_steps_asked_for(
     assert (again.new_steps, data.refresh(), data.seeds) == (120, 1, [0, 1])
 
 
+def test_an_episode_limit_of_the_steps_asked_for_is_not_taken_for_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = run(tmp_path, 50, spec=replace(ENDLESS, max_episode_steps=50), procs=0, shard_episodes=1)
+    assert (found.episodes, found.steps) == (1, 50) and "no episode limit" not in caplog.text
+
+
 def test_pixels_are_stored_as_they_are_seen(tmp_path: Path) -> None:
     spec = RealSpec("toy_env:Echo-v0", kwargs={"pixels": True, "length": 6}, size=8, action_repeat=2)
     info = run_here(tmp_path, spec=spec)

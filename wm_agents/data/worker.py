@@ -114,7 +114,8 @@ def _play(task: ShardTask, count: StepCount, halt: Halt) -> Iterator[Episode]:
     envs = SyncVectorEnv([partial(make_real, task.spec)], autoreset_mode=AutoresetMode.DISABLED)
     try:
         policy = task.make_policy(envs.envs[0])
-        most = task.max_steps or own_limit(envs.envs[0].spec) or task.longest
+        limit = task.max_steps or own_limit(envs.envs[0].spec)
+        most = limit or task.longest
         view = task.live if _is_shared(task) else None
         live = LiveFrames(view, envs.single_observation_space, task.spec.id)
         for seed in range(task.seed, task.seed + task.num):
@@ -128,7 +129,7 @@ def _play(task: ShardTask, count: StepCount, halt: Halt) -> Iterator[Episode]:
             except NonFiniteStep as error:
                 raise NonFiniteStep(f"{task.spec.id}: {error}") from error
             yield from split_episode(ep, np.flatnonzero(np.diff(lives) < 0) + 1)
-            if most == task.longest and ep.num_steps == most and ep.trunc:
+            if limit is None and ep.num_steps == most and ep.trunc:
                 log.warning(
                     "%s has no episode limit: the episode of seed %s was truncated after %s steps; set "
                     "max_steps (--max-steps) to collect several episodes",
