@@ -213,7 +213,7 @@ def test_the_mean_controller_of_the_last_rounds_is_evaluated_and_saved(
     judge_episodes: int, judged: list[str], tmp_path: Path
 ) -> None:
     moving = replace(MEMBERS.ppo, lr=0.05)  # So that the controllers of two rounds differ.
-    run(replace(MEMBERS, rounds=3, ppo=moving, mean_rounds=2, judge_from=2, judge_episodes=judge_episodes), tmp_path)
+    run(replace(MEMBERS, rounds=3, ppo=moving, mean_rounds=2, judge_every=2, judge_episodes=judge_episodes), tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [round for round, stages in summary["rounds"].items() if "real" in stages["judge"]] == judged
     best = summary["round"]

@@ -119,8 +119,6 @@ class ImproveConfig:
     """Real episodes per evaluation of a round. The round with the best evaluation is saved; 0: the last round."""
     judge_every: int = field(default=1, metadata=at_least(1))
     """Rounds between evaluations; the last round is always evaluated."""
-    judge_from: int = field(default=1, metadata=at_least(1))
-    """The first round that is evaluated, counted from 1."""
     final_episodes: int = field(default=100, metadata=at_least(1))
     """Held-out real episodes for the final score."""
     report_minutes: float = field(default=2.0, metadata=at_least(0))
@@ -183,8 +181,7 @@ class ImproveConfig:
         """Whether the controller of round `number`, counted from 0, is evaluated in the real environment."""
         if self.judge_episodes == 0:
             return False
-        is_due = (number + 1) % self.judge_every == 0 and number + 1 >= self.judge_from
-        return is_due or number == self.rounds - 1
+        return (number + 1) % self.judge_every == 0 or number == self.rounds - 1
 
     @property
     def generations(self) -> int:
