@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
@@ -102,6 +103,8 @@ def test_two_processes_with_half_the_batch_train_as_one_with_the_whole(
     assert sorted(set(rows[1])) == sorted(set(rows[0])) and len(rows[0]) == len(rows[1]) - 1  # Validated at 4, too.
     assert set((halves / "validated").read_text().split()) == {"0"}
     assert len({(halves / f"seed-{number}").read_text() for number in (0, 1)}) == 2
+    # Otherwise a finished process sometimes aborts.
+    assert [(halves / f"left-{number}").read_text() for number in (0, 1)] == ["True", "True"]
 
 
 @pytest.mark.cluster
@@ -164,6 +167,7 @@ def test_a_numbered_device_is_rejected_under_torchrun(monkeypatch: pytest.Monkey
 def main(arguments: list[str]) -> Any:
     folder = Path(arguments[0])
     folder.mkdir(parents=True, exist_ok=True)
+    atexit.register(lambda: (folder / f"left-{rank()}").write_text(str(not torch.distributed.is_initialized())))
     train(folder, int(arguments[1]))
 
 

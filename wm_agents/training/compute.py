@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -179,7 +180,16 @@ def _make_fabric(cfg: TrainingConfig, precision: Precision, scaler: torch.amp.Gr
         settings |= {"plugins": [MixedPrecision(name, find_device(cfg.device).type, scaler)]}
     fabric = Fabric(**settings)
     fabric.launch()
+    if num_processes() > 1:
+        atexit.register(_leave_processes)
     return fabric
+
+
+def _leave_processes() -> None:
+    """Destroy the process group while Python still runs; otherwise gloo may abort the finished process. Fabric does so
+    for NCCL only."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _choose_precision(cfg: TrainingConfig, model: nn.Module) -> Precision | None:
